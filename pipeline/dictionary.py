@@ -25,6 +25,9 @@ class DictionaryEncoder:
     _table: np.ndarray = field(default_factory=lambda: np.zeros(1 << _TABLE_BITS, np.uint64))
     """Slot → generation « 48 | value « 16 | code. A slot of another generation is empty, so the table is cleared only
     once in 65,535 columns."""
+    _small: np.ndarray = field(default_factory=lambda: np.zeros(1 << 16, np.uint32))
+    """Value below 65,536 → generation « 16 | code: most columns hold no others, and a quarter of the memory, without
+    hashing, takes half the time."""
     _generation: int = 0
     _present: np.ndarray = field(default_factory=lambda: np.empty(MAX_PAGE_ROWS, np.int32))
     _codes: np.ndarray = field(default_factory=lambda: np.empty(MAX_PAGE_ROWS, np.uint16))
@@ -39,12 +42,13 @@ class DictionaryEncoder:
         assert len(values_R) <= MAX_PAGE_ROWS
         self._generation += 1
         if self._generation == 1 << 16:
-            self._table[:] = 0
+            self._table[:] = self._small[:] = 0
             self._generation = 1
         if present_R is not None:
             values_R = self._present[: _gather(values_R, present_R, self._present)]
         count = len(values_R)
-        distinct = _encode(values_R, self._table, self._generation, self._dictionary, self._codes)
+        encode, table = (_encode_small, self._small) if _all_small(values_R) else (_encode, self._table)
+        distinct = encode(values_R, table, self._generation, self._dictionary, self._codes)
         width = max(1, (distinct - 1).bit_length())
         groups = -(-count // 8)
         pack(self._codes, count, width, self._page[_PREFIX_BYTES:].view(np.uint64))
@@ -81,6 +85,32 @@ def _gather(values, present, gathered):
         gathered[count] = values[row]
         count += present[row]
     return count
+
+
+@numba.njit(nogil=True, cache=True)
+def _all_small(values):
+    """Whether all values are in [0, 65,536)."""
+    bits = np.uint32(0)
+    for row in range(len(values)):
+        bits |= np.uint32(values[row])
+    return bits < np.uint32(1 << 16)
+
+
+@numba.njit(nogil=True, cache=True)
+def _encode_small(values, table, generation, dictionary, codes):
+    """`_encode` for values in [0, 65,536), each its own slot."""
+    mark = np.uint32(np.uint32(generation) << np.uint32(16))
+    distinct = np.uint32(0)
+    for row in range(len(values)):
+        value = np.uint32(values[row])
+        entry = table[value]
+        if (entry ^ mark) >= np.uint32(1 << 16):
+            entry = mark | distinct
+            table[value] = entry
+            dictionary[distinct] = np.int32(value)
+            distinct += np.uint32(1)
+        codes[row] = np.uint16(entry)
+    return np.int64(distinct)
 
 
 @numba.njit(nogil=True, cache=True)

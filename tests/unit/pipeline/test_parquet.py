@@ -133,6 +133,14 @@ def test_codes_of_an_earlier_lap_of_the_table_are_not_taken_for_new_ones() -> No
     assert encoder._generation == 1
 
 
+@pytest.mark.parametrize("highest", [0, 65_535, 65_536, 2**31 - 1, -1])
+def test_any_value_is_found_again_at_the_edge_of_the_small_ones(highest: int) -> None:
+    values = np.array([3, highest, 0, highest, 65_535, 3], np.int32)
+    present = np.ones(len(values), np.uint8)
+    group = (np.zeros(len(values), np.uint8), values, present, values)
+    assert_holds(write([group, group], "none"), [group, group])
+
+
 @pytest.mark.parametrize("width", range(1, 17))
 def test_codes_are_packed_lowest_bit_first_and_the_last_group_is_filled_with_zeros(width: int) -> None:
     random = np.random.default_rng(width)
