@@ -10,6 +10,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 _TABULATED = 8192
+_MIXED_AT_ONCE = 8192
 
 
 def logarithms(values: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -36,19 +37,15 @@ def take_rows(source, order, out):  # pragma: no cover - compiled
 
 
 @njit(nogil=True, cache=True)
-def take_pairs(source, order, out):  # pragma: no cover - compiled
-    """`out[2p]` = low and `out[2p + 1]` = high half of `source[p, order]`, for source (P, n) int64, order (m,)
-    unsigned, out (2P, m) int32.
+def mix_rows(source, places, out):  # pragma: no cover - compiled
+    """`out[:, i] = source[:, places[i]]` for source (C, n), places (m,) unsigned, out (C, m).
 
-    A random read costs a cache line however little is used of it, so two columns that lie side by side are read for
-    the price of one; one pair after the other, so that they stay in cache.
+    Meant for places that move forward in a few streams: a stretch of them stays in cache while all columns are read.
     """
-    for p in range(source.shape[0]):
-        pairs, low, high = source[p], out[2 * p], out[2 * p + 1]
-        for i in range(order.size):
-            word = pairs[order[i]]
-            low[i] = np.int32(word)
-            high[i] = np.int32(word >> 32)
+    for start in range(0, places.size, _MIXED_AT_ONCE):
+        some = places[start : start + _MIXED_AT_ONCE]
+        for c in range(source.shape[0]):
+            take_rows(source[c], some, out[c, start : start + _MIXED_AT_ONCE])
 
 
 @cache

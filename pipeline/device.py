@@ -42,7 +42,7 @@ class DataConfig:
     shuffle: Shuffle = "rows"
     """none: file order; files: shards in random order; rows: row groups in random order, then rows within windows."""
     shuffle_row_groups: int = 16
-    """Row groups in a window whose rows are shuffled; a window takes about 10 MB of memory a row group, thrice."""
+    """Row groups in a window whose rows are shuffled; memory: 10 MB for each of them, four or five times."""
     prefetch_batches: int = 4
     """Pairs made ahead of the trainer."""
     read_threads: int | None = None

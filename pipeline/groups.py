@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.buffers import BufferPool
-from pipeline.columns import logarithms, rows_of_table
+from pipeline.columns import logarithms, rows_of_table, take_rows
 from pipeline.errors import StorageError
 from pipeline.pages import Encode, fill_column, read_chunks
 from pipeline.schema import LogFormat
@@ -49,8 +49,17 @@ class GroupReader:
         """Where a shard lies."""
         return self._root / self._shards[shard].path
 
-    def read(self, shard: int, group: int, label: NDArray, columns: Sequence[NDArray[np.int32]]) -> None:
+    def read(
+        self,
+        shard: int,
+        group: int,
+        label: NDArray,
+        columns: Sequence[NDArray[np.int32]],
+        order: NDArray[np.uint32] | None = None,
+    ) -> None:
         """Fills label (n,) and D + S columns (n,), missing as 0, with a row group of n rows.
+
+        With `order` (n,) the i-th row is the group's row `order[i]`.
 
         Encoded logarithms are float32 in the memory of their columns. Raises: StorageError where the group cannot be
         read or is damaged, leaving it to the caller to name the shard.
@@ -63,8 +72,13 @@ class GroupReader:
         with self._stages.timed("decompress", rows):
             chunks = read_chunks(raw, rows=rows, columns=len(self._encodes), codec=codec)
         with self._stages.timed("decode", rows):
+            # Four bytes a row hold any column; the same ones every time stay in cache.
+            memory = None if order is None else self._buffers.take((rows,), np.int32)
             for c, out in enumerate((label, *columns)):
-                fill_column(chunks[c], self._encodes[c], out, optional=self._optional[c])
+                column = out if memory is None else memory.view(out.dtype)[:rows]
+                fill_column(chunks[c], self._encodes[c], column, optional=self._optional[c])
+                if order is not None:
+                    take_rows(column, order, out)
 
     def _read_bytes(self, shard: int, group: int) -> NDArray[np.uint8]:
         """The bytes of a row group."""

@@ -43,6 +43,21 @@ class Window:
     """Row groups in reading order, each by its index in file order over all shards."""
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Mixture:
+    """A window's order as an order within each of its groups, and how the groups, each in that order, are mixed.
+
+    Any permutation comes apart like this. A group's column fits a core's cache, where reading it in random order costs
+    little, and mixing reads every group from front to back; taking rows from a whole window at once waits for memory
+    at every row.
+    """
+
+    within: NDArray[np.uint32]
+    """(n,): the i-th row of a group of rows [start, stop) of the window is its row `within[start + i]`."""
+    places: NDArray[np.uint32]
+    """(n,): row i of the sequence is the row at `places[i]` of the groups so ordered."""
+
+
 class Order:
     """The sequence of rows of every epoch over `shards`, whatever reads it: batch size, ranks and threads play no part.
 
@@ -92,6 +107,18 @@ class Order:
         if self.shuffle != "rows":
             return None
         return permutation(self._key(window.epoch, _ROWS, window.index), window.stop - window.start)
+
+    def mixture(self, window: Window) -> Mixture | None:
+        """`row_order` in two steps, see `Mixture`; None where rows are not shuffled."""
+        order = self.row_order(window)
+        if order is None:
+            return None
+        sizes = self.group_rows[window.groups]
+        starts = np.cumsum(sizes) - sizes
+        group_of = np.repeat(np.arange(len(sizes), dtype=np.uint16), sizes)
+        mixture = Mixture(within=np.empty_like(order), places=np.empty_like(order))
+        _take_apart(order, group_of, starts.astype(np.uint32), mixture.within, mixture.places)
+        return mixture
 
     def row_ids(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         """Which rows stand at [start, stop) of `epoch`, each by its index in file order over the split."""
@@ -164,3 +191,16 @@ def _shuffle(key, order):  # pragma: no cover - compiled
         j = np.int64(product >> np.uint64(32))
         order[i] = order[j]
         order[j] = i
+
+
+@njit(nogil=True, cache=True)
+def _take_apart(order, group_of, starts, within, places):  # pragma: no cover - compiled
+    """Fills a `Mixture` from row_order (n,), the group of every row of the window (n,) and where groups start (G,)."""
+    following = starts.copy()
+    for i in range(order.size):
+        row = order[i]
+        group = group_of[row]
+        place = following[group]
+        places[i] = place
+        within[place] = row - starts[group]
+        following[group] = place + np.uint32(1)

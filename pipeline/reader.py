@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from pipeline.buffers import BufferPool
-from pipeline.columns import take_pairs, take_rows
+from pipeline.columns import mix_rows
 from pipeline.errors import StorageError
 from pipeline.groups import GroupReader
-from pipeline.order import Order, Window
+from pipeline.order import Mixture, Order, Window
 from pipeline.schema import LogFormat
 from pipeline.stages import StageTotals
 
@@ -61,8 +61,9 @@ class RowReader:
     """Random access to the rows of a split in the order that `order` gives; quick where reads move forward.
 
     Row groups of the current and the next windows are read, checked, decoded and shuffled on `threads` threads;
-    memory is bounded by three windows beside one row group a thread. `read` is called from
-    one thread at a time; errors of the readers reach its caller.
+    memory is bounded by five windows (the one before, this one and the next, which takes two more while
+    it is read) beside one row group a thread. `read` is called from one thread at a time; errors of the readers reach
+    its caller.
     """
 
     def __init__(
@@ -139,13 +140,15 @@ class RowReader:
                     self._loads[at] = self._start(self.order.window(*at))
 
     def _start(self, window: Window) -> _Load:
-        load = _Load(window, self.order.group_rows[window.groups], self._columns, self._label_type, self._buffers)
-        tasks = [lambda k=k: self._read_group(load, k) for k in range(len(window.groups))]
-        if self.order.shuffle == "rows":
-            load.pair_up(self._buffers)
-            self._run(load, [lambda: self._find_order(load), *tasks], then=lambda: self._shuffle(load))
+        rows = self.order.group_rows[window.groups]
+        shuffled = self.order.shuffle == "rows"
+        load = _Load(window, rows, self._columns, self._label_type, self._buffers, shuffled=shuffled)
+        reads = [lambda k=k: self._read_group(load, k) for k in range(len(window.groups))]
+        if shuffled:
+            then_mix = lambda: self._mix(load)  # noqa: E731
+            self._run(load, [lambda: self._find_order(load)], then=lambda: self._run(load, reads, then=then_mix))
         else:
-            self._run(load, tasks, then=lambda: self._finish(load))
+            self._run(load, reads, then=lambda: self._finish(load))
         return load
 
     def _run(self, load: _Load, tasks: list[Callable[[], None]], then: Callable[[], None]) -> None:
@@ -175,7 +178,8 @@ class RowReader:
         shard, index = self.order.shard_of(group)
         rows = slice(int(load.starts[k]), int(load.starts[k + 1]))
         try:
-            self._groups.read(shard, index, load.label[rows], load.columns(rows))
+            order = load.mixture.within[rows] if load.mixture else None
+            self._groups.read(shard, index, load.read_label[rows], list(load.read_values[:, rows]), order)
         except StorageError as error:
             message = (
                 f"{self._groups.path(shard)}: row group {index} cannot be read ({error}); run `alphastream verify` on "
@@ -189,29 +193,25 @@ class RowReader:
 
     def _find_order(self, load: _Load) -> None:
         with self.stages.timed("shuffle", 0):
-            load.order = self.order.row_order(load.window)
+            load.mixture = self.order.mixture(load.window)
 
-    def _shuffle(self, load: _Load) -> None:
-        """Brings the rows of a window, all read by now, into their order; columns are shared out among the threads."""
-        order, label, pairs = load.order, load.label, load.pairs
-        assert order is not None
-        assert pairs is not None
-        load.label = self._buffers.take(label.shape, label.dtype)
-        words = pairs.view(np.int64)[..., 0]
-        load.present = None if load.present is None else load.present[order]
+    def _mix(self, load: _Load) -> None:
+        """Brings the rows of a window, all read by now, into their order; they are shared out among the threads."""
+        assert load.mixture
+        places = load.mixture.places
+        load.present = None if load.present is None else load.present[places]
 
-        def take(first: int, last: int) -> None:
-            with self.stages.timed("shuffle", 0):
-                take_pairs(words[first:last], order, load.values[2 * first : 2 * last])
+        def mix(rows: slice) -> None:
+            with self.stages.timed("shuffle", rows.stop - rows.start):
+                mix_rows(load.read_values, places[rows], load.values[:, rows])
+                mix_rows(load.read_label[None], places[rows], load.label[None, rows])
 
         def finish() -> None:
-            with self.stages.timed("shuffle", len(order)):
-                take_rows(label, order, load.label)
-            load.order = load.pairs = None
+            load.forget_order()
             self._finish(load)
 
-        bounds = np.linspace(0, len(words), 2 * self._threads + 1).astype(int)
-        tasks = [lambda first=first, last=last: take(first, last) for first, last in pairwise(bounds) if last > first]
+        bounds = np.linspace(0, len(places), 2 * self._threads + 1).astype(int).tolist()
+        tasks = [lambda rows=slice(*bound): mix(rows) for bound in pairwise(bounds)]
         self._run(load, tasks, then=finish)
 
     def _finish(self, load: _Load, error: Exception | None = None) -> None:
@@ -228,30 +228,33 @@ class _Load:
     """A window on its way into memory."""
 
     def __init__(
-        self, window: Window, group_rows: NDArray[np.int64], columns: int, label_type: DTypeLike, buffers: BufferPool
+        self,
+        window: Window,
+        group_rows: NDArray[np.int64],
+        columns: int,
+        label_type: DTypeLike,
+        buffers: BufferPool,
+        *,
+        shuffled: bool,
     ) -> None:
         rows = window.stop - window.start
         self.window = window
         self.starts = np.concatenate(([0], np.cumsum(group_rows)))
         self.label = buffers.take((rows,), label_type)
-        self.values = buffers.take((columns + columns % 2, rows), np.int32)
-        """(C + C mod 2, n): the columns in their order, once the window is ready."""
-        self.pairs: NDArray[np.int32] | None = None
-        """(⌈C / 2⌉, n, 2): the columns two by two as they are read, where rows are shuffled afterwards."""
-        self.order: NDArray[np.uint32] | None = None
+        self.values = buffers.take((columns, rows), np.int32)
+        self.read_label, self.read_values = self.label, self.values
+        """Where row groups are read to: the same memory, unless rows are mixed afterwards."""
+        if shuffled:
+            self.read_label = buffers.take((rows,), label_type)
+            self.read_values = buffers.take((columns, rows), np.int32)
+        self.mixture: Mixture | None = None
         self.present: NDArray[np.bool_] | None = None
         self.ready: Future[None] = Future()
-        self._columns = columns
 
-    def pair_up(self, buffers: BufferPool) -> None:
-        """Has rows read into pairs of columns, to be shuffled from there."""
-        self.pairs = buffers.take((len(self.values) // 2, len(self.label), 2), np.int32)
-
-    def columns(self, rows: slice) -> list[NDArray[np.int32]]:
-        """Where `rows` of each column are to be read to."""
-        if self.pairs is None:
-            return list(self.values[: self._columns, rows])
-        return [self.pairs[c // 2, rows, c % 2] for c in range(self._columns)]
+    def forget_order(self) -> None:
+        """Gives back what only mixing needed."""
+        self.mixture = None
+        self.read_label, self.read_values = self.label, self.values
 
     def lose(self, rows: slice) -> None:
         """Marks rows of a damaged group; they are left out of every part."""
@@ -262,7 +265,7 @@ class _Load:
     def part(self, start: int, stop: int) -> tuple[NDArray, NDArray[np.int32]]:
         """Labels (R,) and columns (C, R) of the rows of [start, stop) that lie in this window, once it is ready."""
         rows = slice(max(start - self.window.start, 0), stop - self.window.start)
-        values = self.values[: self._columns, rows]
+        values = self.values[:, rows]
         if self.present is None:
             return self.label[rows], values
         present = self.present[rows]

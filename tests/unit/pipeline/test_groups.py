@@ -57,6 +57,19 @@ def random_columns(rng: np.random.Generator, rows: int, distinct: int) -> list[n
     return [rng.integers(0, 2, rows), *(rng.choice(values, rows) for _ in range(5))]
 
 
+@pytest.mark.parametrize("table_rows", [None, 10_000])
+def test_rows_come_in_any_order_asked_for(tmp_path, table_rows):
+    rng = np.random.default_rng(7)
+    shard = write_by_arrow(tmp_path, random_columns(rng, 900, 40), rng.random((2, 900)) < 0.3)
+    label, values = read(tmp_path, shard, table_rows=table_rows)
+    order = rng.permutation(900).astype(np.uint32)
+    reader = GroupReader(tmp_path, (shard,), TINY, compression="lz4", table_rows=table_rows, stages=StageTotals())
+    ordered_label, ordered_values = np.full_like(label, 99), np.full_like(values, -99)
+    reader.read(0, 0, ordered_label, list(ordered_values), order)
+    assert (ordered_label == label[order]).all()
+    assert (ordered_values == values[:, order]).all()
+
+
 @pytest.mark.parametrize("distinct", [1, 2, 3, 5, 9, 17, 100, 300, 1000, 5000, 40_000])
 @pytest.mark.parametrize("share_missing", [0.0, 0.3, 0.999, 1.0])
 def test_pages_of_another_writer_hold_what_was_written(tmp_path, distinct, share_missing):

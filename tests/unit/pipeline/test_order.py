@@ -57,6 +57,24 @@ def test_rows_stay_within_their_window_of_row_groups():
     assert seen != sorted(seen)
 
 
+def test_groups_in_their_own_order_mixed_are_the_order_of_the_window():
+    o = order()
+    for index in range(o.window_count()):
+        window = o.window(2, index)
+        mixture, sizes = o.mixture(window), o.group_rows[window.groups]
+        assert mixture
+        ends = np.cumsum(sizes)
+        groups = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+        assert all(sorted(mixture.within[rows]) == list(range(rows.stop - rows.start)) for rows in groups)
+        ordered = np.concatenate([mixture.within[rows] + rows.start for rows in groups])
+        assert (ordered[mixture.places] == o.row_order(window)).all()
+        # Mixing reads every group from front to back.
+        for rows in groups:
+            of_group = mixture.places[(mixture.places >= rows.start) & (mixture.places < rows.stop)]
+            assert of_group.tolist() == list(range(rows.start, rows.stop))
+    assert order(shuffle="files").mixture(o.window(2, 0)) is None
+
+
 def test_epochs_and_seeds_differ_and_repeat():
     a = order().row_ids(0, 0, ROWS)
     assert (a == order().row_ids(0, 0, ROWS)).all()
