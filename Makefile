@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .venv-peers
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PACKAGES := pipeline stepsize trainer ops
 
@@ -43,12 +44,19 @@ format: $(VENV)/installed-dev  ## rewrite to the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/installed-dev  ## the benchmarks: ratios against named peers
-	$(PIP) -e '.[peers]'
-	$(BIN)/python -m tests.bench
+# Peers have an environment of their own: they hold numpy and others to older versions than the tests use.
+$(PEERS)/installed: pyproject.toml tests/bench/constraints.txt
+	@echo "Installing peers into $(PEERS) ..."
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c tests/bench/constraints.txt \
+		-e '.[peers,curvlinops,optimizers]'
+	@touch $@
+
+bench: $(PEERS)/installed  ## the benchmarks: ratios against named peers, in .venv-peers
+	$(PEERS)/bin/python -m tests.bench
 
 constraints: $(VENV)/installed-dev  ## pin the versions installed now
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > constraints.txt
 
-clean:  ## remove .venv and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+clean:  ## remove both environments and caches
+	rm -rf $(VENV) $(PEERS) .pytest_cache .ruff_cache .import_linter_cache .hypothesis
