@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PACKAGES := pipeline stepsize trainer ops
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test check format bench constraints clean
+.PHONY: help demo install extras test check format bench constraints clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -25,10 +25,17 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) -e '.[dev]'
 	@touch $@
 
+$(VENV)/installed-extras: $(VENV)/installed-dev
+	@echo "Installing Ray and DALI ..."
+	$(PIP) -e '.[ray,dali]'
+	@touch $@
+
 install: $(VENV)/installed  ## create .venv and install
 
 demo: $(VENV)/installed  ## the main job: sample, preprocess, train with α* applied, report (under three minutes)
 	$(BIN)/alphastream demo
+
+extras: $(VENV)/installed-extras  ## Ray and DALI as well, whose tests are skipped without them
 
 test: $(VENV)/installed-dev  ## the tests
 	$(BIN)/python -m pytest
@@ -55,7 +62,7 @@ $(PEERS)/installed: pyproject.toml tests/bench/constraints.txt
 bench: $(PEERS)/installed  ## the benchmarks: ratios against named peers, in .venv-peers
 	$(PEERS)/bin/python -m tests.bench
 
-constraints: $(VENV)/installed-dev  ## pin the versions installed now
+constraints: $(VENV)/installed-extras  ## pin the versions installed now
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > constraints.txt
 
 clean:  ## remove both environments and caches
