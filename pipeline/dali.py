@@ -60,7 +60,7 @@ class DaliPairs:
         checkpoint: bytes | None = None,
     ) -> None:
         """Raises: InputError where DALI cannot be imported."""
-        self._pairs, self._device, self._table_rows, self._stages = pairs, device, table_rows, stages
+        self._pairs, self._table_rows, self._stages = pairs, table_rows, stages
         self._source = _Source(pairs, stages)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._pipeline: Any = self._build(depth, checkpoint)
