@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 
 from pipeline.errors import InputError
-from pipeline.feed import DevicePair, Feed, PairSource
+from pipeline.feed import DevicePair, Feed, PairMaker, PairSource, PairUploader
 from pipeline.groups import GroupReader
 from pipeline.order import Order, Shuffle, StreamPosition
 from pipeline.pairs import Pairing, PairPlan, PairStream
@@ -76,7 +76,8 @@ def open_feed(
     """The pairs of `split` on `device` from `position` (by default the beginning) on, epoch after epoch.
 
     With several ranks each gets its share of every batch of the same global sequence.
-    Raises: InputError for data, split or batch sizes that cannot be used; StorageError for damaged data.
+    Raises: InputError for data, split or batch sizes that cannot be used, or where `config.feed` is not installed;
+    StorageError for damaged data.
     """
     manifest = Manifest.load(config.path)
     stages = StageTotals()
@@ -89,11 +90,12 @@ def open_feed(
     )
 
     encode_rows = table_rows if device.type == "cpu" else None
+    make_maker = _maker(config, table_rows=table_rows, device=device, stages=stages)
 
     def make_source(start: StreamPosition) -> PairSource:
         reader = _reader(config, manifest, split, order, encode_rows=encode_rows, stages=stages)
-        uploader = make_uploader(device, table_rows=table_rows, stages=stages)
-        return PairSource(reader, PairStream(reader, plan, start, rank=rank, ranks=ranks), uploader)
+        pairs = PairStream(reader, plan, start, rank=rank, ranks=ranks)
+        return PairSource(reader, make_maker(pairs))
 
     return Feed(
         make_source,
@@ -135,6 +137,19 @@ def open_rows(
                 yield inputs
     finally:
         reader.close()
+
+
+def _maker(
+    config: DataConfig, *, table_rows: int, device: torch.device, stages: StageTotals
+) -> Callable[[PairStream], PairMaker]:
+    """What makes device pairs of a stream of pairs by `config.feed`."""
+    if config.feed == "dali":
+        from pipeline import dali
+
+        dali.import_dali()  # where it is missing this raises now, not on the feed's thread
+        depth = min(config.prefetch_batches, 2)
+        return lambda pairs: dali.DaliPairs(pairs, device=device, table_rows=table_rows, depth=depth, stages=stages)
+    return lambda pairs: PairUploader(pairs, make_uploader(device, table_rows=table_rows, stages=stages))
 
 
 def _order(manifest: Manifest, split: str, *, seed: int, shuffle: Shuffle, window_groups: int) -> Order:

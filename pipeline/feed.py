@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torchdata.nodes import BaseNode, Prefetcher
 
 from pipeline.errors import InputError
 from pipeline.order import StreamPosition
-from pipeline.pairs import BatchPair, PairPlan, PairStream
-from pipeline.reader import RowBatch, RowReader
+from pipeline.pairs import BatchPair, OncePerBatch, PairPlan, PairStream
+from pipeline.reader import RowReader
 from pipeline.ring import Uploader
 from pipeline.schema import LogFormat
 from pipeline.stages import StageTotals
@@ -38,6 +38,20 @@ class DevicePair:
     position: StreamPosition
     skipped: int
 
+    @classmethod
+    def of(cls, pair: BatchPair, *, b1: ModelInputs, b2: ModelInputs, skipped: int) -> DevicePair:
+        """`pair` with its batches on the device, after `skipped` rows of damaged row groups."""
+        return cls(
+            b1=b1,
+            b2=b2,
+            fresh=pair.fresh,
+            epoch=pair.b2.epoch,
+            start=pair.b2.start,
+            rows=pair.b2.rows,
+            position=pair.position,
+            skipped=skipped,
+        )
+
 
 class Made(NamedTuple):
     """A pair and the event after which its tensors are complete (None: they are)."""
@@ -46,28 +60,50 @@ class Made(NamedTuple):
     ready: torch.cuda.Event | None
 
 
-class PairSource(BaseNode["Made | Exception"]):
-    """Node that makes device pairs of host pairs; an error is its last item, so that it arrives as it was raised."""
+class PairMaker(Protocol):
+    """Makes one device pair after another, on one thread."""
 
-    def __init__(self, reader: RowReader, pairs: PairStream, uploader: Uploader) -> None:
+    def make(self) -> Made:
+        """The next pair. Raises: what `PairStream` raises while iterating."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of everything it holds; called once, after the last `make`."""
+        ...
+
+
+class PairUploader:
+    """Makes pairs by an uploader; with sliding pairs each row is uploaded once."""
+
+    def __init__(self, pairs: PairStream, uploader: Uploader) -> None:
+        self._pairs, self._uploader = pairs, uploader
+        self._upload = OncePerBatch(uploader.upload)
+
+    def make(self) -> Made:
+        pair = next(self._pairs)
+        b1, b2 = self._upload(pair)
+        return Made(DevicePair.of(pair, b1=b1, b2=b2, skipped=pair.skipped), self._uploader.mark())
+
+    def close(self) -> None:
+        """Nothing to do: all it holds is memory."""
+
+
+class PairSource(BaseNode["Made | Exception"]):
+    """Node of the pairs of a maker; an error is its last item, so that it arrives as it was raised."""
+
+    def __init__(self, reader: RowReader, maker: PairMaker) -> None:
         super().__init__()
         self.made = 0
-        self._reader, self._pairs, self._uploader = reader, pairs, uploader
-        self._last: tuple[RowBatch, ModelInputs] | None = None
+        self._reader, self._maker = reader, maker
         self._ended = False
         self._thread: threading.Thread | None = None
-
-    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
-        super().reset(initial_state)
-        if initial_state is not None:
-            self._pairs.position = StreamPosition(**initial_state)
 
     def next(self) -> Made | Exception:
         self._thread = threading.current_thread()
         if self._ended:
             raise StopIteration
         try:
-            item = self._make(next(self._pairs))
+            item = self._maker.make()
         except Exception as error:
             self._ended = True
             return error
@@ -75,7 +111,7 @@ class PairSource(BaseNode["Made | Exception"]):
         return item
 
     def get_state(self) -> dict[str, Any]:
-        return {"epoch": self._pairs.position.epoch, "row": self._pairs.position.row}
+        return {}  # the feed knows its position
 
     def stop(self) -> None:
         """Ends the node and the reader's threads; a `next` under way ends with an error."""
@@ -83,33 +119,10 @@ class PairSource(BaseNode["Made | Exception"]):
         self._reader.close()
 
     def join(self) -> None:
-        """Waits for the thread that called `next`."""
+        """Waits for the thread that called `next`, and closes the maker."""
         if self._thread is not None:
             self._thread.join()
-
-    def _make(self, pair: BatchPair) -> Made:
-        b2 = self._upload(pair.b2)
-        b1 = self._upload(pair.b1)
-        self._last = pair.b1, b1
-        made = DevicePair(
-            b1=b1,
-            b2=b2,
-            fresh=pair.fresh,
-            epoch=pair.b2.epoch,
-            start=pair.b2.start,
-            rows=pair.b2.rows,
-            position=pair.position,
-            skipped=pair.skipped,
-        )
-        return Made(made, self._uploader.mark())
-
-    def _upload(self, batch: RowBatch) -> ModelInputs:
-        """`batch` on the device; not again where it is the probe of the pair before, whole."""
-        if self._last is not None:
-            before, inputs = self._last
-            if (before.epoch, before.start, before.rows) == (batch.epoch, batch.start, batch.rows):
-                return inputs
-        return self._uploader.upload(batch)
+        self._maker.close()
 
 
 class Feed:

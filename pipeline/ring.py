@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from pipeline.packed import Packing, tensors_of
 from pipeline.reader import RowBatch
 from pipeline.stages import StageTotals
-from pipeline.transform import ModelInputs, to_inputs
+from pipeline.transform import ModelInputs, encoded_inputs, to_inputs
 
 RING_SLOTS = 3
 
@@ -35,8 +35,7 @@ class HostUploader:
 
     def upload(self, batch: RowBatch) -> ModelInputs:
         with self._stages.timed("transfer", batch.rows):
-            label, dense, buckets = _tensors(batch)
-            return ModelInputs(dense.view(torch.float32).T, buckets, label)
+            return encoded_inputs(*tensors_of(batch))
 
     def mark(self) -> None:
         return None
@@ -59,31 +58,18 @@ class PinnedRing:
     def upload(self, batch: RowBatch) -> ModelInputs:
         slot = self._slots[self._turn]
         self._turn = (self._turn + 1) % len(self._slots)
-        rows, dense_columns, sparse_columns = batch.rows, len(batch.dense), len(batch.buckets)
-        columns = dense_columns + sparse_columns
-        words = columns * rows + -(-rows // 4)  # the labels' bytes come last, so that every column stays aligned
+        packing = Packing.of(batch)
         if (seconds := slot.wait()) is not None:
             self._stages.add("transfer", seconds, slot.rows)
-        start = time.perf_counter()
-        host = slot.buffer(words)
-        label, dense, buckets = _tensors(batch)
-        values = host[: columns * rows].view(columns, rows)
-        values[:dense_columns].copy_(dense)
-        values[dense_columns:].copy_(buckets)
-        host[columns * rows :].view(torch.uint8)[:rows].copy_(label)
-        self._stages.add("stage", time.perf_counter() - start, rows)
+        host = slot.buffer(packing.words)
+        with self._stages.timed("stage", 0):  # the reader counts the rows of this stage
+            packing.pack(batch, host)
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             slot.began.record()
             copy = host.to(self._device, non_blocking=True)
             slot.copied.record()
-            slot.rows = rows
-            values = copy[: columns * rows].view(columns, rows)
-            return to_inputs(
-                copy[columns * rows :].view(torch.uint8)[:rows],
-                values[:dense_columns],
-                values[dense_columns:],
-                table_rows=self._table_rows,
-            )
+            slot.rows = packing.rows
+            return to_inputs(*packing.unpack(copy), table_rows=self._table_rows)
 
     def mark(self) -> torch.cuda.Event:
         event = torch.cuda.Event()
@@ -118,8 +104,3 @@ def make_uploader(device: torch.device, *, table_rows: int, stages: StageTotals)
     if device.type == "cuda":
         return PinnedRing(device, table_rows=table_rows, stages=stages)
     return HostUploader(stages)
-
-
-def _tensors(batch: RowBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Label, dense and buckets as tensors over the same memory."""
-    return torch.from_numpy(batch.label), torch.from_numpy(batch.dense), torch.from_numpy(batch.buckets)

@@ -27,6 +27,12 @@ class ModelInputs(NamedTuple):
         return ModelInputs(self.dense[:rows], self.ids[:, :rows], self.label[:rows])
 
 
+def encoded_inputs(label: Tensor, dense: Tensor, buckets: Tensor) -> ModelInputs:
+    """Model inputs from what the reader has encoded: label (R,) float32, dense (D, R) logarithms in int32's clothes,
+    buckets (S, R) table rows. Views; nothing is copied."""
+    return ModelInputs(dense.view(torch.float32).T, buckets, label)
+
+
 def to_inputs(label: Tensor, dense: Tensor, buckets: Tensor, *, table_rows: int) -> ModelInputs:
     """Model inputs from label (R,) uint8, dense (D, R) int32 and buckets (S, R) int32, on their own device.
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import threading
 from itertools import islice, pairwise
 from pathlib import Path
@@ -185,6 +186,17 @@ def test_a_split_without_rows_is_named(tiny_data):
 def test_configuration_is_checked_when_built(changes, words):
     with pytest.raises(InputError, match=words):
         DataConfig(path="data", **changes)
+
+
+def test_a_missing_dali_is_named_with_its_remedy_before_anything_is_read(tiny_data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    with pytest.raises(InputError) as caught:
+        feed(tiny_data, feed="dali")
+    message = str(caught.value)
+    assert message.startswith('data.feed = "dali" needs NVIDIA DALI')
+    assert "pip install 'alphastream[dali]'" in message
+    assert "\n" not in message
+    take(tiny_data, 1)  # the ring needs none of it
 
 
 @pytest.mark.gpu

@@ -11,7 +11,7 @@ from test_reader import flip_in_row_group, reader
 
 from pipeline.errors import InputError, StorageError
 from pipeline.order import StreamPosition
-from pipeline.pairs import BatchPair, PairPlan, PairStream
+from pipeline.pairs import BatchPair, Gap, PairPlan, PairStream
 
 ROWS = 77
 
@@ -95,6 +95,45 @@ def test_each_row_once_an_epoch_and_no_row_in_both(tiny_data, pairing, probe):
         assert not set(ids_of(pair.b1)) & set(ids_of(pair.b2))
         used += ids_of(pair.b2) + (ids_of(pair.b1) if pairing == "disjoint" and pair.fresh else [])
     assert sorted(used) == list(range(ROWS))
+
+
+@pytest.mark.parametrize(("pairing", "probe"), [("sliding", 10), ("sliding", 3), ("disjoint", 10), ("disjoint", 13)])
+@pytest.mark.parametrize("row", [0, 10, 13, 76])
+def test_the_position_after_some_pairs_is_where_they_lead(pairing, probe, row):
+    plan = PairPlan(rows=ROWS, batch_rows=10, probe_rows=probe, pairing=pairing)
+    start = position = StreamPosition(epoch=3, row=row)
+    for pairs in range(30):
+        assert plan.position_after(start, pairs) == position
+        end = plan.spans(position.row)[1][1]
+        position = (
+            StreamPosition(epoch=position.epoch, row=end) if end < ROWS else StreamPosition(epoch=position.epoch + 1)
+        )
+
+
+@pytest.mark.parametrize("pairing", ["sliding", "disjoint"])
+def test_what_lies_at_a_position_depends_on_nothing_else(tiny_data, pairing):
+    """Backwards, a memory of what was read before would show."""
+    for group in (0, 1):
+        flip_in_row_group(tiny_data / "train" / "part-00001.parquet", group)
+    plan = PairPlan(rows=ROWS, batch_rows=5, probe_rows=5, pairing=pairing)
+    places = [plan.position_after(StreamPosition(), k) for k in range(2 * plan.steps_per_epoch)]
+
+    def found(places: list[StreamPosition]) -> list[BatchPair | Gap]:
+        r = reader(tiny_data, on_damage="skip", shuffle="none")
+        try:
+            stream = PairStream(r, plan, StreamPosition())
+            return [stream.at(place) for place in places]
+        finally:
+            r.close()
+
+    forwards, backwards = found(places), found(places[::-1])[::-1]
+    assert [type(one) for one in forwards] == [type(other) for other in backwards]
+    assert {type(one) for one in forwards} == {BatchPair, Gap}
+    for one, other in zip(forwards, backwards, strict=True):
+        if isinstance(one, BatchPair) and isinstance(other, BatchPair):
+            assert same(one, other)
+        else:
+            assert one == other
 
 
 def same(a: BatchPair, b: BatchPair) -> bool:
