@@ -13,6 +13,7 @@ from conftest import TINY, write_tiny
 from pipeline.columns import logarithms, rows_of_table
 from pipeline.errors import StorageError
 from pipeline.groups import GroupReader
+from pipeline.shard_files import LocalShards
 from pipeline.shards import Manifest, Shard
 from pipeline.stages import StageTotals
 
@@ -44,7 +45,8 @@ def write_by_arrow(folder: Path, columns: list[np.ndarray], missing: np.ndarray,
 def read(
     root: Path, shard: Shard, *, group=0, compression: Any = "lz4", table_rows=None
 ) -> tuple[np.ndarray, np.ndarray]:
-    reader = GroupReader(root, (shard,), TINY, compression=compression, table_rows=table_rows, stages=StageTotals())
+    files = LocalShards(root, (shard,))
+    reader = GroupReader(files, (shard,), TINY, compression=compression, table_rows=table_rows, stages=StageTotals())
     rows = shard.row_groups[group]
     label = np.full(rows, 99, np.uint8 if table_rows is None else np.float32)
     values = np.full((5, rows), -99, np.int32)
