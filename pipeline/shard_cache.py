@@ -251,7 +251,7 @@ class ShardCache:
         except OSError as error:
             raise self._disk_error(full=error.errno in _DISK_FULL, cause=cause_of(error)) from error
         except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", None)
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what refines it
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise FetchError(f"{self.folder}: its index is damaged; remove that folder") from error
             raise self._disk_error(full=code == sqlite3.SQLITE_FULL, cause=str(error)) from error
@@ -262,7 +262,9 @@ class ShardCache:
                 f"{self.folder}: the disk is full; free some space, lower data.cache_bytes, or set data.cache_path to "
                 "another disk"
             )
-        return FetchError(f"{self.folder} cannot be used ({cause}); check its permissions, or set data.cache_path")
+        return FetchError(
+            f"{self.folder} cannot be used ({cause}); check its disk and permissions, or set data.cache_path"
+        )
 
 
 class Download:
