@@ -43,6 +43,7 @@ CREATE TABLE IF NOT EXISTS shards (
 CREATE INDEX IF NOT EXISTS by_use ON shards (used);
 """
 _NEXT_USE = "(SELECT coalesce(max(used), 0) + 1 FROM shards)"
+_GONE = (errno.ENOENT, errno.ELOOP)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -93,12 +94,11 @@ class ShardCache:
     def open(self, sha256: str) -> FileIO | None:
         """A whole shard for reading, whoever deletes it meanwhile; None where it is not here."""
         with self._disk_errors():
-            if not self._is_whole(sha256):
-                return None
             file = self._opened(sha256)
-            if file is None:
+            if file is None and self._is_whole(sha256):
                 with self._locked():  # a download that just finishes is listed as whole before it has its name
-                    if self._is_whole(sha256) and (file := self._opened(sha256)) is None:
+                    file = self._opened(sha256)
+                    if file is None and self._is_whole(sha256):
                         self._delete(sha256)
             return file
 
@@ -176,7 +176,9 @@ class ShardCache:
         for (sha256,) in self._query("SELECT sha256 FROM shards WHERE NOT whole"):
             try:
                 descriptor = os.open(self._part(sha256), os.O_RDWR | os.O_NOFOLLOW)
-            except OSError:
+            except OSError as error:
+                if error.errno not in _GONE:
+                    raise
                 self._delete(sha256)
                 continue
             with closing(os.fdopen(descriptor, "rb")), suppress(BlockingIOError):
@@ -208,15 +210,17 @@ class ShardCache:
         return bool(self._query("SELECT 1 FROM shards WHERE sha256 = ? AND whole", sha256))
 
     def _opened(self, sha256: str) -> FileIO | None:
-        """The file of a whole shard; None where it is gone or no longer what was written."""
-        (size,) = self._query("SELECT bytes FROM shards WHERE sha256 = ?", sha256)[0]
+        """The file of a whole shard; None where none is listed, or it is gone or no longer as long as it was."""
+        listed = self._query("SELECT bytes FROM shards WHERE sha256 = ? AND whole", sha256)
+        if not listed:
+            return None
         try:
             file = os.fdopen(os.open(self._path(sha256), os.O_RDONLY | os.O_NOFOLLOW), "rb", 0)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ELOOP):
+            if error.errno in _GONE:
                 return None
             raise
-        if os.fstat(file.fileno()).st_size == size:
+        if os.fstat(file.fileno()).st_size == listed[0][0]:
             return file
         file.close()
         return None

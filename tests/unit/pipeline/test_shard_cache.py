@@ -157,7 +157,7 @@ def test_strangers_survive_whatever_the_limit(tmp_path: Path) -> None:
             assert held(small) == [4]
             for number in (52, 53, 54, 55):
                 with pytest.raises(FetchError, match="was not written by this cache; remove it, or set"):
-                    put(small, number)
+                    small.begin(key(number), SIZE)
                 assert small.open(key(number)) is None
                 small.discard(key(number))
         assert snapshot(tmp_path, mine) == before
