@@ -34,7 +34,7 @@ class DataConfig:
     path: str
     """Folder that `alphastream preprocess` wrote, or a URI (s3://, gs://, hdfs://, file://) of a copy of one."""
     cache_path: str | None = None
-    """Folder for downloaded shards of a remote data.path; by default the user's cache folder."""
+    """Folder for downloaded shards of a remote data.path; by default $XDG_CACHE_HOME or ~/.cache, then alphastream."""
     cache_bytes: int | None = None
     """Most bytes of downloaded shards, those of other runs included; by default half of what the disk has free."""
     batch_rows: int = 2048
