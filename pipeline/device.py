@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, get_args
 
 import torch
@@ -16,6 +17,7 @@ from pipeline.order import Order, Shuffle, StreamPosition
 from pipeline.pairs import Pairing, PairPlan, PairStream
 from pipeline.reader import OnDamage, RowReader
 from pipeline.ring import make_uploader
+from pipeline.shard_files import check_cache, open_shards
 from pipeline.shards import Manifest
 from pipeline.stages import StageTotals
 from pipeline.transform import ModelInputs
@@ -30,7 +32,11 @@ class DataConfig:
     """The [data] section: which rows are trained on, in which order, and how they reach the device."""
 
     path: str
-    """Folder that `alphastream preprocess` wrote."""
+    """Folder that `alphastream preprocess` wrote, or a URI (s3://, gs://, hdfs://, file://) of a copy of one."""
+    cache_path: str | None = None
+    """Folder for downloaded shards of a remote data.path; by default $XDG_CACHE_HOME or ~/.cache, then alphastream."""
+    cache_bytes: int | None = None
+    """Most bytes of downloaded shards, those of other runs included; by default half of what the disk has free."""
     batch_rows: int = 2048
     """Rows of a training batch, over all ranks."""
     probe_rows: int | None = None
@@ -53,7 +59,14 @@ class DataConfig:
     """What to do where a row group is damaged: fail, or skip its rows and count them."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_rows", "probe_rows", "shuffle_row_groups", "prefetch_batches", "read_threads"):
+        for name in (
+            "cache_bytes",
+            "batch_rows",
+            "probe_rows",
+            "shuffle_row_groups",
+            "prefetch_batches",
+            "read_threads",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"data.{name} = {value}; give a whole number of at least 1")
@@ -82,6 +95,7 @@ def open_feed(
     manifest = Manifest.load(config.path)
     stages = StageTotals()
     order = _order(manifest, split, seed=config.seed, shuffle=config.shuffle, window_groups=config.shuffle_row_groups)
+    check_cache(manifest, order, split=split, cache_path=config.cache_path, cache_bytes=config.cache_bytes)
     plan = PairPlan(
         rows=order.rows,
         batch_rows=config.batch_rows,
@@ -121,7 +135,7 @@ def open_rows(
     `limit_rows` ends it early. Threads end with the iterator. Raises: as `open_feed`, when first asked for a batch.
     """
     manifest = Manifest.load(config.path)
-    order = _order(manifest, split, seed=0, shuffle="none", window_groups=1)
+    order = _order(manifest, split, seed=0, shuffle="none", window_groups=1, limit_rows=limit_rows)
     stages = StageTotals()
     encode_rows = table_rows if device.type == "cpu" else None
     reader = _reader(config, manifest, split, order, encode_rows=encode_rows, stages=stages)
@@ -152,11 +166,17 @@ def _maker(
     return lambda pairs: PairUploader(pairs, make_uploader(device, table_rows=table_rows, stages=stages))
 
 
-def _order(manifest: Manifest, split: str, *, seed: int, shuffle: Shuffle, window_groups: int) -> Order:
+def _order(
+    manifest: Manifest, split: str, *, seed: int, shuffle: Shuffle, window_groups: int, limit_rows: int | None = None
+) -> Order:
+    """The order of a split's rows, or of those of its first shards that hold `limit_rows`."""
     shards = manifest.splits[split].shards if split in manifest.splits else ()
+    if limit_rows is not None:
+        starts = accumulate((shard.rows for shard in shards), initial=0)
+        shards = [shard for shard, start in zip(shards, starts, strict=False) if start < limit_rows]
     order = Order([shard.row_groups for shard in shards], seed=seed, shuffle=shuffle, window_groups=window_groups)
     if order.rows == 0:
-        raise InputError(f"{manifest.root} has no rows in split {split!r}; preprocess with a share for it")
+        raise InputError(f"{manifest.folder} has no rows in split {split!r}; preprocess with a share for it")
     return order
 
 
@@ -165,7 +185,7 @@ def _reader(
 ) -> RowReader:
     """A reader of `split`; with `encode_rows` it encodes on the host for a table of so many rows."""
     groups = GroupReader(
-        manifest.root,
+        open_shards(manifest, split, cache_path=config.cache_path, cache_bytes=config.cache_bytes, stages=stages),
         manifest.splits[split].shards,
         manifest.format,
         compression=manifest.compression,

@@ -48,7 +48,7 @@ class DictionaryEncoder:
             values_R = self._present[: _gather(values_R, present_R, self._present)]
         count = len(values_R)
         encode, table = (_encode_small, self._small) if _all_small(values_R) else (_encode, self._table)
-        distinct = encode(values_R, table, self._generation, self._dictionary, self._codes)
+        distinct = int(encode(values_R, table, self._generation, self._dictionary, self._codes))
         width = max(1, (distinct - 1).bit_length())
         groups = -(-count // 8)
         pack(self._codes, count, width, self._page[_PREFIX_BYTES:].view(np.uint64))
@@ -110,7 +110,7 @@ def _encode_small(values, table, generation, dictionary, codes):
             dictionary[distinct] = np.int32(value)
             distinct += np.uint32(1)
         codes[row] = np.uint16(entry)
-    return np.int64(distinct)
+    return distinct
 
 
 @numba.njit(nogil=True, cache=True)

@@ -1,4 +1,4 @@
-"""The two ways a pipeline call fails through no fault of its own; each names the thing, its state and the remedy."""
+"""The ways a pipeline call fails through no fault of its own; each names the thing, its state and the remedy."""
 
 from __future__ import annotations
 
@@ -9,3 +9,7 @@ class InputError(ValueError):
 
 class StorageError(OSError):
     """Reading or writing failed, or what was read is damaged (exit code 74)."""
+
+
+class FetchError(StorageError):
+    """Rows that lie elsewhere could not be brought here, which says nothing about whether they are damaged."""

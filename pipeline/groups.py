@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
+from io import FileIO
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from pipeline.buffers import BufferPool
 from pipeline.columns import logarithms, rows_of_table, take_rows
-from pipeline.errors import StorageError
+from pipeline.errors import FetchError, StorageError
 from pipeline.pages import Encode, fill_column, read_chunks
 from pipeline.schema import LogFormat
+from pipeline.shard_files import ShardFiles
 from pipeline.shards import Compression, Shard
 from pipeline.stages import StageTotals
 
@@ -23,7 +24,7 @@ _MAGIC_BYTES = 4
 
 
 class GroupReader:
-    """Reads row groups of `shards` below `root`; safe to use from several threads at once.
+    """Reads row groups of `shards`, whose files are `files`; safe to use from several threads at once.
 
     With `table_rows` values come as the model takes them: labels and logarithms as float32, table rows in place of
     buckets. Each is computed once for a dictionary entry, not for every row.
@@ -31,7 +32,7 @@ class GroupReader:
 
     def __init__(
         self,
-        root: Path,
+        files: ShardFiles,
         shards: tuple[Shard, ...],
         log_format: LogFormat,
         *,
@@ -39,15 +40,19 @@ class GroupReader:
         table_rows: int | None,
         stages: StageTotals,
     ) -> None:
-        self._root, self._shards, self._format, self._stages = root, shards, log_format, stages
+        self._files, self._shards, self._format, self._stages = files, shards, log_format, stages
         self._codec = {"lz4": "lz4_raw", "zstd": "zstd", "none": None}[compression]
         self._encodes = _encodes(log_format, table_rows)
         self._optional = [False, *[True] * len(log_format.dense), *[False] * len(log_format.sparse)]
         self._buffers = BufferPool(spare=8)
 
-    def path(self, shard: int) -> Path:
+    def name(self, shard: int) -> str:
         """Where a shard lies."""
-        return self._root / self._shards[shard].path
+        return self._files.name(shard)
+
+    def expect(self, shards: Sequence[int], later: Iterable[int]) -> None:
+        """Takes note that row groups of `shards` are read next, in this order, and then those of `later`."""
+        self._files.expect(shards, later)
 
     def read(
         self,
@@ -62,11 +67,40 @@ class GroupReader:
         With `order` (n,) the i-th row is the group's row `order[i]`.
 
         Encoded logarithms are float32 in the memory of their columns. Raises: StorageError where the group cannot be
-        read or is damaged, leaving it to the caller to name the shard.
+        read or is damaged, leaving it to the caller to name the shard; FetchError, naming it, where it lies elsewhere
+        and cannot be fetched.
         """
+        try:
+            self._read(shard, group, label, columns, order)
+        except FetchError:
+            raise
+        except StorageError:
+            if not self._files.recheck(shard):
+                raise
+            self._read(shard, group, label, columns, order)
+
+    def close(self) -> None:
+        """Ends what goes on in the background; reads under way that wait for a shard raise an error."""
+        self._files.close()
+
+    def _read(
+        self,
+        shard: int,
+        group: int,
+        label: NDArray,
+        columns: Sequence[NDArray[np.int32]],
+        order: NDArray[np.uint32] | None,
+    ) -> None:
         rows = len(label)
-        with self._stages.timed("source_read", rows):
-            raw = self._read_bytes(shard, group)
+        try:
+            with self._files.open(shard, rows) as file, self._stages.timed("source_read", rows):
+                raw = self._read_bytes(file, self._shards[shard], group)
+        except FileNotFoundError:
+            raise StorageError("it is missing") from None
+        except StorageError:
+            raise
+        except OSError as error:
+            raise StorageError(error.strerror or str(error)) from error
         # A codec is not safe to share between threads.
         codec = pa.Codec(self._codec) if self._codec else None
         with self._stages.timed("decompress", rows):
@@ -80,28 +114,19 @@ class GroupReader:
                 if order is not None:
                     take_rows(column, order, out)
 
-    def _read_bytes(self, shard: int, group: int) -> NDArray[np.uint8]:
+    def _read_bytes(self, file: FileIO, listed: Shard, group: int) -> NDArray[np.uint8]:
         """The bytes of a row group."""
-        listed = self._shards[shard]
+        size = os.fstat(file.fileno()).st_size
+        if size != listed.bytes:
+            raise StorageError(f"it has {size} bytes where the manifest says {listed.bytes}")
         offset = _MAGIC_BYTES + sum(listed.row_group_bytes[:group])
         raw = self._buffers.take((listed.row_group_bytes[group],), np.uint8)
-        try:
-            with self.path(shard).open("rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size
-                if size != listed.bytes:
-                    raise StorageError(f"it has {size} bytes where the manifest says {listed.bytes}")
-                done = 0
-                while done < len(raw):
-                    count = os.preadv(file.fileno(), [raw[done:].data], offset + done)
-                    if count == 0:
-                        raise StorageError("it became shorter while it was read")
-                    done += count
-        except FileNotFoundError:
-            raise StorageError("it is missing") from None
-        except StorageError:
-            raise
-        except OSError as error:
-            raise StorageError(error.strerror or str(error)) from error
+        done = 0
+        while done < len(raw):
+            count = os.preadv(file.fileno(), [raw[done:].data], offset + done)
+            if count == 0:
+                raise StorageError("it became shorter while it was read")
+            done += count
         return raw
 
 

@@ -185,7 +185,7 @@ def _finish(out: Path, plan: Plan, place: Workplace, records: list[PartRecord]) 
             sync_folder(out / name)
     sync_folder(out)
     manifest = Manifest(
-        root=out,
+        folder=out,
         format=plan.log_format,
         splits={name: Split(shards=tuple(listed)) for name, listed in shards.items()},
         compression=plan.compression,

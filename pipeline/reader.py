@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, islice, pairwise
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from pipeline.buffers import BufferPool
 from pipeline.columns import mix_rows
-from pipeline.errors import StorageError
+from pipeline.errors import FetchError, StorageError
 from pipeline.groups import GroupReader
 from pipeline.order import Mixture, Order, Window
 from pipeline.schema import LogFormat
@@ -95,7 +95,7 @@ class RowReader:
         """Rows [start, stop) of `epoch`.
 
         Raises: StorageError naming shard and row group, where a row group cannot be read or is damaged and damage
-        is not to be skipped.
+        is not to be skipped; FetchError where a shard cannot be fetched.
         """
         first = self.order.window_at(epoch, start)
         last = self.order.window_at(epoch, stop - 1)
@@ -123,6 +123,7 @@ class RowReader:
             self._closed = True
             for load in self._loads.values():
                 load.ready.cancel()
+        self._groups.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._loads.clear()
 
@@ -135,9 +136,24 @@ class RowReader:
                 raise CancelledError
             for stale in set(self._loads) - set(spans):
                 self._loads.pop(stale).ready.cancel()
-            for at in spans:
-                if at not in self._loads:
-                    self._loads[at] = self._start(self.order.window(*at))
+            new = [at for at in spans if at not in self._loads]
+            if new:
+                self._announce(spans)
+            for at in new:
+                self._loads[at] = self._start(self.order.window(*at))
+
+    def _announce(self, spans: list[tuple[int, int]]) -> None:
+        """Says which shards are read for the windows `spans`, and then in the epoch after them."""
+        per_epoch = self.order.window_count()
+        epoch, last = spans[-1]
+        later = (divmod(epoch * per_epoch + index, per_epoch) for index in islice(count(last + 1), per_epoch))
+        self._groups.expect(list(self._shards_of(spans)), self._shards_of(later))
+
+    def _shards_of(self, windows: Iterable[tuple[int, int]]) -> Iterator[int]:
+        """The shard of each row group of windows, each given by epoch and index."""
+        for epoch, index in windows:
+            for group in self.order.window(epoch, index).groups:
+                yield self.order.shard_of(int(group))[0]
 
     def _start(self, window: Window) -> _Load:
         rows = self.order.group_rows[window.groups]
@@ -180,9 +196,11 @@ class RowReader:
         try:
             order = load.mixture.within[rows] if load.mixture else None
             self._groups.read(shard, index, load.read_label[rows], list(load.read_values[:, rows]), order)
+        except FetchError:
+            raise
         except StorageError as error:
             message = (
-                f"{self._groups.path(shard)}: row group {index} cannot be read ({error}); run `alphastream verify` on "
+                f"{self._groups.name(shard)}: row group {index} cannot be read ({error}); run `alphastream verify` on "
                 'the data and preprocess it again, or set data.damaged = "skip"'
             )
             if self._on_damage == "fail":

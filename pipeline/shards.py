@@ -14,7 +14,9 @@ import numpy as np
 
 from pipeline.errors import InputError, StorageError
 from pipeline.parquet import Column, Compression, ParquetWriter
+from pipeline.remote import RemoteFolder
 from pipeline.schema import FORMAT_VERSION, LogFormat
+from pipeline.source import is_remote
 
 MANIFEST = "manifest.json"
 
@@ -66,7 +68,7 @@ class RejectsFile:
 class Manifest:
     """What a data folder holds. Written last and atomically: where there is one, every shard it lists is whole."""
 
-    root: Path
+    folder: Path | RemoteFolder
     """The data folder; not part of what is stored."""
     format: LogFormat
     splits: Mapping[str, Split]
@@ -83,13 +85,21 @@ class Manifest:
     def rows(self) -> int:
         return sum(split.rows for split in self.splits.values())
 
+    @property
+    def root(self) -> Path:
+        """The data folder, of one that is local."""
+        assert isinstance(self.folder, Path), f"{self.folder} is not local"
+        return self.folder
+
     @classmethod
     def load(cls, data: str | Path) -> Manifest:
-        """The manifest of a data folder.
+        """The manifest of a data folder, a local one or a URI of one (see pipeline.remote).
 
         Raises: InputError where `data` is no data folder, is not finished or is of a newer version; StorageError
-        where the manifest is damaged (a single changed bit is noticed).
+        where the manifest cannot be fetched or is damaged (a single changed bit is noticed).
         """
+        if is_remote(data):
+            return cls._fetch(RemoteFolder(str(data)))
         root = Path(data)
         try:
             text = (root / MANIFEST).read_bytes()
@@ -100,8 +110,20 @@ class Manifest:
         return cls._decode(root, text)
 
     @classmethod
-    def _decode(cls, root: Path, text: bytes) -> Manifest:
-        damaged = StorageError(f"{root / MANIFEST} is damaged; restore it from a copy or preprocess again")
+    def _fetch(cls, folder: RemoteFolder) -> Manifest:
+        try:
+            text = folder.read(MANIFEST)
+        except FileNotFoundError:
+            raise InputError(
+                f"{folder} is no data folder (it has no {MANIFEST}); check the address, or upload a folder that "
+                "`alphastream preprocess` wrote"
+            ) from None
+        return cls._decode(folder, text)
+
+    @classmethod
+    def _decode(cls, folder: Path | RemoteFolder, text: bytes) -> Manifest:
+        name = f"{folder}/{MANIFEST}"
+        damaged = StorageError(f"{name} is damaged; restore it from a copy or preprocess again")
         try:
             values = json.loads(text)
             version = values["format_version"]
@@ -112,19 +134,19 @@ class Manifest:
             raise damaged
         if version < FORMAT_VERSION:
             raise InputError(
-                f"{root / MANIFEST} has format version {version}, this program reads {FORMAT_VERSION}; preprocess the "
+                f"{name} has format version {version}, this program reads {FORMAT_VERSION}; preprocess the "
                 "log again into another folder"
             )
         if version > FORMAT_VERSION:
             raise InputError(
-                f"{root / MANIFEST} has format version {version}, this program reads up to {FORMAT_VERSION}; upgrade it"
+                f"{name} has format version {version}, this program reads up to {FORMAT_VERSION}; upgrade it"
             )
         splits = {
             name: Split(shards=tuple(Shard.from_dict(shard) for shard in shards))
             for name, shards in values["splits"].items()
         }
         return cls(
-            root=root,
+            folder=folder,
             format=LogFormat.from_dict(values["format"]),
             splits=splits,
             compression=values["compression"],

@@ -41,7 +41,7 @@ class Source:
     @property
     def address(self) -> str:
         """The name without the user and password that a URI may carry: what may be shown and stored."""
-        return _without_secrets(self.name)
+        return without_secrets(self.name)
 
     @property
     def label(self) -> str:
@@ -57,7 +57,7 @@ class Source:
 
     def is_plain_local(self) -> bool:
         """Whether its bytes can be read from any position: an uncompressed regular local file."""
-        if self.is_standard_input or "://" in self.name:
+        if self.is_standard_input or is_remote(self.name):
             return False
         with Path(self.name).open("rb") as file:
             magic = file.read(4)
@@ -99,7 +99,7 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 def _expand(name: str) -> list[Source]:
     if name == STANDARD_INPUT:
         return [Source(name=name, size=None, modified_ns=None)]
-    if "://" in name:
+    if is_remote(name):
         return _expand_remote(name)
     is_pattern = any(character in name for character in "*?[")
     path = Path(name).expanduser()
@@ -118,8 +118,8 @@ def _expand(name: str) -> list[Source]:
 
 
 def _describe(name: str) -> Source:
-    if "://" in name:
-        filesystem, path = _filesystem(name)
+    if is_remote(name):
+        filesystem, path = open_filesystem(name)
         return _remote_source(name, _remote_info(name, filesystem, path))
     try:
         status = Path(name).stat()
@@ -134,18 +134,22 @@ def _describe(name: str) -> Source:
     return Source(name=name, size=status.st_size, modified_ns=status.st_mtime_ns)
 
 
-def _filesystem(uri: str) -> tuple[arrow_fs.FileSystem, str]:
+def open_filesystem(uri: str) -> tuple[arrow_fs.FileSystem, str]:
+    """The file system that a URI names, and the path in it.
+
+    Raises: InputError for a URI that pyarrow.fs does not understand.
+    """
     try:
         return arrow_fs.FileSystem.from_uri(uri)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(
-            f"{_without_secrets(uri)} cannot be opened ({cause_of(error)}); check the address and its credentials"
-        ) from None
+        shown = without_secrets(uri)
+        cause = cause_of(error).replace(uri, shown)
+        raise InputError(f"{shown} cannot be opened ({cause}); check the address and its credentials") from None
 
 
 def _remote_source(uri: str, info: arrow_fs.FileInfo) -> Source:
     if info.type != arrow_fs.FileType.File:
-        raise InputError(f"{_without_secrets(uri)} does not exist or is no file; check the address")
+        raise InputError(f"{without_secrets(uri)} does not exist or is no file; check the address")
     return Source(name=uri, size=info.size, modified_ns=info.mtime_ns)
 
 
@@ -153,7 +157,7 @@ def _expand_remote(uri: str) -> list[Source]:
     address, mark, query = uri.partition("?")  # the query holds options of the file system
     is_pattern = "*" in address or "[" in address
     base, pattern = address.rsplit("/", 1) if is_pattern else (address.rstrip("/"), "*")
-    filesystem, path = _filesystem(base + mark + query)
+    filesystem, path = open_filesystem(base + mark + query)
     info = _remote_info(uri, filesystem, path)
     if info.type == arrow_fs.FileType.File:
         return [_remote_source(uri, info)]
@@ -166,7 +170,7 @@ def _expand_remote(uri: str) -> list[Source]:
         and (is_pattern or _is_log(entry.base_name))
     ]
     if not chosen:
-        raise InputError(f"{_without_secrets(uri)} names no log file; check the address")
+        raise InputError(f"{without_secrets(uri)} names no log file; check the address")
     return [_remote_source(f"{base}/{entry.base_name}{mark}{query}", entry) for entry in chosen]
 
 
@@ -175,20 +179,26 @@ def _remote_info(uri: str, filesystem: arrow_fs.FileSystem, what: Any) -> Any:
         return filesystem.get_file_info(what)
     except OSError as error:
         raise StorageError(
-            f"{_without_secrets(uri)} cannot be reached ({cause_of(error)}); check address, network and credentials"
+            f"{without_secrets(uri)} cannot be reached ({cause_of(error)}); check address, network and credentials"
         ) from error
 
 
-def _without_secrets(uri: str) -> str:
-    return re.sub(r"://[^/@]*@", "://", uri)
+def is_remote(name: str | Path) -> bool:
+    """Whether a name is a URI, to be opened through pyarrow.fs, and no local path."""
+    return "://" in str(name)
+
+
+def without_secrets(uri: str) -> str:
+    """A URI without the user and password that it may carry, also where a password's slashes are not escaped."""
+    return re.sub(r"://([^/@]*|[^@?]*:[^@?]*)@", "://", uri)
 
 
 def _open_raw(source: Source) -> Any:
     if source.is_standard_input:
         return sys.stdin.buffer
     try:
-        if "://" in source.name:
-            filesystem, path = _filesystem(source.name)
+        if is_remote(source.name):
+            filesystem, path = open_filesystem(source.name)
             return filesystem.open_input_stream(path)
         return Path(source.name).open("rb", buffering=0)
     except FileNotFoundError:

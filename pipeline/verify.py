@@ -12,7 +12,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.shards import Manifest, Shard
+from pipeline.errors import FetchError
+from pipeline.remote import RemoteFolder
+from pipeline.shards import Manifest, RejectsFile, Shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,26 +29,45 @@ class ShardReport:
     """Rows in row groups that still decode with every checksum right."""
 
 
-def verify_shard(root: Path, shard: Shard) -> ShardReport:
-    """Re-hash a shard; where it is damaged, count the rows that can still be read."""
-    path = root / shard.path
+def verify_shard(folder: Path | RemoteFolder, shard: Shard) -> ShardReport:
+    """Re-hash a shard; where it is damaged, count the rows that can still be read.
+
+    A remote shard is streamed, not stored. Raises: FetchError where it cannot be fetched.
+    """
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found, size = _digest(folder, shard.path)
     except FileNotFoundError:
         return ShardReport(shard=shard, whole=False, problem="is missing", readable_rows=0)
+    except FetchError:
+        raise
     except OSError as error:
         return ShardReport(shard=shard, whole=False, problem=f"cannot be read ({error.strerror})", readable_rows=0)
     if found == shard.sha256:
         return ShardReport(shard=shard, whole=True, problem="", readable_rows=shard.rows)
-    size = path.stat().st_size
     problem = f"has {size} bytes instead of {shard.bytes}" if size != shard.bytes else "differs from what was written"
-    return ShardReport(shard=shard, whole=False, problem=problem, readable_rows=_readable_rows(path, shard))
+    return ShardReport(shard=shard, whole=False, problem=problem, readable_rows=_readable_rows(folder, shard))
 
 
-def _readable_rows(path: Path, shard: Shard) -> int:
+def _digest(folder: Path | RemoteFolder, name: str) -> tuple[str, int]:
+    """SHA-256 and bytes of a file."""
+    if isinstance(folder, Path):
+        with (folder / name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+
+    def stream() -> tuple[str, int]:
+        digest, size = hashlib.sha256(), 0
+        for chunk in folder.chunks(name):
+            digest.update(chunk)
+            size += chunk.size
+        return digest.hexdigest(), size
+
+    return folder.retried(name, stream)
+
+
+def _readable_rows(folder: Path | RemoteFolder, shard: Shard) -> int:
     try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
+        source = folder / shard.path if isinstance(folder, Path) else folder.open(shard.path)
+        file = pq.ParquetFile(source, page_checksum_verification=True)
     except (OSError, pa.ArrowException):
         return 0
     rows = 0
@@ -113,7 +134,8 @@ class DataReport:
 def verify_data(data: str | Path, *, report: Callable[[VerifyProgress], None] | None = None) -> DataReport:
     """Re-hash every shard and rejects file of a data folder, on all cores; `report` is called after each shard.
 
-    Raises: InputError where `data` is no finished data folder; StorageError where its manifest is damaged.
+    Raises: InputError where `data` is no finished data folder; StorageError where its manifest is damaged; FetchError
+    where it is remote and cannot be fetched.
     """
     manifest = Manifest.load(data)
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
@@ -121,7 +143,7 @@ def verify_data(data: str | Path, *, report: Callable[[VerifyProgress], None] | 
     reports: dict[str, ShardReport] = {}
     done_bytes = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        waiting = [pool.submit(verify_shard, manifest.root, shard) for shard in shards]
+        waiting = [pool.submit(verify_shard, manifest.folder, shard) for shard in shards]
         for future in as_completed(waiting):
             found = future.result()
             reports[found.shard.path] = found
@@ -137,23 +159,27 @@ def verify_data(data: str | Path, *, report: Callable[[VerifyProgress], None] | 
                 report(progress)
     return DataReport(
         shards=tuple(reports[shard.path] for shard in shards),
-        damaged_rejects=tuple(
-            rejects.path for rejects in manifest.rejects if _digest(manifest.root / rejects.path) != rejects.sha256
-        ),
+        damaged_rejects=tuple(rejects.path for rejects in manifest.rejects if not _is_whole(manifest.folder, rejects)),
         unlisted=_unlisted(manifest),
     )
 
 
-def _digest(path: Path) -> str | None:
+def _is_whole(folder: Path | RemoteFolder, rejects: RejectsFile) -> bool:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return _digest(folder, rejects.path)[0] == rejects.sha256
+    except FetchError:
+        raise
     except OSError:
-        return None
+        return False
 
 
 def _unlisted(manifest: Manifest) -> tuple[str, ...]:
     listed = {shard.path for split in manifest.splits.values() for shard in split.shards}
-    present = (path for split in manifest.splits for path in (manifest.root / split).glob("*"))
-    names = (path.relative_to(manifest.root).as_posix() for path in present)
+    folder = manifest.folder
+    names: list[str] = []
+    for split in manifest.splits:
+        if isinstance(folder, Path):
+            names += [path.relative_to(folder).as_posix() for path in (folder / split).glob("*")]
+        else:
+            names += folder.names(split)
     return tuple(sorted(name for name in names if name not in listed))

@@ -13,6 +13,7 @@ from pipeline.forecast import forecast
 from pipeline.overview import inspect_data
 from pipeline.preprocess import PreprocessConfig
 from pipeline.sample import SampleConfig
+from pipeline.source import is_remote, without_secrets
 from pipeline.verify import VerifyProgress, verify_data
 from trainer.arguments import parse, print_table, shown
 from trainer.console import Console
@@ -73,8 +74,8 @@ def preprocess_verb(arguments: list[str]) -> int:
 class InspectArguments:
     """Rows, splits, label rate, missing rates and sizes of a data folder."""
 
-    data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """Data folder that `alphastream preprocess` wrote."""
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """Data folder that `alphastream preprocess` wrote, or a URI of one (s3://, gs://, hdfs://, file://)."""
     json: bool = False
     """One JSON object instead of tables."""
 
@@ -98,18 +99,19 @@ def inspect_verb(arguments: list[str]) -> int:
 class VerifyArguments:
     """Re-hash a data folder's shards or a run's checkpoints; exit with 74 where something is damaged."""
 
-    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA|RUN")]
-    """Data folder, or run directory."""
+    path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA|RUN")]
+    """Data folder or a URI of one (every shard is fetched, none stored), or run directory."""
 
 
 def verify_verb(arguments: list[str]) -> int:
     """`alphastream verify DATA|RUN`."""
     path = parse(VerifyArguments, arguments, "verify").path
-    whole = _verify_run(path) if (path / "checkpoints").is_dir() else _verify_data(path, Console())
+    is_run = not is_remote(path) and (Path(path) / "checkpoints").is_dir()
+    whole = _verify_run(Path(path)) if is_run else _verify_data(path, Console())
     return 0 if whole else EXIT_DAMAGED
 
 
-def _verify_data(data: Path, console: Console) -> bool:
+def _verify_data(data: str, console: Console) -> bool:
     with console.progress("verify", None, unit="MB") as line:
 
         def show(progress: VerifyProgress) -> None:
@@ -119,6 +121,7 @@ def _verify_data(data: Path, console: Console) -> bool:
         report = verify_data(data, report=show)
     for sentence in report.lines():
         print(sentence)
+    data = without_secrets(data)
     if report.whole:
         print(f"{data}: all {len(report.shards)} shards are whole ({report.rows:,} rows)")
     else:

@@ -35,7 +35,9 @@ class StallOptions:
 @dataclass(frozen=True, kw_only=True)
 class StallArguments(StallOptions):
     """Find out where a step's time goes, from three runs of the same steps: rows from the disk (page cache dropped),
-    from the page cache, and one pair on the device again and again. Nothing is written.
+    from the page cache, and one pair on the device again and again. Nothing is written. With a remote data.path the
+    first run starts with an empty cache of its own, removed afterwards, so its rows come from the store; the others
+    have theirs from the cache, which keeps what they fetch.
 
     Every --section.key below is also a key of the TOML file; given here, it overrides the file's.
     """

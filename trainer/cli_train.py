@@ -61,8 +61,8 @@ class EvaluateArguments:
     """Which split."""
     rows: int | None = None
     """Rows to evaluate on, from the split's start; by default all."""
-    data: Path | None = None
-    """Data folder; by default the one the run trains on."""
+    data: str | None = None
+    """Data folder, or a URI of one; by default the one the run trains on."""
     json: bool = False
     """One JSON object instead of a table."""
 

@@ -15,6 +15,7 @@ import tomli_w
 
 from pipeline.device import DataConfig
 from pipeline.errors import InputError
+from pipeline.source import without_secrets
 from stepsize.policy import StepSizeConfig
 from trainer.checkpoint import CheckpointConfig
 from trainer.loop import BudgetConfig, EvalConfig
@@ -73,6 +74,10 @@ class Config:
         with config_errors():
             return replace(self, model=self.model.resolved(), optimizer=self.optimizer.resolved(self.model.preset))
 
+    def without_secrets(self) -> Config:
+        """The same without the user and password that data.path may carry: what may be shown and stored."""
+        return replace(self, data=replace(self.data, path=without_secrets(self.data.path)))
+
 
 def load_config(path: str | Path) -> Config:
     """The configuration in the TOML file at `path`, checked; data.path may be left to the command line.
@@ -112,8 +117,11 @@ def config_from(values: Mapping[str, Any], *, where: str) -> Config:
 
 
 def config_to_toml(config: Config) -> str:
-    """The configuration as TOML, defaults written out; keys that are None are left out, as TOML has no null."""
-    return tomli_w.dumps(without_none(asdict(config)))
+    """The configuration as TOML, defaults written out; keys that are None are left out, as TOML has no null.
+
+    So are the user and password of data.path.
+    """
+    return tomli_w.dumps(without_none(asdict(config.without_secrets())))
 
 
 def differing_keys(one: Config, other: Config, *, sections: tuple[str, ...]) -> list[tuple[str, Any, Any]]:

@@ -10,6 +10,7 @@ from ops.live import LiveStatus
 from ops.metrics import Metrics
 from ops.server import Server
 from ops.stall import StepClock
+from pipeline.source import without_secrets
 from trainer.checkpoint import Checkpoint, load_latest
 from trainer.config import Config, config_errors
 from trainer.console import Console
@@ -107,7 +108,9 @@ class Job:
             return ended
         missing = [name for name in config.eval.splits if name not in parts.splits]
         if missing:
-            self.console.warn(f"{config.data.path}: has no rows in {', '.join(missing)}; nothing to evaluate there")
+            self.console.warn(
+                f"{without_secrets(config.data.path)}: has no rows in {', '.join(missing)}; nothing to evaluate there"
+            )
         self.live.state("training")
         if self.server is not None:
             self.server.mark_ready()

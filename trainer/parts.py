@@ -148,7 +148,7 @@ class Parts(Learner):
         return Position(**state["position"])
 
 
-def evaluate_run(run: Path, *, split: str, rows: int | None, data: Path | None) -> tuple[int, Evaluation]:
+def evaluate_run(run: Path, *, split: str, rows: int | None, data: str | None) -> tuple[int, Evaluation]:
     """The newest whole checkpoint of `run` on a split of its data, or of the folder `data`; with the checkpoint's step.
 
     Raises: ConfigError where there is no run, checkpoint or such split; StorageError where all checkpoints are damaged.
@@ -156,16 +156,18 @@ def evaluate_run(run: Path, *, split: str, rows: int | None, data: Path | None) 
     if not (run / "config.toml").is_file():
         raise ConfigError(f"{run}: is no run directory; give the folder that `alphastream train --run` wrote")
     config = load_config(run / "config.toml")
-    folder = config.data if data is None else replace(config.data, path=str(data))
+    folder = config.data if data is None else replace(config.data, path=data)
     with config_errors():
         evaluation = replace(config.eval, rows=rows)
-    log_format = Manifest.load(folder.path).format
+    manifest = Manifest.load(folder.path)
     found = load_latest(run)
     if found is None:
         raise ConfigError(f"{run}: has no checkpoint yet; wait for its first, or train it longer")
-    if found.state["data"]["columns"] != _columns(log_format):
-        raise ConfigError(f"{folder.path}: has other columns than {run} was trained on; give data of the same format")
-    learner = Learner(config, log_format)
+    if found.state["data"]["columns"] != _columns(manifest.format):
+        raise ConfigError(
+            f"{manifest.folder}: has other columns than {run} was trained on; give data of the same format"
+        )
+    learner = Learner(config, manifest.format)
     learner.load_learner(found.tensors, found.state)
     return found.step, learner.evaluate(folder, evaluation, split)
 

@@ -19,7 +19,15 @@ CONFIG = "config.toml"
 RECORD_FILES = ("steps", "alpha", "evals", "events")
 FIXED_SECTIONS = ("data", "model", "optimizer", "schedule", "stepsize")
 """Sections that decide what a run computes, and that a continued one may not change, except for `FREE_KEYS`."""
-FREE_KEYS = ("data.path", "data.prefetch_batches", "data.read_threads", "data.feed", "data.damaged")
+FREE_KEYS = (
+    "data.path",
+    "data.cache_path",
+    "data.cache_bytes",
+    "data.prefetch_batches",
+    "data.read_threads",
+    "data.feed",
+    "data.damaged",
+)
 """Where the rows lie and how they are read; that they are the same rows is seen by the checkpoint."""
 
 

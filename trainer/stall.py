@@ -7,13 +7,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.shard_files import DOWNLOAD_THREADS
+
 BLOCKS = 8
 """A standard error comes from the means of so many consecutive parts of a run, as waits come in bursts."""
 LEAST_BLOCKS = 4
 STALLED_SHARE = 0.1
 """From this share of a step on, waiting for rows is worth a word; the step clock's own threshold."""
 READER_STAGES = ("source_read", "decompress", "decode", "shuffle")
-"""Stages that share the reader's threads; every other stage has one thread, or the copy engine, to itself."""
+"""Stages that share the reader's threads; `download` has its own, every other stage one, or the copy engine."""
 PREPARATION_STALL, FETCH_STALL = "preparation stall", "fetch stall"
 SPEEDUP = 2
 """How much faster the bottleneck stage is made, in thought."""
@@ -95,7 +97,7 @@ class RunTimes:
         use = self.bottleneck
         if use is None:
             return None
-        saved = use.seconds_per_step * (1 - 1 / SPEEDUP) / (threads if use.stage in READER_STAGES else 1)
+        saved = use.seconds_per_step * (1 - 1 / SPEEDUP) / _threads_of(use.stage, threads)
         return Speedup(
             run=self.name,
             change=f"{use.stage} {SPEEDUP}× as fast",
@@ -170,7 +172,7 @@ def times(
         if not stage_rows:
             continue
         spent = busy / stage_rows * rows
-        threads = reader_threads if stage in READER_STAGES else 1
+        threads = _threads_of(stage, reader_threads)
         uses.append(StageUse(stage=stage, seconds_per_step=spent / steps, busy_share=spent / (seconds * threads)))
     return RunTimes(
         name=name,
@@ -181,6 +183,12 @@ def times(
         waiting_per_step=sum(sample.waiting for sample in samples) / steps,
         stages=tuple(uses),
     )
+
+
+def _threads_of(stage: str, reader_threads: int) -> int:
+    if stage in READER_STAGES:
+        return reader_threads
+    return DOWNLOAD_THREADS if stage == "download" else 1
 
 
 def standard_error(seconds: Sequence[float]) -> float | None:

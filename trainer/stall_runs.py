@@ -8,11 +8,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from ops.stall import NANOSECONDS, StepClock, StepTiming
 from pipeline.device import DevicePair, Feed
+from pipeline.errors import StorageError
 from pipeline.page_cache import kept_cold, why_not_dropped
+from pipeline.shard_files import cache_folder
 from pipeline.shards import Manifest
 from stepsize.estimate import Estimate
 from trainer.config import Config, ConfigError
@@ -27,7 +31,7 @@ LEAST_STEPS = 10
 """Steps that are measured even where they take longer than they should."""
 
 Rows = Literal["cold", "warm", "compute"]
-"""Where a run's rows come from: the disk, the page cache, or one pair on the device again and again."""
+"""Where a run's rows come from: the disk or the remote store, the page cache, or one pair on the device, repeated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,11 +136,13 @@ def measure_stall(
 ) -> StallReport:
     """Where the time of `config`'s steps goes, from three runs of `steps` steps, or of about `seconds` each.
 
-    Reads the shards and writes nothing. Raises: as `trainer.daemon.train`.
+    Reads the shards and writes nothing, except that shards of a remote folder are cached; their cold run begins with
+    an empty cache of its own, removed afterwards. Raises: as `trainer.daemon.train`.
     """
     manifest = Manifest.load(config.data.path)
     shards = manifest.splits["train"].shards
-    paths = [manifest.root / shard.path for shard in shards]
+    remote = not isinstance(manifest.folder, Path)
+    paths = [] if remote else [manifest.root / shard.path for shard in shards]
     groups = sum(len(shard.row_groups) for shard in shards)
     windows = math.ceil(groups / (config.data.shuffle_row_groups if config.data.shuffle == "rows" else 1))
     plan = StallPlan(
@@ -149,9 +155,13 @@ def measure_stall(
     )
 
     def make_parts(rows: Rows, stack: ExitStack) -> Parts:
-        if rows == "cold":
+        if rows != "cold":
+            return Parts(config, stack)
+        if not remote:
             stack.enter_context(kept_cold(paths))
-        return Parts(config, stack)
+            return Parts(config, stack)
+        empty = stack.enter_context(_empty_folder(cache_folder(config.data.cache_path)))
+        return Parts(replace(config, data=replace(config.data, cache_path=empty)), stack)
 
     return StallMeasurement(config, plan, make_parts=make_parts, console=console).run()
 
@@ -263,6 +273,15 @@ class StallMeasurement:
                 if done >= steps + self._plan.warmup_steps or self._now() >= end:
                     break
         feed.load_state_dict(start)
+
+
+def _empty_folder(parent: Path) -> TemporaryDirectory[str]:
+    """One that is removed afterwards, on the disk that `parent` is on."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return TemporaryDirectory(prefix="stall-", dir=parent)
+    except OSError as error:
+        raise StorageError(f"{parent} cannot be written ({error.strerror}); set data.cache_path elsewhere") from error
 
 
 def _forever(shapes: list[_Shape]) -> Iterator[_Shape]:

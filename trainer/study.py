@@ -117,8 +117,8 @@ class Study:
         return tuple(dict.fromkeys(itertools.chain.from_iterable(self.varied.values())))
 
     def to_toml(self) -> str:
-        """The study as TOML, overrides included; reading it gives the same study."""
-        values = asdict(self.base) | {"study": asdict(self.settings)}
+        """The study as TOML, overrides included; reading it gives the same study, less data.path's password."""
+        values = asdict(self.base.without_secrets()) | {"study": asdict(self.settings)}
         return tomli_w.dumps(without_none(values))
 
 
@@ -218,7 +218,7 @@ def shipped_studies() -> list[str]:
 def changed_key(planned: Config, kept: Config) -> tuple[str, Any, Any] | None:
     """The first key that decides a run's result and in which two configurations differ, with both values."""
     sections = (*FIXED_SECTIONS, "budget", "eval")
-    return next(iter(differing_keys(planned.resolved(), kept.resolved(), sections=sections)), None)
+    return next(iter(differing_keys(planned.without_secrets().resolved(), kept.resolved(), sections=sections)), None)
 
 
 @dataclass(frozen=True)

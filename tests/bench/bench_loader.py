@@ -206,7 +206,7 @@ def synthetic_manifest(folder: Path) -> Manifest:
         for number in range(382)
     ]
     manifest = Manifest(
-        root=folder,
+        folder=folder,
         format=CRITEO,
         splits={name: Split(shards=tuple(shards) if name == "train" else ()) for name in SPLITS},
         compression="lz4",

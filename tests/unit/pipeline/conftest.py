@@ -48,7 +48,7 @@ def write_tiny(root: Path, splits: dict[str, Sequence[Sequence[int]]], compressi
                 shards.append(writer.finish(name))
         written[split] = Split(shards=tuple(shards))
     Manifest(
-        root=root,
+        folder=root,
         format=TINY,
         splits=written,
         compression=compression,

@@ -22,12 +22,12 @@ CPU = torch.device("cpu")
 TABLE_ROWS = 1_000
 
 
-def feed(data: Path, *, position=None, rank=0, ranks=1, device=CPU, **changes: Any) -> Feed:
+def feed(data: Path | str, *, position=None, rank=0, ranks=1, device=CPU, **changes: Any) -> Feed:
     config = DataConfig(**{"path": str(data), "batch_rows": 10, "shuffle_row_groups": 3, "seed": 5, **changes})
     return open_feed(config, table_rows=TABLE_ROWS, device=device, position=position, rank=rank, ranks=ranks)
 
 
-def take(data: Path, count: int, **changes: Any) -> list[DevicePair]:
+def take(data: Path | str, count: int, **changes: Any) -> list[DevicePair]:
     with feed(data, **changes) as pairs:
         return list(islice(pairs, count))
 

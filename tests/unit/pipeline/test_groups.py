@@ -13,6 +13,7 @@ from conftest import TINY, write_tiny
 from pipeline.columns import logarithms, rows_of_table
 from pipeline.errors import StorageError
 from pipeline.groups import GroupReader
+from pipeline.shard_files import LocalShards
 from pipeline.shards import Manifest, Shard
 from pipeline.stages import StageTotals
 
@@ -44,7 +45,8 @@ def write_by_arrow(folder: Path, columns: list[np.ndarray], missing: np.ndarray,
 def read(
     root: Path, shard: Shard, *, group=0, compression: Any = "lz4", table_rows=None
 ) -> tuple[np.ndarray, np.ndarray]:
-    reader = GroupReader(root, (shard,), TINY, compression=compression, table_rows=table_rows, stages=StageTotals())
+    files = LocalShards(root, (shard,))
+    reader = GroupReader(files, (shard,), TINY, compression=compression, table_rows=table_rows, stages=StageTotals())
     rows = shard.row_groups[group]
     label = np.full(rows, 99, np.uint8 if table_rows is None else np.float32)
     values = np.full((5, rows), -99, np.int32)
@@ -63,7 +65,8 @@ def test_rows_come_in_any_order_asked_for(tmp_path, table_rows):
     shard = write_by_arrow(tmp_path, random_columns(rng, 900, 40), rng.random((2, 900)) < 0.3)
     label, values = read(tmp_path, shard, table_rows=table_rows)
     order = rng.permutation(900).astype(np.uint32)
-    reader = GroupReader(tmp_path, (shard,), TINY, compression="lz4", table_rows=table_rows, stages=StageTotals())
+    files = LocalShards(tmp_path, (shard,))
+    reader = GroupReader(files, (shard,), TINY, compression="lz4", table_rows=table_rows, stages=StageTotals())
     ordered_label, ordered_values = np.full_like(label, 99), np.full_like(values, -99)
     reader.read(0, 0, ordered_label, list(ordered_values), order)
     assert (ordered_label == label[order]).all()

@@ -12,6 +12,7 @@ from pipeline.errors import StorageError
 from pipeline.groups import GroupReader
 from pipeline.order import Order, Shuffle
 from pipeline.reader import OnDamage, RowReader
+from pipeline.shard_files import LocalShards
 from pipeline.shards import Manifest
 from pipeline.stages import StageTotals
 
@@ -31,7 +32,8 @@ def reader(
     shards = manifest.splits[split].shards
     order = Order([shard.row_groups for shard in shards], seed=5, shuffle=shuffle, window_groups=3)
     stages = StageTotals()
-    groups = GroupReader(data, shards, TINY, compression=manifest.compression, table_rows=table_rows, stages=stages)
+    files = LocalShards(data, shards)
+    groups = GroupReader(files, shards, TINY, compression=manifest.compression, table_rows=table_rows, stages=stages)
     encoded = table_rows is not None
     return RowReader(groups, order, TINY, threads=threads, encoded=encoded, on_damage=on_damage, stages=stages)
 

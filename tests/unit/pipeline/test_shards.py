@@ -38,7 +38,7 @@ def write_shard(root: Path, compression: Compression = "lz4") -> Shard:
 def write_manifest(root: Path, **changes: Any) -> Manifest:
     shard = write_shard(root)
     values: dict[str, Any] = {
-        "root": root,
+        "folder": root,
         "format": TOY,
         "splits": {"train": Split(shards=(shard,)), "validation": Split(shards=()), "test": Split(shards=())},
         "compression": "lz4",

@@ -3,45 +3,25 @@
 from __future__ import annotations
 
 import gzip
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pyarrow import fs
 
 from pipeline.errors import InputError, StorageError
 from pipeline.preprocess import PreprocessConfig, preprocess
 from pipeline.source import find_sources
 from tests.logs import folder_bytes, log_lines
+from tests.store import Store, serve
 
-moto = pytest.importorskip("moto.server", reason="moto serves the store; it is part of the extra `dev`")
-
-
-class Store:
-    """A bucket called `logs`."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._options = f"?scheme=http&endpoint_override={host}:{port}&allow_bucket_creation=true"
-        self.files, _ = fs.FileSystem.from_uri(self.uri("logs"))
-        self.files.create_dir("logs")
-
-    def uri(self, path: str) -> str:
-        return f"s3://someone:secret@{path}{self._options}"
-
-    def write(self, path: str, content: bytes) -> None:
-        with self.files.open_output_stream(path, compression=None) as file:
-            file.write(content)
+pytest.importorskip("moto.server", reason="moto serves the store; it is part of the extra `dev`")
 
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield Store(*server.get_host_and_port())
-    server.stop()
+    with serve("logs") as store:
+        yield store
 
 
 def test_logs_in_a_store_give_the_same_shards_as_local_ones(store: Store, tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""A data folder in an object store, or wherever else pyarrow.fs leads: read over a network that may fail."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import pyarrow as pa
+from pyarrow import fs as arrow_fs
+
+from pipeline.errors import FetchError
+from pipeline.source import open_filesystem, without_secrets
+from pipeline.stream import cause_of
+
+CHUNK_BYTES = 8 << 20
+"""An object store answers each read with a request of its own, so reads are long."""
+PAUSES_SECONDS = (0.5, 1.0, 2.0)
+"""Between the attempts at what failed."""
+Result = TypeVar("Result")
+
+
+class RemoteFolder:
+    """What lies below a URI (s3://, gs://, hdfs://, file://); names are relative to it. Safe to use from any thread."""
+
+    def __init__(self, uri: str) -> None:
+        """Raises: InputError for a URI that pyarrow.fs does not understand."""
+        base, mark, query = uri.partition("?")  # the query holds options of the file system
+        self.address = without_secrets(base.rstrip("/"))
+        """What may be shown: without credentials and options."""
+        self._files, self._path = open_filesystem(base.rstrip("/") + mark + query)
+
+    def __str__(self) -> str:
+        return self.address
+
+    def address_of(self, name: str) -> str:
+        """What to call a file in messages."""
+        return f"{self.address}/{name}"
+
+    def read(self, name: str) -> bytes:
+        """The content of a file. Raises: FileNotFoundError; FetchError where it cannot be fetched."""
+        return self.retried(name, lambda: b"".join(self.chunks(name)))
+
+    def chunks(self, name: str) -> Iterator[pa.Buffer]:
+        """The content of a file, piece by piece. Raises: OSError as pyarrow.fs does, without another attempt."""
+        with self._files.open_input_stream(self._where(name), compression=None) as stream:
+            while (chunk := stream.read_buffer(CHUNK_BYTES)).size:
+                yield chunk
+
+    def open(self, name: str) -> pa.NativeFile:
+        """A file for random access. Raises: OSError as pyarrow.fs does."""
+        return self._files.open_input_file(self._where(name))
+
+    def names(self, folder: str) -> list[str]:
+        """Files in a folder below this one; none where there is no such folder. Raises: FetchError."""
+        selector = arrow_fs.FileSelector(self._where(folder), allow_not_found=True)
+        entries = self.retried(folder, lambda: self._files.get_file_info(selector))
+        return [f"{folder}/{entry.base_name}" for entry in entries if entry.type == arrow_fs.FileType.File]
+
+    def retried(
+        self, name: str, action: Callable[[], Result], *, pause: Callable[[float], object] = time.sleep
+    ) -> Result:
+        """What `action` on the file `name` returns, tried again after `PAUSES_SECONDS` where it raises an OSError.
+
+        Raises: FetchError after the last attempt; at once FileNotFoundError, and what is a FetchError already.
+        """
+        pauses = iter(PAUSES_SECONDS)
+        while True:
+            try:
+                return action()
+            except (FileNotFoundError, FetchError):
+                raise
+            except OSError as error:
+                seconds = next(pauses, None)
+                if seconds is None:
+                    raise FetchError(
+                        f"{self.address_of(name)} cannot be fetched ({cause_of(error)}); check address, network and "
+                        "credentials"
+                    ) from error
+            pause(seconds)
+
+    def _where(self, name: str) -> str:
+        return f"{self._path}/{name}"
