@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import CheckpointFunction
 
 from stepsize.errors import MeasurementError
 
@@ -63,6 +64,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
+def refuse_scripted(model: nn.Module) -> None:
+    """Raises MeasurementError for a model with `torch.jit` parts: nothing can take their own tensors' place."""
+    scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        what = f"module {scripted[0]!r}" if scripted[0] else "the model"
+        raise MeasurementError(f"{what} is scripted or traced by torch.jit; give the worker the model it was made from")
+
+
 def run(
     model: nn.Module,
     inputs: tuple[Any, ...],
@@ -92,14 +101,15 @@ def run(
 def undisturbed(generators: Generators) -> Iterator[None]:
     """Draw what `generators` draw next, then put the present state back.
 
-    Meanwhile compiled parts run eagerly (a compiled function loses tangents silently) and attention takes the math
-    kernels (the fused ones have no forward mode).
+    Meanwhile compiled parts and checkpointed ones run as written (compiled functions and reentrant checkpoints lose
+    tangents silently) and attention takes the math kernels (the fused ones have no forward mode).
     """
     now = Generators.capture(generators.device)
     with ExitStack() as stack:
         stack.callback(now.restore)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_without_fused_encoder())
+        stack.enter_context(_without_checkpoints())
         if "torch._dynamo" in sys.modules:  # only then can anything be compiled; importing it takes a second
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         generators.restore()
@@ -115,3 +125,14 @@ def _without_fused_encoder() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def _without_checkpoints() -> Iterator[None]:
+    """A reentrant checkpoint is an autograd function that reads the parameters behind forward mode's back."""
+    applied = CheckpointFunction.apply
+    CheckpointFunction.apply = staticmethod(lambda function, _, *arguments: function(*arguments))
+    try:
+        yield
+    finally:
+        CheckpointFunction.apply = applied

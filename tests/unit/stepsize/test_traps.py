@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn import functional
+from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
 from stepsize import Estimate, MeasurementError, Outcome, StepSizeWorker
 from tests.cases import CASES, SmallDLRM, parameters_of
@@ -97,6 +98,49 @@ def test_functions_compiled_inside_a_model_keep_the_tangent():
 
     expected = one_estimate(Eager(mlp()), x, y)
     assert_same(one_estimate(FunctionCompiledInside(mlp()), x, y), expected)
+
+
+class Checkpointed(nn.Module):
+    """Recomputes its hidden layer in the backward pass, in either of torch's two ways."""
+
+    def __init__(self, *, use_reentrant: bool) -> None:
+        super().__init__()
+        self.inner, self.use_reentrant = mlp(), use_reentrant
+
+    def hidden(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner[1](self.inner[0](x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner[3](self.inner[2](checkpoint(self.hidden, x, use_reentrant=self.use_reentrant)))
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("diagnostics", ["none", "full"])
+def test_checkpointed_parts_keep_the_tangent(use_reentrant, diagnostics):
+    """A reentrant checkpoint reads its parameters inside an autograd function: without care, d's part in them is 0."""
+    x, y = rows_of(6)
+    x.requires_grad_()  # or a reentrant checkpoint gives its parameters no gradients at all
+    expected = one_estimate(mlp(), x, y)
+    applied = CheckpointFunction.apply
+    found = one_estimate(Checkpointed(use_reentrant=use_reentrant), x, y, diagnostics=diagnostics)
+    assert_same(found, expected)
+    assert CheckpointFunction.apply == applied
+    if found.diagnostics is not None:
+        cosine, norms = (
+            found.diagnostics.cosine_b1,
+            (
+                found.diagnostics.gradient_norm_b1,
+                found.diagnostics.direction_norm,
+            ),
+        )
+        assert cosine * norms[0] * norms[1] == pytest.approx(expected.slope, rel=1e-4)  # pyright: ignore
+
+
+def test_scripted_models_and_parts_are_refused_at_once():
+    whole, part = torch.jit.script(mlp()), nn.Sequential(torch.jit.script(mlp()), nn.Flatten(0))
+    for model, name in ((whole, "the model"), (part, "module '0'")):
+        with pytest.raises(MeasurementError, match=f"^{name} is scripted"):
+            StepSizeWorker(model, torch.optim.SGD(model.parameters()), LOSS)
 
 
 def test_inference_mode_is_refused():
