@@ -126,11 +126,17 @@ TRUE_RATE = (0.7 * 0.6 + 0.3 * 1.6) / (0.7 * 0.36 + 0.3 * 2.56)
 """−E[slope] / E[curvature] of population_trials: slopes −0.6 and −1.6, curvatures 0.36 and 2.56."""
 
 
-def test_the_95_percent_interval_covers_the_truth_in_2000_trials():
+@pytest.mark.parametrize(
+    "make", [lambda: RatioSums(decay=1.0), lambda: RatioSums(decay=0.97), lambda: Window(50)], ids=["all", "exp", "win"]
+)
+def test_the_95_percent_interval_covers_the_truth_in_2000_trials(make):
     trials = population_trials(2000, 60, 16)
     inside = 0
     for pairs in trials.tolist():
-        pooled = pool([(slope, curvature) for slope, curvature in pairs])
+        pool = make()
+        for slope, curvature in pairs:
+            pool.add(slope, curvature)
+        pooled = pool.pooled()
         assert pooled is not None
         low, high = pooled.interval(0.95)
         inside += low <= TRUE_RATE <= high
