@@ -1,10 +1,10 @@
 """What measuring costs a whole run: the same job with `observe` and with `none`, step by step on the same rows.
 
 `python -m tests.bench.bench_overhead [--data DATA]`. Both jobs train from the same start and do the same steps, one
-step each in turn, so that a machine whose speed drifts, or that others use too, slows both. A pair's difference is
-what measuring cost that step. Whole intervals are put together twice: from sums, which hold everything and every
-disturbance too, and from the medians over measured and over unmeasured steps, each times how many there are; the
-latter with its standard error.
+step each in turn, so that a machine whose speed drifts, or that others use too, slows both; they change roles after
+every interval, so that it doesn't matter whose memory lies better. A pair's difference is what measuring cost that
+step. Whole intervals are put together twice: from sums, which hold everything and every disturbance too, and from the
+medians over measured and over unmeasured steps, each times how many there are, with the standard error.
 """
 
 from __future__ import annotations
@@ -33,12 +33,11 @@ Seconds = dict[str, float]
 class Job:
     """One training job as the daemon puts it together, less its records, metrics, evaluations and checkpoints."""
 
-    def __init__(self, data: Path, policy: str, arguments: argparse.Namespace, stack: ExitStack) -> None:
-        stepsize = {"policy": policy, "interval": arguments.interval, "count": arguments.count}
+    def __init__(self, data: Path, arguments: argparse.Namespace, stack: ExitStack) -> None:
         values = {
             "data": {"path": str(data), "batch_rows": arguments.batch_rows},
             "model": {"preset": arguments.preset, "table_rows": arguments.table_rows},
-            "stepsize": stepsize if policy != "none" else {"policy": policy},
+            "stepsize": {"policy": "observe", "interval": arguments.interval, "count": arguments.count},
             "budget": {"steps": arguments.interval * arguments.intervals},
         }
         self.parts = Parts(config_from(values, where="benchmark"), stack)
@@ -51,11 +50,11 @@ class Job:
         )
         self.step = 0
 
-    def run(self) -> tuple[bool, Seconds]:
-        """One step: whether it was measured, and what it took."""
+    def run(self, *, observe: bool) -> tuple[bool, Seconds]:
+        """One step, as policy `observe` has it or as `none`: whether it was measured, and what it took."""
         began = {name: clock() for name, clock in CLOCKS.items()}
         pair = next(self.parts.feed)
-        measure = pair.fresh and self.parts.policy.wants(self.step)
+        measure = observe and pair.fresh and self.parts.policy.wants(self.step)
         self.train_step(pair, step=self.step, learning_rate=self.parts.peak, measure=measure)
         for estimate in self.parts.worker.poll(step=self.step):
             self.parts.policy.observe(estimate)
@@ -98,21 +97,23 @@ def main() -> None:
     parser.add_argument("--batch-rows", type=int, default=256)
     parser.add_argument("--interval", type=int, default=1000)
     parser.add_argument("--count", type=int, default=10)
-    parser.add_argument("--intervals", type=int, default=3)
+    parser.add_argument("--intervals", type=int, default=4)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with ExitStack() as stack:
         data = data_folder(arguments.data, stack)
-        jobs = {name: Job(data, name, arguments, stack) for name in ("none", "observe")}
+        jobs = [Job(data, arguments, stack) for _ in range(2)]
         plain, extra, measured = [], [], []
         for step in range(arguments.interval * arguments.intervals):
-            # who goes first alternates, so that neither always finds the other's leavings in the caches
-            order = list(jobs) if step % 2 else list(jobs)[::-1]
-            done = {name: jobs[name].run() for name in order}
-            flag, seconds = done["observe"]
-            plain.append(done["none"][1])
-            extra.append({clock: seconds[clock] - done["none"][1][clock] for clock in CLOCKS})
+            observing = step // arguments.interval % 2
+            # who goes first alternates too, so that neither always finds the other's leavings in the caches
+            order = (0, 1) if step % 2 else (1, 0)
+            done = {job: jobs[job].run(observe=job == observing) for job in order}
+            flag, seconds = done[observing]
+            without = done[1 - observing][1]
+            plain.append(without)
+            extra.append({clock: seconds[clock] - without[clock] for clock in CLOCKS})
             measured.append(flag)
     print(
         f"{arguments.preset}, {arguments.batch_rows} rows a batch, {arguments.threads} threads, "
