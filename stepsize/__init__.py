@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from stepsize.errors import MeasurementError
-from stepsize.estimate import Estimate, Outcome, StepSizeNumbers
+from stepsize.estimate import Diagnostics, Estimate, Outcome, StepSizeNumbers
 from stepsize.losses import AutogradLoss, BCEWithLogits, CrossEntropy, Loss, SquaredError
 from stepsize.policy import Policy, StepSizeConfig, make_policy
+from stepsize.pooling import PooledRate, RatioSums, Window, median_rate, per_rate, pool
 from stepsize.rates import set_learning_rate
 from stepsize.rules import L4, PAL, SGDBB, SPS
 from stepsize.worker import StepSizeWorker
@@ -18,15 +19,22 @@ __all__ = [
     "AutogradLoss",
     "BCEWithLogits",
     "CrossEntropy",
+    "Diagnostics",
     "Estimate",
     "Loss",
     "MeasurementError",
     "Outcome",
     "Policy",
+    "PooledRate",
+    "RatioSums",
     "SquaredError",
     "StepSizeConfig",
     "StepSizeNumbers",
     "StepSizeWorker",
+    "Window",
     "make_policy",
+    "median_rate",
+    "per_rate",
+    "pool",
     "set_learning_rate",
 ]

@@ -40,7 +40,7 @@ class Options:
     has B1's logits at θ1 anyway), no copy of θ0, no forward-mode formulas. Its error is first order in the step.
     On real click rows it lay within 2 % of a standard error of the JVP's α* up to a rate of 1e-3 and within 4 % at
     1e-2, but that error is a bias, not noise: pooled over 300 steps it read 0 % less at 1e-5, 1 % at 1e-4, 5 % at
-    1e-3 and 65 % at 1e-2 (tests/bench/bench_secant.py). So the JVP is the default, and the secant is as good where
+    1e-3 and 65 % at 1e-2 (tests/bench/bench_cheaper.py). So the JVP is the default, and the secant is as good where
     the rate is at most a tenth of what α* says or where forward mode has no formula."""
     curvature: str = "ggn"
     """"hessian", "fisher" (Monte Carlo), "empirical_fisher" or the name of another curvlinops operator cost a dense

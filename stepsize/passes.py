@@ -9,10 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as fw
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import CheckpointFunction
 
 from stepsize.errors import MeasurementError
+from stepsize.tables import StandIn
 
 ForwardContext = Callable[[], AbstractContextManager[Any]]
 """Makes the context the user's forward runs in, such as `lambda: torch.autocast("cuda", torch.bfloat16)`."""
@@ -63,6 +69,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
+def refuse_scripted(model: nn.Module) -> None:
+    """Raises MeasurementError for a model with `torch.jit` parts: nothing can take their own tensors' place."""
+    scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        what = f"module {scripted[0]!r}" if scripted[0] else "the model"
+        raise MeasurementError(f"{what} is scripted or traced by torch.jit; give the worker the model it was made from")
+
+
 def run(
     model: nn.Module,
     inputs: tuple[Any, ...],
@@ -92,14 +106,19 @@ def run(
 def undisturbed(generators: Generators) -> Iterator[None]:
     """Draw what `generators` draw next, then put the present state back.
 
-    Meanwhile compiled parts run eagerly (a compiled function loses tangents silently) and attention takes the math
-    kernels (the fused ones have no forward mode).
+    Meanwhile compiled parts and checkpointed ones run as written (compiled functions and reentrant checkpoints lose
+    tangents silently), attention takes the math kernels (the fused ones have no forward mode), and what an autograd
+    function without a forward-mode formula does is watched.
+
+    Raises: MeasurementError where such a function reads a tensor with a tangent.
     """
     now = Generators.capture(generators.device)
     with ExitStack() as stack:
         stack.callback(now.restore)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_without_fused_encoder())
+        stack.enter_context(_without_checkpoints())
+        stack.enter_context(_watched_functions())
         if "torch._dynamo" in sys.modules:  # only then can anything be compiled; importing it takes a second
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         generators.restore()
@@ -115,3 +134,55 @@ def _without_fused_encoder() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def _without_checkpoints() -> Iterator[None]:
+    """A reentrant checkpoint is an autograd function that reads the parameters behind forward mode's back."""
+    applied = CheckpointFunction.apply
+    CheckpointFunction.apply = staticmethod(lambda function, _, *arguments: function(*arguments))
+    try:
+        yield
+    finally:
+        CheckpointFunction.apply = applied
+
+
+class _ReadsNoTangent(TorchFunctionMode):
+    """Forward mode is off within an autograd function, so that a tangent read there is lost without a word."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with fw._set_fwd_grad_enabled(True):  # or nothing here has a tangent to see
+            lost = any(map(_carries_tangent, tree_leaves((args, kwargs))))
+        if lost:
+            raise MeasurementError(
+                f"forward mode stops at the autograd function {self.name}, which has no jvp and reads what the step "
+                'changes; give it one, or take method="secant", which needs none'
+            )
+        return func(*args, **(kwargs or {}))
+
+
+def _carries_tangent(value: Any) -> bool:
+    if isinstance(value, StandIn):  # of a table that moves
+        return True
+    return isinstance(value, Tensor) and fw.unpack_dual(value).tangent is not None
+
+
+@contextmanager
+def _watched_functions() -> Iterator[None]:
+    """Torch refuses a function without `jvp` where a tangent is passed to it, but not where it reads one by itself."""
+    original = vars(Function)["apply"]
+
+    def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
+        watched = fw._current_level >= 0 and cls.jvp is Function.jvp
+        with _ReadsNoTangent(cls.__name__) if watched else nullcontext():
+            return original.__get__(None, cls)(*args, **kwargs)
+
+    Function.apply = classmethod(apply)  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        Function.apply = original

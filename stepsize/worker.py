@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves, tree_map
 
 from stepsize.curvature import moments, row_forms, secant_rounding
 from stepsize.direction import Batch, Snapshot, Tables, Tracker
@@ -20,7 +21,7 @@ from stepsize.estimate import Estimate, Outcome
 from stepsize.handoff import Pending, Quantities, lane_for
 from stepsize.losses import Loss, as_loss
 from stepsize.measurement import Diagnosis, Estimator, Method, Options, dropped, estimate_from, measure
-from stepsize.passes import ForwardContext, Generators, LastTrainingForward, run, unwrapped
+from stepsize.passes import ForwardContext, Generators, LastTrainingForward, refuse_scripted, run, unwrapped
 
 TakeRows = Callable[[tuple[Any, ...], Tensor, int], tuple[tuple[Any, ...], Tensor]]
 """`(inputs, targets, rows)` to the inputs and targets of the first `rows` rows."""
@@ -93,9 +94,10 @@ class StepSizeWorker:
         inverse. Rows are cut along each input's first dimension of B1's length, or by `take_rows`.
         `tables="dense"` clones embedding tables whole, for a model whose look-ups change from pass to pass.
         An estimate handed over more than `max_age` steps after its own is STALE.
-        `forward_context` makes the context the model runs in, autocast for instance.
+        `forward_context` makes the context the model runs in: the autocast of the training, or one to bfloat16 for
+        measuring alone, which about halves the cost where the processor has such products.
 
-        Raises: MeasurementError for an unknown option or a loss without a closed form.
+        Raises: MeasurementError for an unknown option, a loss without a closed form or a scripted model.
         """
         if not 0 < probe_fraction <= 1:
             raise MeasurementError(f"probe_fraction: {probe_fraction} is no share of B1; give one above 0, up to 1")
@@ -107,6 +109,7 @@ class StepSizeWorker:
             per_group=per_group,
         )
         self.model = unwrapped(model)
+        refuse_scripted(self.model)
         self.loss = as_loss(loss)
         self.probe_fraction = probe_fraction
         self.max_age = max_age
@@ -256,7 +259,8 @@ class StepSizeWorker:
     def _submit(self, probe: _Probe, snapshot: Snapshot) -> Pending:
         """Take the difference now, on the current stream, and leave the passes to the lane."""
         direction = snapshot.difference(gradients=self.options.diagnostics == "full")
-        tensors = [v for batch in probe.batches for v in (*batch.inputs, batch.targets) if isinstance(v, Tensor)]
+        leaves = tree_leaves([(batch.inputs, batch.targets) for batch in probe.batches])
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
         def work() -> Quantities:
             return measure(
@@ -313,7 +317,10 @@ class StepSizeWorker:
 
 
 def first_rows(inputs: tuple[Any, ...], targets: Tensor, rows: int) -> tuple[tuple[Any, ...], Tensor]:
-    """The first `rows` rows: each tensor cut along its first dimension of the targets' length, others left whole."""
+    """The first `rows` rows: each tensor cut along its first dimension of the targets' length, others left whole.
+
+    Tensors in nested tuples, lists and mappings count too.
+    """
     length = len(targets)
 
     def cut(value: Any) -> Any:
@@ -321,7 +328,7 @@ def first_rows(inputs: tuple[Any, ...], targets: Tensor, rows: int) -> tuple[tup
             return value
         return value.narrow(value.shape.index(length), 0, rows)
 
-    return tuple(map(cut, inputs)), targets[:rows]
+    return tree_map(cut, inputs), targets[:rows]
 
 
 def _as_tuple(inputs: Tensor | tuple[Any, ...]) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,8 @@ from pipeline.device import DataConfig, ModelInputs, open_feed, open_rows
 from pipeline.schema import LogFormat
 from pipeline.shards import Manifest
 from stepsize.losses import BCEWithLogits
-from stepsize.policy import make_policy
+from stepsize.passes import ForwardContext
+from stepsize.policy import Precision, make_policy
 from stepsize.worker import StepSizeWorker
 from trainer.averaging import build_average
 from trainer.checkpoint import load_latest, random_state, restore_random_state, save_checkpoint, seed_generators
@@ -112,6 +114,7 @@ class Parts(Learner):
                 probe_fraction=config.stepsize.probe_fraction,
                 take_rows=first_rows,
                 max_age=config.stepsize.max_age,
+                forward_context=_forward_context(config.stepsize.precision, self.device),
             )
         stack.callback(self.worker.close)
 
@@ -191,6 +194,11 @@ def _evaluated_splits(config: Config, manifest: Manifest) -> list[str]:
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _forward_context(precision: Precision, device: torch.device) -> ForwardContext:
+    """What the measuring pass runs in."""
+    return nullcontext if precision == "float32" else partial(torch.autocast, device.type, torch.bfloat16)
 
 
 def _columns(log_format: LogFormat) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ from stepsize import BCEWithLogits, StepSizeWorker
 from trainer.model import ModelConfig, build_model
 from trainer.optimizers import OptimizerConfig, build_optimizer
 
+PLAIN = "α*, one JVP"
+SLOW_ROWS = 1_000_000
+"""The largest table that curvlinops and the original way take their turns on: they hold it ten times over."""
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 Batch = tuple[tuple[Tensor, Tensor], Tensor]
@@ -48,7 +52,13 @@ class Subject:
         self.optimizer = build_optimizer(OptimizerConfig(), self.model)
         self.loss = nn.BCEWithLogitsLoss()
         self.workers = {
-            "α*, one JVP": StepSizeWorker(self.model, self.optimizer, BCEWithLogits()),
+            PLAIN: StepSizeWorker(self.model, self.optimizer, BCEWithLogits()),
+            "α*, one JVP in bfloat16": StepSizeWorker(
+                self.model,
+                self.optimizer,
+                BCEWithLogits(),
+                forward_context=partial(torch.autocast, "cpu", torch.bfloat16),
+            ),
             "α*, secant": StepSizeWorker(self.model, self.optimizer, BCEWithLogits(), method="secant"),
             "α*, an eighth of the rows": StepSizeWorker(
                 self.model, self.optimizer, BCEWithLogits(), probe_fraction=0.125, take_rows=_first
@@ -78,14 +88,16 @@ class Subject:
         self.gradient(batch, sparse=False)
         self.optimizer.step()
 
-    def estimate(self, worker: StepSizeWorker, b1: Batch, b2: Batch) -> float:
-        """Seconds that the worker takes around a step; the step itself is not counted."""
+    def estimates(self, b1: Batch, b2: Batch, *names: str) -> dict[str, float]:
+        """Seconds that each worker takes around the same step; the step itself is not counted."""
         self.gradient(b2, sparse=False)
-        before = self.seconds(lambda: worker.before_step(*b1, step=0))
+        workers = {name: self.workers[name] for name in names or self.workers}
+        before = {n: self.seconds(lambda w=w: w.before_step(*b1, step=0)) for n, w in workers.items()}
         self.optimizer.step()
-        after = self.seconds(worker.after_step)
-        worker.poll()
-        return before + after
+        after = {n: self.seconds(w.after_step) for n, w in workers.items()}
+        for worker in workers.values():
+            worker.poll()
+        return {name: before[name] + after[name] for name in workers}
 
     def operator(self, b1: Batch, *, check: bool) -> Any:
         (dense, ids), targets = b1
@@ -123,16 +135,19 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def compare(subject: Subject, *, rounds: int, slow_rounds: int) -> None:
-    """Print each way's time over a forward and backward pass and over a training step, and the memory of α*."""
+def print_peak_memory(subject: Subject) -> None:
+    """Prints what α* adds to the peak of this process, which must have done nothing larger before."""
     subject.training_step(subject.batch())
     without = peak_bytes()
-    worker = subject.workers["α*, one JVP"]
     for _ in range(2):
-        subject.estimate(worker, subject.batch(), subject.batch())
+        subject.estimates(subject.batch(), subject.batch(), PLAIN)
     model_bytes = sum(p.numel() * p.element_size() for p in subject.model.parameters())
     print(f"peak memory beside a training step: {(peak_bytes() - without) / model_bytes:.1%} of the model's own")
 
+
+def compare(subject: Subject, *, rounds: int, slow_rounds: int) -> None:
+    """Print each way's time over a forward and backward pass and over a training step."""
+    subject.estimates(subject.batch(), subject.batch())  # each learns the look-ups once
     passes, steps = "forward + backward, row gradients", "training step, NAdamW"
     turns: list[dict[str, float]] = []
     for turn in range(rounds):
@@ -144,8 +159,7 @@ def compare(subject: Subject, *, rounds: int, slow_rounds: int) -> None:
             ),
             steps: subject.seconds(lambda b2=b2: subject.training_step(b2)),
         }
-        for name, each in subject.workers.items():
-            seconds[name] = subject.estimate(each, b1, b2)
+        seconds |= subject.estimates(b1, b2)
         if turn < slow_rounds:
             d = [torch.randn_like(p).mul_(1e-3) for p in subject.model.parameters()]
             slow = {
@@ -163,20 +177,27 @@ def compare(subject: Subject, *, rounds: int, slow_rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--table-rows", type=int, default=1_000_000)
+    parser.add_argument("--table-rows", type=int, nargs="+", default=[4_194_304, SLOW_ROWS])
     parser.add_argument("--rows", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--slow-rounds", type=int, default=1, help="rounds in which curvlinops takes its turns")
+    parser.add_argument("--slow-rounds", type=int, default=1, help="rounds with curvlinops, on small tables")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="processor: with one thread, for a machine that is not idle"
     )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    subject = Subject(arguments.table_rows, arguments.rows, CLOCKS[arguments.clock])
-    threads = f"{arguments.threads} threads, {arguments.clock} time"
-    print(f"DLRM-small, {arguments.table_rows:,} x 128 table, {arguments.rows} rows, {threads}")
-    compare(subject, rounds=arguments.rounds, slow_rounds=arguments.slow_rounds)
+    for table_rows in arguments.table_rows:
+        print(
+            f"DLRM-small, {table_rows:,} x 128 table, {arguments.rows} rows, {arguments.threads} threads, "
+            f"{arguments.clock} time"
+        )
+        subject = Subject(table_rows, arguments.rows, CLOCKS[arguments.clock])
+        if table_rows == max(arguments.table_rows):
+            print_peak_memory(subject)
+        slow_rounds = arguments.slow_rounds if table_rows <= SLOW_ROWS else 0
+        compare(subject, rounds=arguments.rounds, slow_rounds=slow_rounds)
+        del subject
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
-"""What measuring costs a whole run: the same job with `observe` and with `none`, taking turns on the same rows.
+"""What measuring costs a whole run: the same job with `observe` and with `none`, step by step on the same rows.
 
-`python -m tests.bench.bench_overhead [--data DATA]`. Both jobs train dlrm-tiny from the same start and do the same
-steps, in turns of `--turn` steps, so that a machine whose speed drifts slows both. The ratio is of the sums over one
-interval of the policy, measured and unmeasured steps alike; the spread is over intervals.
+`python -m tests.bench.bench_overhead [--data DATA]`. Both jobs train from the same start and do the same steps, one
+step each in turn, so that a machine whose speed drifts, or that others use too, slows both; they change roles after
+every interval, so that it doesn't matter whose memory lies better. A pair's difference is what measuring cost that
+step. Whole intervals are put together twice: from sums, which hold everything and every disturbance too, and from the
+medians over measured and over unmeasured steps, each times how many there are, with the standard error.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import math
+import statistics
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,16 +26,18 @@ from trainer.parts import Parts
 from trainer.step import TrainStep
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+Seconds = dict[str, float]
+"""By clock."""
 
 
 class Job:
     """One training job as the daemon puts it together, less its records, metrics, evaluations and checkpoints."""
 
-    def __init__(self, data: Path, policy: str, arguments: argparse.Namespace, stack: ExitStack) -> None:
-        stepsize = {"policy": policy, "interval": arguments.interval, "count": arguments.count}
+    def __init__(self, data: Path, arguments: argparse.Namespace, stack: ExitStack) -> None:
         values = {
             "data": {"path": str(data), "batch_rows": arguments.batch_rows},
-            "stepsize": stepsize if policy != "none" else {"policy": policy},
+            "model": {"preset": arguments.preset, "table_rows": arguments.table_rows},
+            "stepsize": {"policy": "observe", "interval": arguments.interval, "count": arguments.count},
             "budget": {"steps": arguments.interval * arguments.intervals},
         }
         self.parts = Parts(config_from(values, where="benchmark"), stack)
@@ -43,54 +49,77 @@ class Job:
             clock=StepClock(),
         )
         self.step = 0
-        self.estimates = 0
 
-    def run(self, steps: int) -> None:
-        for _ in range(steps):
-            pair = next(self.parts.feed)
-            measure = pair.fresh and self.parts.policy.wants(self.step)
-            self.train_step(pair, step=self.step, learning_rate=self.parts.peak, measure=measure)
-            for estimate in self.parts.worker.poll(step=self.step):
-                self.parts.policy.observe(estimate)
-                self.estimates += 1
-            self.step += 1
+    def run(self, *, observe: bool) -> tuple[bool, Seconds]:
+        """One step, as policy `observe` has it or as `none`: whether it was measured, and what it took."""
+        began = {name: clock() for name, clock in CLOCKS.items()}
+        pair = next(self.parts.feed)
+        measure = observe and pair.fresh and self.parts.policy.wants(self.step)
+        self.train_step(pair, step=self.step, learning_rate=self.parts.peak, measure=measure)
+        for estimate in self.parts.worker.poll(step=self.step):
+            self.parts.policy.observe(estimate)
+        self.step += 1
+        return measure, {name: clock() - began[name] for name, clock in CLOCKS.items()}
+
+
+def median_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The median and its standard error, from the median distance to it as if the values were normal."""
+    median = statistics.median(values)
+    spread = 1.4826 * statistics.median(abs(value - median) for value in values)
+    return median, 1.2533 * spread / math.sqrt(len(values))
+
+
+def report(plain: Sequence[Seconds], extra: Sequence[Seconds], measured: Sequence[bool]) -> None:
+    """One line a clock: what a measured and an unmeasured step cost more, and what all of them do together."""
+    print(f"{'':10}  measured step  unmeasured step    all, by medians    all, by sums")
+    for clock in CLOCKS:
+        step = statistics.median(seconds[clock] for seconds in plain)
+        total, variance, each = 0.0, 0.0, []
+        for kind in (True, False):
+            values = [seconds[clock] for seconds, flag in zip(extra, measured, strict=True) if flag is kind]
+            median, error = median_and_error(values)
+            each.append(median / step)
+            total += len(values) * median
+            variance += (len(values) * error) ** 2
+        whole = step * len(plain)
+        sums = sum(seconds[clock] for seconds in extra) / sum(seconds[clock] for seconds in plain)
+        print(
+            f"{clock:10}  {each[0]:+13.0%}  {each[1]:+15.2%}  {total / whole:+9.2%} ± "
+            f"{math.sqrt(variance) / whole:.2%}  {sums:+14.2%}"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_argument(parser)
+    parser.add_argument("--preset", default="dlrm-tiny")
+    parser.add_argument("--table-rows", type=int, default=262_144)
     parser.add_argument("--batch-rows", type=int, default=256)
     parser.add_argument("--interval", type=int, default=1000)
     parser.add_argument("--count", type=int, default=10)
-    parser.add_argument("--intervals", type=int, default=3)
-    parser.add_argument("--turn", type=int, default=10, help="steps a job does before the other's turn")
+    parser.add_argument("--intervals", type=int, default=4)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    clock = CLOCKS[arguments.clock]
     with ExitStack() as stack:
         data = data_folder(arguments.data, stack)
-        jobs = {name: Job(data, name, arguments, stack) for name in ("none", "observe")}
-        for job in jobs.values():
-            job.run(3)
-            job.step = job.estimates = 0
-        overheads = []
-        for _ in range(arguments.intervals):
-            spent = dict.fromkeys(jobs, 0.0)
-            for turn in range(arguments.interval // arguments.turn):
-                # who goes first alternates, so that neither always finds the other's leavings in the caches
-                for name in itertools.islice(itertools.cycle(jobs), turn % 2, turn % 2 + 2):
-                    began = clock()
-                    jobs[name].run(arguments.turn)
-                    spent[name] += clock() - began
-            overheads.append(spent["observe"] / spent["none"] - 1)
+        jobs = [Job(data, arguments, stack) for _ in range(2)]
+        plain, extra, measured = [], [], []
+        for step in range(arguments.interval * arguments.intervals):
+            observing = step // arguments.interval % 2
+            # who goes first alternates too, so that neither always finds the other's leavings in the caches
+            order = (0, 1) if step % 2 else (1, 0)
+            done = {job: jobs[job].run(observe=job == observing) for job in order}
+            flag, seconds = done[observing]
+            without = done[1 - observing][1]
+            plain.append(without)
+            extra.append({clock: seconds[clock] - without[clock] for clock in CLOCKS})
+            measured.append(flag)
     print(
-        f"dlrm-tiny, {arguments.batch_rows} rows a batch, {arguments.count} of {arguments.interval} steps measured, "
-        f"{arguments.threads} threads, {arguments.clock} time"
+        f"{arguments.preset}, {arguments.batch_rows} rows a batch, {arguments.threads} threads, "
+        f"{sum(measured)} of {len(measured)} steps measured; observe / none - 1 over them"
     )
-    mean, each = sum(overheads) / len(overheads), ", ".join(f"{overhead:+.2%}" for overhead in overheads)
-    print(f"observe / none: {mean:+.2%} (intervals: {each}; {jobs['observe'].estimates} estimates)")
+    report(plain, extra, measured)
 
 
 if __name__ == "__main__":

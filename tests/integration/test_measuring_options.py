@@ -73,6 +73,16 @@ def test_the_secant_is_near_the_derivative_at_a_small_step(estimates: Estimates,
         assert other["relative"] == pytest.approx(one["relative"], rel=0.02)
 
 
+def test_bfloat16_measures_nearly_the_same_of_the_same_training(estimates: Estimates, tmp_path: Path) -> None:
+    exact = estimates("")
+    (tmp_path / "run").rename(tmp_path / "float32")
+    for one, other in zip(exact, estimates('precision = "bfloat16"'), strict=True):
+        assert other["slope"] != one["slope"]
+        assert abs(other["relative"] - one["relative"]) < 0.25 * one["standard_error"]
+    losses = [[record["loss"] for record in read_records(tmp_path / run / "steps.jsonl")] for run in ("run", "float32")]
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize("curvature", ["hessian", "fisher", "empirical_fisher"])
 def test_another_curvature_stands_in_its_place(estimates: Estimates, tmp_path: Path, curvature: str) -> None:
     pytest.importorskip("curvlinops")

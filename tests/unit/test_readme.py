@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 import tomllib
 from pathlib import Path
@@ -15,7 +16,10 @@ from trainer.config import config_from
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LINKS = sorted(set(re.findall(r"\]\(([^)#]+)\)", README)))
+PAGES = (ROOT / "README.md", ROOT / "stepsize" / "README.md")
+LINKS = sorted(
+    {(page.parent, link) for page in PAGES for link in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8"))}
+)
 COMMANDS = re.findall(r"\.venv/bin/alphastream (\w+)(.*?)(?:\s{2,}#.*)?$", README, re.MULTILINE)
 
 
@@ -23,9 +27,15 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("link", LINKS)
-def test_links_lead_somewhere(link: str) -> None:
-    assert link.startswith("https://") or (ROOT / link).exists()
+@pytest.mark.parametrize(("folder", "link"), LINKS)
+def test_links_lead_somewhere(folder: Path, link: str) -> None:
+    assert link.startswith("https://") or (folder / link).exists()
+
+
+def test_the_examples_of_stepsize_run() -> None:
+    result = doctest.testfile(str(ROOT / "stepsize" / "README.md"), module_relative=False)
+    assert result.attempted > 10
+    assert result.failed == 0
 
 
 def test_make_targets_exist() -> None:

@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from stepsize import StepSizeWorker, set_learning_rate
 from stepsize.estimate import Estimate, Outcome
 from stepsize.follow import Auto, Bounds, Ema, Measuring
 from stepsize.policy import NoMeasurements, Policy, StepSizeConfig, make_policy
@@ -479,3 +482,38 @@ def test_ema_lands_near_the_best_rate_too(guess):
     config = StepSizeConfig(policy="ema", interval=10, count=10)
     rate, _ = track(make_policy(config, initial_rate=guess, total_steps=1500), scheduled=guess)
     assert rate == pytest.approx(Tracking.best_rate(), rel=0.2)
+
+
+def trained_from(guess: float, *, optimizer_rate: float) -> tuple[list[float], torch.Tensor]:
+    """A loop of one's own under `auto`: the rate of each of 40 AdamW steps, and the weights they lead to."""
+    torch.manual_seed(0)
+    model, loss = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 1)), nn.MSELoss()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=optimizer_rate)
+    worker = StepSizeWorker(model, optimizer, loss)
+    policy = make_policy(StepSizeConfig(policy="auto", interval=20, count=10), initial_rate=guess, total_steps=40)
+    x, rates = torch.randn(41, 64, 5), []
+    y = x.sum(2, keepdim=True).sin()
+    for step in range(40):
+        rates.append(policy.learning_rate(step, 0.0))
+        set_learning_rate(optimizer, rates[-1])
+        optimizer.zero_grad()
+        loss(model(x[step]), y[step]).backward()
+        if policy.wants(step):
+            worker.before_step(x[step + 1], y[step + 1], step=step)
+        optimizer.step()
+        worker.after_step()
+        for found in worker.poll(step=step):
+            policy.observe(found)
+    return rates, torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def test_auto_in_a_loop_of_one_s_own_does_the_same_to_the_bit_from_every_guess_above_its_probing_steps():
+    """The guess only bounds steps taken without evidence, and the first step of 1e-6 already gives it here."""
+    rates, weights = trained_from(1e-6, optimizer_rate=1e-6)
+    assert rates[0] == 1e-6
+    assert max(rates) > 1e-3
+    for guess in (1e-4, 1e-2, 1.0):
+        others, end = trained_from(guess, optimizer_rate=guess)
+        assert others == rates
+        assert torch.equal(end, weights)
+    assert trained_from(1e-7, optimizer_rate=1e-7)[0][0] == 1e-7, "a smaller guess is a smaller step"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
+import curvlinops
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from stepsize import Estimate, MeasurementError, Outcome, StepSizeWorker
+from stepsize import Estimate, MeasurementError, Outcome, SquaredError, StepSizeWorker
+from stepsize.handoff import Inline
 from stepsize.worker import first_rows
 from tests.cases import CASES, Case, parameters_of
 from tests.reverse_mode import forms_by_reverse_mode, gradient_of, hessian_form
@@ -93,6 +96,23 @@ def test_the_monte_carlo_fisher_is_near_the_ggn():
     assert estimate.curvature == pytest.approx(exact.curvature, rel=0.15)
 
 
+@pytest.mark.parametrize("operator", ["KFACLinearOperator", "EKFACLinearOperator", "GGNLinearOperator"])
+def test_any_operator_of_curvlinops_goes_by_its_name(operator):
+    """dᵀCd with the operator built by hand at θ0."""
+    case = CASES["mlp_cross_entropy"]
+    estimate, model, change = measured(case, curvature=operator)
+    direction = [change[name] for name, _ in model.named_parameters()]
+    matrix = getattr(curvlinops, operator)(
+        model,
+        case.torch_loss,
+        list(model.parameters()),
+        [(case.batch(1)[0][0], case.batch(1)[1])],
+        check_deterministic=False,
+    )
+    form = sum((d * c).sum().item() for d, c in zip(direction, matrix @ direction, strict=True))
+    assert estimate.curvature == pytest.approx(form, rel=1e-10)
+
+
 def test_an_unknown_curvature_is_named():
     with pytest.raises(MeasurementError, match="'hesian' is unknown; choose ggn, hessian"):
         measured(CASES["mlp_cross_entropy"], curvature="hesian")
@@ -135,6 +155,56 @@ def test_a_fraction_probes_the_first_rows_and_widens_the_error_bar(name):
     assert part.slope_variance is not None
     assert whole.slope_variance is not None
     assert part.slope_variance / whole.slope_variance == pytest.approx(4, rel=0.5)
+
+
+class Packed(nn.Module):
+    """A model of one argument: its ids and weights in a mapping, within a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(500, 4), nn.Linear(4, 3)
+
+    def forward(self, packed: dict[str, list[torch.Tensor]]) -> torch.Tensor:
+        ids, weights = packed["columns"]
+        return self.head(self.table(ids).mean(1) * weights[:, None])
+
+
+def measured_packed(x: tuple[torch.Tensor, torch.Tensor], y: torch.Tensor, **options) -> StepSizeWorker:
+    """A worker that has measured one step on the very rows that were trained on."""
+    torch.manual_seed(0)
+    model, loss = Packed(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    worker = StepSizeWorker(model, optimizer, loss, **options)
+    loss(model({"columns": list(x)}), y).backward()
+    with worker.around_step(({"columns": list(x)},), y, step=0):
+        optimizer.step()
+    return worker
+
+
+def test_a_fraction_cuts_tensors_in_nested_inputs_too():
+    """A quarter of the rows four times over is, as rows to measure on, that quarter."""
+    ids, weights, y = torch.randint(500, (10, 3)), torch.randn(10), torch.randint(3, (10,))
+    x, y = (ids.repeat(4, 1), weights.repeat(4)), y.repeat(4)
+    [part] = measured_packed(x, y, probe_fraction=0.25).poll()
+    [whole] = measured_packed(x, y).poll()
+    assert (part.rows, whole.rows) == (10, 40)
+    assert part.relative == pytest.approx(whole.relative, rel=1e-4)
+
+
+def test_a_lane_is_told_of_tensors_in_nested_inputs_too(monkeypatch):
+    """Or the allocator could hand their memory out again while the side stream still reads it."""
+    told: list[torch.Tensor] = []
+    submit = Inline.submit
+
+    def listening(self, work, uses):
+        told.extend(uses)
+        return submit(self, work, uses)
+
+    monkeypatch.setattr(Inline, "submit", listening)
+    x, y = (torch.randint(500, (40, 3)), torch.randn(40)), torch.randint(3, (40,))
+    measured_packed(x, y)
+    for tensor in (*x, y):
+        assert any(tensor.data_ptr() == each.data_ptr() for each in told)
 
 
 def test_rows_are_cut_by_the_caller_where_he_says_how():
@@ -228,3 +298,37 @@ def test_any_optimizer_s_step_is_a_direction(name):
     slope, curvature = forms_by_reverse_mode(case, model, change, *case.batch(1))
     assert estimate.slope == pytest.approx(slope, rel=1e-10)
     assert estimate.curvature == pytest.approx(curvature, rel=1e-10)
+
+
+def test_schedule_free_steps_are_measured_at_y_along_the_change_of_y():
+    """SGD written out: gradients at y = (1 − β)z + βx; z ← z − ηg, x ← x + (z − x)/t. Evaluation goes in between."""
+    schedulefree = pytest.importorskip("schedulefree")
+    draw, beta, rate = np.random.default_rng(0), 0.9, 0.3
+    batches = [(draw.normal(size=(20, 3)), draw.normal(size=20)) for _ in range(9)]
+
+    def gradient(index: int, at: np.ndarray) -> np.ndarray:
+        inputs, targets = batches[index]
+        return inputs.T @ (inputs @ at - targets) / len(targets)
+
+    model = nn.Linear(3, 1, bias=False).double()
+    z = x = y = model.weight.detach().numpy()[0].copy()
+    optimizer = schedulefree.SGDScheduleFree(model.parameters(), lr=rate, momentum=beta)
+    worker = StepSizeWorker(model, optimizer, SquaredError(halved=True))
+    for step in range(8):
+        (x2, y2), (x1, y1) = (tuple(map(torch.from_numpy, batches[index])) for index in (step, step + 1))
+        optimizer.eval()  # puts the weights at x
+        optimizer.train()  # and back at y, which rounds
+        optimizer.zero_grad()
+        (0.5 * (model(x2)[:, 0] - y2).square()).mean().backward()
+        with worker.around_step(x1, y1, step=step):
+            optimizer.step()
+        z = z - rate * gradient(step, y)
+        x = x + (z - x) / (step + 1)
+        before, y = y, (1 - beta) * z + beta * x
+        d = y - before
+        slope, curvature = d @ gradient(step + 1, before), np.square(batches[step + 1][0] @ d).mean()
+        [estimate] = worker.poll()
+        assert model.weight.detach().numpy()[0] == pytest.approx(y, rel=1e-10)
+        assert estimate.slope == pytest.approx(slope, rel=1e-9)
+        assert estimate.curvature == pytest.approx(curvature, rel=1e-9)
+        assert estimate.absolute == pytest.approx(-slope / curvature * rate, rel=1e-9)

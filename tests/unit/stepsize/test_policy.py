@@ -66,6 +66,8 @@ def median_hold(interval: int, count: int, start: int) -> Policy:
         ({"estimators": ("unbiased", "fast")}, "stepsize.estimators: 'fast'"),
         ({"estimators": ("biased",)}, "lacks 'unbiased'"),
         ({"method": "reverse"}, "stepsize.method: 'reverse'"),
+        ({"precision": "float16"}, "stepsize.precision: 'float16'"),
+        ({"precision": "bfloat16", "method": "secant"}, "stepsize.precision: 'bfloat16'"),
         ({"curvature": "kfac"}, "stepsize.curvature: 'kfac'"),
         ({"curvature": "hessian", "policy": "auto"}, "policy 'auto' would act on it"),
         ({"diagnostics": "some"}, "stepsize.diagnostics: 'some'"),

@@ -8,7 +8,9 @@ import random
 
 import numpy as np
 import pytest
+import torch
 
+from stepsize import SquaredError, StepSizeWorker
 from stepsize.estimate import Estimate, Outcome
 from stepsize.pooling import RatioSums, Window, median_rate, per_rate, pool
 
@@ -126,15 +128,43 @@ TRUE_RATE = (0.7 * 0.6 + 0.3 * 1.6) / (0.7 * 0.36 + 0.3 * 2.56)
 """−E[slope] / E[curvature] of population_trials: slopes −0.6 and −1.6, curvatures 0.36 and 2.56."""
 
 
-def test_the_95_percent_interval_covers_the_truth_in_2000_trials():
+@pytest.mark.parametrize(
+    "make", [lambda: RatioSums(decay=1.0), lambda: RatioSums(decay=0.97), lambda: Window(50)], ids=["all", "exp", "win"]
+)
+def test_the_95_percent_interval_covers_the_truth_in_2000_trials(make):
     trials = population_trials(2000, 60, 16)
     inside = 0
     for pairs in trials.tolist():
-        pooled = pool([(slope, curvature) for slope, curvature in pairs])
+        pool = make()
+        for slope, curvature in pairs:
+            pool.add(slope, curvature)
+        pooled = pool.pooled()
         assert pooled is not None
         low, high = pooled.interval(0.95)
         inside += low <= TRUE_RATE <= high
     assert 0.93 <= inside / len(trials) <= 0.97
+
+
+def test_a_single_estimate_s_own_error_bar_covers_the_truth_in_2000_trials():
+    """The same population, measured by the worker itself: its 95 % interval from 400 rows."""
+    theta, d = torch.tensor([[1.0, -0.5]]), torch.tensor([[-0.6, 0.8]])
+    model = torch.nn.Linear(2, 1, bias=False)
+    worker = StepSizeWorker(model, torch.optim.SGD(model.parameters(), lr=1.0), SquaredError(halved=True))
+    draw = torch.Generator().manual_seed(11)
+    inside = 0
+    for step in range(2000):
+        rare = torch.rand(400, 1, generator=draw) < 0.3
+        x = torch.where(rare, torch.tensor([0.0, 2.0]), torch.tensor([1.0, 0.0]))
+        y = 2 * torch.randn(400, 1, generator=draw)
+        with torch.no_grad():
+            model.weight.copy_(theta)
+            with worker.around_step(x, y, step=step):
+                model.weight.add_(d)
+        [found] = worker.poll()
+        assert found.relative is not None
+        assert found.standard_error is not None
+        inside += abs(found.relative - TRUE_RATE) <= 1.96 * found.standard_error
+    assert 0.93 <= inside / 2000 <= 0.97
 
 
 def test_the_average_of_ratios_is_biased_where_the_ratio_of_averages_is_not():

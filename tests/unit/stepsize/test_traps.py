@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn import functional
+from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
 from stepsize import Estimate, MeasurementError, Outcome, StepSizeWorker
 from tests.cases import CASES, SmallDLRM, parameters_of
@@ -97,6 +98,49 @@ def test_functions_compiled_inside_a_model_keep_the_tangent():
 
     expected = one_estimate(Eager(mlp()), x, y)
     assert_same(one_estimate(FunctionCompiledInside(mlp()), x, y), expected)
+
+
+class Checkpointed(nn.Module):
+    """Recomputes its hidden layer in the backward pass, in either of torch's two ways."""
+
+    def __init__(self, *, use_reentrant: bool) -> None:
+        super().__init__()
+        self.inner, self.use_reentrant = mlp(), use_reentrant
+
+    def hidden(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner[1](self.inner[0](x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner[3](self.inner[2](checkpoint(self.hidden, x, use_reentrant=self.use_reentrant)))
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("diagnostics", ["none", "full"])
+def test_checkpointed_parts_keep_the_tangent(use_reentrant, diagnostics):
+    """A reentrant checkpoint reads its parameters inside an autograd function: without care, d's part in them is 0."""
+    x, y = rows_of(6)
+    x.requires_grad_()  # or a reentrant checkpoint gives its parameters no gradients at all
+    expected = one_estimate(mlp(), x, y)
+    applied = CheckpointFunction.apply
+    found = one_estimate(Checkpointed(use_reentrant=use_reentrant), x, y, diagnostics=diagnostics)
+    assert_same(found, expected)
+    assert CheckpointFunction.apply == applied
+    if found.diagnostics is not None:
+        cosine, norms = (
+            found.diagnostics.cosine_b1,
+            (
+                found.diagnostics.gradient_norm_b1,
+                found.diagnostics.direction_norm,
+            ),
+        )
+        assert cosine * norms[0] * norms[1] == pytest.approx(expected.slope, rel=1e-4)  # pyright: ignore
+
+
+def test_scripted_models_and_parts_are_refused_at_once():
+    whole, part = torch.jit.script(mlp()), nn.Sequential(torch.jit.script(mlp()), nn.Flatten(0))
+    for model, name in ((whole, "the model"), (part, "module '0'")):
+        with pytest.raises(MeasurementError, match=f"^{name} is scripted"):
+            StepSizeWorker(model, torch.optim.SGD(model.parameters()), LOSS)
 
 
 def test_inference_mode_is_refused():
@@ -373,6 +417,94 @@ def test_a_function_without_forward_mode_is_refused_with_a_way_out():
     with pytest.raises(MeasurementError, match='method="secant"'):
         one_estimate(WithOwnFunction(), x, y)
     assert one_estimate(WithOwnFunction(), x, y, method="secant").outcome is Outcome.OK
+
+
+class ForeignCheckpoint(torch.autograd.Function):
+    """What other libraries' checkpoints do: run a function that reads parameters which torch does not see passed."""
+
+    @staticmethod
+    def forward(ctx, function, x):
+        ctx.function, ctx.x = function, x
+        return function(x)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        x = ctx.x.detach().requires_grad_()
+        with torch.enable_grad():
+            y = ctx.function(x)
+        torch.autograd.backward(y, *gradients)
+        return None, x.grad
+
+
+class OwnSquare(torch.autograd.Function):
+    """A function that knows forward mode, whatever it reads."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return 2 * ctx.saved_tensors[0] * gradients[0]
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        return 2 * ctx.saved_tensors[0] * tangents[0]
+
+
+class Around(nn.Module):
+    """`function` of the hidden layer, in the middle of a model whose other parts keep their tangents."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.inner, self.function = mlp(), function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner[3](self.inner[2](self.function(self.inner[0], x)))
+
+
+def by_a_foreign_checkpoint(layer: nn.Module, x: torch.Tensor) -> Any:
+    return ForeignCheckpoint.apply(layer, x)
+
+
+def test_a_function_that_reads_parameters_by_itself_is_refused():
+    """The layer behind it still has a tangent, so that the logits do; without care α* is that of half the step."""
+    model = Around(by_a_foreign_checkpoint)
+    x, y = rows_of(6)
+    x.requires_grad_()
+    applied = vars(torch.autograd.Function)["apply"]
+    with pytest.raises(MeasurementError, match="ForeignCheckpoint, which has no jvp"):
+        one_estimate(model, x, y)
+    assert vars(torch.autograd.Function)["apply"] is applied
+    assert one_estimate(model, x, y, method="secant").slope is not None
+
+
+@pytest.mark.parametrize("tables", ["rows", "dense"])
+def test_a_function_that_looks_rows_up_by_itself_is_refused(tables):
+    class Looked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.scale = nn.Embedding(500, 6), nn.Linear(6, 1)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            ids = x[:, 0].abs().long()
+            return self.scale(ForeignCheckpoint.apply(lambda x: self.table(ids) + x, x)).squeeze(1)
+
+    x, y = rows_of(6)
+    x.requires_grad_()
+    with pytest.raises(MeasurementError, match="ForeignCheckpoint, which has no jvp"):
+        one_estimate(Looked(), x, y, tables=tables)
+
+
+def test_functions_that_know_forward_mode_or_read_nothing_that_moves_are_let_be():
+    x, y = rows_of(6)
+    x.requires_grad_()
+    squared = one_estimate(Around(lambda layer, x: layer(x).square()), x, y)
+    assert_same(one_estimate(Around(lambda layer, x: OwnSquare.apply(layer(x))), x, y), squared)
+    doubled = one_estimate(Around(lambda layer, x: layer(2 * x)), x, y)
+    assert_same(one_estimate(Around(lambda layer, x: layer(Doubled.apply(x))), x, y), doubled)
 
 
 def test_a_model_that_returns_no_tensor_is_refused():

@@ -147,6 +147,12 @@ def test_training_is_bit_for_bit_the_same_with_and_without():
     assert torch.equal(end_of_training(probe=True), end_of_training(probe=False))
 
 
+@pytest.mark.parametrize("name", ["dlrm_bce", "attention", "several_tables"])
+def test_the_same_steps_give_the_same_estimates_to_the_bit(name):
+    first, second = (train_one_step(CASES[name], estimators=("unbiased", "biased"))[0].poll() for _ in range(2))
+    assert first == second
+
+
 def test_an_exception_in_the_step_leaves_nothing_behind():
     case = CASES["dlrm_bce"]
     model = case.model()
