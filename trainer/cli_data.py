@@ -39,7 +39,9 @@ def sample_verb(arguments: list[str]) -> int:
 class PreprocessArguments(PreprocessConfig):
     """Turn log files into a data folder of Parquet shards; run again to continue after an interruption."""
 
-    sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SRC...")]
+    sources: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SRC...", help_behavior_hint="(required)")
+    ]
     """Log files, folders, patterns or URIs (s3://, gs://, hdfs://); plain, .gz or .zst; - reads standard input."""
     dry_run: bool = False
     """Only say what it would take: plan, disk, and time from a measured second of work."""
