@@ -111,5 +111,6 @@ def too_many_rejects(job: Job, place: Workplace, records: list[PartRecord]) -> I
     rejected, lines = (sum(getattr(record, name) for record in records) for name in ("rejected_rows", "lines"))
     return InputError(
         f"{rejected:,} of {lines:,} lines read cannot be used, more than --max-rejects {job.allowance.text} allows: "
-        f"{'; '.join(first)}; correct the log or raise --max-rejects"
+        f"{'; '.join(first)}{'; ...' if rejected > len(first) else ''} (all are in {place.rejects_folder}); "
+        "correct the log, describe another with --format, or raise --max-rejects"
     )
