@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import sys
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -172,7 +173,10 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     # as wide as it is, also where output goes to a pipe: a shortened number would be no number
-    Terminal(width=200, markup=False, emoji=False).print(table)
+    terminal = Terminal(width=200, markup=False, emoji=False)
+    with terminal.capture() as drawn:
+        terminal.print(table)
+    sys.stdout.write(drawn.get())  # by itself it would exit with 1 where nobody reads
 
 
 def shown(value: object) -> str:

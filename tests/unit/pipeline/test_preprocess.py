@@ -309,7 +309,7 @@ def test_an_output_that_cannot_be_used_is_said_in_one_line(tmp_path: Path) -> No
         run(log / "data", log)
 
 
-@pytest.mark.parametrize("content", [gzip.compress(b""), b"\n\n"])
+@pytest.mark.parametrize("content", [gzip.compress(b""), b"\n\n"], ids=["nothing", "empty lines"])
 def test_a_log_without_a_row_makes_no_data_folder(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "log.tsv.gz").write_bytes(content)
     with pytest.raises(InputError, match=r"log\.tsv\.gz: no row among [02] lines; name a log that has some"):

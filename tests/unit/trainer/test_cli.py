@@ -74,7 +74,7 @@ def test_a_verb_gets_its_arguments_and_gives_its_code(verb: Callable[[Any], None
         (StorageError("part-00000.parquet is damaged"), 74, "part-00000.parquet is damaged"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "steps.jsonl"), 74, "steps.jsonl: No space left on device"),
         (OSError(errno.EIO, os.strerror(errno.EIO)), 74, "Input/output error"),
-        (KeyboardInterrupt(), 143, "interrupted; run the same command again to continue"),
+        (KeyboardInterrupt(), 143, "interrupted; run the same command again"),
     ],
 )
 def test_errors_are_one_line_and_a_code(
@@ -88,6 +88,18 @@ def test_errors_are_one_line_and_a_code(
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("alphastream: ")
     assert said in line
+
+
+@pytest.mark.parametrize(("name", "remedy"), [("preprocess", "again to continue"), ("verify", "again")])
+def test_an_interruption_promises_no_more_than_the_verb_keeps(
+    name: str, remedy: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.Verb, "run", stop)
+    assert cli.main([name]) == 143
+    assert capsys.readouterr().err == f"alphastream: interrupted; run the same command {remedy}\n"
 
 
 def test_a_fault_of_the_program_is_not_hidden(verb: Callable[[Any], None]) -> None:
