@@ -29,6 +29,7 @@ from pipeline.stream import cause_of
 TRIES = 10
 """How often a task may lose its worker."""
 CONNECT_SECONDS = 10
+"""How long a cluster may take to answer."""
 TASKS_A_CORE = 2
 """Tasks that wait for or run on each core of the cluster; more would only hold their plan in memory."""
 
