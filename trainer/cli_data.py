@@ -98,11 +98,19 @@ def inspect_verb(arguments: list[str]) -> int:
         print(json.dumps(overview))
         return 0
     _print_values(overview["data"][0])
-    for rows in (overview["splits"], overview["columns"]):
-        print_table(
-            [key.replace("_", " ") for key in rows[0]], [[shown(value) for value in row.values()] for row in rows]
-        )
+    _print_rows(overview["splits"])
+    integers = [row for row in overview["columns"] if row["buckets"] is None]
+    categories = [row for row in overview["columns"] if row["buckets"] is not None]
+    _print_rows(integers, without=("distinct", "buckets", "collision_rate"))
+    _print_rows(categories, without=("minimum", "maximum", "mean"))
     return 0
+
+
+def _print_rows(rows: list[dict[str, Any]], *, without: tuple[str, ...] = ()) -> None:
+    """One table, if there are rows, without the columns that do not apply to them."""
+    if rows:
+        keys = [key for key in rows[0] if key not in without]
+        print_table([key.replace("_", " ") for key in keys], [[shown(row[key]) for key in keys] for row in rows])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,6 +88,23 @@ def test_a_dry_run_says_what_it_would_take_and_makes_nothing(
     assert "warning: the shards would need" in capsys.readouterr().err
 
 
+def test_inspect_shows_what_applies_to_each_kind_of_column(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["inspect", str(data)]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["rows", "100"] in shown
+    header = ["column", "missing", "rate", "minimum", "maximum", "mean"]
+    integers = shown[shown.index(header) + 2 :][:13]
+    header = ["column", "missing", "rate", "distinct", "buckets", "collision", "rate"]
+    categories = shown[shown.index(header) + 2 :][:26]
+    assert main(["inspect", str(data), "--json"]) == 0
+    columns = json.loads(capsys.readouterr().out)["columns"]
+    assert [row[0] for row in integers + categories] == [column["column"] for column in columns]
+    assert [float(row[1]) for row in integers + categories] == [column["missing_rate"] for column in columns]
+    assert [int(row[3].replace(",", "")) for row in integers] == [column["maximum"] for column in columns[:13]]
+    assert [int(row[2]) for row in categories] == [column["distinct"] for column in columns[13:]]
+
+
 def test_verify_for_persons_and_programs(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["verify", str(data)]) == 0
