@@ -28,8 +28,14 @@ ANY_TEXT = replace(SMALL, name="any-text", hexadecimal=False, missing=("-1", "NU
 LENGTHS = [*range(34), 47, 63, 64, 65, 66, 100, 127, 128, 129, 191, 192, 193, 300]
 
 
-def run_kernel(text: bytes, log_format: LogFormat, room: int = 64) -> tuple[list[Row], list[tuple[int, str]]]:
+def run_kernel(text: bytes, log_format: LogFormat) -> tuple[list[Row], list[tuple[int, str]]]:
     """The kernel's rows and rejects, handed back in the reference's terms; small buffers make it stop often."""
+    rows, reasons, _ = run_kernel_and_count(text, log_format)
+    return rows, reasons
+
+
+def run_kernel_and_count(text: bytes, log_format: LogFormat) -> tuple[list[Row], list[tuple[int, str]], list[int]]:
+    """The same, with how often each category is missing."""
     if text and not text.endswith(b"\n"):
         text += b"\n"
     buffer = np.frombuffer(text + b"\xff" * tsv.PADDING_BYTES, np.uint8).copy()
@@ -44,19 +50,31 @@ def run_kernel(text: bytes, log_format: LogFormat, room: int = 64) -> tuple[list
         )
         for i in range(filled):
             dense = [int(v) if p else None for v, p in zip(group.dense[:, i], group.present[:, i], strict=True)]
+            assert not group.dense[:, i][group.present[:, i] == 0].any()
             rows.append(Row(int(group.label[i]), tuple(dense), tuple(group.buckets[:, i].tolist())))
         for i in range(rejected):
             line = text[rejects.starts[i] : rejects.stops[i]]
             why = tsv.reason(log_format, int(rejects.codes[i]), int(rejects.fields[i]), line)
             reasons.append((lines + int(rejects.lines[i]) + 1, why))
         lines += taken
-    return rows, reasons
+    return rows, reasons, tally.missing.tolist()
+
+
+def missing_categories(text: bytes, log_format: LogFormat, rejected: set[int]) -> list[int]:
+    """How often each category is missing in the lines (numbered from 1) that are not rejected."""
+    lines = [line.removesuffix(b"\r").split(b",") for line in text.removesuffix(b"\n").split(b"\n")]
+    used = [line for number, line in enumerate(lines, 1) if number not in rejected] if text else []
+    missing = {b"", *(literal.encode() for literal in log_format.missing)}
+    positions = [log_format.columns.index(name) for name in log_format.sparse]
+    return [sum(line[position] in missing for line in used) for position in positions]
 
 
 def assert_same(text: bytes, log_format: LogFormat) -> None:
-    rows, reasons = run_kernel(text, log_format)
+    rows, reasons, missing = run_kernel_and_count(text, log_format)
     expected_rows, expected_reasons = read_log(text, log_format)
     assert rows == expected_rows
+    if log_format.delimiter == ",":
+        assert missing == missing_categories(text, log_format, {number for number, _ in expected_reasons})
     assert [number for number, _ in reasons] == [number for number, _ in expected_reasons]
     for (_, why), (_, expected) in zip(reasons, expected_reasons, strict=True):
         column, _, problem = expected.partition(" is ")
