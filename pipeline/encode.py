@@ -67,6 +67,7 @@ class Workplace:
     def __init__(self, out: Path) -> None:
         self.root = out / ".work"
         self.plan_file = self.root / "plan.json"
+        self.rejects_folder = self.root / "rejects"
 
     def make_folders(self) -> None:
         for name in ("shards", "rejects", "counts", "done"):
@@ -76,7 +77,7 @@ class Workplace:
         return self.root / "shards" / f"{key}.parquet"
 
     def rejects_file(self, key: str) -> Path:
-        return self.root / "rejects" / f"{key}.tsv"
+        return self.rejects_folder / f"{key}.tsv"
 
     def counts_file(self, key: str) -> Path:
         return self.root / "counts" / f"{key}.counts"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pipeline.errors import InputError
 from pipeline.job import worker_count
 from pipeline.parts import Part
 from pipeline.plan import Plan, PreprocessConfig
+from pipeline.schema import SPLITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +27,17 @@ class Forecast:
     source_bytes: int
     """As stored."""
     rows: int
-    disk_bytes: int
+    splits: dict[str, int]
+    """Rows of each."""
     shards: int
+    disk_bytes: int
+    free_bytes: int
+    """Of the disk that the data folder would lie on."""
     workers: int
     rows_per_second: float
     """All workers together, should the disks keep up."""
     seconds: float
+    """With counting the lines first, where the splits depend on them."""
     rejected_share: float
     """Of the lines that were read for this."""
 
@@ -45,17 +52,19 @@ def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forec
         raise InputError("standard input (-) cannot be forecast; name the files instead")
     source = plan.sources[0]
     part = Part(source=0, split="train", number=0, first_line=0, max_lines=0)
-    stored = 0
+    stored, reading = 0, 0.0
     with tempfile.TemporaryDirectory() as folder, LineReader(source, plan.log_format) as reader:
         place = Workplace(Path(folder))
         place.make_folders()
 
         def beginning() -> Iterator[Block]:
-            nonlocal stored
+            nonlocal stored, reading
+            asked = time.monotonic()
             for block in reader:
+                reading += time.monotonic() - asked
                 yield block
                 stored = reader.stored_bytes
-                if time.monotonic() - began > measure_seconds:
+                if (asked := time.monotonic()) - began > measure_seconds:
                     return
 
         began = time.monotonic()
@@ -72,19 +81,36 @@ def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forec
         )
         record = encoded.commit()
         seconds = time.monotonic() - began
-    source_bytes = sum(each.size or 0 for each in plan.sources)
-    share = source_bytes / max(stored, 1)
+    sizes = [each.size or 0 for each in plan.sources]
+    share = sum(sizes) / max(stored, 1)
+    rows_a_byte = record.rows / max(stored, 1)
+    splits: dict[str, int] = dict.fromkeys(SPLITS, 0)
+    shards = 0
+    for index, size in enumerate(sizes):
+        rows = round(size * rows_a_byte)
+        for segment in plan.segments_of(index, lambda rows=rows: rows):
+            count = (rows if segment.stop_line is None else segment.stop_line) - segment.first_line
+            splits[segment.split] += count
+            shards += -(-count // plan.rows_per_shard)
+    counting = reading * sum(sizes[index] for index in plan.counted) / max(stored, 1)
     workers = worker_count(config.workers)
-    rows = round(record.rows * share)
     return Forecast(
         sources=tuple(each.address for each in plan.sources),
         split=plan.split,
-        source_bytes=source_bytes,
-        rows=rows,
+        source_bytes=sum(sizes),
+        rows=sum(splits.values()),
+        splits=splits,
+        shards=shards,
         disk_bytes=round(record.shard_bytes * share),
-        shards=-(-rows // plan.rows_per_shard),
+        free_bytes=_free_bytes(config.out),
         workers=workers,
         rows_per_second=record.rows / seconds * workers,
-        seconds=seconds * share / workers,
+        seconds=counting + seconds * share / workers,
         rejected_share=record.rejected_rows / record.lines,
     )
+
+
+def _free_bytes(path: Path) -> int:
+    """Of the disk that `path`, which need not exist, lies on."""
+    path = path.absolute()
+    return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.is_dir())).free

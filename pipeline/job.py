@@ -33,6 +33,23 @@ class Progress:
     resumed_bytes: int
     """What earlier runs had finished: no part of this run's speed."""
 
+    @property
+    def rows_per_second(self) -> float:
+        """Of this run so far."""
+        return (self.rows - self.resumed_rows) / max(self.seconds, 1e-9)
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Of this run so far, as stored."""
+        return (self.bytes - self.resumed_bytes) / max(self.seconds, 1e-9)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the speed so far; None while nobody knows."""
+        if self.stage != "encoding" or self.total_bytes is None or self.bytes_per_second <= 0:
+            return None
+        return (self.total_bytes - self.bytes) / self.bytes_per_second
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -111,5 +128,6 @@ def too_many_rejects(job: Job, place: Workplace, records: list[PartRecord]) -> I
     rejected, lines = (sum(getattr(record, name) for record in records) for name in ("rejected_rows", "lines"))
     return InputError(
         f"{rejected:,} of {lines:,} lines read cannot be used, more than --max-rejects {job.allowance.text} allows: "
-        f"{'; '.join(first)}; correct the log or raise --max-rejects"
+        f"{'; '.join(first)}{'; ...' if rejected > len(first) else ''} (all are in {place.rejects_folder}); "
+        "correct the log, describe another with --format, or raise --max-rejects"
     )

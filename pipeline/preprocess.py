@@ -67,25 +67,35 @@ def preprocess(config: PreprocessConfig, *, report: Callable[[Progress], None] |
     """
     began = time.monotonic()
     plan = Plan.make(config)
+    place = Workplace(config.out)
     try:
-        finished = _finished(config.out, plan)
-        if finished:
-            return Summary(
-                manifest=finished,
-                nothing_to_do=True,
-                rows=finished.rows,
-                resumed_rows=finished.rows,
-                seconds=time.monotonic() - began,
-            )
-        place = _open_workplace(config.out, plan)
+        if finished := _finished(config.out, plan):
+            return _nothing_to_do(finished, began)
+        _make_workplace(config.out, place)
         with _locked(config.out, place):
+            # Another run may have finished since; only under the lock may the plan be compared and written.
+            if finished := _finished(config.out, plan):
+                return _nothing_to_do(finished, began)
+            _begin(config.out, plan, place)
             return _make(config, plan, place, report, began=began)
     except StorageError:
         raise
     except OSError as error:
         why = error.strerror or " ".join(str(error).split())
+        if isinstance(error, (NotADirectoryError, FileExistsError)):
+            raise InputError(f"{error.filename}: cannot be made ({why}); give another --out") from None
         remedy = "free space or correct the permissions, then run the same command again"
         raise StorageError(f"{error.filename or config.out}: writing failed ({why}); {remedy}") from error
+
+
+def _nothing_to_do(finished: Manifest, began: float) -> Summary:
+    return Summary(
+        manifest=finished,
+        nothing_to_do=True,
+        rows=finished.rows,
+        resumed_rows=finished.rows,
+        seconds=time.monotonic() - began,
+    )
 
 
 def _make(
@@ -114,6 +124,10 @@ def _make(
     for source in plan.sources:
         if source.refresh() != source:
             raise InputError(f"{source.address} changed while it was read; remove {config.out} and preprocess again")
+    if not any(record.rows for record in records):
+        names = ", ".join(source.address for source in plan.sources)
+        lines = sum(record.lines for record in records)
+        raise InputError(f"{names}: no row among {lines:,} lines; name a log that has some")
     manifest = _finish(config.out, plan, place, records)
     return Summary(
         manifest=manifest,
@@ -140,25 +154,13 @@ def _finished(out: Path, plan: Plan) -> Manifest | None:
     return manifest
 
 
-def _open_workplace(out: Path, plan: Plan) -> Workplace:
-    """The folder's work in progress, begun now or by an earlier run of the same plan."""
-    place = Workplace(out)
-    if place.plan_file.exists():
-        try:
-            before = json.loads(place.plan_file.read_bytes())
-        except ValueError:
-            raise StorageError(f"{place.plan_file} is damaged; remove {out} to make it anew") from None
-        if place.has_records():
-            check_same_plan(out, before, plan.to_dict())
-        if before == plan.to_dict():
-            place.make_folders()
-            return place
-    strangers = sorted(child.name for child in out.iterdir()) if out.is_dir() else []
-    if strangers and strangers != [place.root.name]:
-        raise InputError(f"{out} is no data folder and not empty (it holds {strangers[0]}); give another --out")
+def _make_workplace(out: Path, place: Workplace) -> None:
+    """The folders of a run's work in progress. Raises: InputError where `out` holds something else."""
+    if not place.plan_file.exists():
+        strangers = sorted(child.name for child in out.iterdir()) if out.is_dir() else []
+        if strangers and strangers != [place.root.name]:
+            raise InputError(f"{out} is no data folder and not empty (it holds {strangers[0]}); give another --out")
     place.make_folders()
-    write_atomically(place.plan_file, json.dumps(plan.to_dict(), indent=1).encode())
-    return place
 
 
 def _locked(out: Path, place: Workplace) -> AcquireReturnProxy:
@@ -166,6 +168,21 @@ def _locked(out: Path, place: Workplace) -> AcquireReturnProxy:
         return FileLock(place.root / "lock").acquire(blocking=False)
     except Timeout:
         raise InputError(f"{out} is being written by another run; wait for it or give another --out") from None
+
+
+def _begin(out: Path, plan: Plan, place: Workplace) -> None:
+    """Keep the plan, or find it kept by an earlier run. Raises: InputError where parts of another plan are done."""
+    place.make_folders()
+    before = None
+    if place.plan_file.exists():
+        try:
+            before = json.loads(place.plan_file.read_bytes())
+        except ValueError:
+            raise StorageError(f"{place.plan_file} is damaged; remove {out} to make it anew") from None
+        if place.has_records():
+            check_same_plan(out, before, plan.to_dict())
+    if before != plan.to_dict():
+        write_atomically(place.plan_file, json.dumps(plan.to_dict(), indent=1).encode())
 
 
 def _finish(out: Path, plan: Plan, place: Workplace, records: list[PartRecord]) -> Manifest:
@@ -195,7 +212,8 @@ def _finish(out: Path, plan: Plan, place: Workplace, records: list[PartRecord]) 
         plan=plan.to_dict(),
     )
     manifest.save()
-    shutil.rmtree(place.root)
+    # What cannot be removed now, the next call removes; another one may be doing so at this moment.
+    shutil.rmtree(place.root, ignore_errors=True)
     return manifest
 
 

@@ -8,7 +8,10 @@ done, so that costs the part that was in the making and no more.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
+import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,9 +24,12 @@ from pipeline.engine import run_parts
 from pipeline.errors import InputError
 from pipeline.job import REPORT_SECONDS, Allowance, Done, Job, Progress
 from pipeline.parts import Part, parts_of
+from pipeline.stream import cause_of
 
 TRIES = 10
 """How often a task may lose its worker."""
+CONNECT_SECONDS = 10
+"""How long a cluster may take to answer."""
 TASKS_A_CORE = 2
 """Tasks that wait for or run on each core of the cluster; more would only hold their plan in memory."""
 
@@ -40,14 +46,31 @@ def run_parts_on_ray(job: Job, place: Workplace, report: Callable[[Progress], No
         raise InputError("--engine ray cannot read standard input (-); name files that every node can read")
     own = not ray.is_initialized()
     if own:
-        address = os.environ.get("RAY_ADDRESS")
-        local = {} if address else {"num_cpus": job.workers, "include_dashboard": False}
-        ray.init(address=address, log_to_driver=False, **local)
+        connect(ray, job.workers)
     try:
         return _RayRun(ray, job, place, report).run()
     finally:
         if own:
             ray.shutdown()
+
+
+def connect(ray: Any, workers: int) -> None:
+    """Initialise `ray`, which says nothing on the terminal, with the cluster of RAY_ADDRESS or a local one.
+
+    Raises: InputError where no cluster answers.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    local = {} if address else {"num_cpus": workers, "include_dashboard": False}
+    try:
+        if found := re.search(r"^(?:ray://)?([^:/]+):(\d+)$", address or ""):
+            # Ray itself would try for minutes, and say so.
+            socket.create_connection((found[1], int(found[2])), timeout=CONNECT_SECONDS).close()
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    except (ConnectionError, TimeoutError, socket.gaierror, ValueError, RuntimeError) as error:
+        where = f"RAY_ADDRESS {address}" if address else "a local Ray cluster"
+        raise InputError(
+            f"{where} cannot be used ({cause_of(error)}); correct RAY_ADDRESS, unset it, or use --engine threads"
+        ) from error
 
 
 def encode_range(job: Job, part: Part, span: ByteRange, out: Path) -> list[PartRecord]:

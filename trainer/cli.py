@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -12,6 +15,8 @@ from typing import NamedTuple
 from pipeline.errors import InputError
 
 EXIT_INPUT, EXIT_STORAGE, EXIT_INTERRUPTED = 2, 74, 143
+EXIT_NOBODY_READS = 128 + signal.SIGPIPE
+"""As of any program that a pipe's reader leaves alone."""
 
 
 class Verb(NamedTuple):
@@ -19,6 +24,8 @@ class Verb(NamedTuple):
 
     module: str
     help: str
+    continues: bool = False
+    """Whether the same command goes on where an interrupted one stopped."""
 
     def run(self, name: str, arguments: list[str]) -> int:
         """Calls the module's function `NAME_verb`."""
@@ -27,14 +34,16 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "demo": Verb("trainer.cli_train", "the main job on generated logs: sample, preprocess, train, report"),
+    "demo": Verb(
+        "trainer.cli_train", "the main job on generated logs: sample, preprocess, train, report", continues=True
+    ),
     "sample": Verb("trainer.cli_data", "write Criteo-shaped TSV days"),
-    "preprocess": Verb("trainer.cli_data", "TSV to Parquet shards; run again to continue"),
+    "preprocess": Verb("trainer.cli_data", "TSV to Parquet shards; run again to continue", continues=True),
     "inspect": Verb("trainer.cli_data", "rows, splits, label rate, missing rates and sizes of a data folder"),
     "verify": Verb("trainer.cli_data", "re-hash every shard or checkpoint; say what is whole and what is damaged"),
-    "train": Verb("trainer.cli_train", "the training job; continues where it stopped"),
+    "train": Verb("trainer.cli_train", "the training job; continues where it stopped", continues=True),
     "evaluate": Verb("trainer.cli_train", "loss, AUC and normalized entropy of a run on a split"),
-    "study": Verb("trainer.cli_train", "a grid of runs from one file; run again to continue"),
+    "study": Verb("trainer.cli_train", "a grid of runs from one file; run again to continue", continues=True),
     "stall": Verb("trainer.cli_stall", "where a step's time goes: computing, preparing rows, or fetching them"),
     "report": Verb("trainer.cli_train", "figures and tables of a run or a study"),
 }
@@ -54,19 +63,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(name, VERBS, n=1)
         remedy = f"did you mean {near[0]!r}?" if near else "run alphastream --help for the list"
         return _fail(f"{name!r} is no verb; {remedy}", EXIT_INPUT)
+    as_json = "--json" in rest
     try:
-        return VERBS[name].run(name, rest)
+        code = VERBS[name].run(name, rest)
+        sys.stdout.flush()
+        return code
     except InputError as error:
-        return _fail(str(error), EXIT_INPUT)
+        return _fail(str(error), EXIT_INPUT, as_json=as_json)
+    except BrokenPipeError:
+        # Whoever read the output, such as `head`, has enough. Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_NOBODY_READS
     except OSError as error:
         text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-        return _fail(text, EXIT_STORAGE)
+        return _fail(text, EXIT_STORAGE, as_json=as_json)
     except KeyboardInterrupt:
-        return _fail("interrupted; run the same command again to continue", EXIT_INTERRUPTED)
+        remedy = " to continue" if VERBS[name].continues else ""
+        return _fail(f"interrupted; run the same command again{remedy}", EXIT_INTERRUPTED, as_json=as_json)
 
 
-def _fail(message: str, code: int) -> int:
-    print(f"alphastream: {' '.join(message.split())}", file=sys.stderr)
+def _fail(message: str, code: int, *, as_json: bool = False) -> int:
+    """One line on standard error; with --json an object on standard output as well."""
+    message = " ".join(message.split())
+    print(f"alphastream: {message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": message, "exit_code": code}))
     return code
 
 

@@ -106,7 +106,7 @@ class StudyFileArguments:
     jobs: int = 1
     """Runs at a time, each in a process with its share of the cores. Budgets in seconds can be compared only at the
     same number; the last bits of a loss may differ between numbers."""
-    arms: tuple[str, ...] = ()
+    arms: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: all)")] = ()
     """Make only the runs of these arms."""
 
 

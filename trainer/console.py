@@ -11,12 +11,13 @@ from rich.progress import (
     BarColumn,
     Progress,
     ProgressColumn,
-    SpinnerColumn,
     Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
+from rich.text import Text
 
 PLAIN_LINE_SECONDS = 30.0
 """Without a terminal, one line of progress every so many seconds."""
@@ -52,13 +53,15 @@ class ProgressLine:
         self._last_line = self._started
         self._progress: Progress | None = None
         if console.is_terminal:
+            # On a narrow terminal the bar gives way, then the detail; the line never wraps.
             columns: list[ProgressColumn] = [
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                _Count(unit),
-                TextColumn("{task.fields[detail]}", style="dim"),
-                TimeRemainingColumn(compact=True),
+                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+                BarColumn(bar_width=None, table_column=Column(max_width=24)),
+                _Count(unit, table_column=Column(no_wrap=True)),
+                _TimeLeft(compact=True, table_column=Column(no_wrap=True)),
+                TextColumn(
+                    "{task.fields[detail]}", style="dim", table_column=Column(no_wrap=True, overflow="ellipsis")
+                ),
             ]
             self._progress = Progress(*columns, console=console, refresh_per_second=5)
             self._task: TaskID = self._progress.add_task(title, total=total, completed=start, detail="")  # pyright: ignore[reportArgumentType]
@@ -116,10 +119,19 @@ class ProgressLine:
 class _Count(ProgressColumn):
     """`1,234 / 5,678 steps`."""
 
-    def __init__(self, unit: str) -> None:
-        super().__init__()
+    def __init__(self, unit: str, *, table_column: Column) -> None:
+        super().__init__(table_column)
         self._unit = unit
 
     def render(self, task: Task) -> str:
         total = "" if task.total is None else f" / {task.total:,.0f}"
         return f"{math.floor(task.completed):,}{total} {self._unit}"
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """`01:23 left`; nothing once the end is reached or while nobody knows."""
+
+    def render(self, task: Task) -> Text:
+        if task.finished or task.time_remaining is None:
+            return Text("")
+        return super().render(task) + Text(" left")

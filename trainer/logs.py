@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
 from pipeline.preprocess import PreprocessConfig, Progress, Summary, preprocess
 from pipeline.sample import SampleConfig, write_sample
 from trainer.console import Console, ProgressLine
 
 MEGABYTE = 1_000_000
+JSON_LINE_SECONDS = 1.0
+"""Progress for machines: one line every so many seconds."""
 
 
-def make_data(config: PreprocessConfig, *, console: Console) -> Summary:
-    """`preprocess` with a progress line, and at the end what the folder holds and what was rejected."""
+def make_data(config: PreprocessConfig, *, console: Console, as_json: bool = False) -> Summary:
+    """`preprocess` with a progress line, and at the end what the folder holds and what was rejected.
+
+    `as_json`: progress as JSON objects instead, one a line on standard error, and nothing said at the end.
+    """
+    if as_json:
+        return preprocess(config, report=_json_lines())
     line: ProgressLine | None = None
 
     def report(progress: Progress) -> None:
@@ -34,13 +47,27 @@ def make_data(config: PreprocessConfig, *, console: Console) -> Summary:
     return summary
 
 
+def _json_lines() -> Callable[[Progress], None]:
+    """Prints what it is told now and then as one JSON object, for programs that watch."""
+    last = time.monotonic()
+
+    def report(progress: Progress) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last >= JSON_LINE_SECONDS:
+            last = now
+            speeds = ("rows_per_second", "bytes_per_second", "seconds_left")
+            values = {**asdict(progress), **{name: getattr(progress, name) for name in speeds}}
+            sys.stderr.write(json.dumps(values) + "\n")
+
+    return report
+
+
 def _detail(progress: Progress) -> str:
     if progress.stage == "counting lines":
         return "counting lines"
-    seconds = max(progress.seconds, 1e-9)
-    rows = (progress.rows - progress.resumed_rows) / seconds
-    megabytes = (progress.bytes - progress.resumed_bytes) / seconds / MEGABYTE
-    return f"{progress.rows:,} rows  {rows:,.0f} rows/s  {megabytes:,.0f} MB/s"
+    speed = f"{progress.rows_per_second:,.0f} rows/s  {progress.bytes_per_second / MEGABYTE:,.0f} MB/s"
+    rejected = f"  {progress.rejected_rows:,} rejected" if progress.rejected_rows else ""
+    return f"{progress.rows:,} rows  {speed}{rejected}"
 
 
 def _outcome(config: PreprocessConfig, summary: Summary) -> str:

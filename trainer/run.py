@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pipeline.shards import write_atomically
+from pipeline.shards import MANIFEST, write_atomically
 from trainer.config import Config, ConfigError, config_to_toml, differing_keys, load_config
 from trainer.records import Records
 
@@ -36,14 +36,19 @@ class RunDirectory:
 
     `config` is resolved; where there is a checkpoint it must compute what RUN/config.toml does. `begin` keeps it there.
     Raises: ConfigError where another process holds the run, where its checkpoints come from other settings, or where
-    the path is no directory.
+    the path can be no run directory.
     """
 
     def __init__(self, path: str | Path, config: Config) -> None:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path}: is a file; give a directory for the run")
-        self.path.mkdir(parents=True, exist_ok=True)
+        if (self.path / MANIFEST).exists():
+            raise ConfigError(f"{self.path}: is a data folder; give another directory for the run")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (NotADirectoryError, FileExistsError) as error:
+            raise ConfigError(f"{self.path}: cannot be made ({error.strerror}); give another --run") from None
         with ExitStack() as stack:
             try:
                 stack.enter_context(FileLock(self.path / "lock", timeout=0))

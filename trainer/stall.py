@@ -137,16 +137,20 @@ class StallReport:
         """One sentence: what bounds the run, and what to change."""
         compute, *stalls = self.parts
         worst = max(stalls, key=lambda part: part.seconds_per_step)
+        if worst.standard_error is None:
+            return f"unclear: {self.runs[0].steps} steps are too few to tell; measure more with --steps or --seconds"
         if worst.share < STALLED_SHARE:
             share = min(compute.share, 1.0)
             return f"compute-bound: {share:.0%} of a step is computing; only a faster step makes training faster"
         run = self.runs[-1] if worst.name == FETCH_STALL else self.runs[1]
         slowed = worst.seconds_per_step - worst.waiting_per_step
-        uncertain = worst.standard_error is None or worst.seconds_per_step < 2 * worst.standard_error
         # A thread of the loader can hold the computing ones up for as long as it works, not for longer.
         unexplained = slowed > max(worst.seconds_per_step / 2, sum(use.seconds_per_step for use in run.stages))
-        if uncertain or unexplained:
-            return "unclear: the runs scatter as much as they differ; measure more steps, with nothing else running"
+        if worst.seconds_per_step < 2 * worst.standard_error or unexplained:
+            return (
+                "unclear: the runs scatter as much as they differ; measure more with --steps or --seconds, and with "
+                "nothing else running"
+            )
         if slowed > worst.seconds_per_step / 2:
             return f"data-bound: {worst.name} is {worst.share:.0%} of a step, most of it computing slowed by the loader"
         stage = f"; the bottleneck stage is {run.bottleneck.stage}" if run.bottleneck else ""

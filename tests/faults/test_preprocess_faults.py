@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from pipeline.device import DataConfig, open_feed
 from pipeline.errors import InputError, StorageError
+from pipeline.pairs import PairPlan
 from pipeline.plan import PreprocessConfig
 from pipeline.preprocess import preprocess, verify_data
+from pipeline.shards import Manifest
 from tests.logs import folder_bytes, log_lines, write_log
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = int(os.environ.get("ALPHASTREAM_FAULT_TRIALS", "5"))
-FLIPS = int(os.environ.get("ALPHASTREAM_FAULT_FLIPS", "20"))
+KILLS = int(os.environ.get("ALPHASTREAM_FAULT_TRIALS", "100"))
+FLIPS = int(os.environ.get("ALPHASTREAM_FAULT_FLIPS", "200"))
 ROWS_PER_SHARD = 500
 
-# Forks a child for every line of input (source, output, n, before|after). The child preprocesses and dies by SIGKILL
-# before or after the n-th of the calls that make output durable or visible; at n = 0 it lives. Answers a line: the
-# child's exit code (negative for a signal) and how many calls it made. Forking spares each child the imports.
+# Forks a child for every line of input (source, output, n, before|after|time). The child preprocesses and dies by
+# SIGKILL before or after the n-th of the calls that make output durable or visible, or n microseconds after its birth;
+# at n = 0 it lives. Answers a line: the child's exit code (negative for a signal) and how many calls it made. Forking
+# spares each child the imports.
 NURSERY = """
-import os, pathlib, signal, sys
+import os, pathlib, signal, sys, time
 from pipeline.plan import PreprocessConfig
 from pipeline.preprocess import preprocess
 
@@ -49,18 +58,24 @@ def preprocess_and_die(source, out, fatal, moment):
     preprocess(PreprocessConfig(sources=(source,), out=pathlib.Path(out), rows_per_shard=500, max_rejects="9"))
     return calls
 
+# What is compiled is loaded once, here, for all children.
+preprocess(PreprocessConfig(sources=(sys.argv[1],), out=pathlib.Path(sys.argv[2]), rows_per_shard=500, max_rejects="9"))
 for line in sys.stdin:
     source, out, fatal, moment = line.rstrip("\\n").split("\\t")
+    fatal = int(fatal)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            os.write(writer, str(preprocess_and_die(source, out, int(fatal), moment)).encode())
+            os.write(writer, str(preprocess_and_die(source, out, 0 if moment == "time" else fatal, moment)).encode())
             code = 0
         finally:
             os._exit(code)
     os.close(writer)
+    if moment == "time":
+        time.sleep(fatal / 1e6)
+        os.kill(child, signal.SIGKILL)
     made = os.read(reader, 100).decode() or "0"
     os.close(reader)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), made, flush=True)
@@ -70,8 +85,8 @@ for line in sys.stdin:
 class Nursery:
     """Runs preprocessing in children that may be killed."""
 
-    def __init__(self) -> None:
-        command = [sys.executable, "-c", NURSERY]
+    def __init__(self, log: Path, out: Path) -> None:
+        command = [sys.executable, "-c", NURSERY, str(log), str(out)]
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(self, log: Path, out: Path, fatal: int, moment: str) -> tuple[int, int]:
@@ -85,13 +100,6 @@ class Nursery:
 
     def close(self) -> None:
         self._process.communicate()
-
-
-@pytest.fixture
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
 
 
 def make_log(folder: Path) -> Path:
@@ -109,9 +117,23 @@ def config_of(log: Path, out: Path) -> PreprocessConfig:
     return PreprocessConfig(sources=(str(log),), out=out, rows_per_shard=ROWS_PER_SHARD, max_rejects="9")
 
 
-def test_killed_anywhere_and_run_again_gives_the_same_bytes(tmp_path: Path, nursery: Nursery) -> None:
-    log = make_log(tmp_path / "log")
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return make_log(tmp_path / "log")
+
+
+@pytest.fixture
+def nursery(log: Path, tmp_path: Path) -> Iterator[Nursery]:
+    nursery = Nursery(log, tmp_path / "warm")
+    yield nursery
+    nursery.close()
+
+
+def test_killed_anywhere_and_run_again_gives_the_same_bytes(log: Path, tmp_path: Path, nursery: Nursery) -> None:
+    nursery.run(log, tmp_path / "first", 0, "before")
+    began = time.monotonic()
     code, calls = nursery.run(log, tmp_path / "whole", 0, "before")
+    microseconds = int(1e6 * (time.monotonic() - began))
     assert code == 0
     expected = folder_bytes(tmp_path / "whole")
     chance = random.Random(20)
@@ -119,7 +141,8 @@ def test_killed_anywhere_and_run_again_gives_the_same_bytes(tmp_path: Path, nurs
     for trial in range(KILLS):
         out = tmp_path / f"out-{trial}"
         while True:  # killed again and again, further on each time
-            code, _ = nursery.run(log, out, chance.randint(1, calls), chance.choice(["before", "after"]))
+            moment = chance.choice(["before", "after", "time"])
+            code, _ = nursery.run(log, out, chance.randint(1, microseconds if moment == "time" else calls), moment)
             assert code in (0, -signal.SIGKILL)
             listed = (out / "manifest.json").exists()
             if listed:
@@ -132,27 +155,59 @@ def test_killed_anywhere_and_run_again_gives_the_same_bytes(tmp_path: Path, nurs
     assert unfinished > 0
 
 
-def test_every_flipped_bit_is_found_and_named(tmp_path: Path) -> None:
-    log = make_log(tmp_path / "log")
-    preprocess(config_of(log, tmp_path / "data"))
-    content = folder_bytes(tmp_path / "data")
-    names = sorted(content)
+def trained_on(data: Path) -> list[torch.Tensor]:
+    """Everything that one epoch over each split would hand to the model, from the stream that training uses."""
+    tensors = []
+    for split, found in Manifest.load(data).splits.items():
+        config = DataConfig(path=str(data), batch_rows=50, shuffle_row_groups=4, read_threads=1)
+        plan = PairPlan(rows=found.rows, batch_rows=50, probe_rows=50, pairing=config.pairing)
+        with open_feed(config, table_rows=1000, device=torch.device("cpu"), split=split) as feed:
+            for pair in itertools.islice(feed, plan.steps_per_epoch):
+                tensors += [tensor.clone() for batch in (pair.b1, pair.b2) for tensor in batch]
+    return tensors
+
+
+def outcome_of(data: Path) -> tuple[list[torch.Tensor], str]:
+    """What was trained on, or why nothing was."""
+    try:
+        return trained_on(data), ""
+    except StorageError as error:
+        return [], str(error)
+
+
+def test_every_flipped_bit_is_found_and_named_and_never_trained_on(log: Path, tmp_path: Path) -> None:
+    """`verify` names the file; the stream names it too, or does not look at that byte and gives the right rows."""
+    data = tmp_path / "data"
+    preprocess(config_of(log, data))
+    content, expected = folder_bytes(data), trained_on(data)
     chance = random.Random(21)
-    for _ in range(FLIPS):
-        name = chance.choices(names, weights=[len(content[name]) for name in names])[0]
+    outcomes = Counter[str]()
+    for trial in range(FLIPS):
+        # One in four in the manifest and one in twenty in the rejects, which are small beside the shards.
+        kind = "manifest.json" if trial % 4 == 0 else "rejects/" if trial % 20 == 1 else ".parquet"
+        name = chance.choice([name for name in sorted(content) if kind in name])
         damaged = bytearray(content[name])
         damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
-        path = tmp_path / "data" / name
-        path.write_bytes(damaged)
+        (data / name).write_bytes(damaged)
         if name == "manifest.json":
-            with pytest.raises(StorageError, match=r"manifest\.json is damaged"):
-                verify_data(tmp_path / "data")
+            for use in (verify_data, trained_on):
+                with pytest.raises(StorageError, match=r"manifest\.json is damaged"):
+                    use(data)
         else:
-            found = verify_data(tmp_path / "data").lines()
-            assert len(found) == 1
-            assert found[0].startswith(f"{name} ")
-        path.write_bytes(content[name])
-    assert verify_data(tmp_path / "data").whole
+            (found,) = verify_data(data).lines()
+            assert found.startswith(f"{name} ")
+            named = rf"{name}: row group \d+ cannot be read \(.*run `alphastream verify`"
+            rows, error = outcome_of(data)
+            if error:
+                assert re.search(named, error)
+                outcomes["refused"] += 1
+            else:  # rejects, a footer, or what a page's header says twice: nothing that rows depend on
+                assert len(rows) == len(expected)
+                assert all(map(torch.equal, rows, expected))
+                outcomes["harmless"] += 1
+        (data / name).write_bytes(content[name])
+    assert verify_data(data).whole
+    assert outcomes["refused"] > outcomes["harmless"]
 
 
 @pytest.fixture

@@ -5,8 +5,11 @@ from __future__ import annotations
 import gzip
 import os
 import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,6 +87,37 @@ def test_an_error_of_a_task_is_the_error_of_the_run(cluster: Any, log: Path, tmp
     with pytest.raises(InputError, match=r"day_1\.tsv\.gz: the compressed file is truncated") as caught:
         preprocess(config_of(log, tmp_path / "truncated", engine="ray"))
     assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_said_beside_the_result(log: Path, tmp_path: Path) -> None:
+    """In a process of its own, as Ray's loggers and messages are set up once a process."""
+    pytest.importorskip("ray", reason="Ray is the extra `ray`")
+    code = "import sys; from trainer.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "preprocess", str(log), "--out", str(tmp_path / "ray"), "--engine", "ray"]
+    command += ["--max-rejects", "1", "--workers", "1"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert [line.partition(" ")[0] for line in done.stderr.splitlines()] == [f"{tmp_path / 'ray'}:", "warning:"]
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_cluster_that_does_not_answer_is_said_at_once(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"{scheme}127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(InputError, match=rf"^RAY_ADDRESS {address} cannot be used \(Connection refused\); correct"):
+            ray_engine.connect(SimpleNamespace(), 1)
+
+
+def test_an_address_that_is_none_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        raise ValueError("Invalid address format:\n nonsense")
+
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    with pytest.raises(InputError, match=r"^RAY_ADDRESS nonsense cannot be used \(Invalid address format: nonsense\)"):
+        ray_engine.connect(SimpleNamespace(init=init), 1)
 
 
 def test_without_ray_the_extra_is_named(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

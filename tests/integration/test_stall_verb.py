@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,12 +20,31 @@ from trainer.cli import main
 from trainer.config import load_config
 from trainer.console import Console
 from trainer.parts import Parts
-from trainer.stall import StallReport
 from trainer.stall_runs import Rows, StallMeasurement, StallPlan
 
 BUDGET = "[budget]\nsteps = 1000"
-COMPUTE, PREPARE, FETCH = 0.2, 0.4, 0.4
+COMPUTE, PREPARE, FETCH = 0.3, 0.5, 0.5
 """Seconds a step; long against what the small model and a busy machine take by themselves."""
+
+
+class Delays:
+    """Sleeps of known length, as long as they really were: a busy machine wakes late."""
+
+    def __init__(self) -> None:
+        self.times: list[tuple[float, float]] = []
+
+    def sleep(self, seconds: float) -> None:
+        began = time.perf_counter()
+        time.sleep(seconds)
+        self.times.append((began, time.perf_counter()))
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(end - began for began, end in self.times)
+
+    @property
+    def mean_between(self) -> float:
+        return statistics.fmean(after - before for (_, before), (after, _) in itertools.pairwise(self.times))
 
 
 def test_json_adds_up_and_nothing_is_written(
@@ -67,7 +88,8 @@ def test_known_delays_are_recovered_within_five_percent(
 ) -> None:
     """The loader's thread sleeps for every pair it makes, longer when cold; the model sleeps in its forward pass."""
     config = load_config(write_config(BUDGET + "\n[stepsize]\npolicy = 'none'"))  # α* would call the model again
-    delay = compute_delay = 0.0
+    loading: dict[Rows, Delays] = {}
+    computing: dict[Rows, Delays] = {}
 
     class SlowUploader:
         def __init__(self, uploader: Uploader) -> None:
@@ -75,33 +97,26 @@ def test_known_delays_are_recovered_within_five_percent(
             self.mark = uploader.mark
 
         def upload(self, batch: RowBatch) -> ModelInputs:
-            time.sleep(delay)
+            rows = list(loading)[-1]
+            loading[rows].sleep(PREPARE + FETCH if rows == "cold" else PREPARE)
             return self._uploader.upload(batch)
 
     make = pipeline.device.make_uploader
     monkeypatch.setattr(pipeline.device, "make_uploader", lambda *a, **k: SlowUploader(make(*a, **k)))
 
     def make_parts(rows: Rows, stack: ExitStack) -> Parts:
-        nonlocal delay
-        if compute_delay:
-            delay = PREPARE + FETCH if rows == "cold" else PREPARE
+        loading[rows], computing[rows] = Delays(), Delays()
         parts = Parts(config, stack)
-        parts.model.register_forward_pre_hook(lambda *_: time.sleep(compute_delay))
+        parts.model.register_forward_pre_hook(lambda *_: computing[rows].sleep(COMPUTE))
         return parts
 
-    def measure(steps: int, no_cold_run: str | None = None) -> StallReport:
-        plan = StallPlan(
-            steps=steps, seconds=60, warmup_steps=1, window_rows=1e9, reader_threads=2, no_cold_run=no_cold_run
-        )
-        return StallMeasurement(config, plan, make_parts=make_parts, console=Console(quiet=True)).run()
-
-    own = measure(20, "not needed").parts[0].seconds_per_step  # what the model takes by itself
-    compute_delay = COMPUTE
-    report = measure(3)
+    plan = StallPlan(steps=3, seconds=60, warmup_steps=1, window_rows=1e9, reader_threads=2)
+    report = StallMeasurement(config, plan, make_parts=make_parts, console=Console(quiet=True)).run()
     compute, preparation, fetch = (part.seconds_per_step for part in report.parts)
-    assert 0.95 * COMPUTE < compute < 1.05 * COMPUTE + own
-    assert compute + preparation == pytest.approx(PREPARE, rel=0.05)
-    assert fetch == pytest.approx(FETCH, rel=0.05)
+    # What the model takes by itself lies between two of its delays.
+    assert compute - computing["compute"].mean_between == pytest.approx(computing["compute"].mean, rel=0.05)
+    assert compute + preparation == pytest.approx(loading["warm"].mean, rel=0.05)
+    assert fetch == pytest.approx(loading["cold"].mean - loading["warm"].mean, rel=0.05)
     for gain in report.speedups:
         if gain.measured is not None:
             assert gain.predicted == pytest.approx(gain.measured, rel=0.05)

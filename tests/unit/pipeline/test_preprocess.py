@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from pipeline.errors import InputError, StorageError
+from pipeline import preprocess as module
+from pipeline.encode import Workplace
+from pipeline.errors import InputError
 from pipeline.parts import LAST_DAY_TEST_SHARE, day_segments
 from pipeline.preprocess import PreprocessConfig, Progress, Summary, preprocess
 from pipeline.schema import CRITEO, SPLITS
@@ -172,6 +174,7 @@ def test_too_many_rejects_name_the_first_lines_and_list_nothing(tmp_path: Path, 
     message = str(caught.value)
     assert f"2 of 100 lines read cannot be used, more than --max-rejects {allowed} allows" in message
     assert "log.tsv:4: 39 fields instead of 40; log.tsv:71: label '?" in message
+    assert f"(all are in {tmp_path / 'data/.work/rejects'})" in message
     assert "\n" not in message
     assert not (tmp_path / "data/manifest.json").exists()
     assert run(tmp_path / "data", tmp_path / "log.tsv", max_rejects="2", rows_per_shard=25).rows == 98
@@ -302,8 +305,16 @@ def test_an_output_that_cannot_be_used_is_said_in_one_line(tmp_path: Path) -> No
         run(tmp_path / "full", log)
     with pytest.raises(InputError, match=r"log\.tsv is a file; give another --out"):
         run(log, log)
-    with pytest.raises(StorageError, match=r"log\.tsv/data.*Not a directory"):
+    with pytest.raises(InputError, match=r"log\.tsv/data.*cannot be made \(Not a directory\); give another --out"):
         run(log / "data", log)
+
+
+@pytest.mark.parametrize("content", [gzip.compress(b""), b"\n\n"], ids=["nothing", "empty lines"])
+def test_a_log_without_a_row_makes_no_data_folder(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "log.tsv.gz").write_bytes(content)
+    with pytest.raises(InputError, match=r"log\.tsv\.gz: no row among [02] lines; name a log that has some"):
+        run(tmp_path / "data", tmp_path / "log.tsv.gz", max_rejects="100%")
+    assert not (tmp_path / "data/manifest.json").exists()
 
 
 def test_a_second_writer_is_turned_away(tmp_path: Path) -> None:
@@ -318,6 +329,44 @@ def test_a_second_writer_is_turned_away(tmp_path: Path) -> None:
 
     preprocess(PreprocessConfig(sources=(str(log),), out=tmp_path / "data"), report=meanwhile)
     assert refused
+
+
+def test_a_second_writer_that_is_turned_away_leaves_the_plan_alone(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.tsv", 50)
+    plans: list[bytes] = []
+
+    def meanwhile(_: Progress) -> None:
+        if not plans:
+            plan = tmp_path / "data/.work/plan.json"
+            plans.append(plan.read_bytes())
+            with pytest.raises(InputError, match="is being written by another run"):
+                run(tmp_path / "data", log, rows_per_shard=7)
+            plans.append(plan.read_bytes())
+
+    preprocess(PreprocessConfig(sources=(str(log),), out=tmp_path / "data"), report=meanwhile)
+    assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize("options", [{}, {"rows_per_shard": 7}])
+def test_a_folder_that_was_finished_meanwhile_is_not_made_again(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run finishes between the look at the folder and the lock."""
+    log = write_log(tmp_path / "log.tsv", 50)
+    lock = module._locked
+
+    def late(out: Path, place: Workplace) -> Any:
+        monkeypatch.setattr(module, "_locked", lock)
+        run(out, log)
+        return lock(out, place)
+
+    monkeypatch.setattr(module, "_locked", late)
+    (tmp_path / "data/.work").mkdir(parents=True)
+    if options:
+        with pytest.raises(InputError, match="was made with rows_per_shard 262144 instead of 7"):
+            run(tmp_path / "data", log, **options)
+    else:
+        assert run(tmp_path / "data", log).nothing_to_do
 
 
 @pytest.mark.parametrize(

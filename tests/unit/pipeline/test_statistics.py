@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import csv
+from pyarrow.compute import call_function
 
 from pipeline.preprocess import PreprocessConfig, preprocess
 from pipeline.schema import CRITEO
@@ -37,6 +40,32 @@ def test_statistics_equal_counting(tmp_path: Path) -> None:
         assert column["missing_rate"] == (400 - len(values)) / 400
         assert column["distinct"] == pytest.approx(len(set(values)), abs=2)
         assert column["buckets"] == CRITEO.bucket_sizes[j]
+
+
+def test_statistics_of_real_rows_equal_arrows(real_data: Path, tmp_path: Path) -> None:
+    """Counted from the text by pyarrow, with nothing of ours between."""
+    log = real_data / "criteo_1tb_day0_10000.tsv.gz"
+    columns = preprocess(PreprocessConfig(sources=(str(log),), out=tmp_path / "data")).manifest.statistics["columns"]
+    integers = dict.fromkeys(CRITEO.dense, pa.int64())
+    categories = dict.fromkeys(CRITEO.sparse, pa.string())
+    table = csv.read_csv(
+        log,
+        read_options=csv.ReadOptions(column_names=CRITEO.columns),
+        parse_options=csv.ParseOptions(delimiter="\t"),
+        convert_options=csv.ConvertOptions(
+            column_types=integers | categories, null_values=["", "-1"], strings_can_be_null=True
+        ),
+    )
+    for name in CRITEO.dense:
+        column, found = table[name], columns[name]
+        assert found["missing_rate"] == column.null_count / 10_000
+        assert {"min": found["minimum"], "max": found["maximum"]} == call_function("min_max", [column]).as_py()
+        assert found["mean"] == pytest.approx(call_function("mean", [column]).as_py(), rel=1e-12)
+    for name in CRITEO.sparse:
+        column, found = table[name], columns[name]
+        assert found["missing_rate"] == column.null_count / 10_000
+        distinct = len(column.drop_null().unique())
+        assert found["distinct"] == pytest.approx(distinct, rel=5 * 0.0163)
 
 
 def test_counts_survive_saving_and_merging(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.errors import InputError, StorageError
 from pipeline.forecast import forecast
 from pipeline.overview import inspect_data
-from pipeline.plan import PreprocessConfig
+from pipeline.plan import Plan, PreprocessConfig
 from pipeline.preprocess import preprocess
 from pipeline.verify import VerifyProgress, verify_data
 from tests.logs import log_lines, write_log
@@ -88,7 +89,30 @@ def test_a_forecast_is_near_what_happens_and_leaves_nothing(tmp_path: Path) -> N
     assert expected.split == "tail"
     assert expected.source_bytes == log.stat().st_size
     assert expected.disk_bytes == pytest.approx(inspect_data(manifest.root).data[0]["bytes"], rel=0.5)
-    assert expected.seconds * expected.rows_per_second == pytest.approx(expected.rows, rel=0.01)
+    assert expected.splits == {name: split.rows for name, split in manifest.splits.items()}
+    assert expected.shards == 3
+    assert expected.free_bytes > 0
+    counting = expected.seconds - expected.rows / expected.rows_per_second
+    assert 0 < counting < expected.seconds  # the lines are counted first, which takes no more than encoding them
+
+
+@pytest.mark.parametrize(("split", "counted"), [("tail", [0]), ("train", [])])
+def test_lines_are_counted_where_splits_depend_on_them(tmp_path: Path, split: Any, counted: list[int]) -> None:
+    log = write_log(tmp_path / "log.tsv", 50)
+    config = PreprocessConfig(sources=(str(log),), out=tmp_path / "data", split=split)
+    assert list(Plan.make(config).counted) == counted
+    expected = forecast(config)
+    assert (expected.seconds > expected.rows / expected.rows_per_second * 1.0001) == bool(counted)
+
+
+def test_the_last_of_several_days_is_forecast_as_it_is_split(tmp_path: Path) -> None:
+    logs = [str(write_log(tmp_path / f"day_{day}.tsv", 500, seed=7)) for day in range(3)]
+    config = PreprocessConfig(sources=tuple(logs), out=tmp_path / "data", rows_per_shard=200)
+    assert list(Plan.make(config).counted) == [2]
+    expected = forecast(config)
+    manifest = preprocess(config).manifest
+    assert expected.splits == {name: split.rows for name, split in manifest.splits.items()}
+    assert expected.shards == sum(len(split.shards) for split in manifest.splits.values())
 
 
 def test_standard_input_has_no_forecast(tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytest
 import tyro
@@ -73,7 +74,7 @@ def test_a_verb_gets_its_arguments_and_gives_its_code(verb: Callable[[Any], None
         (StorageError("part-00000.parquet is damaged"), 74, "part-00000.parquet is damaged"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "steps.jsonl"), 74, "steps.jsonl: No space left on device"),
         (OSError(errno.EIO, os.strerror(errno.EIO)), 74, "Input/output error"),
-        (KeyboardInterrupt(), 143, "interrupted; run the same command again to continue"),
+        (KeyboardInterrupt(), 143, "interrupted; run the same command again"),
     ],
 )
 def test_errors_are_one_line_and_a_code(
@@ -89,6 +90,18 @@ def test_errors_are_one_line_and_a_code(
     assert said in line
 
 
+@pytest.mark.parametrize(("name", "remedy"), [("preprocess", "again to continue"), ("verify", "again")])
+def test_an_interruption_promises_no_more_than_the_verb_keeps(
+    name: str, remedy: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.Verb, "run", stop)
+    assert cli.main([name]) == 143
+    assert capsys.readouterr().err == f"alphastream: interrupted; run the same command {remedy}\n"
+
+
 def test_a_fault_of_the_program_is_not_hidden(verb: Callable[[Any], None]) -> None:
     def fail(arguments: list[str]) -> int:
         raise PortInUseError("nobody turned this into an error of the user's")
@@ -102,6 +115,11 @@ def test_a_fault_of_the_program_is_not_hidden(verb: Callable[[Any], None]) -> No
 class Section:
     steps: int | None = None
     kind: str = "sliding"
+    share: float = 0.5
+    widths: tuple[int, ...] | None = None
+    betas: tuple[float, float] | None = None
+    folder: Path | None = None
+    mode: Literal["fast", "slow"] = "fast"
 
     def __post_init__(self) -> None:
         if self.steps == 0:
@@ -110,7 +128,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class First:
-    config: Annotated[Path, tyro.conf.Positional]
+    config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
     run: Path
 
 
@@ -128,12 +146,37 @@ def test_arguments_override_what_is_there() -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        (["--budget.steps", "None"], Section(share=0.7)),
+        (["--budget.widths", "8", "1"], Section(share=0.7, steps=3, widths=(8, 1))),
+        (["--budget.betas", "0.9", "0.99"], Section(share=0.7, steps=3, betas=(0.9, 0.99))),
+        (["--budget.widths", "None"], Section(share=0.7, steps=3)),
+        (["--budget.folder", "a/b"], Section(share=0.7, steps=3, folder=Path("a/b"))),
+        (["--budget.share", "1"], Section(share=1.0, steps=3)),
+    ],
+)
+def test_values_that_may_be_missing(arguments: list[str], value: Section) -> None:
+    default = Whole(config=Path("c"), run=Path("r"), budget=Section(steps=3, share=0.7))
+    assert parse(Whole, ["c", "--run", "r", *arguments], "try", default=default).budget == value
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["c"], "--run"),
-        (["--run", "r"], "config (required)"),
-        (["c", "--run", "r", "--budget.stepz", "3"], "--budget.stepz"),
-        (["c", "--run", "r", "--budget.steps", "many"], "'many'"),
+        (["c"], "--run PATH is missing;"),
+        ([], "CONFIG, --run PATH are missing;"),
+        (["--run", "r"], "CONFIG is missing;"),
+        (["c", "--run"], "--run needs a value;"),
+        (["c", "--run", "r", "--budget.stepz", "3"], "--budget.stepz is no option (did you mean --budget.steps?);"),
+        (["c", "--run", "r", "-n", "3"], "-n is no option;"),
+        (["c", "--run", "r", "d"], "d is one argument too many;"),
+        (["c", "--run", "r", "--budget.steps", "many"], "--budget.steps: 'many' is not a whole number;"),
+        (["c", "--run", "r", "--budget.steps", "1.5"], "--budget.steps: '1.5' is not a whole number;"),
+        (["c", "--run", "r", "--budget.share", "x"], "--budget.share: 'x' is not a number;"),
+        (["c", "--run", "r", "--budget.widths", "8", "x"], "--budget.widths: 'x' is not a whole number;"),
+        (["c", "--run", "r", "--budget.betas", "0.9"], "--budget.betas: '0.9' is not 2 values; give FLOAT FLOAT;"),
+        (["c", "--run", "r", "--budget.mode", "fat"], "--budget.mode is 'fat'; give one of fast, slow;"),
         (["c", "--run", "r", "--budget.steps", "0"], "budget.steps is 0; give more"),
     ],
 )
@@ -148,7 +191,7 @@ def test_usage_errors_are_one_line(arguments: list[str], said: str) -> None:
 
 
 def test_what_comes_first_is_missed_first() -> None:
-    with pytest.raises(UsageError, match=r"alphastream try.*--run"):
+    with pytest.raises(UsageError, match=r"^--run PATH is missing; see alphastream try --help$"):
         parse_first(First, ["c", "--budget.steps", "3"], "try")
 
 
@@ -156,7 +199,9 @@ def test_help_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         parse(Whole, ["--help"], "try")
     assert stop.value.code == 0
-    assert "--budget.steps" in capsys.readouterr().out
+    lines = [" ".join(re.sub("[│╭╮╰╯─]", "", line).split()) for line in capsys.readouterr().out.splitlines()]
+    shown = {"--budget.steps INT", "--budget.share FLOAT", "--budget.widths INT...", "--budget.betas FLOAT FLOAT"}
+    assert shown <= {line.partition(" (")[0] for line in lines}
 
 
 @pytest.mark.parametrize(

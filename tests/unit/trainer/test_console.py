@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+import rich.console
 
 from trainer import console as module
-from trainer.console import PLAIN_LINE_SECONDS, Console
+from trainer.console import PLAIN_LINE_SECONDS, Console, ProgressLine
 
 
 class Clock:
@@ -68,3 +71,15 @@ def test_an_end_that_is_not_known_yet(clock: Clock, capsys: pytest.CaptureFixtur
     first, second = capsys.readouterr().err.splitlines()
     assert first == "verify: 1,234 MB 0 damaged"
     assert second.startswith("verify: 1,999 / 2,000 MB 0 damaged")
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_on_a_terminal_the_line_never_wraps(width: int) -> None:
+    shown = io.StringIO()
+    terminal = rich.console.Console(file=shown, force_terminal=True, width=width, _environ={})
+    with ProgressLine(terminal, "preprocess", 1400, unit="MB", start=0) as line:
+        for done in (100, 700):
+            line.update(done, "2,949,120 rows  1,072,908 rows/s  290 MB/s")
+    text = shown.getvalue()
+    assert "pre" in text
+    assert text.count("\n") == 1

@@ -50,6 +50,15 @@ def test_a_file_is_no_run_directory(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with pytest.raises(ConfigError, match="is a file"):
         RunDirectory(tmp_path / "run", settings())
+    with pytest.raises(ConfigError, match=r"cannot be made \(Not a directory\); give another --run"):
+        RunDirectory(tmp_path / "run" / "below", settings())
+
+
+def test_a_data_folder_is_no_run_directory(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").touch()
+    with pytest.raises(ConfigError, match="is a data folder; give another directory for the run"):
+        RunDirectory(tmp_path, settings())
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
 @pytest.mark.parametrize(

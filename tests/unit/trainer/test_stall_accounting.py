@@ -129,7 +129,14 @@ def test_runs_that_scatter_as_much_as_they_differ_give_no_verdict() -> None:
     noisy = [StepSample(seconds=(seconds := rng.expovariate(20.0)), waiting=seconds / 2, rows=100) for _ in range(32)]
     warm = times("warm", noisy)
     report = compare(run("compute", warm.seconds_per_step * 0.88), warm, None, reader_threads=2)
-    assert report.verdict.startswith("unclear")
+    assert report.verdict.startswith("unclear: the runs scatter as much as they differ; measure more with --steps")
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.02])
+def test_too_few_steps_give_no_verdict(seconds: float) -> None:
+    compute = times("compute", [StepSample(seconds=0.02, waiting=0.0, rows=100)] * 3)
+    warm = times("warm", [StepSample(seconds=seconds, waiting=seconds / 4, rows=100)] * 3)
+    assert compare(compute, warm, None, reader_threads=2).verdict.startswith("unclear: 3 steps are too few to tell;")
 
 
 def test_computing_slowed_by_more_than_the_loader_works_is_not_its_doing() -> None:

@@ -1,0 +1,151 @@
+"""The verbs on logs and data folders as a person and as a program see them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.preprocess import Progress
+from tests.logs import log_lines, write_log
+from trainer import logs
+from trainer.cli import main
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    log = write_log(tmp_path / "log.tsv", 100)
+    assert main(["preprocess", str(log), "--out", str(tmp_path / "data")]) == 0
+    return tmp_path / "data"
+
+
+def test_preprocess_for_programs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result on standard output; on standard error nothing but progress, each line an object."""
+    monkeypatch.setattr(logs, "JSON_LINE_SECONDS", 0.0)
+    lines = log_lines(100)
+    lines[3] = b"no row"
+    (tmp_path / "log.tsv").write_bytes(b"\n".join([*lines, b""]))
+    arguments = ["preprocess", str(tmp_path / "log.tsv"), "--out", str(tmp_path / "data"), "--json"]
+    assert main([*arguments, "--max-rejects", "1"]) == 0
+    out, err = capsys.readouterr()
+    done = json.loads(out)
+    assert (done["rows"], done["rejected_rows"], done["nothing_to_do"]) == (99, 1, False)
+    assert done["splits"] == {"train": 79, "validation": 10, "test": 10}
+    last: dict[str, Any] = [json.loads(line) for line in err.splitlines()][-1]
+    assert (last["rows"], last["rejected_rows"], last["bytes"]) == (99, 1, last["total_bytes"])
+    assert last["seconds_left"] == 0
+    assert last["rows_per_second"] == pytest.approx(99 / last["seconds"])
+
+
+def test_an_error_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["preprocess", str(tmp_path / "none.tsv"), "--out", str(tmp_path / "data"), "--json"]
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["exit_code"] == 2
+    assert err == f"alphastream: {found['error']}\n"
+    assert "none.tsv does not exist" in found["error"]
+
+
+def progress(**values: Any) -> Progress:
+    usual: dict[str, Any] = {"stage": "encoding", "rows": 3000, "rejected_rows": 0, "bytes": 6_000_000}
+    usual |= {"total_bytes": 16_000_000, "seconds": 2.0, "resumed_rows": 1000, "resumed_bytes": 2_000_000}
+    return Progress(**(usual | values))
+
+
+def test_speed_and_time_left_are_of_this_run_alone() -> None:
+    seen = progress()
+    assert (seen.rows_per_second, seen.bytes_per_second, seen.seconds_left) == (1000.0, 2e6, 5.0)
+    assert progress(total_bytes=None).seconds_left is None
+    assert progress(stage="counting lines").seconds_left is None
+    assert progress(rows=1000, bytes=2_000_000).seconds_left is None
+
+
+def test_a_dry_run_says_what_it_would_take_and_makes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = write_log(tmp_path / "log.tsv", 100)
+    arguments = ["preprocess", str(log), "--out", str(tmp_path / "data"), "--dry-run", "--workers", "2"]
+    assert main(arguments) == 0
+    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert said["sources"].startswith(str(log))
+    assert said["rows"] == "about 100 (split tail: train 80, validation 10, test 10)"
+    assert said["shards"] == "about 3 of up to 262,144 rows"
+    assert said["speed"].endswith(" rows/s on 2 workers")
+    assert said["disk"].endswith(" MB are free")
+    assert said["time"].startswith("about 0:00:0")
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["splits"] == {"train": 80, "validation": 10, "test": 10}
+    assert [path.name for path in tmp_path.iterdir()] == ["log.tsv"]
+    monkeypatch.setattr("pipeline.forecast._free_bytes", lambda path: 0)
+    assert main(arguments) == 0
+    assert "warning: the shards would need" in capsys.readouterr().err
+
+
+def test_inspect_shows_what_applies_to_each_kind_of_column(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["inspect", str(data)]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["rows", "100"] in shown
+    header = ["column", "missing", "rate", "minimum", "maximum", "mean"]
+    integers = shown[shown.index(header) + 2 :][:13]
+    header = ["column", "missing", "rate", "distinct", "buckets", "collision", "rate"]
+    categories = shown[shown.index(header) + 2 :][:26]
+    assert main(["inspect", str(data), "--json"]) == 0
+    columns = json.loads(capsys.readouterr().out)["columns"]
+    assert [row[0] for row in integers + categories] == [column["column"] for column in columns]
+    assert [float(row[1]) for row in integers + categories] == [column["missing_rate"] for column in columns]
+    assert [int(row[3].replace(",", "")) for row in integers] == [column["maximum"] for column in columns[:13]]
+    assert [int(row[2]) for row in categories] == [column["distinct"] for column in columns[13:]]
+
+
+def test_verify_for_persons_and_programs(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["verify", str(data)]) == 0
+    assert capsys.readouterr().out == f"{data}: all 3 shards are whole (100 rows)\n"
+    assert main(["verify", str(data), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "path": str(data),
+        "whole": True,
+        "shards": 3,
+        "rows": 100,
+        "readable_rows": 100,
+        "found": [],
+    }
+    (data / "test/part-00000.parquet").unlink()
+    assert main(["verify", str(data)]) == 74
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "test/part-00000.parquet is missing; 0 of its 10 rows can be read"
+    assert lines[1].startswith(f"{data}: 1 of 3 shards are damaged; 90 of 100 rows can be read")
+    assert main(["verify", str(data), "--json"]) == 74
+    found = json.loads(capsys.readouterr().out)
+    assert (found["whole"], found["readable_rows"], found["found"]) == (False, 90, lines[:1])
+
+
+@pytest.mark.parametrize("name", ["log.tsv", ".", "nowhere"])
+def test_verifying_what_is_neither_data_nor_run(data: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["verify", str(data.parent / name)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("give a data folder or a run directory")
+
+
+def test_a_reader_that_has_enough_is_no_error(data: Path) -> None:
+    """As in `alphastream inspect DATA --json | head`: the pipe is closed before anything is written to it."""
+    code = "import sys; sys.stdin.read(); from trainer.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "inspect", str(data)]
+    pipe, root = subprocess.PIPE, Path(__file__).parents[2]
+    with subprocess.Popen(command, cwd=root, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
