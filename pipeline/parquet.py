@@ -30,6 +30,12 @@ _DATA_PAGE, _DICTIONARY_PAGE = 0, 2
 _CODECS: dict[Compression, tuple[int, str]] = {"none": (0, "uncompressed"), "zstd": (6, "zstd"), "lz4": (7, "lz4_raw")}
 
 
+_SAMPLE_BYTES = 4096
+_WORTH_IT = 0.98
+"""Packed codes of a column with many values are as good as random: where a sample keeps more than this share of its
+size, a page is not compressed, which would take a tenth of all the time that writing takes."""
+
+
 class Sink(Protocol):
     """Where the bytes of a file go, in order."""
 
@@ -53,6 +59,7 @@ class ParquetWriter:
         self._columns = tuple(columns)
         number, name = _CODECS[compression]
         self._codec = None if compression == "none" else pa.Codec(name)
+        self._quick = compression == "lz4"
         self._chunk_heads = [_chunk_head(column, number) for column in self._columns]
         self._encoder = DictionaryEncoder()
         self._row_groups: list[bytes] = []
@@ -116,15 +123,32 @@ class ParquetWriter:
 
     def _write_page(self, head: bytes, body: memoryview, tail: bytes) -> int:
         """Write one page; its size before compression, header included."""
-        stored = body.tobytes() if self._codec is None else self._codec.compress(body, asbytes=True)
+        stored = self._compress(body)
         checksum = _zigzag(_signed(isal_zlib.crc32(stored)))
         header = _PAGE_HEADER % (head, _zigzag(len(body)), _zigzag(len(stored)), checksum, tail)
         self._write(header + stored)
         return len(header) + len(body)
 
+    def _compress(self, body: memoryview) -> bytes:
+        if self._codec is None:
+            return body.tobytes()
+        if self._quick and len(body) > 4 * _SAMPLE_BYTES:
+            middle = len(body) // 2
+            if len(self._codec.compress(body[middle : middle + _SAMPLE_BYTES])) > _WORTH_IT * _SAMPLE_BYTES:
+                return lz4_literals(body)
+        return self._codec.compress(body, asbytes=True)
+
     def _write(self, data: bytes) -> None:
         self._sink.write(data)
         self._position += len(data)
+
+
+def lz4_literals(body: memoryview) -> bytes:
+    """An LZ4 block that holds `body` as it is: one sequence of literals, its length in base 255."""
+    if len(body) < 15:
+        return bytes([len(body) << 4]) + body
+    more, last = divmod(len(body) - 15, 255)
+    return b"".join((b"\xf0", b"\xff" * more, bytes([last]), body))
 
 
 def _chunk_head(column: Column, codec: int) -> bytes:

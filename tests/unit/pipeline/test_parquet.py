@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.dictionary import DictionaryEncoder, pack, varint
-from pipeline.parquet import Column, Compression, ParquetWriter
+from pipeline.parquet import Column, Compression, ParquetWriter, lz4_literals
 
 COMPRESSIONS: tuple[Compression, ...] = ("lz4", "zstd", "none")
 COLUMNS = (Column(name="y", unsigned_byte=True), Column(name="n", optional=True), Column(name="c"))
@@ -108,6 +108,27 @@ def test_the_footer_says_what_is_there() -> None:
     assert chunk.encodings == ("PLAIN", "RLE", "RLE_DICTIONARY")
     assert chunk.has_dictionary_page
     assert metadata.schema.column(0).converted_type == "UINT_8"
+
+
+@pytest.mark.parametrize("size", [0, 1, 14, 15, 16, 269, 270, 271, 70_000])
+def test_a_block_of_literals_decompresses_to_them(size: int) -> None:
+    body = np.random.default_rng(size).bytes(size)
+    assert pa.Codec("lz4_raw").decompress(lz4_literals(memoryview(body)), size, asbytes=True) == body
+
+
+def test_pages_are_compressed_where_it_is_worth_it() -> None:
+    random = np.random.default_rng(0)
+    rows = 65_536
+    zeros, present = np.zeros(rows, np.uint8), np.ones(rows, np.uint8)
+    noise = random.integers(0, 2**31, rows).astype(np.int32)
+    runs = np.repeat(noise[:512], rows // 512)
+    content = write([(zeros, runs, present, noise)], "lz4")
+    assert_holds(content, [(zeros, runs, present, noise)])
+    chunks = [pq.read_metadata(io.BytesIO(content)).row_group(0).column(c) for c in range(3)]
+    shares = [chunk.total_compressed_size / chunk.total_uncompressed_size for chunk in chunks]
+    assert shares[0] < 0.1
+    assert shares[1] < 0.1
+    assert 1 < shares[2] < 1.005
 
 
 def test_duckdb_reads_it_too(tmp_path) -> None:
