@@ -1,9 +1,9 @@
 """Preprocessing against its own kernel, pyarrow.csv with a vectorized hash, and DuckDB, on the same rows.
 
 `python -m tests.bench.bench_preprocess [--rows N] [--log FILE]`. One core unless a line says otherwise; every
-contender reads the same plain file from a warm cache and writes lz4 Parquet; the best of the rounds counts, in which
-all take their turn. Speed a core is rows by CPU second (user and system, all threads), which other programs on the
-machine disturb less than the clock; what a second core gains is by the clock.
+contender reads the same plain file from a warm cache and writes lz4 Parquet, and all take their turn in every round.
+Speed a core is rows by CPU second (user and system, all threads), which other programs on the machine disturb less
+than the clock; what a second core gains is by the clock.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import pyarrow as pa
@@ -139,11 +140,11 @@ def duck(log: Path, out: Path, *, statistics: bool) -> None:
 
 
 @dataclass(kw_only=True)
-class Best:
-    """The best of some rounds, in seconds."""
+class Rounds:
+    """Seconds of a contender in every round; ratios are taken within a round, for the machine's speed drifts."""
 
-    cpu: float = float("inf")
-    wall: float = float("inf")
+    cpu: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
 
     def measure(self, work: Callable[[], object], cores: set[int]) -> None:
         """Run `work` while this process may only use `cores`."""
@@ -152,10 +153,16 @@ class Best:
         try:
             wall, cpu = time.perf_counter(), time.process_time()
             work()
-            self.cpu = min(self.cpu, time.process_time() - cpu)
-            self.wall = min(self.wall, time.perf_counter() - wall)
+            self.cpu.append(time.process_time() - cpu)
+            self.wall.append(time.perf_counter() - wall)
         finally:
             os.sched_setaffinity(0, before)
+
+
+def ratio(above: list[float], below: list[float]) -> str:
+    """Of each round, as `median (lowest to highest)`."""
+    ratios = [a / b for a, b in zip(above, below, strict=True)]
+    return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def make_log(folder: Path, rows: int) -> Path:
@@ -188,7 +195,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--rows", type=int, default=4_000_000)
     arguments.add_argument("--log", type=Path, help="a log to read instead of a generated one")
-    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--memory-rows", type=int, default=20_000_000, help="0 leaves the measurement out")
     given = arguments.parse_args()
     cores = sorted(os.sched_getaffinity(0))
@@ -215,26 +222,27 @@ def main() -> None:
         else:
             contenders["DuckDB, its own hash"] = (lambda: duck(log, out, statistics=True), one)
             contenders["DuckDB, no statistics"] = (lambda: duck(log, out, statistics=False), one)
-        best = {name: Best() for name in contenders}
+        rounds = {name: Rounds() for name in contenders}
         bare_kernel(log, 1)
         ours(log, out, 1)
         for _ in range(given.rounds):
             for contender, (work, allowed) in contenders.items():
                 shutil.rmtree(out, ignore_errors=True)
-                best[contender].measure(work, allowed)
+                rounds[contender].measure(work, allowed)
         megabytes = log.stat().st_size / 1e6
         if given.memory_rows:
             shutil.rmtree(out, ignore_errors=True)
             streamed, peak = peak_memory(log, out, -(-given.memory_rows // rows))
             print(f"peak memory over {streamed:,} rows: {peak / 1e9:.2f} GB")
-    print(f"{rows:,} rows, {megabytes:,.0f} MB, best of {given.rounds} rounds")
-    for contender, each in best.items():
-        speed = f"{rows / each.cpu / 1e6:5.2f}M rows, {megabytes / each.cpu:4.0f} MB by CPU second"
-        ratio = f"ours is {each.cpu / best['ours'].cpu:4.2f} times as fast"
-        print(f"{contender:22} {speed}; {rows / each.wall / 1e6:5.2f}M rows/s by the clock; {ratio}")
-    if TWO_CORES in best:
-        gain, bound = (best[a].wall / best[b].wall for a, b in (("ours", TWO_CORES), ("bare kernel", KERNEL_ON_TWO)))
-        print(f"two cores over one, by the clock: {gain:.2f}; of the bare kernel, which shares nothing: {bound:.2f}")
+    print(f"{rows:,} rows, {megabytes:,.0f} MB, {given.rounds} rounds, medians; ratios are of CPU time within a round")
+    for contender, each in rounds.items():
+        cpu = median(each.cpu)
+        speed = f"{rows / cpu / 1e6:5.2f}M rows, {megabytes / cpu:4.0f} MB by CPU second"
+        print(f"{contender:22} {speed}; ours is {ratio(each.cpu, rounds['ours'].cpu)} times as fast")
+    if TWO_CORES in rounds:
+        print(f"two cores over one, by the clock: {ratio(rounds['ours'].wall, rounds[TWO_CORES].wall)}")
+        kernel = ratio(rounds["bare kernel"].wall, rounds[KERNEL_ON_TWO].wall)
+        print(f"the same of the bare kernel, whose threads share nothing: {kernel}")
 
 
 if __name__ == "__main__":
