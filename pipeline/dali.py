@@ -107,7 +107,13 @@ class DaliPairs:
                 source=self._source, num_outputs=2, batch_info=True, no_copy=True, dtype=dali.types.INT32, ndim=1
             )
             pipeline.set_outputs(*(batches if device_id is None else [batch.gpu() for batch in batches]))
-        pipeline.build()
+        try:
+            pipeline.build()
+        except RuntimeError as error:
+            cause = " ".join(str(error).split())
+            raise InputError(
+                f'NVIDIA DALI cannot start ({cause}); update the driver, or set data.feed = "ring"'
+            ) from error
         return pipeline
 
     def _outputs(self) -> tuple[Any, Any]:

@@ -108,8 +108,11 @@ def open_feed(
 
     def make_source(start: StreamPosition) -> PairSource:
         reader = _reader(config, manifest, split, order, encode_rows=encode_rows, stages=stages)
-        pairs = PairStream(reader, plan, start, rank=rank, ranks=ranks)
-        return PairSource(reader, make_maker(pairs))
+        try:
+            return PairSource(reader, make_maker(PairStream(reader, plan, start, rank=rank, ranks=ranks)))
+        except BaseException:
+            reader.close()
+            raise
 
     return Feed(
         make_source,
@@ -139,9 +142,9 @@ def open_rows(
     stages = StageTotals()
     encode_rows = table_rows if device.type == "cpu" else None
     reader = _reader(config, manifest, split, order, encode_rows=encode_rows, stages=stages)
-    uploader = make_uploader(device, table_rows=table_rows, stages=stages)
     end = order.rows if limit_rows is None else min(limit_rows, order.rows)
     try:
+        uploader = make_uploader(device, table_rows=table_rows, stages=stages)
         for start in range(0, end, batch_rows):
             batch = reader.read(0, start, min(start + batch_rows, end))
             inputs = uploader.upload(batch)

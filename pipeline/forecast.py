@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from pipeline.blocks import Block, LineReader
@@ -60,7 +61,7 @@ def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forec
         def beginning() -> Iterator[Block]:
             nonlocal stored, reading
             asked = time.monotonic()
-            for block in reader:
+            for block in blocks:
                 reading += time.monotonic() - asked
                 yield block
                 stored = reader.stored_bytes
@@ -68,6 +69,10 @@ def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forec
                     return
 
         began = time.monotonic()
+        blocks = iter(reader)
+        if (first := next(blocks, None)) is None:
+            raise InputError(f"{source.address}: no row among 0 lines; name a log that has some")
+        blocks = chain([first], blocks)
         encoded = encode_part(
             part,
             beginning(),
@@ -81,18 +86,26 @@ def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forec
         )
         record = encoded.commit()
         seconds = time.monotonic() - began
+    if not record.rows:
+        raise InputError(f"{source.address}: no row among its first {record.lines:,} lines; name a log that has some")
     sizes = [each.size or 0 for each in plan.sources]
     share = sum(sizes) / max(stored, 1)
     rows_a_byte = record.rows / max(stored, 1)
     splits: dict[str, int] = dict.fromkeys(SPLITS, 0)
-    shards = 0
+    shards = counted_bytes = 0
+
+    def lines_of(index: int) -> int:
+        nonlocal counted_bytes
+        counted_bytes += sizes[index]
+        return round(sizes[index] * rows_a_byte)
+
     for index, size in enumerate(sizes):
         rows = round(size * rows_a_byte)
-        for segment in plan.segments_of(index, lambda rows=rows: rows):
+        for segment in plan.segments_of(index, lambda index=index: lines_of(index)):
             count = (rows if segment.stop_line is None else segment.stop_line) - segment.first_line
             splits[segment.split] += count
             shards += -(-count // plan.rows_per_shard)
-    counting = reading * sum(sizes[index] for index in plan.counted) / max(stored, 1)
+    counting = reading * counted_bytes / max(stored, 1)
     workers = worker_count(config.workers)
     return Forecast(
         sources=tuple(each.address for each in plan.sources),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Sequence
 from functools import partial
 from io import FileIO
@@ -105,14 +106,19 @@ class GroupReader:
         codec = pa.Codec(self._codec) if self._codec else None
         with self._stages.timed("decompress", rows):
             chunks = read_chunks(raw, rows=rows, columns=len(self._encodes), codec=codec)
-        with self._stages.timed("decode", rows):
-            # Four bytes a row hold any column; the same ones every time stay in cache.
-            memory = None if order is None else self._buffers.take((rows,), np.int32)
-            for c, out in enumerate((label, *columns)):
-                column = out if memory is None else memory.view(out.dtype)[:rows]
-                fill_column(chunks[c], self._encodes[c], column, optional=self._optional[c])
-                if order is not None:
-                    take_rows(column, order, out)
+        start, shuffling = time.perf_counter(), 0.0
+        # Four bytes a row hold any column; the same ones every time stay in cache.
+        memory = None if order is None else self._buffers.take((rows,), np.int32)
+        for c, out in enumerate((label, *columns)):
+            column = out if memory is None else memory.view(out.dtype)[:rows]
+            fill_column(chunks[c], self._encodes[c], column, optional=self._optional[c])
+            if order is not None:
+                began = time.perf_counter()
+                take_rows(column, order, out)
+                shuffling += time.perf_counter() - began
+        self._stages.add("decode", time.perf_counter() - start - shuffling, rows)
+        if order is not None:
+            self._stages.add("shuffle", shuffling, 0)  # whoever mixes the groups counts the rows
 
     def _read_bytes(self, file: FileIO, listed: Shard, group: int) -> NDArray[np.uint8]:
         """The bytes of a row group."""

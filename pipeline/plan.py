@@ -108,14 +108,7 @@ class Plan:
 
         `counted` gets the stored bytes read so far.
         """
-
         return self.segments_of(index, lambda: count_lines(self.sources[index], self.log_format, counted))
-
-    @property
-    def counted(self) -> range:
-        """Positions of the sources whose lines are counted before they are encoded."""
-        last = len(self.sources) - 1
-        return range(0 if self.split == "tail" else last, last + 1 if self.split in ("days", "tail") else last)
 
     def segments_of(self, index: int, lines: Callable[[], int]) -> tuple[Segment, ...]:
         """Which of the source's `lines` lines belong to which split; `lines` is called where that depends on them."""

@@ -156,7 +156,7 @@ def _finished(out: Path, plan: Plan) -> Manifest | None:
 
 def _make_workplace(out: Path, place: Workplace) -> None:
     """The folders of a run's work in progress. Raises: InputError where `out` holds something else."""
-    if not place.plan_file.exists():
+    if not place.plan_file.exists() and not (out / MANIFEST).exists():  # another run may just have finished
         strangers = sorted(child.name for child in out.iterdir()) if out.is_dir() else []
         if strangers and strangers != [place.root.name]:
             raise InputError(f"{out} is no data folder and not empty (it holds {strangers[0]}); give another --out")

@@ -66,7 +66,7 @@ def connect(ray: Any, workers: int) -> None:
             # Ray itself would try for minutes, and say so.
             socket.create_connection((found[1], int(found[2])), timeout=CONNECT_SECONDS).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-    except (ConnectionError, TimeoutError, socket.gaierror, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         where = f"RAY_ADDRESS {address}" if address else "a local Ray cluster"
         raise InputError(
             f"{where} cannot be used ({cause_of(error)}); correct RAY_ADDRESS, unset it, or use --engine threads"

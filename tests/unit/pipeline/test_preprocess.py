@@ -18,7 +18,7 @@ from pipeline import preprocess as module
 from pipeline.encode import Workplace
 from pipeline.errors import InputError
 from pipeline.parts import LAST_DAY_TEST_SHARE, day_segments
-from pipeline.preprocess import PreprocessConfig, Progress, Summary, preprocess
+from pipeline.preprocess import PreprocessConfig, Progress, Summary, forecast, preprocess
 from pipeline.schema import CRITEO, SPLITS
 from pipeline.shards import Manifest
 from tests.log_reference import Row, read_log
@@ -315,6 +315,8 @@ def test_a_log_without_a_row_makes_no_data_folder(tmp_path: Path, content: bytes
     with pytest.raises(InputError, match=r"log\.tsv\.gz: no row among [02] lines; name a log that has some"):
         run(tmp_path / "data", tmp_path / "log.tsv.gz", max_rejects="100%")
     assert not (tmp_path / "data/manifest.json").exists()
+    with pytest.raises(InputError, match=r"log\.tsv\.gz: no row among (0|its first 2) lines; name a log that has some"):
+        forecast(PreprocessConfig(sources=(str(tmp_path / "log.tsv.gz"),), out=tmp_path / "data"))
 
 
 def test_a_second_writer_is_turned_away(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pipeline.errors import InputError, StorageError
 from pipeline.forecast import forecast
 from pipeline.overview import inspect_data
-from pipeline.plan import Plan, PreprocessConfig
+from pipeline.plan import PreprocessConfig
 from pipeline.preprocess import preprocess
 from pipeline.verify import VerifyProgress, verify_data
 from tests.logs import log_lines, write_log
@@ -96,19 +96,17 @@ def test_a_forecast_is_near_what_happens_and_leaves_nothing(tmp_path: Path) -> N
     assert 0 < counting < expected.seconds  # the lines are counted first, which takes no more than encoding them
 
 
-@pytest.mark.parametrize(("split", "counted"), [("tail", [0]), ("train", [])])
-def test_lines_are_counted_where_splits_depend_on_them(tmp_path: Path, split: Any, counted: list[int]) -> None:
+@pytest.mark.parametrize(("split", "counted"), [("tail", True), ("train", False)])
+def test_lines_are_counted_where_splits_depend_on_them(tmp_path: Path, split: Any, counted: bool) -> None:
     log = write_log(tmp_path / "log.tsv", 50)
     config = PreprocessConfig(sources=(str(log),), out=tmp_path / "data", split=split)
-    assert list(Plan.make(config).counted) == counted
     expected = forecast(config)
-    assert (expected.seconds > expected.rows / expected.rows_per_second * 1.0001) == bool(counted)
+    assert (expected.seconds > expected.rows / expected.rows_per_second * 1.0001) == counted
 
 
 def test_the_last_of_several_days_is_forecast_as_it_is_split(tmp_path: Path) -> None:
     logs = [str(write_log(tmp_path / f"day_{day}.tsv", 500, seed=7)) for day in range(3)]
     config = PreprocessConfig(sources=tuple(logs), out=tmp_path / "data", rows_per_shard=200)
-    assert list(Plan.make(config).counted) == [2]
     expected = forecast(config)
     manifest = preprocess(config).manifest
     assert expected.splits == {name: split.rows for name, split in manifest.splits.items()}
