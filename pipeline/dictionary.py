@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 MAX_PAGE_ROWS = 65_536
-_TABLE_BITS = 17
+_TABLE_BITS, _SHORT_TABLE_BITS = 17, 15
 _PREFIX_BYTES = MAX_PAGE_ROWS // 8 + 32
 """Room in front of the packed codes for the definition levels and run headers."""
 
@@ -25,6 +25,8 @@ class DictionaryEncoder:
     _table: np.ndarray = field(default_factory=lambda: np.zeros(1 << _TABLE_BITS, np.uint64))
     """Slot → generation « 48 | value « 16 | code. A slot of another generation is empty, so the table is cleared only
     once in 65,535 columns."""
+    _short_table: np.ndarray = field(default_factory=lambda: np.zeros(1 << _SHORT_TABLE_BITS, np.uint64))
+    """The same for columns of few distinct values, which most are: it fits a core's cache beside the column."""
     _small: np.ndarray = field(default_factory=lambda: np.zeros(1 << 16, np.uint32))
     """Value below 65,536 → generation « 16 | code: most columns hold no others, and a quarter of the memory, without
     hashing, takes half the time."""
@@ -42,13 +44,16 @@ class DictionaryEncoder:
         assert len(values_R) <= MAX_PAGE_ROWS
         self._generation += 1
         if self._generation == 1 << 16:
-            self._table[:] = self._small[:] = 0
+            self._table[:] = self._short_table[:] = self._small[:] = 0
             self._generation = 1
         if present_R is not None:
             values_R = self._present[: _gather(values_R, present_R, self._present)]
         count = len(values_R)
-        encode, table = (_encode_small, self._small) if _all_small(values_R) else (_encode, self._table)
-        distinct = int(encode(values_R, table, self._generation, self._dictionary, self._codes))
+        numbering = self._generation, self._dictionary, self._codes
+        if _all_small(values_R):
+            distinct = int(_encode_small(values_R, self._small, *numbering))
+        elif (distinct := int(_encode(values_R, self._short_table, *numbering))) < 0:
+            distinct = int(_encode(values_R, self._table, *numbering))
         width = max(1, (distinct - 1).bit_length())
         groups = -(-count // 8)
         pack(self._codes, count, width, self._page[_PREFIX_BYTES:].view(np.uint64))
@@ -115,19 +120,24 @@ def _encode_small(values, table, generation, dictionary, codes):
 
 @numba.njit(nogil=True, cache=True)
 def _encode(values, table, generation, dictionary, codes):
-    """Number the values in the order in which they first appear; how many are distinct."""
-    mask = np.uint64((1 << _TABLE_BITS) - 1)
+    """Number the values in the order in which they first appear; how many are distinct, or −1 where they are more than
+    half of the slots of `table`, a power of two."""
+    slots = np.uint64(len(table))
+    mask = slots - np.uint64(1)
+    most = len(table) // 2
     distinct = 0
     for row in range(len(values)):
         value = np.int32(values[row])
         key = np.uint64(generation) << np.uint64(32) | np.uint64(np.uint32(value))
-        slot = np.uint64(np.uint32(np.uint32(value) * np.uint32(2_654_435_769)) >> np.uint32(32 - _TABLE_BITS))
+        slot = np.uint64(np.uint32(np.uint32(value) * np.uint32(2_654_435_769))) * slots >> np.uint64(32)
         while True:
             entry = table[slot]
             if entry >> np.uint64(16) == key:
                 codes[row] = np.uint16(entry)
                 break
             if entry >> np.uint64(48) != np.uint64(generation):
+                if distinct == most:
+                    return -1
                 table[slot] = key << np.uint64(16) | np.uint64(distinct)
                 dictionary[distinct] = value
                 codes[row] = distinct

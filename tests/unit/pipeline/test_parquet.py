@@ -162,6 +162,13 @@ def test_any_value_is_found_again_at_the_edge_of_the_small_ones(highest: int) ->
     assert_holds(write([group, group], "none"), [group, group])
 
 
+@pytest.mark.parametrize("distinct", [16_383, 16_384, 16_385, 65_536])
+def test_columns_of_many_values_are_encoded_too(distinct: int) -> None:
+    values = np.random.default_rng(5).permutation(np.resize(np.arange(distinct) * 30_011, 65_536)).astype(np.int32)
+    group = (np.zeros(65_536, np.uint8), values, np.ones(65_536, np.uint8), values[::-1].copy())
+    assert_holds(write([group, group], "none"), [group, group])
+
+
 @pytest.mark.parametrize("width", range(1, 17))
 def test_codes_are_packed_lowest_bit_first_and_the_last_group_is_filled_with_zeros(width: int) -> None:
     random = np.random.default_rng(width)
