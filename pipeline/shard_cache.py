@@ -105,7 +105,8 @@ class ShardCache:
     def begin(self, sha256: str, size: int, *, keep: Collection[str] = ()) -> Download | None:
         """A download of `size` bytes, for which the least recently used shards that are not in `keep` make room.
 
-        None where there is nothing to do or not now: the shard is here, it is being downloaded, or there is no room.
+        None where there is nothing to do or no room: the shard is here, it is being downloaded, what is in `keep` or
+        being downloaded leaves too little, or it is larger than `limit_bytes`, which waiting does not change.
         Raises: StorageError where a file that this cache did not write has the shard's name; FetchError where the
         folder cannot be written.
         """
