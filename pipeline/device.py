@@ -34,7 +34,8 @@ class DataConfig:
     path: str
     """Folder that `alphastream preprocess` wrote, or a URI (s3://, gs://, hdfs://, file://) of a copy of one."""
     cache_path: str | None = None
-    """Folder for downloaded shards of a remote data.path; by default $XDG_CACHE_HOME or ~/.cache, then alphastream."""
+    """Folder for downloaded shards of a remote data.path, used by processes of one machine; by default
+    $XDG_CACHE_HOME or ~/.cache, then alphastream."""
     cache_bytes: int | None = None
     """Most bytes of downloaded shards, those of other runs included; by default half of what the disk has free."""
     batch_rows: int = 2048
@@ -56,7 +57,7 @@ class DataConfig:
     feed: FeedKind = "ring"
     """ring: this project's own feed; dali: NVIDIA DALI (extra `dali`), same batches."""
     damaged: OnDamage = "fail"
-    """What to do where a row group is damaged: fail, or skip its rows and count them."""
+    """Where a row group is damaged: fail, or skip its rows (of a remote folder: its shard's) and count them."""
 
     def __post_init__(self) -> None:
         for name in (

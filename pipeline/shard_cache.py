@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock
 
 from pipeline.errors import FetchError, InputError, StorageError
-from pipeline.shards import write_atomically
+from pipeline.shards import sync_folder
 from pipeline.stream import cause_of
 
 FOLDER = "alphastream-shards"
@@ -32,7 +32,6 @@ MARK = (
 )
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SCHEMA = """
-PRAGMA journal_mode = WAL;
 PRAGMA synchronous = FULL;
 CREATE TABLE IF NOT EXISTS shards (
     sha256 TEXT PRIMARY KEY,
@@ -45,6 +44,7 @@ CREATE INDEX IF NOT EXISTS by_use ON shards (used);
 _NEXT_USE = "(SELECT coalesce(max(used), 0) + 1 FROM shards)"
 _GONE = (errno.ENOENT, errno.ELOOP)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class ShardCache:
@@ -96,7 +96,7 @@ class ShardCache:
         with self._disk_errors():
             file = self._opened(sha256)
             if file is None and self._is_whole(sha256):
-                with self._locked():  # a download that just finishes is listed as whole before it has its name
+                with self._locked():  # without hard links, a download is listed as whole before it has its name
                     file = self._opened(sha256)
                     if file is None and self._is_whole(sha256):
                         self._delete(sha256)
@@ -105,7 +105,8 @@ class ShardCache:
     def begin(self, sha256: str, size: int, *, keep: Collection[str] = ()) -> Download | None:
         """A download of `size` bytes, for which the least recently used shards that are not in `keep` make room.
 
-        None where there is nothing to do or not now: the shard is here, it is being downloaded, or there is no room.
+        None where there is nothing to do or no room: the shard is here, it is being downloaded, what is in `keep` or
+        being downloaded leaves too little, or it is larger than `limit_bytes`, which waiting does not change.
         Raises: StorageError where a file that this cache did not write has the shard's name; FetchError where the
         folder cannot be written.
         """
@@ -143,16 +144,19 @@ class ShardCache:
         self._refuse_unmarked()
         with self._locked():
             self._refuse_unmarked()
-            if not (self.folder / MARKER).exists():
-                write_atomically(self.folder / MARKER, MARK)
+            with os.fdopen(os.open(self.folder / MARKER, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b") as file:
+                if file.read() != MARK:  # nothing, or what a crash left of it
+                    file.seek(0)
+                    file.write(MARK)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    sync_folder(self.folder)
 
     def _refuse_unmarked(self) -> None:
+        names = {path.name for path in self.folder.iterdir()}  # before the marker, which another process may just write
         marker = self.folder / MARKER
-        if marker.exists():
-            whose = marker.read_bytes() == MARK
-        else:
-            whose = {path.name for path in self.folder.iterdir()} <= {"lock", f"{MARKER}.tmp"}
-        if not whose:
+        mark = marker.read_bytes() if marker.is_file() else b""
+        if mark != MARK and not (MARK.startswith(mark) and names <= {"lock", MARKER}):
             raise InputError(f"{self.folder} holds other things than cached shards; set data.cache_path elsewhere")
 
     def _make_room(self, size: int, keep: Collection[str]) -> bool:
@@ -187,10 +191,24 @@ class ShardCache:
 
     def _finish(self, sha256: str) -> None:
         with self._disk_errors(), self._locked():
-            self._refuse_stranger(self._path(sha256))
-            # In this order the listed name is never that of a file which somebody else has made in between.
-            self._query(f"UPDATE shards SET whole = 1, used = {_NEXT_USE} WHERE sha256 = ?", sha256)
-            self._part(sha256).rename(self._path(sha256))
+            part, path = self._part(sha256), self._path(sha256)
+            self._refuse_stranger(path)
+            try:
+                os.link(part, path, follow_symlinks=False)  # unlike a rename, it overwrites nothing
+            except FileExistsError:
+                self._refuse_stranger(path)
+                raise
+            except OSError as error:
+                if error.errno not in _NO_HARD_LINKS:
+                    raise
+                self._list_whole(sha256)
+                part.rename(path)
+            else:
+                self._list_whole(sha256)
+                part.unlink()
+
+    def _list_whole(self, sha256: str) -> None:
+        self._query(f"UPDATE shards SET whole = 1, used = {_NEXT_USE} WHERE sha256 = ?", sha256)
 
     def _abandon(self, sha256: str) -> None:
         with self._disk_errors(), self._locked():
@@ -199,12 +217,23 @@ class ShardCache:
     def _delete(self, sha256: str) -> None:
         """Deletes the files of a listed shard, then its entry. Only ever called for what the index lists."""
         assert _SHA256.fullmatch(sha256)
-        whole = self._is_whole(sha256)
-        for path in (self._part(sha256), self._path(sha256)) if whole else (self._part(sha256),):
+        for path in self._files(sha256):
             with suppress(FileNotFoundError):
                 if stat.S_ISREG(path.lstat().st_mode):
                     path.unlink()
         self._query("DELETE FROM shards WHERE sha256 = ?", sha256)
+
+    def _files(self, sha256: str) -> list[Path]:
+        """The name that a listed shard has; also its other one where a crash within `_finish` left it both, or that."""
+        whole = self._is_whole(sha256)
+        part, path = self._part(sha256), self._path(sha256)
+        listed, other = (path, part) if whole else (part, path)
+        if not os.path.lexists(listed):
+            return [other] if whole else []
+        with suppress(FileNotFoundError):
+            if os.path.samestat(listed.lstat(), other.lstat()):
+                return [other, listed]
+        return [listed]
 
     def _is_whole(self, sha256: str) -> bool:
         return bool(self._query("SELECT 1 FROM shards WHERE sha256 = ? AND whole", sha256))
@@ -279,7 +308,12 @@ class Download:
         self._cache, self._sha256, self._done = cache, sha256, False
         path = cache._part(sha256)
         self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb", 0)
-        fcntl.flock(self._file, fcntl.LOCK_EX)  # until it is closed: this process is alive
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX)  # until it is closed: this process is alive
+        except BaseException:
+            self._file.close()
+            path.unlink()
+            raise
 
     def write(self, data: Any) -> None:
         """Appends bytes. Raises: FetchError where the disk is full or fails."""

@@ -36,7 +36,8 @@ class ShardFiles(Protocol):
     def open(self, shard: int, rows: int) -> FileIO:
         """A shard for reading from any position, of which `rows` rows will be read; it may have to be waited for.
 
-        Raises: OSError where it cannot be opened; FetchError where it cannot be fetched.
+        Raises: OSError where it cannot be opened; FetchError where it cannot be fetched; InputError where it is larger
+        than the cache.
         """
         ...
 
@@ -142,11 +143,17 @@ class RemoteShards:
         return self._folder.address_of(self._shards[shard].path)
 
     def open(self, shard: int, rows: int) -> FileIO:
+        listed, limit = self._shards[shard], self._cache.limit_bytes
         while True:
-            file = self._cache.open(self._shards[shard].sha256)
+            file = self._cache.open(listed.sha256)
             if file is not None:
                 self._stages.add("download", 0.0, rows)
                 return file
+            if listed.bytes > limit:
+                raise InputError(
+                    f"{self.name(shard)} has {listed.bytes} bytes, and {self._cache.folder} may hold {limit}; set "
+                    f"data.cache_bytes to at least {listed.bytes}, or data.cache_path to a disk with more room"
+                )
             if self._take(shard) and not self._fetch(shard, keep=()):
                 self._pause(RETRY_SECONDS)
 

@@ -142,7 +142,8 @@ def verify_data(data: str | Path, *, report: Callable[[VerifyProgress], None] | 
     total_bytes = sum(shard.bytes for shard in shards)
     reports: dict[str, ShardReport] = {}
     done_bytes = 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
         waiting = [pool.submit(verify_shard, manifest.folder, shard) for shard in shards]
         for future in as_completed(waiting):
             found = future.result()
@@ -157,6 +158,8 @@ def verify_data(data: str | Path, *, report: Callable[[VerifyProgress], None] | 
                     damaged=sum(not each.whole for each in reports.values()),
                 )
                 report(progress)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # after an error, what waits would only delay it
     return DataReport(
         shards=tuple(reports[shard.path] for shard in shards),
         damaged_rejects=tuple(rejects.path for rejects in manifest.rejects if not _is_whole(manifest.folder, rejects)),

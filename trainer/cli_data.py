@@ -150,9 +150,13 @@ def _verify_data(data: str, as_json: bool) -> bool:
     if report.whole:
         end = f"all {shards} shards are whole ({report.rows:,} rows)"
     else:
+        readable = f"{report.readable_rows:,} of {report.rows:,} rows can be read"
+        if is_remote(data):  # a remote shard is verified as it is downloaded, so training skips a damaged one whole
+            rows = sum(each.shard.rows for each in report.shards if each.whole)
+            readable = f"{rows:,} of {report.rows:,} rows are in the others"
         end = (
-            f"{len(report.damaged)} of {shards} shards are damaged; {report.readable_rows:,} of {report.rows:,} rows "
-            "can be read; restore them, preprocess again, or train with data.damaged = 'skip'"
+            f"{len(report.damaged)} of {shards} shards are damaged; {readable}; restore them, preprocess again, or "
+            "train with data.damaged = 'skip'"
         )
     if as_json:
         rows = {"rows": report.rows, "readable_rows": report.readable_rows}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -275,13 +277,32 @@ class StallMeasurement:
         feed.load_state_dict(start)
 
 
-def _empty_folder(parent: Path) -> TemporaryDirectory[str]:
-    """One that is removed afterwards, on the disk that `parent` is on."""
+@contextmanager
+def _empty_folder(parent: Path) -> Iterator[str]:
+    """One that is removed afterwards, also where SIGTERM ends the program, on the disk that `parent` is on."""
+    with ExitStack() as stack:
+        stack.enter_context(_terminated_like_interrupted())
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(TemporaryDirectory(prefix="stall-", dir=parent))
+        except OSError as error:
+            raise StorageError(
+                f"{parent} cannot be written ({error.strerror}); set data.cache_path elsewhere"
+            ) from error
+        yield folder
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does. Outside the main thread: nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        return TemporaryDirectory(prefix="stall-", dir=parent)
-    except OSError as error:
-        raise StorageError(f"{parent} cannot be written ({error.strerror}); set data.cache_path elsewhere") from error
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _forever(shapes: list[_Shape]) -> Iterator[_Shape]:

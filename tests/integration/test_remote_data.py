@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -13,8 +16,9 @@ import pytest
 from pipeline.remote import RemoteFolder
 from pipeline.shards import Manifest
 from tests.store import SECRET, Store, serve
-from trainer.cli import main
+from trainer.cli import EXIT_INTERRUPTED, main
 from trainer.records import read_records
+from trainer.stall_runs import Stopwatch
 
 pytest.importorskip("moto.server", reason="moto serves the store; it is part of the extra `dev`")
 
@@ -91,6 +95,9 @@ def test_describing_and_verifying_what_was_uploaded(
     shown = capfd.readouterr()
     assert f"{shard} has " in shown.out
     assert "s3://clicks/checked?" in shown.out
+    manifest = Manifest.load(data)
+    others = manifest.rows - manifest.splits["train"].shards[1].rows
+    assert f"shards are damaged; {others:,} of {manifest.rows:,} rows are in the others; restore them" in shown.out
     assert SECRET not in shown.out + shown.err
 
 
@@ -140,3 +147,31 @@ def test_stall_begins_with_an_empty_cache_of_its_own(
     [warm] = [run for run in report["runs"] if run["name"] == "warm"]
     assert {use["stage"]: use["seconds_per_step"] for use in warm["stages"]}["download"] == 0
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["alphastream-shards"]
+
+
+def test_a_stall_that_is_terminated_leaves_no_cold_cache(
+    write_config: Callable[..., Path],
+    tmp_path: Path,
+    sharded: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    cold: list[Path] = []
+    step = Stopwatch.on_step
+
+    def terminate(self: Stopwatch, *arguments: Any) -> None:
+        step(self, *arguments)
+        if not cold:
+            cold.extend((tmp_path / "cache").glob("stall-*/alphastream-shards/*.parquet"))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Stopwatch, "on_step", terminate)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # whatever else it would do: not end the tests
+    try:
+        command = ["stall", str(write_config("[budget]\nsteps = 1000")), "--steps", "20", "--warmup-steps", "2"]
+        command += ["--data.path", sharded.as_uri(), "--data.cache_path", str(tmp_path / "cache")]
+        assert main(command) == EXIT_INTERRUPTED
+    finally:
+        assert signal.signal(signal.SIGTERM, before) is not signal.default_int_handler
+    assert cold
+    assert not list((tmp_path / "cache").iterdir())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import multiprocessing
 import os
@@ -15,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.errors import FetchError, InputError, StorageError
-from pipeline.shard_cache import FOLDER, MARKER, ShardCache
+from pipeline.shard_cache import FOLDER, MARK, MARKER, ShardCache
 
 SIZE = 1000
 
@@ -197,6 +199,134 @@ def test_a_name_taken_during_the_download_is_left_alone(cache: ShardCache) -> No
     assert stranger.read_text() == "mine"
     assert cache.used_bytes() == 0
     assert not list(cache.folder.glob("*.part"))
+
+
+def test_a_name_taken_at_the_last_moment_is_left_alone(cache: ShardCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    stranger = cache.folder / f"{key(0)}.parquet"
+    download = cache.begin(key(0), SIZE)
+    assert download is not None
+    with download:
+        download.write(content(0))
+        look = cache._refuse_stranger
+
+        def take_after_look(path: Path) -> None:
+            look(path)
+            stranger.write_text("mine")
+
+        monkeypatch.setattr(cache, "_refuse_stranger", take_after_look)
+        with pytest.raises(FetchError, match="was not written by this cache"):
+            download.finish()
+    assert stranger.read_text() == "mine"
+    assert cache.used_bytes() == 0
+    assert not list(cache.folder.glob("*.part"))
+
+
+def test_shards_get_their_names_where_there_are_no_hard_links(
+    cache: ShardCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert all(put(cache, number) for number in range(6))
+    assert held(cache) == [2, 3, 4, 5]
+    assert cache.used_bytes() == shard_bytes(cache.folder) == 4 * SIZE
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("survived", [0, 1])
+def test_a_crash_while_a_shard_gets_its_name_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool, survived: int
+) -> None:
+    """`survived` of the two steps were made after the first: listing it as whole, and dropping the other name."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object, **__: object) -> None:
+        raise Killed
+
+    def no_links(*_: object, **__: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    with closing(ShardCache(tmp_path, SIZE)) as cache, monkeypatch.context() as crash:
+        download = cache.begin(key(0), SIZE)
+        assert download is not None
+        download.write(content(0))
+        if not links:
+            crash.setattr(os, "link", no_links)
+        if survived:
+            crash.setattr(Path, "unlink" if links else "rename", kill)
+        else:
+            crash.setattr(cache, "_list_whole", kill)
+        with pytest.raises(Killed):
+            download.finish()
+        download._file.close()
+    with closing(ShardCache(tmp_path, SIZE)) as cache:
+        assert held(cache) == ([0] if links and survived else [])
+        assert put(cache, 1)
+        assert held(cache) == [1]
+        assert shard_bytes(cache.folder) == SIZE
+        assert put(cache, 0)
+
+
+def test_a_strangers_part_survives_beside_a_whole_shard(cache: ShardCache) -> None:
+    put(cache, 0)
+    stranger = cache.folder / f"{key(0)}.part"
+    stranger.write_text("mine")
+    cache.discard(key(0))
+    assert cache.used_bytes() == 0
+    assert stranger.read_text() == "mine"
+
+
+def test_a_download_that_cannot_be_locked_leaves_no_file(cache: ShardCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("pipeline.shard_cache.fcntl", SimpleNamespace(flock=refuse, LOCK_EX=fcntl.LOCK_EX))
+        with pytest.raises(FetchError, match="No locks available"):
+            cache.begin(key(0), SIZE)
+    assert not list(cache.folder.glob("*.part"))
+    assert put(cache, 0)
+
+
+def test_a_folder_marked_by_another_process_meanwhile_is_a_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / FOLDER
+    list_folder = Path.iterdir
+
+    def list_while_another_starts(path: Path) -> Iterator[Path]:
+        monkeypatch.undo()
+        with closing(ShardCache(tmp_path, SIZE)) as other:
+            put(other, 0)
+        return list_folder(path)
+
+    folder.mkdir()
+    monkeypatch.setattr(Path, "iterdir", list_while_another_starts)
+    with closing(ShardCache(tmp_path, SIZE)) as cache:
+        assert held(cache) == [0]
+
+
+def test_a_mark_is_written_through_no_link_and_completed_after_a_crash(tmp_path: Path) -> None:
+    for name, target in ((f"{MARKER}.tmp", "thesis.doc"), (MARKER, "thesis.doc"), (MARKER, "empty")):
+        folder = tmp_path / f"{name}-{target}" / FOLDER
+        folder.mkdir(parents=True)
+        (tmp_path / "thesis.doc").write_text("mine")
+        (tmp_path / "empty").touch()
+        (folder / name).symlink_to(tmp_path / target)
+        with pytest.raises((InputError, FetchError), match=r"set data\.cache_path"):
+            ShardCache(folder.parent, SIZE)
+        assert ((tmp_path / "thesis.doc").read_text(), (tmp_path / "empty").read_text()) == ("mine", "")
+    folder = tmp_path / "crashed" / FOLDER
+    folder.mkdir(parents=True)
+    (folder / MARKER).write_bytes(MARK[:10])
+    ShardCache(folder.parent, SIZE).close()
+    assert (folder / MARKER).read_bytes() == MARK
+    (folder / MARKER).write_bytes(b"")
+    with pytest.raises(InputError, match="holds other things"):
+        ShardCache(folder.parent, SIZE)
 
 
 def test_a_folder_that_is_not_a_cache_is_refused(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -21,7 +21,7 @@ from pipeline.device import DataConfig, DevicePair, open_rows
 from pipeline.errors import FetchError, InputError, StorageError
 from pipeline.remote import RemoteFolder
 from pipeline.shard_cache import FOLDER
-from pipeline.shard_files import DOWNLOAD_THREADS, cache_folder
+from pipeline.shard_files import DOWNLOAD_THREADS, RemoteShards, cache_folder
 from pipeline.shards import Manifest, Shard
 from pipeline.verify import verify_data
 from tests.store import SECRET, Store, serve
@@ -144,12 +144,14 @@ def test_a_cache_that_holds_all_downloads_once(many_data: Path, options: dict[st
 def test_shards_are_fetched_ahead_but_not_without_end(
     many_data: Path, options: dict[str, Any], downloads: Downloads
 ) -> None:
-    """Beyond the reader's own windows of 3 + 3 row groups, as many shards as there are threads."""
+    """Beyond two windows of 2 row groups that the pairs are from and one read ahead, as many as there are threads."""
     options.update(cache_bytes=4 * options["cache_bytes"], prefetch_batches=1, shuffle_row_groups=2)
+    begun = threading.Semaphore(0)
+    downloads.before = lambda name, attempt: begun.release()
     with feed(uri(many_data), **options) as pairs:
         next(pairs)
-        while len(downloads.names) < 2 + DOWNLOAD_THREADS:
-            pass
+        for _ in range(2 + DOWNLOAD_THREADS):
+            assert begun.acquire(timeout=60)
     assert len(downloads.names) <= 6 + DOWNLOAD_THREADS
 
 
@@ -187,6 +189,16 @@ def test_a_limit_that_is_too_small_names_the_least_that_works(many_data: Path, o
     assert_same(take(uri(many_data), STEPS, **{**options, "cache_bytes": least}), take(many_data, STEPS))
     with pytest.raises(InputError, match=f"at least {least},"):
         feed(uri(many_data), **{**options, "cache_bytes": least - 1})
+
+
+def test_a_shard_larger_than_the_cache_is_said(many_data: Path, options: dict[str, Any]) -> None:
+    """Evaluation needs room for one shard at a time, and looks for it as it comes to each."""
+    shards = shards_of(many_data, "validation")
+    largest = max(shard.bytes for shard in shards)
+    config = DataConfig(path=uri(many_data), cache_path=options["cache_path"], cache_bytes=largest - 1)
+    with pytest.raises(InputError, match=rf"has {largest} bytes.*data\.cache_bytes to at least {largest},") as caught:
+        list(open_rows(config, table_rows=9, device=CPU, split="validation", batch_rows=70))
+    assert str(Path(options["cache_path"], FOLDER)) in str(caught.value)
 
 
 @pytest.mark.parametrize("change", [lambda content: content[:-1], lambda content: content + b"x", bytes.swapcase])
@@ -292,26 +304,31 @@ def test_a_uri_that_cannot_be_parsed_is_shown_without_its_secret(secret: str) ->
 
 
 def test_closing_ends_a_download_and_every_thread(
-    many_data: Path, options: dict[str, Any], downloads: Downloads
+    many_data: Path, options: dict[str, Any], downloads: Downloads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = threading.active_count()
-    reached, go_on = threading.Semaphore(0), threading.Event()
+    reached, files = threading.Semaphore(0), list[RemoteShards]()
+    expect = RemoteShards.expect
+
+    def remember(self: RemoteShards, shards: Sequence[int], later: Iterable[int]) -> None:
+        files.append(self)
+        expect(self, shards, later)
 
     def hang(name: str, attempt: int) -> None:
         reached.release()
-        go_on.wait()
+        assert files[0]._closing.wait(60)
 
+    monkeypatch.setattr(RemoteShards, "expect", remember)
     downloads.before = hang
     pairs = feed(uri(many_data), **options)
     with ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(lambda: next(pairs))
-        reached.acquire()
-        closing = pool.submit(pairs.close)
-        go_on.set()
-        closing.result()
+        assert reached.acquire(timeout=60)
+        pairs.close()
         del waiting
     assert threading.active_count() == before
     assert not list(Path(options["cache_path"], FOLDER).glob("*.part"))
+    assert not cached(options), "what has not arrived is given up"
 
 
 def test_downloading_is_a_stage_whose_rows_are_those_opened(many_data: Path, options: dict[str, Any]) -> None:

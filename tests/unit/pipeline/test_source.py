@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from pipeline.errors import InputError
-from pipeline.source import Source, find_sources
+from pipeline.source import Source, find_sources, without_secrets
 
 TEXT = b"".join(b"line %d\n" % i for i in range(200_000))
 
@@ -127,3 +127,31 @@ def test_a_changed_file_is_another_source(days: Path) -> None:
     assert source.refresh() == source
     os.utime(days / "day_0.tsv", ns=(1, 1))
     assert source.refresh() != source
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("s3://key:secret@bucket/data", "s3://bucket/data"),
+        ("s3://key:se/cret@bucket/t=10:00@eu?region=x", "s3://bucket/t=10:00@eu?region=x"),
+        ("s3://key:12/cret@bucket", "s3://bucket"),
+        ("hdfs://user:secret@nn:8020/u@x", "hdfs://nn:8020/u@x"),
+        ("abfs://:secret@account/data", "abfs://account/data"),
+    ],
+)
+def test_secrets_are_left_out(uri: str, shown: str) -> None:
+    assert without_secrets(uri) == shown
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/t=10:00@eu/data",
+        "hdfs://nn:8020/u@x/data",
+        "gs://anonymous@b/d",
+        "s3://bucket/data?endpoint_override=127.0.0.1:1&user=a@b",
+        "file:///data/t=10:00@eu",
+    ],
+)
+def test_an_address_without_secrets_stays_as_it_is(uri: str) -> None:
+    assert without_secrets(uri) == uri

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import FetchError, InputError, StorageError
 from pipeline.forecast import forecast
 from pipeline.overview import inspect_data
 from pipeline.plan import PreprocessConfig
 from pipeline.preprocess import preprocess
-from pipeline.verify import VerifyProgress, verify_data
+from pipeline.remote import RemoteFolder
+from pipeline.shards import Shard
+from pipeline.verify import ShardReport, VerifyProgress, verify_data, verify_shard
 from tests.logs import log_lines, write_log
 
 
@@ -64,6 +67,32 @@ def test_a_folder_without_a_whole_manifest_cannot_be_verified(data: Path, tmp_pa
     flip(data / "manifest.json", 50)
     with pytest.raises(StorageError, match=r"manifest\.json is damaged"):
         verify_data(data)
+
+
+@pytest.mark.parametrize("error", [FetchError("no route"), KeyboardInterrupt()])
+def test_an_error_ends_it_without_the_shards_that_wait(
+    data: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    begun: list[str] = []
+    raised = threading.Event()
+
+    def fail_first(folder: Path | RemoteFolder, shard: Shard) -> ShardReport:
+        begun.append(shard.path)
+        if len(begun) == 1:
+            raise error
+        raised.wait(10)
+        return verify_shard(folder, shard)
+
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("pipeline.verify.verify_shard", fail_first)
+    pools = [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
+    with pytest.raises(type(error)):
+        verify_data(data)
+    raised.set()
+    for thread in set(threading.enumerate()) - set(pools):
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join(60)
+    assert len(begun) < 5
 
 
 def test_the_overview_agrees_with_the_log(data: Path) -> None:
