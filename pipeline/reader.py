@@ -95,7 +95,8 @@ class RowReader:
         """Rows [start, stop) of `epoch`.
 
         Raises: StorageError naming shard and row group, where a row group cannot be read or is damaged and damage
-        is not to be skipped; FetchError where a shard cannot be fetched.
+        is not to be skipped; FetchError where a shard cannot be fetched, InputError where the
+        cache is too small for one.
         """
         first = self.order.window_at(epoch, start)
         last = self.order.window_at(epoch, stop - 1)
