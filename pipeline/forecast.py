@@ -72,6 +72,7 @@ def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forec
         blocks = iter(reader)
         if (first := next(blocks, None)) is None:
             raise InputError(f"{source.address}: no row among 0 lines; name a log that has some")
+        reading = time.monotonic() - began
         blocks = chain([first], blocks)
         encoded = encode_part(
             part,
