@@ -10,10 +10,10 @@ import numpy as np
 from isal import isal_zlib
 
 from pipeline.errors import InputError, StorageError
+from pipeline.line_buffer import MAX_LINE_BYTES, PADDING_BYTES
 from pipeline.newlines import after_last_newline, after_newlines, count_newlines
 from pipeline.schema import LogFormat
 from pipeline.source import Source, SourceStream
-from pipeline.tsv import MAX_LINE_BYTES, PADDING_BYTES
 
 BLOCK_BYTES = MAX_LINE_BYTES
 

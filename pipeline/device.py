@@ -96,7 +96,13 @@ def open_feed(
     manifest = Manifest.load(config.path)
     stages = StageTotals()
     order = _order(manifest, split, seed=config.seed, shuffle=config.shuffle, window_groups=config.shuffle_row_groups)
-    check_cache(manifest, order, split=split, cache_path=config.cache_path, cache_bytes=config.cache_bytes)
+    check_cache(
+        manifest,
+        window_groups=order.window_groups,
+        split=split,
+        cache_path=config.cache_path,
+        cache_bytes=config.cache_bytes,
+    )
     plan = PairPlan(
         rows=order.rows,
         batch_rows=config.batch_rows,

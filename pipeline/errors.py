@@ -13,3 +13,9 @@ class StorageError(OSError):
 
 class FetchError(StorageError):
     """Rows that lie elsewhere could not be brought here, which says nothing about whether they are damaged."""
+
+
+def cause_of(error: BaseException) -> str:
+    """The reason alone, on one line, without what Python adds around it."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())

@@ -10,20 +10,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from pipeline.line_buffer import load_u64
+
 K0 = np.uint64(0xC3A5C85C97CB3127)
 K1 = np.uint64(0xB492B66FBE98F273)
 K2 = np.uint64(0x9AE16A3B2F90404F)
-
-
-def _load_u64(typing_context, array, position):
-    """The eight bytes of a contiguous uint8 array from `position` as a little-endian uint64; no bounds check."""
-
-    def generate(context, builder, signature, arguments):
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        address = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(64).as_pointer())
-        return builder.load(address, align=1)
-
-    return types.uint64(array, types.intp), generate
 
 
 def _load_u8(typing_context, array, position):
@@ -66,7 +57,6 @@ def _trailing_zeros(typing_context, value):
 
 
 load_u8: Any = intrinsic(_load_u8)
-load_u64: Any = intrinsic(_load_u64)
 high_product: Any = intrinsic(_high_product)
 leading_zeros: Any = intrinsic(_leading_zeros)
 trailing_zeros: Any = intrinsic(_trailing_zeros)

@@ -18,14 +18,10 @@ from pipeline.farmhash import (
     high_product,
     leading_zeros,
     load_u8,
-    load_u64,
     trailing_zeros,
 )
+from pipeline.line_buffer import load_u64
 
-PADDING_BYTES = 16
-"""What a buffer must hold beyond its last line, for reads of eight bytes at a time."""
-MAX_LINE_BYTES = 1 << 20
-"""A longer run of bytes without a line end is taken for something other than a log."""
 DISTINCT_PRECISION = 12
 """Base-2 logarithm of M, the HyperLogLog registers of a category: a standard error of 1.04 / √4096 = 1.6 %."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from pipeline.farmhash import load_u64
+from pipeline.line_buffer import load_u64
 
 _NEWLINE = 10
 _ONES = np.uint64(0x0101010101010101)

@@ -21,10 +21,9 @@ from typing import Any
 from pipeline.blocks import ByteRange, RangeFinder, new_memory, range_blocks
 from pipeline.encode import PartRecord, Read, Workplace, encode_part
 from pipeline.engine import run_parts
-from pipeline.errors import InputError
+from pipeline.errors import InputError, cause_of
 from pipeline.job import REPORT_SECONDS, Allowance, Done, Job, Progress
 from pipeline.parts import Part, parts_of
-from pipeline.stream import cause_of
 
 TRIES = 10
 """How often a task may lose its worker."""

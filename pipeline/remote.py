@@ -9,9 +9,8 @@ from typing import TypeVar
 import pyarrow as pa
 from pyarrow import fs as arrow_fs
 
-from pipeline.errors import FetchError
-from pipeline.source import open_filesystem, without_secrets
-from pipeline.stream import cause_of
+from pipeline.addresses import open_filesystem, without_secrets
+from pipeline.errors import FetchError, cause_of
 
 CHUNK_BYTES = 8 << 20
 """An object store answers each read with a request of its own, so reads are long."""

@@ -19,9 +19,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from pipeline.errors import FetchError, InputError, StorageError
+from pipeline.errors import FetchError, InputError, StorageError, cause_of
 from pipeline.shards import sync_folder
-from pipeline.stream import cause_of
 
 FOLDER = "alphastream-shards"
 MARKER = "CACHEDIR.TAG"

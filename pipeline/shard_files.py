@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.errors import FetchError, InputError, StorageError
-from pipeline.order import Order
 from pipeline.remote import RemoteFolder
 from pipeline.shard_cache import Download, ShardCache
 from pipeline.shards import Manifest, Shard
@@ -77,7 +76,7 @@ def cache_folder(cache_path: str | None) -> Path:
 
 
 def check_cache(
-    manifest: Manifest, order: Order, *, split: str, cache_path: str | None, cache_bytes: int | None
+    manifest: Manifest, *, window_groups: int, split: str, cache_path: str | None, cache_bytes: int | None
 ) -> None:
     """Makes sure that the cache can hold the shards that are read at a time.
 
@@ -88,7 +87,7 @@ def check_cache(
         return
     sizes = sorted((shard.bytes for shard in manifest.splits[split].shards), reverse=True)
     largest = max(shard.bytes for each in manifest.splits.values() for shard in each.shards)
-    least = max(sum(sizes[: 2 * order.window_groups]), largest)
+    least = max(sum(sizes[: 2 * window_groups]), largest)
     with closing(open_cache(cache_path, cache_bytes)) as cache:
         if cache.limit_bytes < least:
             given = "half of what its disk has free" if cache_bytes is None else f"data.cache_bytes = {cache_bytes}"

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.addresses import is_remote
 from pipeline.errors import InputError, StorageError
 from pipeline.parquet import Column, Compression, ParquetWriter
 from pipeline.remote import RemoteFolder
 from pipeline.schema import FORMAT_VERSION, LogFormat
-from pipeline.source import is_remote
 
 MANIFEST = "manifest.json"
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pyarrow as pa
 from pyarrow import fs as arrow_fs
 
-from pipeline.errors import InputError, StorageError
-from pipeline.stream import GZIP, ZSTD, SourceStream, cause_of
+from pipeline.addresses import is_remote, open_filesystem, without_secrets
+from pipeline.errors import InputError, StorageError, cause_of
+from pipeline.stream import GZIP, ZSTD, SourceStream
 
 STANDARD_INPUT = "-"
 LOG_SUFFIXES = ("", ".tsv", ".csv", ".txt", ".log", ".gz", ".zst")
@@ -134,19 +134,6 @@ def _describe(name: str) -> Source:
     return Source(name=name, size=status.st_size, modified_ns=status.st_mtime_ns)
 
 
-def open_filesystem(uri: str) -> tuple[arrow_fs.FileSystem, str]:
-    """The file system that a URI names, and the path in it.
-
-    Raises: InputError for a URI that pyarrow.fs does not understand.
-    """
-    try:
-        return arrow_fs.FileSystem.from_uri(uri)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        shown = without_secrets(uri)
-        cause = cause_of(error).replace(uri, shown)
-        raise InputError(f"{shown} cannot be opened ({cause}); check the address and its credentials") from None
-
-
 def _remote_source(uri: str, info: arrow_fs.FileInfo) -> Source:
     if info.type != arrow_fs.FileType.File:
         raise InputError(f"{without_secrets(uri)} does not exist or is no file; check the address")
@@ -181,20 +168,6 @@ def _remote_info(uri: str, filesystem: arrow_fs.FileSystem, what: Any) -> Any:
         raise StorageError(
             f"{without_secrets(uri)} cannot be reached ({cause_of(error)}); check address, network and credentials"
         ) from error
-
-
-def is_remote(name: str | Path) -> bool:
-    """Whether a name is a URI, to be opened through pyarrow.fs, and no local path."""
-    return "://" in str(name)
-
-
-def without_secrets(uri: str) -> str:
-    """A URI without the user and password that it may carry, also where a password's slashes are not escaped.
-
-    A user without a password stays: who it is, is no secret.
-    """
-    port = r"(?!\d+/)" if uri.startswith(("hdfs:", "viewfs:")) else ""  # buckets have none, and a key may begin so
-    return re.sub(rf"://[^/@:]*:{port}[^@?]*@", "://", uri, count=1)
 
 
 def _open_raw(source: Source) -> Any:

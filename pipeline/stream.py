@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import zstandard
 from isal import igzip, isal_zlib
 
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import InputError, StorageError, cause_of
 
 READ_BYTES = 1 << 20
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -133,9 +133,3 @@ class _ZstdReader(io.RawIOBase):
     def close(self) -> None:
         self._inner.close()
         super().close()
-
-
-def cause_of(error: BaseException) -> str:
-    """The reason alone, on one line, without what Python adds around it."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split())

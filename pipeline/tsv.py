@@ -25,8 +25,6 @@ from pipeline.kernel import (
     F_SUFFIX_BITS,
     F_TERMINATOR,
     LABEL,
-    MAX_LINE_BYTES,
-    PADDING_BYTES,
     SPARSE,
     WRONG_FIELDS,
     Group,
@@ -36,10 +34,11 @@ from pipeline.kernel import (
     Tally,
     parse,
 )
+from pipeline.line_buffer import MAX_LINE_BYTES, PADDING_BYTES
 from pipeline.schema import LogFormat
 
 __all__ = [
-    "DISTINCT_PRECISION", "MAX_LINE_BYTES", "PADDING_BYTES", "Group", "Layout", "Rejects", "Scratch", "Tally",
+    "DISTINCT_PRECISION", "Group", "Layout", "Rejects", "Scratch", "Tally",
     "hash_bytes", "make_group", "make_layout", "make_rejects", "make_scratch", "make_tally", "parse", "reason",
 ]  # fmt: skip
 

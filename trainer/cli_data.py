@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 import tyro
 
+from pipeline.addresses import is_remote, without_secrets
 from pipeline.errors import InputError
 from pipeline.forecast import Forecast, forecast
 from pipeline.overview import inspect_data
 from pipeline.preprocess import PreprocessConfig
 from pipeline.sample import SampleConfig
 from pipeline.shards import MANIFEST
-from pipeline.source import is_remote, without_secrets
 from pipeline.verify import VerifyProgress, verify_data
 from trainer.arguments import parse, print_table, shown
 from trainer.console import Console

@@ -13,9 +13,9 @@ from typing import Any, get_type_hints
 import msgspec
 import tomli_w
 
+from pipeline.addresses import without_secrets
 from pipeline.device import DataConfig
 from pipeline.errors import InputError
-from pipeline.source import without_secrets
 from stepsize.policy import StepSizeConfig
 from trainer.checkpoint import CheckpointConfig
 from trainer.loop import BudgetConfig, EvalConfig

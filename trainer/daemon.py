@@ -10,7 +10,7 @@ from ops.live import LiveStatus
 from ops.metrics import Metrics
 from ops.server import Server
 from ops.stall import StepClock
-from pipeline.source import without_secrets
+from pipeline.addresses import without_secrets
 from trainer.checkpoint import Checkpoint, load_latest
 from trainer.config import Config, config_errors
 from trainer.console import Console

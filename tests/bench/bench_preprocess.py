@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from pipeline import tsv
+from pipeline.line_buffer import PADDING_BYTES
 from pipeline.newlines import after_last_newline
 from pipeline.plan import PreprocessConfig
 from pipeline.preprocess import preprocess
@@ -49,7 +50,7 @@ def ours(log: Path, out: Path, workers: int) -> None:
 def bare_kernel(log: Path, threads: int) -> None:
     """Parse and hash every line, from memory to memory; nothing is kept. Each thread has an equal part of them."""
     content = in_memory(log)
-    stop = len(content) - tsv.PADDING_BYTES
+    stop = len(content) - PADDING_BYTES
     cuts = [int(after_last_newline(content, 0, stop * part // threads)) for part in range(threads + 1)]
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda part: parse_part(content, *part), pairwise(cuts)))
@@ -67,7 +68,7 @@ _contents: dict[Path, np.ndarray] = {}
 
 def in_memory(log: Path) -> np.ndarray:
     if log not in _contents:
-        _contents[log] = np.frombuffer(log.read_bytes() + bytes(tsv.PADDING_BYTES), np.uint8)
+        _contents[log] = np.frombuffer(log.read_bytes() + bytes(PADDING_BYTES), np.uint8)
     return _contents[log]
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from pipeline.addresses import without_secrets
 from pipeline.errors import InputError
-from pipeline.source import Source, find_sources, without_secrets
+from pipeline.source import Source, find_sources
 
 TEXT = b"".join(b"line %d\n" % i for i in range(200_000))
 

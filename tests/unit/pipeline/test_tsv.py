@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import tsv
+from pipeline.line_buffer import PADDING_BYTES
 from pipeline.schema import CRITEO, LogFormat
 from tests.log_reference import Row, fingerprint64, read_log
 
@@ -38,7 +39,7 @@ def run_kernel_and_count(text: bytes, log_format: LogFormat) -> tuple[list[Row],
     """The same, with how often each category is missing."""
     if text and not text.endswith(b"\n"):
         text += b"\n"
-    buffer = np.frombuffer(text + b"\xff" * tsv.PADDING_BYTES, np.uint8).copy()
+    buffer = np.frombuffer(text + b"\xff" * PADDING_BYTES, np.uint8).copy()
     layout, scratch = tsv.make_layout(log_format), tsv.make_scratch(log_format)
     group, tally, rejects = tsv.make_group(log_format, 3), tsv.make_tally(log_format), tsv.make_rejects(2)
     rows: list[Row] = []
@@ -119,7 +120,7 @@ def test_real_rows_equal_tensorflows_encoding(real_data: Path, log: str, golden:
     with gzip.open(real_data / log) as file:
         text = b"".join(line for line, _ in zip(file, range(rows), strict=False))
     group = tsv.make_group(CRITEO, rows)
-    buffer = np.frombuffer(text + bytes(tsv.PADDING_BYTES), np.uint8).copy()
+    buffer = np.frombuffer(text + bytes(PADDING_BYTES), np.uint8).copy()
     position, filled, lines, rejected = tsv.parse(
         buffer,
         0,
@@ -200,7 +201,7 @@ def test_missing_means_empty_or_minus_one() -> None:
 
 def test_distinct_registers_ignore_missing_categories_and_rejected_lines() -> None:
     text = b"1,x,5,aa,6,cd,ef\n1,x,5,,6,cd,ef\n1,x,5,bb,6,cd,zz\n"
-    buffer = np.frombuffer(text + bytes(tsv.PADDING_BYTES), np.uint8).copy()
+    buffer = np.frombuffer(text + bytes(PADDING_BYTES), np.uint8).copy()
     tally = tsv.make_tally(SMALL)
     group, layout = tsv.make_group(SMALL, 8), tsv.make_layout(SMALL)
     tsv.parse(buffer, 0, len(text), layout, group, 0, tally, tsv.make_rejects(), tsv.make_scratch(SMALL))
