@@ -8,8 +8,8 @@ from typing import Any, Literal, Protocol, get_args
 
 from stepsize.estimate import Estimate
 from stepsize.follow import Auto, Bounds, Ema, Measuring
-from stepsize.measurement import Diagnosis, Estimator, Method
 from stepsize.median_hold import MedianHold
+from stepsize.options import Diagnosis, Estimator, Method
 
 PolicyName = Literal["none", "observe", "median_hold", "ema", "auto"]
 CurvatureName = Literal["ggn", "hessian", "fisher", "empirical_fisher"]

@@ -20,7 +20,8 @@ from stepsize.errors import MeasurementError
 from stepsize.estimate import Estimate, Outcome
 from stepsize.handoff import Pending, Quantities, lane_for
 from stepsize.losses import Loss, as_loss
-from stepsize.measurement import Diagnosis, Estimator, Method, Options, dropped, estimate_from, measure
+from stepsize.measurement import dropped, estimate_from, measure
+from stepsize.options import Diagnosis, Estimator, Method, Options
 from stepsize.passes import ForwardContext, Generators, LastTrainingForward, refuse_scripted, run, unwrapped
 
 TakeRows = Callable[[tuple[Any, ...], Tensor, int], tuple[tuple[Any, ...], Tensor]]
@@ -89,7 +90,7 @@ class StepSizeWorker:
     ) -> None:
         """A worker for `model(*inputs)` -> logits (R,), (R, 1) or (R, C) and the optimizers that move it.
 
-        `estimators`, `method`, `curvature`, `diagnostics` and `per_group` are those of `measurement.Options`.
+        `estimators`, `method`, `curvature`, `diagnostics` and `per_group` are those of `options.Options`.
         `probe_fraction` probes the first share of B1's rows only: the cost falls with it, the variance grows as its
         inverse. Rows are cut along each input's first dimension of B1's length, or by `take_rows`.
         `tables="dense"` clones embedding tables whole, for a model whose look-ups change from pass to pass.
