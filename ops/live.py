@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ops.stall import StepClock
+from ops.step_clock import StepClock
 
 POINTS = 360
 """At most this many points of a curve are kept; beyond it, neighbors are averaged."""

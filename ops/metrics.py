@@ -22,7 +22,7 @@ from prometheus_client import (
     make_wsgi_app,
 )
 
-from ops.stall import PHASES
+from ops.step_clock import PHASES
 
 PREFIX = "alphastream"
 SPLITS = ("train", "validation", "test")

@@ -5,10 +5,8 @@ from __future__ import annotations
 from stepsize.errors import MeasurementError
 from stepsize.estimate import Diagnostics, Estimate, Outcome, StepSizeNumbers
 from stepsize.losses import AutogradLoss, BCEWithLogits, CrossEntropy, Loss, SquaredError
-from stepsize.policy import Policy, StepSizeConfig, make_policy
+from stepsize.policies import L4, PAL, SGDBB, SPS, Policy, StepSizeConfig, make_policy, set_learning_rate
 from stepsize.pooling import PooledRate, RatioSums, Window, median_rate, per_rate, pool
-from stepsize.rates import set_learning_rate
-from stepsize.rules import L4, PAL, SGDBB, SPS
 from stepsize.worker import StepSizeWorker
 
 __all__ = [

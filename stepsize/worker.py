@@ -14,15 +14,31 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map
 
-from stepsize.curvature import moments, row_forms, secant_rounding
-from stepsize.direction import Batch, Snapshot, Tables, Tracker
 from stepsize.errors import MeasurementError
 from stepsize.estimate import Estimate, Outcome
-from stepsize.handoff import Pending, Quantities, lane_for
 from stepsize.losses import Loss, as_loss
-from stepsize.measurement import dropped, estimate_from, measure
+from stepsize.measuring import (
+    Batch,
+    ForwardContext,
+    Generators,
+    LastTrainingForward,
+    Pending,
+    Quantities,
+    Snapshot,
+    Tables,
+    Tracker,
+    dropped,
+    estimate_from,
+    lane_for,
+    measure,
+    moments,
+    refuse_scripted,
+    row_forms,
+    run,
+    secant_rounding,
+    unwrapped,
+)
 from stepsize.options import Diagnosis, Estimator, Method, Options
-from stepsize.passes import ForwardContext, Generators, LastTrainingForward, refuse_scripted, run, unwrapped
 
 TakeRows = Callable[[tuple[Any, ...], Tensor, int], tuple[tuple[Any, ...], Tensor]]
 """`(inputs, targets, rows)` to the inputs and targets of the first `rows` rows."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file
 from safetensors.torch import load, save
 
-from trainer.packing import pack, unpack
+from trainer.records.packing import pack, unpack
+from trainer.records.records import read_records
 
 
 class Resumable(Protocol):
@@ -85,3 +88,18 @@ def _frozen(value: Any) -> Any:
 
 def _bits(tensor: torch.Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def lasting(run: Path) -> tuple[dict[str, Any], list[Any], list[Any]]:
+    """What a run leaves: every saved tensor, each step's rate, loss and rows, and every estimate."""
+    newest = max((run / "checkpoints").iterdir())
+    tensors = {
+        f"{file.name}:{name}": value for file in newest.glob("*.safetensors") for name, value in load_file(file).items()
+    }
+    keep = ("step", "epoch", "start", "rows", "loss", "learning_rate")
+    steps = [[record[key] for key in keep] for record in read_records(run / "steps.jsonl")]
+    return tensors, steps, list(read_records(run / "alpha.jsonl"))
+
+
+def same_bits(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(one[name].tobytes() == other[name].tobytes() for name in one)

@@ -16,12 +16,10 @@ import tomli_w
 from pipeline.addresses import without_secrets
 from pipeline.device import DataConfig
 from pipeline.errors import InputError
-from stepsize.policy import StepSizeConfig
-from trainer.checkpoint import CheckpointConfig
+from stepsize.policies import StepSizeConfig
+from trainer.learner import ModelConfig, OptimizerConfig, ScheduleConfig
 from trainer.loop import BudgetConfig, EvalConfig
-from trainer.model import ModelConfig
-from trainer.optimizers import OptimizerConfig
-from trainer.schedules import ScheduleConfig
+from trainer.records import CheckpointConfig
 
 MISSING_PATH = (
     "data.path is missing; give the folder that `alphastream preprocess` wrote, in the file or as --data.path"

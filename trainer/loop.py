@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
-from ops.stall import StepClock, StepTiming
+from ops.step_clock import StepClock, StepTiming
 from pipeline.device import DevicePair
 from stepsize.estimate import Estimate
-from stepsize.policy import Policy
+from stepsize.policies import Policy
 from stepsize.worker import StepSizeWorker
 from trainer.step import PendingLoss, TrainStep
 

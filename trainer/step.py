@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ops.stall import StepClock
+from ops.step_clock import StepClock
 from pipeline.device import DevicePair
 from stepsize.worker import StepSizeWorker
-from trainer.averaging import WeightAverage
-from trainer.optimizers import set_learning_rate
+from trainer.learner import WeightAverage, set_learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 from ops.metrics import PREFIX
-from ops.stall import PHASES
+from ops.step_clock import PHASES
 
 PATH = Path(__file__).with_name("alphastream.json")
 WIDTH = 24

@@ -19,8 +19,8 @@ from curvlinops import GGNLinearOperator
 from torch import Tensor, nn
 
 from stepsize import BCEWithLogits, StepSizeWorker
-from trainer.model import ModelConfig, build_model
-from trainer.optimizers import OptimizerConfig, build_optimizer
+from trainer.learner.model import ModelConfig, build_model
+from trainer.learner.optimizers import OptimizerConfig, build_optimizer
 
 PLAIN = "α*, one JVP"
 SLOW_ROWS = 1_000_000

@@ -16,12 +16,12 @@ from contextlib import ExitStack
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from pipeline.device import DataConfig, open_feed
+from pipeline.device.open import DataConfig, open_feed
 from stepsize import BCEWithLogits, Estimate, StepSizeNumbers, StepSizeWorker, set_learning_rate
 from tests.bench.rows import add_data_argument, data_folder
-from trainer.model import ModelConfig, build_model
-from trainer.optimizers import OptimizerConfig, build_optimizer
-from trainer.schedules import ScheduleConfig, scheduled_rate
+from trainer.learner.model import ModelConfig, build_model
+from trainer.learner.optimizers import OptimizerConfig, build_optimizer
+from trainer.learner.schedules import ScheduleConfig, scheduled_rate
 
 THREE = ("unbiased", "biased", "hybrid")
 

@@ -16,11 +16,11 @@ from functools import partial
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from pipeline.device import DataConfig, open_feed
+from pipeline.device.open import DataConfig, open_feed
 from stepsize import BCEWithLogits, Estimate, StepSizeWorker
 from tests.bench.rows import add_data_argument, data_folder
-from trainer.model import ModelConfig, build_model
-from trainer.optimizers import OptimizerConfig, build_optimizer
+from trainer.learner.model import ModelConfig, build_model
+from trainer.learner.optimizers import OptimizerConfig, build_optimizer
 
 RATES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 CHEAPER = {

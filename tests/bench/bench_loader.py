@@ -24,14 +24,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.device import DataConfig, open_feed
-from pipeline.order import Order
-from pipeline.pairs import PairPlan
-from pipeline.plan import PreprocessConfig
-from pipeline.preprocess import preprocess
+from pipeline.device.open import DataConfig, open_feed
+from pipeline.preprocess.command import preprocess
+from pipeline.preprocess.plan import PreprocessConfig
+from pipeline.rows.order import Order
+from pipeline.rows.pairs import PairPlan
 from pipeline.sample import SampleConfig, write_sample
 from pipeline.schema import CRITEO, SPLITS
-from pipeline.shards import Manifest, Shard, Split
+from pipeline.shards.manifest import Manifest, Shard, Split
 
 BATCH_ROWS = 32_768
 TABLE_ROWS = 4_194_304

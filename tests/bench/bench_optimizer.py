@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.model import DLRM, ModelConfig, build_model
-from trainer.optimizers import OptimizerConfig, build_optimizer
+from trainer.learner.model import DLRM, ModelConfig, build_model
+from trainer.learner.optimizers import OptimizerConfig, build_optimizer
 
 T = TypeVar("T")
 

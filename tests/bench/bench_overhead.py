@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
-from ops.stall import StepClock
+from ops.step_clock import StepClock
 from tests.bench.rows import add_data_argument, data_folder
 from trainer.config import config_from
-from trainer.parts import Parts
+from trainer.job.assembly import Parts
 from trainer.step import TrainStep
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}

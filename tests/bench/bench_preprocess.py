@@ -27,13 +27,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from pipeline import tsv
+from pipeline.encode import tsv
 from pipeline.line_buffer import PADDING_BYTES
-from pipeline.newlines import after_last_newline
-from pipeline.plan import PreprocessConfig
-from pipeline.preprocess import preprocess
+from pipeline.preprocess.command import preprocess
+from pipeline.preprocess.plan import PreprocessConfig
 from pipeline.sample import SampleConfig, write_sample
 from pipeline.schema import CRITEO, ROW_GROUP_ROWS
+from pipeline.source.newlines import after_last_newline
 
 ROOT = Path(__file__).resolve().parents[2]
 K2 = np.uint64(0x9AE16A3B2F90404F)
@@ -174,7 +174,7 @@ def make_log(folder: Path, rows: int) -> Path:
 def peak_memory(log: Path, out: Path, times: int) -> tuple[int, float]:
     """Rows and peak memory in bytes of preprocessing `log` over and over, as one stream, in a process of its own."""
     program = (
-        "import pathlib, re, sys; from pipeline.preprocess import PreprocessConfig, preprocess\n"
+        "import pathlib, re, sys; from pipeline.preprocess.command import PreprocessConfig, preprocess\n"
         "done = preprocess(PreprocessConfig(sources=('-',), out=pathlib.Path(sys.argv[1])))\n"
         # Of this program alone: ru_maxrss counts the parent before exec, too.
         "status = pathlib.Path('/proc/self/status').read_text()\n"

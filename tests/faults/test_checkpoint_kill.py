@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from trainer.checkpoint import load_latest
+from trainer.records.checkpoint import load_latest
 
 ROOT = Path(__file__).parents[2]
 
 WRITER = """
 import sys, torch
-from trainer.checkpoint import load_latest, save_checkpoint
+from trainer.records import load_latest, save_checkpoint
 run = sys.argv[1]
 found = load_latest(run)
 step = found.step if found else 0

@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.device import DataConfig, open_feed
+from pipeline.device.open import DataConfig, open_feed
 from pipeline.errors import InputError, StorageError
-from pipeline.pairs import PairPlan
-from pipeline.plan import PreprocessConfig
-from pipeline.preprocess import preprocess, verify_data
-from pipeline.shards import Manifest
+from pipeline.preprocess.command import preprocess, verify_data
+from pipeline.preprocess.plan import PreprocessConfig
+from pipeline.rows.pairs import PairPlan
+from pipeline.shards.manifest import Manifest
 from tests.logs import folder_bytes, log_lines, write_log
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,8 +37,7 @@ ROWS_PER_SHARD = 500
 # spares each child the imports.
 NURSERY = """
 import os, pathlib, signal, sys, time
-from pipeline.plan import PreprocessConfig
-from pipeline.preprocess import preprocess
+from pipeline.preprocess import PreprocessConfig, preprocess
 
 def preprocess_and_die(source, out, fatal, moment):
     calls = 0

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from trainer import parts
 from trainer.cli import main
-from trainer.records import read_records
+from trainer.job import assembly as parts
+from trainer.records.records import read_records
 
 WriteConfig = Callable[..., Path]
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_stop_and_resume import lasting, same_bits
 
+from tests.resume import lasting, same_bits
 from trainer.cli import main
 
 pytest.importorskip("nvidia.dali", reason="DALI is the extra `dali`")

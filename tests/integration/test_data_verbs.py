@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.preprocess import Progress
+from pipeline.preprocess.command import Progress
 from tests.logs import log_lines, write_log
-from trainer import logs
+from trainer.cli import data_progress as logs
 from trainer.cli import main
 
 
@@ -83,7 +83,7 @@ def test_a_dry_run_says_what_it_would_take_and_makes_nothing(
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["splits"] == {"train": 80, "validation": 10, "test": 10}
     assert [path.name for path in tmp_path.iterdir()] == ["log.tsv"]
-    monkeypatch.setattr("pipeline.forecast._free_bytes", lambda path: 0)
+    monkeypatch.setattr("pipeline.preprocess.dry_run._free_bytes", lambda path: 0)
     assert main(arguments) == 0
     assert "warning: the shards would need" in capsys.readouterr().err
 

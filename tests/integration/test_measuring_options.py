@@ -11,8 +11,8 @@ import torch
 
 from stepsize.worker import first_rows as any_first_rows
 from trainer.cli import main
-from trainer.records import read_records
-from trainer.runlog import RunLog
+from trainer.records.history import RunLog
+from trainer.records.records import read_records
 from trainer.step import first_rows
 
 Estimates = Callable[[str], list[dict[str, Any]]]

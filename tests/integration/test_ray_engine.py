@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import ray_engine
 from pipeline.errors import InputError
-from pipeline.job import Progress
-from pipeline.preprocess import PreprocessConfig, preprocess
+from pipeline.preprocess import ray_engine
+from pipeline.preprocess.command import PreprocessConfig, preprocess
+from pipeline.preprocess.job import Progress
 from tests.logs import folder_bytes, log_lines, write_log
 
 ROOT = Path(__file__).resolve().parents[2]

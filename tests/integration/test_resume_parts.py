@@ -11,9 +11,9 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from pipeline.device import DataConfig, open_feed
+from pipeline.device.open import DataConfig, open_feed
 from stepsize.estimate import Estimate, Outcome
-from stepsize.policy import PolicyName, StepSizeConfig, make_policy
+from stepsize.policies.choice import PolicyName, StepSizeConfig, make_policy
 from tests.resume import assert_resumes
 
 

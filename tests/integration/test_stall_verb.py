@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-import pipeline.device
-from pipeline.reader import RowBatch
-from pipeline.ring import Uploader
-from pipeline.transform import ModelInputs
+import pipeline.device.open
+from pipeline.device.model_inputs import ModelInputs
+from pipeline.device.ring import Uploader
+from pipeline.rows.reader import RowBatch
 from trainer.cli import main
 from trainer.config import load_config
 from trainer.console import Console
-from trainer.parts import Parts
-from trainer.stall_runs import Rows, StallMeasurement, StallPlan
+from trainer.job.assembly import Parts
+from trainer.stall.runs import Rows, StallMeasurement, StallPlan
 
 BUDGET = "[budget]\nsteps = 1000"
 COMPUTE, PREPARE, FETCH = 0.3, 0.5, 0.5
@@ -101,8 +101,8 @@ def test_known_delays_are_recovered_within_five_percent(
             loading[rows].sleep(PREPARE + FETCH if rows == "cold" else PREPARE)
             return self._uploader.upload(batch)
 
-    make = pipeline.device.make_uploader
-    monkeypatch.setattr(pipeline.device, "make_uploader", lambda *a, **k: SlowUploader(make(*a, **k)))
+    make = pipeline.device.open.make_uploader
+    monkeypatch.setattr(pipeline.device.open, "make_uploader", lambda *a, **k: SlowUploader(make(*a, **k)))
 
     def make_parts(rows: Rows, stack: ExitStack) -> Parts:
         loading[rows], computing[rows] = Delays(), Delays()

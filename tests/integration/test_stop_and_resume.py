@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.numpy import load_file
 
+from tests.resume import lasting, same_bits
 from trainer.cli import main
-from trainer.records import read_records
+from trainer.records.records import read_records
 
 SETTINGS = """
 [budget]
@@ -30,21 +30,6 @@ start = 10
 [eval]
 rows = 256
 """
-
-
-def lasting(run: Path) -> tuple[dict[str, Any], list[Any], list[Any]]:
-    """What a run leaves: every saved tensor, each step's rate, loss and rows, and every estimate."""
-    newest = max((run / "checkpoints").iterdir())
-    tensors = {
-        f"{file.name}:{name}": value for file in newest.glob("*.safetensors") for name, value in load_file(file).items()
-    }
-    keep = ("step", "epoch", "start", "rows", "loss", "learning_rate")
-    steps = [[record[key] for key in keep] for record in read_records(run / "steps.jsonl")]
-    return tensors, steps, list(read_records(run / "alpha.jsonl"))
-
-
-def same_bits(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return one.keys() == other.keys() and all(one[name].tobytes() == other[name].tobytes() for name in one)
 
 
 def test_sigterm_and_resume_are_exact(write_config: Callable[..., Path], tmp_path: Path) -> None:

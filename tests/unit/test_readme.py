@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.cli import VERBS, main
+from trainer.cli.entry import VERBS, main
 from trainer.config import config_from
 
 ROOT = Path(__file__).resolve().parents[2]

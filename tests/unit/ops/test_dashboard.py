@@ -12,7 +12,7 @@ import pytest
 
 from ops.dashboards import generate
 from ops.metrics import Metrics
-from ops.stall import PHASES
+from ops.step_clock import PHASES
 
 COMMITTED = json.loads(generate.PATH.read_text(encoding="utf-8"))
 PANELS: list[dict[str, Any]] = COMMITTED["panels"]

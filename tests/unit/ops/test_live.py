@@ -8,7 +8,7 @@ import math
 import pytest
 
 from ops.live import ALPHAS, MESSAGES, POINTS, WINDOW_ESTIMATES, WINDOWS, Curve, LiveStatus, alpha_windows
-from ops.stall import StepClock
+from ops.step_clock import StepClock
 
 
 class FakeTime:

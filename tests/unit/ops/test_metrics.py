@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from ops.metrics import OUTCOMES, PREFIX, SERIES, Metrics
-from ops.stall import PHASES
+from ops.step_clock import PHASES
 from pipeline import schema
 from stepsize.estimate import Outcome
 

@@ -14,7 +14,7 @@ import pytest
 from ops.live import LiveStatus
 from ops.metrics import Metrics
 from ops.server import Server
-from ops.stall import StepClock
+from ops.step_clock import StepClock
 
 FLAGS = [
     "--headless",

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from ops.stall import NANOSECONDS, StepClock, StepTiming
+from ops.step_clock import NANOSECONDS, StepClock, StepTiming
 from stepsize.estimate import Estimate, Outcome
 from trainer.loop import NONFINITE_STEPS, BudgetConfig, EvalConfig, Loop, Position, Stop
 

@@ -7,10 +7,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ops.stall import StepClock, StepTiming
-from pipeline.device import DevicePair, ModelInputs, StreamPosition
+from ops.step_clock import StepClock, StepTiming
+from pipeline.device.open import DevicePair, ModelInputs, StreamPosition
 from stepsize.losses import BCEWithLogits
-from stepsize.policy import StepSizeConfig, make_policy
+from stepsize.policies.choice import StepSizeConfig, make_policy
 from stepsize.worker import StepSizeWorker
 from trainer.loop import BudgetConfig, EvalConfig, Loop, Observer
 from trainer.step import TrainStep

@@ -1,0 +1,227 @@
+"""Pairs of batches as model inputs on the device, made ahead of time on a thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torchdata.nodes import BaseNode, Prefetcher
+
+from pipeline.device.model_inputs import ModelInputs
+from pipeline.device.ring import Uploader
+from pipeline.errors import InputError
+from pipeline.rows import BatchPair, OncePerBatch, PairPlan, PairStream, RowReader, StreamPosition
+from pipeline.schema import LogFormat
+from pipeline.stages import StageTotals
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DevicePair:
+    """A `BatchPair` as model inputs on the device; with sliding pairs the next `b2` may share this `b1`'s memory."""
+
+    b1: ModelInputs
+    b2: ModelInputs
+    fresh: bool
+    """Whether no row of `b1` has been trained on in this epoch; make no estimate where it is False."""
+    epoch: int
+    start: int
+    """Where in the epoch's sequence `b2` starts."""
+    rows: int
+    """Rows of `b2`."""
+    position: StreamPosition
+    skipped: int
+
+    @classmethod
+    def of(cls, pair: BatchPair, *, b1: ModelInputs, b2: ModelInputs, skipped: int) -> DevicePair:
+        """`pair` with its batches on the device, after `skipped` rows of damaged row groups."""
+        return cls(
+            b1=b1,
+            b2=b2,
+            fresh=pair.fresh,
+            epoch=pair.b2.epoch,
+            start=pair.b2.start,
+            rows=pair.b2.rows,
+            position=pair.position,
+            skipped=skipped,
+        )
+
+
+class Made(NamedTuple):
+    """A pair and the event after which its tensors are complete (None: they are)."""
+
+    pair: DevicePair
+    ready: torch.cuda.Event | None
+
+
+class PairMaker(Protocol):
+    """Makes one device pair after another, on one thread."""
+
+    def make(self) -> Made:
+        """The next pair. Raises: what `PairStream` raises while iterating."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of everything it holds; called once, after the last `make`."""
+        ...
+
+
+class PairUploader:
+    """Makes pairs by an uploader; with sliding pairs each row is uploaded once."""
+
+    def __init__(self, pairs: PairStream, uploader: Uploader) -> None:
+        self._pairs, self._uploader = pairs, uploader
+        self._upload = OncePerBatch(uploader.upload)
+
+    def make(self) -> Made:
+        pair = next(self._pairs)
+        b1, b2 = self._upload(pair)
+        return Made(DevicePair.of(pair, b1=b1, b2=b2, skipped=pair.skipped), self._uploader.mark())
+
+    def close(self) -> None:
+        """Nothing to do: all it holds is memory."""
+
+
+class PairSource(BaseNode["Made | Exception"]):
+    """Node of the pairs of a maker; an error is its last item, so that it arrives as it was raised."""
+
+    def __init__(self, reader: RowReader, maker: PairMaker) -> None:
+        super().__init__()
+        self.made = 0
+        self._reader, self._maker = reader, maker
+        self._ended = False
+        self._thread: threading.Thread | None = None
+
+    def next(self) -> Made | Exception:
+        self._thread = threading.current_thread()
+        if self._ended:
+            raise StopIteration
+        try:
+            item = self._maker.make()
+        except Exception as error:
+            self._ended = True
+            return error
+        self.made += 1
+        return item
+
+    def get_state(self) -> dict[str, Any]:
+        return {}  # the feed knows its position
+
+    def stop(self) -> None:
+        """Ends the node and the reader's threads; a `next` under way ends with an error."""
+        self._ended = True
+        self._reader.close()
+
+    def join(self) -> None:
+        """Waits for the thread that called `next`, and closes the maker."""
+        if self._thread is not None:
+            self._thread.join()
+        self._maker.close()
+
+
+class Feed:
+    """Pairs on the device without end, epoch after epoch, from a position on; made ahead of time on a thread.
+
+    `state_dict` tells where the last pair handed out ends, whatever has been prefetched beyond it; a feed that
+    loads it gives exactly the pairs that this one would have given next. Errors of the threads reach the caller of
+    `next`. Use it as a context manager, or call `close`: it leaves no thread behind.
+    """
+
+    def __init__(
+        self,
+        make_source: Callable[[StreamPosition], PairSource],
+        *,
+        position: StreamPosition,
+        plan: PairPlan,
+        log_format: LogFormat,
+        stages: StageTotals,
+        prefetch_batches: int,
+    ) -> None:
+        self.format = log_format
+        self.rows_per_epoch = plan.rows
+        self.steps_per_epoch = plan.steps_per_epoch
+        self.skipped_rows = 0
+        """Rows of damaged row groups passed over so far, those before a resume included."""
+        self.last_transfer_seconds = 0.0
+        """How long the last `next` took to hand over a pair that was ready: nearly 0, copies run on their own."""
+        self._make_source, self._stages, self._prefetch = make_source, stages, prefetch_batches
+        self._running: tuple[PairSource, Prefetcher[Made | Exception]] | None = None
+        self._handed_out = 0
+        self._position = self._checked(position)
+
+    @property
+    def position(self) -> StreamPosition:
+        """Where the stream stands after the last pair handed out."""
+        return self._position
+
+    def __iter__(self) -> Feed:
+        return self
+
+    def __next__(self) -> DevicePair:
+        if self._running is None:
+            source = self._make_source(self._position)
+            self._running = source, Prefetcher(source, self._prefetch, snapshot_frequency=0)
+            self._handed_out = 0
+        item = next(self._running[1])
+        if isinstance(item, Exception):
+            self.close()
+            raise item
+        pair, ready = item
+        start = time.perf_counter()
+        if ready is not None:
+            stream = torch.cuda.current_stream(pair.b2.label.device)
+            stream.wait_event(ready)
+            for tensor in (*pair.b1, *pair.b2):
+                tensor.record_stream(stream)
+        self.last_transfer_seconds = time.perf_counter() - start
+        self._handed_out += 1
+        self._position = pair.position
+        self.skipped_rows += pair.skipped
+        return pair
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the last pair handed out ends, and the rows skipped until there, as JSON values."""
+        return {"epoch": self._position.epoch, "row": self._position.row, "skipped_rows": self.skipped_rows}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continues where `state` was taken, whatever batch size, ranks or prefetch depth it was taken with.
+
+        Raises: InputError for a position that the data does not have.
+        """
+        position = self._checked(StreamPosition(epoch=state["epoch"], row=state["row"]))
+        self.close()
+        self._position, self.skipped_rows = position, state["skipped_rows"]
+
+    def queued_batches(self) -> int:
+        """Pairs that wait, ready, for the trainer."""
+        return self._running[0].made - self._handed_out if self._running else 0
+
+    def stage_totals(self) -> dict[str, tuple[float, int]]:
+        """(seconds, rows) of each stage so far, seconds added up over threads."""
+        return self._stages.totals()
+
+    def close(self) -> None:
+        """Stops the threads and waits for them; `next` afterwards starts anew at `position`."""
+        if self._running is not None:
+            source = self._running[0]
+            source.stop()
+            self._running = None  # the prefetcher goes with its last reference, and tells its thread to end
+            source.join()
+
+    def __enter__(self) -> Feed:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.close()
+
+    def _checked(self, position: StreamPosition) -> StreamPosition:
+        if position.epoch < 0 or not 0 <= position.row < self.rows_per_epoch:
+            raise InputError(
+                f"row {position.row} of epoch {position.epoch} is not in this data of {self.rows_per_epoch} rows; "
+                "continue with the data that the run was started on"
+            )
+        return position

@@ -1,0 +1,18 @@
+"""Lines → columns in one compiled pass, bit for bit AlgoPerf's encoding; and what is counted on the way."""
+
+from __future__ import annotations
+
+from pipeline.encode.statistics import Counts, merged, summarize
+from pipeline.encode.tsv import make_group, make_layout, make_rejects, make_scratch, parse, reason
+
+__all__ = [
+    "Counts",
+    "make_group",
+    "make_layout",
+    "make_rejects",
+    "make_scratch",
+    "merged",
+    "parse",
+    "reason",
+    "summarize",
+]

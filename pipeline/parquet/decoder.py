@@ -1,0 +1,157 @@
+"""Row groups of our own shards, page by page, straight into column-major arrays.
+
+`pipeline.parquet.writer` writes one kind of Parquet file: int32 columns, each chunk a dictionary page and version 1
+data pages of indices into it. This reads that kind and no other, so it needs no Arrow table in between, encodes a
+dictionary instead of every row, and can tell reading, decompressing and decoding apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from isal import isal_zlib
+from numba import njit
+from numpy.typing import NDArray
+
+from pipeline.errors import StorageError
+from pipeline.parquet.run_length import fill_page, read_varint
+
+Encode = Callable[[NDArray[np.int32]], NDArray]
+"""Values of a column as they are to be handed out: same length, 4 bytes each; 0 (missing) must stay 0."""
+
+_DATA_PAGE, _DICTIONARY_PAGE = 0, 2
+_PLAIN, _PLAIN_DICTIONARY, _RLE, _RLE_DICTIONARY = 0, 2, 3, 8
+_STOP, _TRUE, _FALSE, _I32, _STRUCT = 0, 1, 2, 5, 12  # types of Thrift's compact protocol
+_OF_DATA, _OF_DICTIONARY = 5, 7  # fields of PageHeader that describe one kind of page
+_HEADER_FIELDS = 8
+_KIND, _SIZE, _STORED, _CRC, _VALUES, _ENCODING, _LEVELS, _START = range(_HEADER_FIELDS)
+_MOST_PAGES = 64  # of a column chunk
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Chunk:
+    """One column of one row group, decompressed."""
+
+    dictionary: NDArray[np.int32]
+    pages: list[tuple[pa.Buffer, int]] = field(default_factory=list)
+    """Data pages, each with the number of its rows."""
+
+    @property
+    def rows(self) -> int:
+        return sum(rows for _, rows in self.pages)
+
+
+def read_chunks(raw: NDArray[np.uint8], *, rows: int, columns: int, codec: pa.Codec | None) -> list[Chunk]:
+    """The column chunks of the row group `raw`, every page checked against its checksum, then decompressed.
+
+    Page headers carry no checksum; what they say must fit together: pages without a gap to the end of `raw`, the
+    right kinds in the right order, `columns` chunks of `rows` rows each.
+    Raises: StorageError where they do not, or where a checksum is wrong.
+    """
+    headers = np.zeros((columns * _MOST_PAGES, _HEADER_FIELDS), np.int64)
+    count = _find_pages(raw, headers)
+    if count < 0:
+        raise StorageError("a page's header is damaged")
+    chunks: list[Chunk] = []
+    for kind, size, stored, crc, values, encoding, levels, start in headers[:count].tolist():
+        body = raw[start : start + stored]
+        if isal_zlib.crc32(body) != crc & 0xFFFFFFFF:
+            raise StorageError("a page's checksum is wrong")
+        complete = not chunks or chunks[-1].rows == rows
+        if kind == _DICTIONARY_PAGE and complete and encoding in (_PLAIN, _PLAIN_DICTIONARY) and size == 4 * values:
+            chunks.append(Chunk(dictionary=np.frombuffer(_decompress(body, size, codec), np.int32)))
+        elif (
+            kind == _DATA_PAGE and not complete and encoding in (_RLE_DICTIONARY, _PLAIN_DICTIONARY) and levels == _RLE
+        ):
+            chunks[-1].pages.append((_decompress(body, size, codec), values))
+        else:
+            raise StorageError("its pages do not fit together")
+    if [chunk.rows for chunk in chunks] != [rows] * columns:
+        raise StorageError("its pages do not fit together")
+    return chunks
+
+
+def fill_column(chunk: Chunk, encode: Encode | None, out: NDArray, *, optional: bool) -> None:
+    """Writes the rows of `chunk` to `out` (rows,), nulls as 0.
+
+    Raises: StorageError where the pages do not hold what their headers say.
+    """
+    words = chunk.dictionary if encode is None else encode(chunk.dictionary)
+    words = words.astype(out.dtype, copy=False)
+    start = 0
+    for page, rows in chunk.pages:
+        if not fill_page(np.frombuffer(page, np.uint8), words, optional, out[start : start + rows]):
+            raise StorageError("a page does not hold what its header says")
+        start += rows
+
+
+def _decompress(body: NDArray[np.uint8], size: int, codec: pa.Codec | None) -> pa.Buffer:
+    buffer = pa.py_buffer(body)
+    if codec is None or size == 0:
+        return buffer[:size]
+    try:
+        return codec.decompress(buffer, size)
+    except (pa.ArrowException, OSError) as error:
+        raise StorageError("a page cannot be decompressed") from error
+
+
+@njit(nogil=True, cache=True)
+def _find_pages(raw, headers):  # pragma: no cover - compiled
+    """Fills a row of `headers` for each page of a row group; how many there are, −1 for anything unexpected."""
+    at, count = 0, 0
+    while at < raw.size:
+        if count == len(headers):
+            return -1
+        at = _read_header(raw, at, headers[count])
+        stored = headers[count, _STORED]
+        if at < 0 or stored < 0 or headers[count, _SIZE] < 0 or at + stored > raw.size:
+            return -1
+        headers[count, _START] = at
+        at += stored
+        count += 1
+    return count
+
+
+@njit(nogil=True, cache=True)
+def _read_header(raw, at, header):  # pragma: no cover - compiled
+    """Reads the Thrift struct PageHeader at `at`; where it ends, −1 for anything unexpected."""
+    field, outer = 0, 0
+    while at < raw.size:
+        byte = np.int64(raw[at])
+        kind = byte & 15
+        field += byte >> 4
+        at += 1
+        if kind == _STOP and outer == 0:
+            return at
+        if kind == _STOP:
+            field, outer = outer, 0
+        elif kind == _I32:
+            at, value = read_varint(raw, at)
+            if at < 0 or not _store(header, outer, field, (value >> 1) ^ -(value & 1)):
+                return -1
+        elif kind == _STRUCT and outer == 0 and field in (_OF_DATA, _OF_DICTIONARY):
+            field, outer = 0, field
+        elif kind == _STRUCT and (outer, field) == (_OF_DATA, 5) and at < raw.size and raw[at] == _STOP:
+            at += 1  # statistics, and none in them
+        elif kind not in (_TRUE, _FALSE) or outer != _OF_DICTIONARY:
+            return -1
+    return -1
+
+
+@njit(nogil=True, cache=True)
+def _store(header, outer, field, value):  # pragma: no cover - compiled
+    """Keeps one integer of a page header; False for one that is not known."""
+    if outer == 0 and 1 <= field <= 4:
+        header[(_KIND, _SIZE, _STORED, _CRC)[field - 1]] = value
+    elif field == 1:
+        header[_VALUES] = value
+    elif field == 2:
+        header[_ENCODING] = value
+    elif field == 3:
+        header[_LEVELS] = value
+    else:
+        return field == 4
+    return True

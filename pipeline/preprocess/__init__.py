@@ -1,0 +1,15 @@
+"""The `preprocess` command: a plan, its parts, who encodes them (threads or Ray), and the manifest at the end."""
+
+from __future__ import annotations
+
+from pipeline.preprocess.command import PreprocessConfig, Progress, Summary, preprocess
+from pipeline.preprocess.dry_run import Forecast, forecast
+
+__all__ = [
+    "Forecast",
+    "PreprocessConfig",
+    "Progress",
+    "Summary",
+    "forecast",
+    "preprocess",
+]

@@ -1,0 +1,267 @@
+"""Log files → a data folder: make it, continue it after a crash, or say that there is nothing to do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import AcquireReturnProxy, FileLock, Timeout
+
+from pipeline.encode import Counts, merged, summarize
+from pipeline.errors import InputError, StorageError
+from pipeline.preprocess.dry_run import Forecast, forecast
+from pipeline.preprocess.encoder import Allowance, PartRecord, Workplace
+from pipeline.preprocess.engine import run_parts
+from pipeline.preprocess.job import Job, Progress, worker_count
+from pipeline.preprocess.plan import Plan, PreprocessConfig, check_same_plan
+from pipeline.preprocess.ray_engine import run_parts_on_ray
+from pipeline.schema import SPLITS, LogFormat
+from pipeline.shards import (
+    MANIFEST,
+    DataReport,
+    Manifest,
+    Overview,
+    RejectsFile,
+    Shard,
+    Split,
+    VerifyProgress,
+    inspect_data,
+    sync_folder,
+    verify_data,
+    write_atomically,
+)
+from pipeline.source import Source
+
+__all__ = [
+    "DataReport",
+    "Forecast",
+    "Overview",
+    "PreprocessConfig",
+    "Progress",
+    "Summary",
+    "VerifyProgress",
+    "forecast",
+    "inspect_data",
+    "preprocess",
+    "verify_data",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a run did."""
+
+    manifest: Manifest
+    nothing_to_do: bool
+    """The folder was complete already, made from these sources with these options."""
+    rows: int
+    """Rows in the folder."""
+    resumed_rows: int
+    """Of these, rows that earlier runs had encoded."""
+    seconds: float
+
+
+def preprocess(config: PreprocessConfig, *, report: Callable[[Progress], None] | None = None) -> Summary:
+    """Make or continue the data folder `config.out`; `report` is called from this thread about ten times a second.
+
+    The output is a pure function of the sources and of the options other than `workers` and `max_rejects`: byte
+    for byte the same however often it was interrupted.
+    Raises: InputError for what the user gave (sources, options, too many rejected lines, a folder made from other
+    sources); StorageError where reading or writing fails. Either leaves a folder that the same command continues.
+    """
+    began = time.monotonic()
+    plan = Plan.make(config)
+    place = Workplace(config.out)
+    try:
+        if finished := _finished(config.out, plan):
+            return _nothing_to_do(finished, began)
+        _make_workplace(config.out, place)
+        with _locked(config.out, place):
+            # Another run may have finished since; only under the lock may the plan be compared and written.
+            if finished := _finished(config.out, plan):
+                return _nothing_to_do(finished, began)
+            _begin(config.out, plan, place)
+            return _make(config, plan, place, report, began=began)
+    except StorageError:
+        raise
+    except OSError as error:
+        why = error.strerror or " ".join(str(error).split())
+        if isinstance(error, (NotADirectoryError, FileExistsError)):
+            raise InputError(f"{error.filename}: cannot be made ({why}); give another --out") from None
+        remedy = "free space or correct the permissions, then run the same command again"
+        raise StorageError(f"{error.filename or config.out}: writing failed ({why}); {remedy}") from error
+
+
+def _nothing_to_do(finished: Manifest, began: float) -> Summary:
+    return Summary(
+        manifest=finished,
+        nothing_to_do=True,
+        rows=finished.rows,
+        resumed_rows=finished.rows,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _make(
+    config: PreprocessConfig,
+    plan: Plan,
+    place: Workplace,
+    report: Callable[[Progress], None] | None,
+    *,
+    began: float,
+) -> Summary:
+    resumed_rows = 0
+
+    def watch(progress: Progress) -> None:
+        nonlocal resumed_rows
+        resumed_rows = progress.resumed_rows
+        if report:
+            report(progress)
+
+    job = Job(
+        plan=plan,
+        workers=worker_count(config.workers),
+        allowance=Allowance.parse(config.max_rejects),
+        began=began,
+    )
+    records = (run_parts_on_ray if config.engine == "ray" else run_parts)(job, place, watch)
+    for source in plan.sources:
+        if source.refresh() != source:
+            raise InputError(f"{source.address} changed while it was read; remove {config.out} and preprocess again")
+    if not any(record.rows for record in records):
+        names = ", ".join(source.address for source in plan.sources)
+        lines = sum(record.lines for record in records)
+        raise InputError(f"{names}: no row among {lines:,} lines; name a log that has some")
+    manifest = _finish(config.out, plan, place, records)
+    return Summary(
+        manifest=manifest,
+        nothing_to_do=False,
+        rows=manifest.rows,
+        resumed_rows=resumed_rows,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _finished(out: Path, plan: Plan) -> Manifest | None:
+    """The manifest of a folder that is complete. Raises: InputError where it was made from another plan."""
+    if out.is_file():
+        raise InputError(f"{out} is a file; give another --out")
+    if not (out / MANIFEST).exists():
+        return None
+    manifest = Manifest.load(out)
+    check_same_plan(out, manifest.plan, plan.to_dict())
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            if not (out / shard.path).is_file():
+                raise StorageError(f"{out / shard.path} is missing; remove {out} and preprocess again")
+    shutil.rmtree(Workplace(out).root, ignore_errors=True)
+    return manifest
+
+
+def _make_workplace(out: Path, place: Workplace) -> None:
+    """The folders of a run's work in progress. Raises: InputError where `out` holds something else."""
+    if not place.plan_file.exists() and not (out / MANIFEST).exists():  # another run may just have finished
+        strangers = sorted(child.name for child in out.iterdir()) if out.is_dir() else []
+        if strangers and strangers != [place.root.name]:
+            raise InputError(f"{out} is no data folder and not empty (it holds {strangers[0]}); give another --out")
+    place.make_folders()
+
+
+def _locked(out: Path, place: Workplace) -> AcquireReturnProxy:
+    try:
+        return FileLock(place.root / "lock").acquire(blocking=False)
+    except Timeout:
+        raise InputError(f"{out} is being written by another run; wait for it or give another --out") from None
+
+
+def _begin(out: Path, plan: Plan, place: Workplace) -> None:
+    """Keep the plan, or find it kept by an earlier run. Raises: InputError where parts of another plan are done."""
+    place.make_folders()
+    before = None
+    if place.plan_file.exists():
+        try:
+            before = json.loads(place.plan_file.read_bytes())
+        except ValueError:
+            raise StorageError(f"{place.plan_file} is damaged; remove {out} to make it anew") from None
+        if place.has_records():
+            check_same_plan(out, before, plan.to_dict())
+    if before != plan.to_dict():
+        write_atomically(place.plan_file, json.dumps(plan.to_dict(), indent=1).encode())
+
+
+def _finish(out: Path, plan: Plan, place: Workplace, records: list[PartRecord]) -> Manifest:
+    """Give every shard its final name and list it. Each step may be repeated after a crash between any two."""
+    shards: dict[str, list[Shard]] = {name: [] for name in SPLITS}
+    for record in records:
+        if record.rows:
+            listed = shards[record.split]
+            path = f"{record.split}/part-{len(listed):05d}.parquet"
+            listed.append(record.shard(path))
+            staged = place.shard_file(record.key)
+            if staged.exists():
+                (out / path).parent.mkdir(exist_ok=True)
+                staged.replace(out / path)
+    for name in SPLITS:
+        if shards[name]:
+            sync_folder(out / name)
+    sync_folder(out)
+    manifest = Manifest(
+        folder=out,
+        format=plan.log_format,
+        splits={name: Split(shards=tuple(listed)) for name, listed in shards.items()},
+        compression=plan.compression,
+        statistics=_statistics(plan.log_format, place, records),
+        rejected_rows=sum(record.rejected_rows for record in records),
+        rejects=_gather_rejects(out, plan.sources, place, records),
+        plan=plan.to_dict(),
+    )
+    manifest.save()
+    # What cannot be removed now, the next call removes; another one may be doing so at this moment.
+    shutil.rmtree(place.root, ignore_errors=True)
+    return manifest
+
+
+def _statistics(log_format: LogFormat, place: Workplace, records: list[PartRecord]) -> dict[str, Any]:
+    """Statistics of the whole folder, with the counts of one part in memory at a time."""
+    counts = {
+        split: merged(
+            log_format,
+            (Counts.load(log_format, place.counts_file(record.key)) for record in records if record.split == split),
+        )
+        for split in SPLITS
+    }
+    return summarize(log_format, counts)
+
+
+def _gather_rejects(
+    out: Path, sources: tuple[Source, ...], place: Workplace, records: list[PartRecord]
+) -> tuple[RejectsFile, ...]:
+    """Join the rejected lines of each source in line order into one file of DATA/rejects."""
+    gathered: list[RejectsFile] = []
+    for index, source in enumerate(sources):
+        of_source = [record for record in records if record.source == index and record.rejected_rows]
+        if not of_source:
+            continue
+        path = Path("rejects") / f"{index:05d}-{source.label}.tsv"
+        (out / path).parent.mkdir(exist_ok=True)
+        temporary = out / path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as file:
+            digest = hashlib.sha256()
+            for record in of_source:
+                content = place.rejects_file(record.key).read_bytes()
+                file.write(content)
+                digest.update(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(out / path)
+        sync_folder((out / path).parent)
+        lines = sum(record.rejected_rows for record in of_source)
+        gathered.append(RejectsFile(path=path.as_posix(), lines=lines, sha256=digest.hexdigest()))
+    return tuple(gathered)

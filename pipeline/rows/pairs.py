@@ -1,0 +1,206 @@
+"""Pairs of disjoint batches (B1, B2): B2 is trained on, B1 probes the step that B2 makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Generic, Literal, TypeVar
+
+from pipeline.errors import InputError, StorageError
+from pipeline.rows.order import StreamPosition
+from pipeline.rows.reader import RowBatch, RowReader
+
+Pairing = Literal["sliding", "disjoint"]
+Span = tuple[int, int]
+"""Rows [start, stop) of an epoch's sequence."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BatchPair:
+    """One step's data: `b2` to train on, `b1` to probe with; no row is in both."""
+
+    b1: RowBatch
+    b2: RowBatch
+    fresh: bool
+    """Whether no row of `b1` has been trained on in this epoch; a stale probe gives a biased estimate."""
+    position: StreamPosition
+    """Where the stream stands after this pair: the next one starts there."""
+    skipped: int
+    """Rows of damaged row groups passed over on the way from the pair before to `position`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """Where damage leaves no row to train on, and so no pair."""
+
+    position: StreamPosition
+    """Where the stream goes on."""
+    skipped: int
+    """Rows of damaged row groups among those passed over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairPlan:
+    """Which rows of an epoch make which pair: a pure function of the position, over `rows` rows an epoch.
+
+    "sliding": b2 is the next `batch_rows` rows, b1 the first `probe_rows` rows after them, which the next pair trains
+    on. The last b2 of an epoch may be shorter, the b1 before it too; the last pair has no fresh rows left to probe.
+    "disjoint": b1 is the next `probe_rows` rows, b2 the `batch_rows` rows after them; both are used up. What is left
+    of an epoch and too little for a pair is shared out between b1 and b2 in the same proportion.
+    Either way every row comes once an epoch, except for stale probes. Where damage empties b1, the next whole rows
+    of the sequence take its place.
+    """
+
+    rows: int
+    batch_rows: int
+    probe_rows: int
+    pairing: Pairing = "sliding"
+
+    def __post_init__(self) -> None:
+        need = self.batch_rows + self.probe_rows
+        if self.rows < need:
+            raise InputError(
+                f"{self.rows} rows are too few for a pair of {self.probe_rows} + {self.batch_rows} rows; "
+                f"set data.batch_rows to {max(self.rows // 2, 1)} or less"
+            )
+        if self.pairing == "sliding" and self.probe_rows > self.batch_rows:
+            raise InputError(
+                f"data.probe_rows = {self.probe_rows} is more than data.batch_rows = {self.batch_rows}; a sliding "
+                'probe is part of the next batch, so lower it or set data.pairing = "disjoint"'
+            )
+
+    @property
+    def stride(self) -> int:
+        """Rows of the sequence that a pair uses up."""
+        return self.batch_rows + (self.probe_rows if self.pairing == "disjoint" else 0)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Pairs of a whole epoch."""
+        return -(-self.rows // self.stride)
+
+    def spans(self, row: int) -> tuple[Span | None, Span]:
+        """(b1, b2) of the pair at `row`; b1 is None where no fresh row is left for it."""
+        if self.pairing == "sliding":
+            middle = min(row + self.batch_rows, self.rows)
+            end = min(middle + self.probe_rows, self.rows)
+            return ((middle, end) if end > middle else None), (row, middle)
+        end = min(row + self.stride, self.rows)
+        middle = row + (end - row) * self.probe_rows // self.stride
+        return ((row, middle) if middle > row else None), (middle, end)
+
+    def position_after(self, start: StreamPosition, pairs: int) -> StreamPosition:
+        """Where the stream stands `pairs` pairs (or gaps in their place) after `start`, in O(1)."""
+        left = -(-(self.rows - start.row) // self.stride)
+        if pairs < left:
+            return StreamPosition(epoch=start.epoch, row=start.row + pairs * self.stride)
+        epochs, number = divmod(pairs - left, self.steps_per_epoch)
+        return StreamPosition(epoch=start.epoch + 1 + epochs, row=number * self.stride)
+
+
+class PairStream:
+    """The pairs from `position` on, epoch after epoch without end.
+
+    Rank `rank` of `ranks` gets its share of every batch of the one global sequence: contiguous, sizes differ by at
+    most a row, empty where a batch has fewer rows than there are ranks.
+    Raises while iterating: what `RowReader.read` raises, and StorageError where damage leaves no pair in an epoch.
+    """
+
+    def __init__(
+        self, reader: RowReader, plan: PairPlan, position: StreamPosition, *, rank: int = 0, ranks: int = 1
+    ) -> None:
+        self.position = position
+        self.plan = plan
+        self._reader, self._rank, self._ranks = reader, rank, ranks
+        self._first: RowBatch | None = None
+        self._last: tuple[tuple[int, Span], RowBatch] | None = None
+
+    def __iter__(self) -> PairStream:
+        return self
+
+    def __next__(self) -> BatchPair:
+        skipped = 0
+        for _ in range(self.plan.steps_per_epoch):  # an epoch of nothing but gaps ends the stream
+            found = self.at(self.position)
+            self.position = found.position
+            skipped += found.skipped
+            if isinstance(found, BatchPair):
+                return replace(found, skipped=skipped)
+        raise self.nothing_left()
+
+    def at(self, position: StreamPosition) -> BatchPair | Gap:
+        """What lies at `position`, a function of nothing else; quick where positions follow one another."""
+        epoch, row = position.epoch, position.row
+        probe, train = self.plan.spans(row)
+        b2 = self._read(epoch, train)
+        b1 = self._read(epoch, probe) if probe else None
+        skipped = b2.skipped
+        if b1 is not None and self.plan.pairing == "disjoint":
+            skipped += b1.skipped
+        if row == 0:
+            self._keep_first(epoch)
+        after = self.plan.position_after(position, 1)
+        if not b2.rows:
+            return Gap(position=after, skipped=skipped)
+        fresh = True
+        if b1 is None or not b1.rows:
+            b1, fresh = self._other_probe(epoch, train)
+        return BatchPair(b1=self._share(b1), b2=self._share(b2), fresh=fresh, position=after, skipped=skipped)
+
+    def nothing_left(self) -> StorageError:
+        """The error of an epoch of nothing but gaps."""
+        return StorageError(
+            f"{len(self._reader.damaged)} damaged row groups leave no two batches of whole rows in an epoch; "
+            "run `alphastream verify` on the data and preprocess it again"
+        )
+
+    def _read(self, epoch: int, span: Span) -> RowBatch:
+        """Rows `span`, which with sliding pairs the pair before had as its probe."""
+        if self._last is None or self._last[0] != (epoch, span):
+            self._last = (epoch, span), self._reader.read(epoch, *span)
+        return self._last[1]
+
+    def _share(self, batch: RowBatch) -> RowBatch:
+        bounds = [batch.rows * rank // self._ranks for rank in (self._rank, self._rank + 1)]
+        return batch if self._ranks == 1 else batch.slice(*bounds)
+
+    def _keep_first(self, epoch: int) -> None:
+        """Copies the epoch's first probe, which its last pair needs, so that its window need not be read again."""
+        first = self._reader.read(epoch, 0, self.plan.probe_rows)
+        copies = {name: getattr(first, name).copy() for name in ("label", "dense", "buckets")}
+        self._first = replace(first, **copies)
+
+    def _other_probe(self, epoch: int, train: Span) -> tuple[RowBatch, bool]:
+        """A probe in place of one that has no rows, and whether it is fresh: the next whole rows after `train`, or
+        else the epoch's first, all of them before `train`."""
+        if train[1] == self.plan.rows and self._first is not None and self._first.epoch == epoch and self._first.rows:
+            return self._first, False
+        for begin, end in ((train[1], self.plan.rows), (0, train[0])):
+            for start in range(begin, end, self.plan.probe_rows):
+                batch = self._reader.read(epoch, start, min(start + self.plan.probe_rows, end))
+                if batch.rows:
+                    return batch, begin > 0
+        raise self.nothing_left()
+
+
+class OncePerBatch(Generic[T]):
+    """What `make` gives for both batches of a pair, made once where a probe is, whole, the next pair's `b2`."""
+
+    def __init__(self, make: Callable[[RowBatch], T]) -> None:
+        self._make = make
+        self._last: tuple[RowBatch, T] | None = None
+
+    def __call__(self, pair: BatchPair) -> tuple[T, T]:
+        """Of (b1, b2)."""
+        b2 = self._of(pair.b2)
+        b1 = self._of(pair.b1)
+        self._last = pair.b1, b1
+        return b1, b2
+
+    def _of(self, batch: RowBatch) -> T:
+        if self._last is not None:
+            before, made = self._last
+            if (before.epoch, before.start, before.rows) == (batch.epoch, batch.start, batch.rows):
+                return made
+        return self._make(batch)

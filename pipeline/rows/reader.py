@@ -1,0 +1,291 @@
+"""Rows of a split by their place in the epoch's sequence, read ahead on threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count, islice, pairwise
+from typing import Literal
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from pipeline.errors import FetchError, StorageError
+from pipeline.rows.buffers import BufferPool
+from pipeline.rows.columns import mix_rows
+from pipeline.rows.groups import GroupReader
+from pipeline.rows.order import Mixture, Order, Window
+from pipeline.schema import LogFormat
+from pipeline.stages import StageTotals
+
+OnDamage = Literal["fail", "skip"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RowBatch:
+    """Rows [start, start + rows + skipped) of an epoch's sequence, column-major; arrays may be views of a window.
+
+    Where the reader encodes, labels are float32, dense values float32 logarithms in int32's clothes
+    (`dense.view(float32)`) and buckets table rows.
+    """
+
+    label: NDArray
+    """(R,) uint8"""
+    dense: NDArray[np.int32]
+    """(D, R), 0 = missing."""
+    buckets: NDArray[np.int32]
+    """(S, R)"""
+    epoch: int
+    start: int
+    skipped: int = 0
+    """Rows of that range left out because their row group is damaged (only where damage is to be skipped)."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.label)
+
+    def slice(self, start: int, stop: int) -> RowBatch:
+        """Rows [start, stop) of the batch, as views; their place in the sequence is exact where none are skipped."""
+        return RowBatch(
+            label=self.label[start:stop],
+            dense=self.dense[:, start:stop],
+            buckets=self.buckets[:, start:stop],
+            epoch=self.epoch,
+            start=self.start + start,
+        )
+
+
+class RowReader:
+    """Random access to the rows of a split in the order that `order` gives; quick where reads move forward.
+
+    Row groups of the current and the next windows are read, checked, decoded and shuffled on `threads` threads;
+    memory is bounded by five windows (the one before, this one and the next, which takes two more while
+    it is read) beside one row group a thread. `read` is called from one thread at a time; errors of the readers reach
+    its caller.
+    """
+
+    def __init__(
+        self,
+        groups: GroupReader,
+        order: Order,
+        log_format: LogFormat,
+        *,
+        threads: int,
+        encoded: bool = False,
+        on_damage: OnDamage = "fail",
+        stages: StageTotals | None = None,
+    ) -> None:
+        self.order = order
+        self.stages = stages if stages is not None else StageTotals()
+        self.damaged: dict[int, str] = {}
+        """Row groups found damaged and skipped, each with what was wrong."""
+        self._groups, self._on_damage, self._threads = groups, on_damage, threads
+        self._dense, self._columns = len(log_format.dense), len(log_format.dense) + len(log_format.sparse)
+        self._label_type = np.float32 if encoded else np.uint8
+        self._ahead = 1 if order.shuffle == "rows" else 2 * threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="alphastream-reader")
+        self._lock = threading.Lock()
+        self._loads: dict[tuple[int, int], _Load] = {}
+        self._buffers = BufferPool(spare=8 if order.shuffle == "rows" else 4 * self._ahead)
+        self._closed = False
+
+    def read(self, epoch: int, start: int, stop: int) -> RowBatch:
+        """Rows [start, stop) of `epoch`.
+
+        Raises: StorageError naming shard and row group, where a row group cannot be read or is damaged and damage
+        is not to be skipped; FetchError where a shard cannot be fetched, InputError where the
+        cache is too small for one.
+        """
+        first = self.order.window_at(epoch, start)
+        last = self.order.window_at(epoch, stop - 1)
+        self._keep(epoch, first, last)
+        loads = [self._loads[epoch, index] for index in range(first, last + 1)]
+        for load in loads:
+            load.ready.result()
+        with self.stages.timed("stage", stop - start):
+            labels, values = zip(*(load.part(start, stop) for load in loads), strict=True)
+            whole = len(loads) == 1
+            label = labels[0] if whole else np.concatenate(labels)
+            columns = values[0] if whole else np.concatenate(values, axis=1)
+        return RowBatch(
+            label=label,
+            dense=columns[: self._dense],
+            buckets=columns[self._dense :],
+            epoch=epoch,
+            start=start,
+            skipped=stop - start - len(label),
+        )
+
+    def close(self) -> None:
+        """Stops the threads and waits for them; a `read` still waiting raises CancelledError."""
+        with self._lock:
+            self._closed = True
+            for load in self._loads.values():
+                load.ready.cancel()
+        self._groups.close()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._loads.clear()
+
+    def _keep(self, epoch: int, first: int, last: int) -> None:
+        """Holds exactly the windows first..last and the next `ahead`, and starts to read those it does not hold."""
+        per_epoch = self.order.window_count()
+        spans = [divmod(epoch * per_epoch + index, per_epoch) for index in range(first, last + 1 + self._ahead)]
+        with self._lock:
+            if self._closed:
+                raise CancelledError
+            for stale in set(self._loads) - set(spans):
+                self._loads.pop(stale).ready.cancel()
+            new = [at for at in spans if at not in self._loads]
+            if new:
+                self._announce(spans)
+            for at in new:
+                self._loads[at] = self._start(self.order.window(*at))
+
+    def _announce(self, spans: list[tuple[int, int]]) -> None:
+        """Says which shards are read for the windows `spans`, and then in the epoch after them."""
+        per_epoch = self.order.window_count()
+        epoch, last = spans[-1]
+        later = (divmod(epoch * per_epoch + index, per_epoch) for index in islice(count(last + 1), per_epoch))
+        self._groups.expect(list(self._shards_of(spans)), self._shards_of(later))
+
+    def _shards_of(self, windows: Iterable[tuple[int, int]]) -> Iterator[int]:
+        """The shard of each row group of windows, each given by epoch and index."""
+        for epoch, index in windows:
+            for group in self.order.window(epoch, index).groups:
+                yield self.order.shard_of(int(group))[0]
+
+    def _start(self, window: Window) -> _Load:
+        rows = self.order.group_rows[window.groups]
+        shuffled = self.order.shuffle == "rows"
+        load = _Load(window, rows, self._columns, self._label_type, self._buffers, shuffled=shuffled)
+        reads = [lambda k=k: self._read_group(load, k) for k in range(len(window.groups))]
+        if shuffled:
+            then_mix = lambda: self._mix(load)  # noqa: E731
+            self._run(load, [lambda: self._find_order(load)], then=lambda: self._run(load, reads, then=then_mix))
+        else:
+            self._run(load, reads, then=lambda: self._finish(load))
+        return load
+
+    def _run(self, load: _Load, tasks: list[Callable[[], None]], then: Callable[[], None]) -> None:
+        """Runs `tasks` on the pool; the last to finish runs `then`. An error ends the load instead."""
+        left = len(tasks)
+
+        def run(task: Callable[[], None]) -> None:
+            nonlocal left
+            if load.ready.done():
+                return
+            try:
+                task()
+                with self._lock:
+                    left -= 1
+                    done = left == 0
+                if done:
+                    then()
+            except Exception as error:  # crosses to the caller of `read`
+                self._finish(load, error)
+
+        for task in tasks:
+            self._pool.submit(run, task)
+
+    def _read_group(self, load: _Load, k: int) -> None:
+        """Decodes the k-th row group of a window into its columns."""
+        group = int(load.window.groups[k])
+        shard, index = self.order.shard_of(group)
+        rows = slice(int(load.starts[k]), int(load.starts[k + 1]))
+        try:
+            order = load.mixture.within[rows] if load.mixture else None
+            self._groups.read(shard, index, load.read_label[rows], list(load.read_values[:, rows]), order)
+        except FetchError:
+            raise
+        except StorageError as error:
+            message = (
+                f"{self._groups.name(shard)}: row group {index} cannot be read ({error}); run `alphastream verify` on "
+                'the data and preprocess it again, or set data.damaged = "skip"'
+            )
+            if self._on_damage == "fail":
+                raise StorageError(message) from error
+            with self._lock:
+                self.damaged[group] = message
+                load.lose(rows)
+
+    def _find_order(self, load: _Load) -> None:
+        with self.stages.timed("shuffle", 0):
+            load.mixture = self.order.mixture(load.window)
+
+    def _mix(self, load: _Load) -> None:
+        """Brings the rows of a window, all read by now, into their order; they are shared out among the threads."""
+        assert load.mixture
+        places = load.mixture.places
+        load.present = None if load.present is None else load.present[places]
+
+        def mix(rows: slice) -> None:
+            with self.stages.timed("shuffle", rows.stop - rows.start):
+                mix_rows(load.read_values, places[rows], load.values[:, rows])
+                mix_rows(load.read_label[None], places[rows], load.label[None, rows])
+
+        def finish() -> None:
+            load.forget_order()
+            self._finish(load)
+
+        bounds = np.linspace(0, len(places), 2 * self._threads + 1).astype(int).tolist()
+        tasks = [lambda rows=slice(*bound): mix(rows) for bound in pairwise(bounds)]
+        self._run(load, tasks, then=finish)
+
+    def _finish(self, load: _Load, error: Exception | None = None) -> None:
+        with self._lock:
+            if load.ready.done():
+                return
+            if error is None:
+                load.ready.set_result(None)
+            else:
+                load.ready.set_exception(error)
+
+
+class _Load:
+    """A window on its way into memory."""
+
+    def __init__(
+        self,
+        window: Window,
+        group_rows: NDArray[np.int64],
+        columns: int,
+        label_type: DTypeLike,
+        buffers: BufferPool,
+        *,
+        shuffled: bool,
+    ) -> None:
+        rows = window.stop - window.start
+        self.window = window
+        self.starts = np.concatenate(([0], np.cumsum(group_rows)))
+        self.label = buffers.take((rows,), label_type)
+        self.values = buffers.take((columns, rows), np.int32)
+        self.read_label, self.read_values = self.label, self.values
+        """Where row groups are read to: the same memory, unless rows are mixed afterwards."""
+        if shuffled:
+            self.read_label = buffers.take((rows,), label_type)
+            self.read_values = buffers.take((columns, rows), np.int32)
+        self.mixture: Mixture | None = None
+        self.present: NDArray[np.bool_] | None = None
+        self.ready: Future[None] = Future()
+
+    def forget_order(self) -> None:
+        """Gives back what only mixing needed."""
+        self.mixture = None
+        self.read_label, self.read_values = self.label, self.values
+
+    def lose(self, rows: slice) -> None:
+        """Marks rows of a damaged group; they are left out of every part."""
+        if self.present is None:
+            self.present = np.ones(len(self.label), np.bool_)
+        self.present[rows] = False
+
+    def part(self, start: int, stop: int) -> tuple[NDArray, NDArray[np.int32]]:
+        """Labels (R,) and columns (C, R) of the rows of [start, stop) that lie in this window, once it is ready."""
+        rows = slice(max(start - self.window.start, 0), stop - self.window.start)
+        values = self.values[:, rows]
+        if self.present is None:
+            return self.label[rows], values
+        present = self.present[rows]
+        return self.label[rows][present], values[:, present]

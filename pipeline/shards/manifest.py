@@ -1,0 +1,305 @@
+"""Shards on disk: the atomic Parquet writer, the manifest that lists them, and what verifying one finds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.addresses import is_remote
+from pipeline.errors import InputError, StorageError
+from pipeline.parquet import Column, Compression, ParquetWriter
+from pipeline.schema import FORMAT_VERSION, LogFormat
+from pipeline.shards.remote import RemoteFolder
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One Parquet file of a split, as the manifest lists it."""
+
+    path: str
+    """Relative to the data folder, e.g. `train/part-00000.parquet`."""
+    rows: int
+    bytes: int
+    sha256: str
+    row_groups: tuple[int, ...]
+    """Rows of each row group, in order."""
+    row_group_bytes: tuple[int, ...]
+    """Bytes of each row group, in order, the first after the four that open the file: with these nobody has to trust
+    the file's footer, which carries no checksum."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Shard:
+        """The shard whose fields a manifest lists as JSON values."""
+        lists = {name: tuple(values[name]) for name in ("row_groups", "row_group_bytes")}
+        return cls(**{**values, **lists})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The shards of one split, in row order."""
+
+    shards: tuple[Shard, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RejectsFile:
+    """The lines of one source that could not be used: source, line number, reason, the line, tab separated."""
+
+    path: str
+    """Relative to the data folder."""
+    lines: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a data folder holds. Written last and atomically: where there is one, every shard it lists is whole."""
+
+    folder: Path | RemoteFolder
+    """The data folder; not part of what is stored."""
+    format: LogFormat
+    splits: Mapping[str, Split]
+    """Always all three of pipeline.schema.SPLITS; a split may have no shards."""
+    compression: Compression
+    statistics: Mapping[str, Any]
+    """See pipeline.encode.statistics."""
+    rejected_rows: int
+    rejects: tuple[RejectsFile, ...]
+    plan: Mapping[str, Any]
+    """The sources and options that this folder was made from."""
+
+    @property
+    def rows(self) -> int:
+        return sum(split.rows for split in self.splits.values())
+
+    @property
+    def root(self) -> Path:
+        """The data folder, of one that is local."""
+        assert isinstance(self.folder, Path), f"{self.folder} is not local"
+        return self.folder
+
+    @classmethod
+    def load(cls, data: str | Path) -> Manifest:
+        """The manifest of a data folder, a local one or a URI of one (see pipeline.shards.remote).
+
+        Raises: InputError where `data` is no data folder, is not finished or is of a newer version; StorageError
+        where the manifest cannot be fetched or is damaged (a single changed bit is noticed).
+        """
+        if is_remote(data):
+            return cls._fetch(RemoteFolder(str(data)))
+        root = Path(data)
+        try:
+            text = (root / MANIFEST).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(_why_no_data(root)) from None
+        except OSError as error:
+            raise StorageError(f"{root / MANIFEST} cannot be read ({error.strerror}); check its permissions") from error
+        return cls._decode(root, text)
+
+    @classmethod
+    def _fetch(cls, folder: RemoteFolder) -> Manifest:
+        try:
+            text = folder.read(MANIFEST)
+        except FileNotFoundError:
+            raise InputError(
+                f"{folder} is no data folder (it has no {MANIFEST}); check the address, or upload a folder that "
+                "`alphastream preprocess` wrote"
+            ) from None
+        return cls._decode(folder, text)
+
+    @classmethod
+    def _decode(cls, folder: Path | RemoteFolder, text: bytes) -> Manifest:
+        name = f"{folder}/{MANIFEST}"
+        damaged = StorageError(f"{name} is damaged; restore it from a copy or preprocess again")
+        try:
+            values = json.loads(text)
+            version = values["format_version"]
+            intact = _canonical(values) == text and values.pop("sha256") == _digest(values)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise damaged from None
+        if not intact:
+            raise damaged
+        if version < FORMAT_VERSION:
+            raise InputError(
+                f"{name} has format version {version}, this program reads {FORMAT_VERSION}; preprocess the "
+                "log again into another folder"
+            )
+        if version > FORMAT_VERSION:
+            raise InputError(
+                f"{name} has format version {version}, this program reads up to {FORMAT_VERSION}; upgrade it"
+            )
+        splits = {
+            name: Split(shards=tuple(Shard.from_dict(shard) for shard in shards))
+            for name, shards in values["splits"].items()
+        }
+        return cls(
+            folder=folder,
+            format=LogFormat.from_dict(values["format"]),
+            splits=splits,
+            compression=values["compression"],
+            statistics=values["statistics"],
+            rejected_rows=values["rejected_rows"],
+            rejects=tuple(RejectsFile(**rejects) for rejects in values["rejects"]),
+            plan=values["plan"],
+        )
+
+    def save(self) -> None:
+        """Write the manifest into `root`, atomically and durably."""
+        values: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "format": self.format.to_dict(),
+            "compression": self.compression,
+            "splits": {name: [asdict(shard) for shard in split.shards] for name, split in self.splits.items()},
+            "statistics": self.statistics,
+            "rejected_rows": self.rejected_rows,
+            "rejects": [asdict(rejects) for rejects in self.rejects],
+            "plan": self.plan,
+        }
+        values = json.loads(json.dumps(values))
+        write_atomically(self.root / MANIFEST, _canonical({**values, "sha256": _digest(values)}))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` such that a crash leaves the old or the new, whole and durable."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Make what was written to a file durable."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames within `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def columns_of(log_format: LogFormat) -> tuple[Column, ...]:
+    """Columns of a shard: label uint8, dense int32 nullable, sparse int32."""
+    return (
+        Column(name=log_format.label, unsigned_byte=True),
+        *(Column(name=name, optional=True) for name in log_format.dense),
+        *(Column(name=name) for name in log_format.sparse),
+    )
+
+
+class ShardWriter:
+    """Writes one shard under a temporary name; `finish` makes it durable and gives it its own.
+
+    A context manager: leaving it without `finish` removes what was written.
+    """
+
+    def __init__(self, path: Path, log_format: LogFormat, compression: Compression) -> None:
+        self._path = path
+        self._temporary = path.with_name(path.name + ".tmp")
+        self._row_groups: list[int] = []
+        self._row_group_bytes: list[int] = []
+        self._sink = _HashingFile(self._temporary)
+        self._writer = ParquetWriter(self._sink, columns_of(log_format), compression)
+
+    def write_group(
+        self, label_R: np.ndarray, dense_DR: np.ndarray, present_DR: np.ndarray, buckets_SR: np.ndarray
+    ) -> None:
+        """Append one row group of up to 65,536 rows: label uint8, dense int32, present uint8 (0 = missing), buckets
+        int32."""
+        start = self._sink.written
+        sparse = ((buckets_R, None) for buckets_R in buckets_SR)
+        self._writer.write_group([(label_R, None), *zip(dense_DR, present_DR, strict=True), *sparse])
+        self._row_groups.append(len(label_R))
+        self._row_group_bytes.append(self._sink.written - start)
+
+    def finish(self, listed_as: str) -> Shard:
+        """Make the shard durable under its own name; `listed_as` becomes its path in the manifest."""
+        self._writer.finish()
+        self._sink.sync_and_close()
+        self._temporary.replace(self._path)
+        sync_folder(self._path.parent)
+        return Shard(
+            path=listed_as,
+            rows=sum(self._row_groups),
+            bytes=self._sink.written,
+            sha256=self._sink.hash.hexdigest(),
+            row_groups=tuple(self._row_groups),
+            row_group_bytes=tuple(self._row_group_bytes),
+        )
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Remove what was written, unless it is finished."""
+        if not self._sink.closed:
+            try:
+                self._sink.close()
+            finally:
+                self._temporary.unlink(missing_ok=True)
+
+
+class _HashingFile:
+    """A file that hashes what is written to it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self.hash = hashlib.sha256()
+        self.written = 0
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self.hash.update(data)
+        self.written += len(data)
+
+    def sync_and_close(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _canonical(values: Mapping[str, Any]) -> bytes:
+    entries = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in values.items())
+    return ("{\n" + ",\n".join(entries) + "\n}\n").encode()
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_canonical(values)).hexdigest()
+
+
+def _why_no_data(root: Path) -> str:
+    if not root.exists():
+        return f"{root} does not exist; check the path, or make it with `alphastream preprocess`"
+    if (root / ".work").is_dir():
+        return f"{root} is not finished; run its `alphastream preprocess` command again to continue it"
+    return f"{root} is no data folder (it has no {MANIFEST}); make one with `alphastream preprocess`"

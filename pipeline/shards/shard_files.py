@@ -1,0 +1,282 @@
+"""Where a reader's shards are opened: in a local folder, or in a cache that they are downloaded into ahead of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from io import FileIO
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.errors import FetchError, InputError, StorageError
+from pipeline.shards.manifest import Manifest, Shard
+from pipeline.shards.remote import RemoteFolder
+from pipeline.shards.shard_cache import Download, ShardCache
+from pipeline.stages import StageTotals
+
+DOWNLOAD_THREADS = 8
+"""Downloads at a time; as many shards beyond those that a reader has asked for are fetched ahead of it."""
+RETRY_SECONDS = 0.05
+"""Between looks at whether there is room in the cache, or another process has downloaded a shard."""
+
+
+class ShardFiles(Protocol):
+    """The files of the shards of a split, each shard by its index; safe to use from several threads at once."""
+
+    def name(self, shard: int) -> str:
+        """What to call a shard in messages."""
+        ...
+
+    def open(self, shard: int, rows: int) -> FileIO:
+        """A shard for reading from any position, of which `rows` rows will be read; it may have to be waited for.
+
+        Raises: OSError where it cannot be opened; FetchError where it cannot be fetched; InputError where it is larger
+        than the cache.
+        """
+        ...
+
+    def expect(self, shards: Sequence[int], later: Iterable[int]) -> None:
+        """Takes note that `shards` are opened next, in this order, and then `later`; replaces what was said before."""
+        ...
+
+    def recheck(self, shard: int) -> bool:
+        """Whether a shard in which damage was found may be whole when it is opened anew."""
+        ...
+
+    def close(self) -> None:
+        """Ends what goes on in the background; an `open` that waits raises an error."""
+        ...
+
+
+def open_shards(
+    manifest: Manifest, split: str, *, cache_path: str | None, cache_bytes: int | None, stages: StageTotals
+) -> ShardFiles:
+    """The files of a split's shards; those of a remote folder through a cache (see `open_cache`)."""
+    shards = manifest.splits[split].shards
+    if isinstance(manifest.folder, Path):
+        return LocalShards(manifest.folder, shards)
+    return RemoteShards(manifest.folder, shards, open_cache(cache_path, cache_bytes), stages)
+
+
+def open_cache(cache_path: str | None, cache_bytes: int | None) -> ShardCache:
+    """The cache in the folder `cache_path`, by default the user's own cache folder. Raises: as ShardCache."""
+    return ShardCache(cache_folder(cache_path), cache_bytes)
+
+
+def cache_folder(cache_path: str | None) -> Path:
+    """`cache_path`, or else the user's own cache folder for this program."""
+    if cache_path is not None:
+        return Path(cache_path).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alphastream"
+
+
+def check_cache(
+    manifest: Manifest, *, window_groups: int, split: str, cache_path: str | None, cache_bytes: int | None
+) -> None:
+    """Makes sure that the cache can hold the shards that are read at a time.
+
+    Those are the shards of a shuffle window and of the window read ahead, whichever they are: as many of the largest
+    as the two have row groups. Raises: InputError naming the least size; as ShardCache.
+    """
+    if isinstance(manifest.folder, Path):
+        return
+    sizes = sorted((shard.bytes for shard in manifest.splits[split].shards), reverse=True)
+    largest = max(shard.bytes for each in manifest.splits.values() for shard in each.shards)
+    least = max(sum(sizes[: 2 * window_groups]), largest)
+    with closing(open_cache(cache_path, cache_bytes)) as cache:
+        if cache.limit_bytes < least:
+            given = "half of what its disk has free" if cache_bytes is None else f"data.cache_bytes = {cache_bytes}"
+            raise InputError(
+                f"{given} is too little for the shards of two shuffle windows in {cache.folder}; set data.cache_bytes "
+                f"to at least {least}, or lower data.shuffle_row_groups"
+            )
+
+
+class LocalShards:
+    """Shards of a local data folder."""
+
+    def __init__(self, root: Path, shards: Sequence[Shard]) -> None:
+        self._paths = [root / shard.path for shard in shards]
+
+    def name(self, shard: int) -> str:
+        return str(self._paths[shard])
+
+    def open(self, shard: int, rows: int) -> FileIO:
+        del rows
+        return self._paths[shard].open("rb", buffering=0)
+
+    def expect(self, shards: Sequence[int], later: Iterable[int]) -> None:
+        pass
+
+    def recheck(self, shard: int) -> bool:
+        del shard
+        return False
+
+    def close(self) -> None:
+        pass
+
+
+class RemoteShards:
+    """Shards of a remote data folder, downloaded into `cache` before they are opened, verified, and ahead of need.
+
+    Stage `download`: the seconds that threads spent on fetching and verifying, and the rows opened, whether their
+    shard was here already or not; so rows / seconds is what downloading lets through.
+    """
+
+    def __init__(self, folder: RemoteFolder, shards: Sequence[Shard], cache: ShardCache, stages: StageTotals) -> None:
+        self._folder, self._shards, self._cache, self._stages = folder, shards, cache, stages
+        self._pool = ThreadPoolExecutor(DOWNLOAD_THREADS, thread_name_prefix="alphastream-download")
+        self._closing = threading.Event()
+        self._changed = threading.Condition()
+        self._wanted: list[int] = []
+        self._queued: list[Future[None]] = []
+        self._busy: set[int] = set()
+        self._failed: dict[int, StorageError] = {}
+
+    def name(self, shard: int) -> str:
+        return self._folder.address_of(self._shards[shard].path)
+
+    def open(self, shard: int, rows: int) -> FileIO:
+        listed, limit = self._shards[shard], self._cache.limit_bytes
+        while True:
+            file = self._cache.open(listed.sha256)
+            if file is not None:
+                self._stages.add("download", 0.0, rows)
+                return file
+            if listed.bytes > limit:
+                raise InputError(
+                    f"{self.name(shard)} has {listed.bytes} bytes, and {self._cache.folder} may hold {limit}; set "
+                    f"data.cache_bytes to at least {listed.bytes}, or data.cache_path to a disk with more room"
+                )
+            if self._take(shard) and not self._fetch(shard, keep=()):
+                self._pause(RETRY_SECONDS)
+
+    def expect(self, shards: Sequence[int], later: Iterable[int]) -> None:
+        wanted = dict.fromkeys(shards)
+        enough = len(wanted) + DOWNLOAD_THREADS
+        for shard in later:
+            if len(wanted) == enough:
+                break
+            wanted[shard] = None
+        if list(wanted) != self._wanted:
+            # Last first, so that what is needed soonest is deleted last, by this process or another.
+            self._cache.use(self._shards[shard].sha256 for shard in reversed(wanted))
+        with self._changed:
+            self._wanted = list(wanted)
+            for stale in self._queued:
+                stale.cancel()
+            if not self._closing.is_set():
+                self._queued = [self._pool.submit(self._fetch_ahead) for _ in self._missing()]
+
+    def recheck(self, shard: int) -> bool:
+        """Looks whether the copy in the cache is what was downloaded; one that is not will be downloaded again."""
+        sha256 = self._shards[shard].sha256
+        file = self._cache.open(sha256)
+        if file is not None:
+            with file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
+            if found != sha256:
+                self._cache.discard(sha256)
+        return True
+
+    def close(self) -> None:
+        with self._changed:
+            self._closing.set()
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._busy)
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._cache.close()
+
+    def _missing(self) -> Iterator[int]:
+        """Wanted shards that nobody downloads yet."""
+        for shard in self._wanted:
+            if shard not in self._busy and shard not in self._failed and self._shards[shard].sha256 not in self._cache:
+                yield shard
+
+    def _take(self, shard: int) -> bool:
+        """Makes the caller the one who downloads a shard; False, after having waited, where a thread does already."""
+        with self._changed:
+            if self._closing.is_set():
+                raise CancelledError
+            if shard in self._failed:
+                raise self._failed[shard]
+            if shard in self._busy:
+                self._changed.wait()
+                return False
+            self._busy.add(shard)
+            return True
+
+    def _fetch_ahead(self) -> None:
+        """Downloads the first of the wanted shards that is missing, if there is room."""
+        with self._changed:
+            shard = next(self._missing(), None)
+            if shard is None or self._closing.is_set():
+                return
+            self._busy.add(shard)
+            sooner = self._wanted[: self._wanted.index(shard)]
+        with suppress(StorageError, CancelledError):  # who opens the shard tries again and tells
+            self._fetch(shard, keep={self._shards[other].sha256 for other in sooner})
+
+    def _fetch(self, shard: int, *, keep: Collection[str]) -> bool:
+        """Downloads a shard that `_busy` holds; False where there was nothing to do, or no room beside `keep`."""
+        listed = self._shards[shard]
+        try:
+            download = self._cache.begin(listed.sha256, listed.bytes, keep=keep)
+            if download is None:
+                return False
+            with download:
+                self._download(shard, download)
+                download.finish()
+            return True
+        except FetchError:
+            raise
+        except StorageError as error:
+            self._failed[shard] = error
+            raise
+        finally:
+            with self._changed:
+                self._busy.discard(shard)
+                self._changed.notify_all()
+
+    def _download(self, shard: int, download: Download) -> None:
+        """Writes a shard, once more where it is not what the manifest lists. Raises: FetchError, StorageError."""
+        path = self._shards[shard].path
+        problem = None
+        for _ in range(2):
+            download.restart()
+            try:
+                problem = self._folder.retried(path, lambda: self._copy(shard, download), pause=self._pause)
+            except FileNotFoundError:
+                raise StorageError("it is missing") from None
+            if problem is None:
+                return
+        raise StorageError(f"{problem}, also when fetched again; upload it anew")
+
+    def _copy(self, shard: int, download: Download) -> str | None:
+        """Writes a shard; what is wrong with it, or None."""
+        listed = self._shards[shard]
+        digest, size = hashlib.sha256(), 0
+        start = time.perf_counter()
+        download.restart()
+        for chunk in self._folder.chunks(listed.path):
+            if self._closing.is_set():
+                raise CancelledError
+            size += chunk.size
+            if size > listed.bytes:
+                break
+            digest.update(chunk)
+            download.write(chunk)
+        self._stages.add("download", time.perf_counter() - start, 0)
+        if size != listed.bytes:
+            found = f"more than {listed.bytes}" if size > listed.bytes else size
+            return f"it has {found} bytes where the manifest says {listed.bytes}"
+        return None if digest.hexdigest() == listed.sha256 else "it differs from what the manifest says"
+
+    def _pause(self, seconds: float) -> None:
+        if self._closing.wait(seconds):
+            raise CancelledError

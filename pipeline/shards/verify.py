@@ -1,0 +1,188 @@
+"""A data folder re-hashed: what is whole, what is damaged, and what can still be read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import FetchError
+from pipeline.shards.manifest import Manifest, RejectsFile, Shard
+from pipeline.shards.remote import RemoteFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardReport:
+    """What re-hashing one shard found."""
+
+    shard: Shard
+    whole: bool
+    problem: str
+    """Empty where it is whole."""
+    readable_rows: int
+    """Rows in row groups that still decode with every checksum right."""
+
+
+def verify_shard(folder: Path | RemoteFolder, shard: Shard) -> ShardReport:
+    """Re-hash a shard; where it is damaged, count the rows that can still be read.
+
+    A remote shard is streamed, not stored. Raises: FetchError where it cannot be fetched.
+    """
+    try:
+        found, size = _digest(folder, shard.path)
+    except FileNotFoundError:
+        return ShardReport(shard=shard, whole=False, problem="is missing", readable_rows=0)
+    except FetchError:
+        raise
+    except OSError as error:
+        return ShardReport(shard=shard, whole=False, problem=f"cannot be read ({error.strerror})", readable_rows=0)
+    if found == shard.sha256:
+        return ShardReport(shard=shard, whole=True, problem="", readable_rows=shard.rows)
+    problem = f"has {size} bytes instead of {shard.bytes}" if size != shard.bytes else "differs from what was written"
+    return ShardReport(shard=shard, whole=False, problem=problem, readable_rows=_readable_rows(folder, shard))
+
+
+def _digest(folder: Path | RemoteFolder, name: str) -> tuple[str, int]:
+    """SHA-256 and bytes of a file."""
+    if isinstance(folder, Path):
+        with (folder / name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+
+    def stream() -> tuple[str, int]:
+        digest, size = hashlib.sha256(), 0
+        for chunk in folder.chunks(name):
+            digest.update(chunk)
+            size += chunk.size
+        return digest.hexdigest(), size
+
+    return folder.retried(name, stream)
+
+
+def _readable_rows(folder: Path | RemoteFolder, shard: Shard) -> int:
+    try:
+        source = folder / shard.path if isinstance(folder, Path) else folder.open(shard.path)
+        file = pq.ParquetFile(source, page_checksum_verification=True)
+    except (OSError, pa.ArrowException):
+        return 0
+    rows = 0
+    with file:
+        for group, expected in enumerate(shard.row_groups):
+            try:
+                if file.read_row_group(group, use_threads=False).num_rows == expected:
+                    rows += expected
+            except (OSError, pa.ArrowException, IndexError):
+                continue
+    return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyProgress:
+    """How much of a data folder was re-hashed."""
+
+    shards: int
+    total_shards: int
+    bytes: int
+    total_bytes: int
+    damaged: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataReport:
+    """What re-hashing a data folder found."""
+
+    shards: tuple[ShardReport, ...]
+    """Of every shard, in row order, split after split."""
+    damaged_rejects: tuple[str, ...]
+    """Rejects files that are missing or differ; no training row depends on them."""
+    unlisted: tuple[str, ...]
+    """Files in the split folders that the manifest does not list; nothing reads them."""
+
+    @property
+    def whole(self) -> bool:
+        return not self.damaged and not self.damaged_rejects
+
+    @property
+    def damaged(self) -> tuple[ShardReport, ...]:
+        return tuple(report for report in self.shards if not report.whole)
+
+    @property
+    def rows(self) -> int:
+        return sum(report.shard.rows for report in self.shards)
+
+    @property
+    def readable_rows(self) -> int:
+        """Rows whose row group still decodes with every checksum right."""
+        return sum(report.readable_rows for report in self.shards)
+
+    def lines(self) -> list[str]:
+        """One sentence for each thing found, as a person wants to read it."""
+        found = [
+            f"{each.shard.path} {each.problem}; {each.readable_rows:,} of its {each.shard.rows:,} rows can be read"
+            for each in self.damaged
+        ]
+        found += [f"{path} is missing or differs; no training row depends on it" for path in self.damaged_rejects]
+        found += [f"{path} is not listed in the manifest; nothing reads it" for path in self.unlisted]
+        return found
+
+
+def verify_data(data: str | Path, *, report: Callable[[VerifyProgress], None] | None = None) -> DataReport:
+    """Re-hash every shard and rejects file of a data folder, on all cores; `report` is called after each shard.
+
+    Raises: InputError where `data` is no finished data folder; StorageError where its manifest is damaged; FetchError
+    where it is remote and cannot be fetched.
+    """
+    manifest = Manifest.load(data)
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    total_bytes = sum(shard.bytes for shard in shards)
+    reports: dict[str, ShardReport] = {}
+    done_bytes = 0
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        waiting = [pool.submit(verify_shard, manifest.folder, shard) for shard in shards]
+        for future in as_completed(waiting):
+            found = future.result()
+            reports[found.shard.path] = found
+            done_bytes += found.shard.bytes
+            if report:
+                progress = VerifyProgress(
+                    shards=len(reports),
+                    total_shards=len(shards),
+                    bytes=done_bytes,
+                    total_bytes=total_bytes,
+                    damaged=sum(not each.whole for each in reports.values()),
+                )
+                report(progress)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # after an error, what waits would only delay it
+    return DataReport(
+        shards=tuple(reports[shard.path] for shard in shards),
+        damaged_rejects=tuple(rejects.path for rejects in manifest.rejects if not _is_whole(manifest.folder, rejects)),
+        unlisted=_unlisted(manifest),
+    )
+
+
+def _is_whole(folder: Path | RemoteFolder, rejects: RejectsFile) -> bool:
+    try:
+        return _digest(folder, rejects.path)[0] == rejects.sha256
+    except FetchError:
+        raise
+    except OSError:
+        return False
+
+
+def _unlisted(manifest: Manifest) -> tuple[str, ...]:
+    listed = {shard.path for split in manifest.splits.values() for shard in split.shards}
+    folder = manifest.folder
+    names: list[str] = []
+    for split in manifest.splits:
+        if isinstance(folder, Path):
+            names += [path.relative_to(folder).as_posix() for path in (folder / split).glob("*")]
+        else:
+            names += folder.names(split)
+    return tuple(sorted(name for name in names if name not in listed))

@@ -1,0 +1,169 @@
+"""Slope dᵀg and curvature dᵀGd of a batch's mean loss along a step, from one forward-mode pass.
+
+With Jd the logits' directional derivative along d at θ0, row i has slope (∂ℓ_i/∂z)·(Jd)_i and curvature
+(Jd)_iᵀ H_ℓ,i (Jd)_i; the means over rows are dᵀg and dᵀGd, G the generalized Gauss-Newton matrix. No backward pass,
+no G, no vector of the model's size. Letters: R rows, C logits a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.autograd.forward_ad as fw
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from stepsize.errors import MeasurementError
+from stepsize.losses import Loss
+from stepsize.measuring.direction import Batch, Direction
+from stepsize.measuring.passes import ForwardContext, run
+from stepsize.measuring.tables import Lookup, Replayer, StandIn, Whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowForms:
+    """Every row's loss, slope and curvature (R,), and the mean curvature's rounding error, a scalar tensor."""
+
+    loss: Tensor
+    slope: Tensor
+    curvature: Tensor
+    curvature_error: Tensor
+
+
+def logits_along(
+    model: nn.Module,
+    direction: Direction,
+    batch: Batch,
+    *,
+    index: int = 0,
+    tables: Collection[str] = (),
+    group: int | None = None,
+    context: ForwardContext = nullcontext,
+) -> tuple[Tensor, Tensor]:
+    """Logits z at θ0 and their directional derivative Jd along d, both of the shape the model returns.
+
+    `index` says which of the direction's recorded batches `batch` is, `tables` names the embedding weights, and
+    `group` keeps only the part of d that belongs to one of the optimizer's parameter groups. Costs one forward-mode
+    pass, about a forward and a backward; the parameters' present values, θ1 and later, are not read.
+
+    Raises: MeasurementError where the tangent is lost on its way or an operation has no forward-mode formula.
+    """
+    if torch.is_inference_mode_enabled():
+        raise MeasurementError("inference mode drops tangents silently; measure outside of torch.inference_mode()")
+
+    def moves(name: str) -> bool:
+        return group is None or direction.groups[name] == group
+
+    with torch.no_grad(), fw.dual_level():
+        substitutes = {}
+        for name, value in direction.values.items():
+            whole = fw.make_dual(value, direction.differences[name]) if moves(name) else value
+            substitutes[name] = StandIn(name, value, Whole(whole)) if name in tables else whole
+        for name, calls in direction.lookups[index].items():
+            replayed = calls if moves(name) else [Lookup(ids=call.ids, before=call.before) for call in calls]
+            like = model.get_parameter(name)
+            substitutes[name] = StandIn(name, like, Replayer(name, replayed))
+        try:
+            logits = run(
+                model,
+                batch.inputs,
+                substitutes=substitutes,
+                buffers=direction.buffers,
+                generators=batch.generators,
+                context=context,
+            )
+        except NotImplementedError as error:
+            raise MeasurementError(
+                f"forward mode stops at an operation without a formula: {str(error).splitlines()[0]} "
+                '(method="secant" needs none)'
+            ) from error
+        z, tangent = fw.unpack_dual(logits)
+        if tangent is None:
+            raise MeasurementError(
+                "the logits carry no tangent: no parameter of the optimizer reaches them, or the model detaches, "
+                "scripts or runs them in inference mode on the way"
+            )
+        return z.detach(), tangent
+
+
+def tangent_rounding(direction: Direction, z: Tensor) -> Tensor:
+    """What rounding alone can leave in Jd, as a root mean square: rms(z) · (ε_θ / 2 + 16 ε_z · ‖d‖ / ‖θ0‖), a scalar.
+
+    The first term is that of d itself, the difference of two stored parameters, each rounded to half an ε_θ. The
+    second is that of the pass: it adds up terms of the size of z times the parameters' relative change, each with an
+    error of ε_z, and 16 stands for the depth of such sums. Where the terms cancel exactly (a step that only rescales
+    what a normalization undoes), this is all that is left.
+    """
+    before, change = direction.moved()
+    ratio = get_total_norm(change) / get_total_norm(before).clamp(min=torch.finfo(torch.float32).tiny)
+    stored = max(torch.finfo(value.dtype).eps for value in before)
+    return _root_mean_square(z) * (stored / 2 + 16 * torch.finfo(z.dtype).eps * ratio)
+
+
+def secant_rounding(z: Tensor) -> Tensor:
+    """What rounding alone can leave in a difference of two passes' logits, as a root mean square: 4 ε · rms(z)."""
+    return 4 * torch.finfo(z.dtype).eps * _root_mean_square(z)
+
+
+def row_forms(loss: Loss, z: Tensor, tangent: Tensor, targets: Tensor, tangent_error: Tensor | float = 0.0) -> RowForms:
+    """Every row's loss, slope and curvature; half-precision logits are taken to float32 first.
+
+    Where `tangent`'s root mean square is within `tangent_error` it is nothing but rounding, and the curvature's
+    error is infinite.
+    """
+    eps = torch.finfo(z.dtype).eps
+    tiny = torch.finfo(z.dtype).tiny
+    if z.dtype in (torch.float16, torch.bfloat16):
+        z, tangent = z.float(), tangent.float()
+    with torch.no_grad():
+        error = loss.curvature_error(z, targets, tangent, eps).double().mean().clamp(min=tiny)
+        return RowForms(
+            loss=loss.per_sample(z, targets),
+            slope=loss.slope(z, targets, tangent),
+            curvature=loss.curvature(z, targets, tangent),
+            curvature_error=torch.where(_root_mean_square(tangent) <= tangent_error, torch.inf, error),
+        )
+
+
+def _root_mean_square(values: Tensor) -> Tensor:
+    return values.double().square().mean().sqrt()
+
+
+MOMENTS: tuple[str, ...] = (
+    "rows",
+    "loss",
+    "slope",
+    "curvature",
+    "curvature_error",
+    "slope_variance",
+    "curvature_variance",
+    "covariance",
+)
+"""What `moments` holds, in order; the variances are those of the means, not of a row."""
+
+
+def moments(forms: RowForms) -> Tensor:
+    """Means over rows and the covariance of the two means, (len(MOMENTS),) float64 on the forms' device.
+
+    NaN variances where one row leaves them undefined.
+    """
+    rows = forms.slope.shape[0]
+    pairs = torch.stack([forms.slope.double(), forms.curvature.double()])
+    means = pairs.mean(1)
+    centered = pairs - means[:, None]
+    covariance = centered @ centered.T / (rows * (rows - 1)) if rows > 1 else means.new_full((2, 2), torch.nan)
+    return torch.stack(
+        [
+            means.new_full((), rows),
+            forms.loss.double().mean(),
+            means[0],
+            means[1],
+            forms.curvature_error,
+            covariance[0, 0],
+            covariance[1, 1],
+            covariance[0, 1],
+        ]
+    )

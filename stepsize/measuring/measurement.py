@@ -1,0 +1,123 @@
+"""What is measured along one direction, and how the measured numbers become an estimate.
+
+Between the two lies the way from the device to the host, which is the worker's: `measure` returns tensors and
+waits for nothing, `estimate_from` takes the same numbers as floats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from contextlib import nullcontext
+
+from torch import Tensor, nn
+
+from stepsize.estimate import Estimate, Outcome, StepSizeNumbers, solve
+from stepsize.losses import Loss
+from stepsize.measuring.curvature import MOMENTS, logits_along, moments, row_forms, tangent_rounding
+from stepsize.measuring.curvlinops_backend import quadratic_form
+from stepsize.measuring.diagnostics import diagnose, diagnostics_from
+from stepsize.measuring.direction import Batch, Direction
+from stepsize.measuring.handoff import Quantities
+from stepsize.measuring.passes import ForwardContext
+from stepsize.options import Options
+
+
+def measure(
+    model: nn.Module,
+    loss: Loss,
+    direction: Direction,
+    batches: tuple[Batch, ...],
+    options: Options,
+    *,
+    tables: Collection[str],
+    context: ForwardContext = nullcontext,
+) -> Quantities:
+    """Everything `options` asks for along `direction`; `batches` is B1 and, where it is given, B2.
+
+    `moments` of "b1", "b2" and "group.0", ...; "operator", dᵀCd of another matrix; "diagnostics".
+    """
+
+    def probe(index: int, group: int | None = None) -> Tensor:
+        batch = batches[index]
+        z, tangent = logits_along(model, direction, batch, index=index, tables=tables, group=group, context=context)
+        rounding = tangent_rounding(direction, z)
+        return moments(row_forms(loss, z, tangent, batch.targets, rounding))
+
+    measured = {"b1": probe(0)}
+    if options.needs_b2:
+        measured["b2"] = probe(1)
+    if options.per_group:
+        measured |= {f"group.{group}": probe(0, group) for group in sorted(set(direction.groups.values()))}
+    if options.curvature != "ggn":
+        form = quadratic_form(options.curvature, model, loss, direction, batches[0], context=context)
+        measured["operator"] = form.double().reshape(1)
+    if options.diagnostics == "full":
+        measured["diagnostics"] = diagnose(model, loss, direction, batches, tables=tables, context=context)
+    return measured
+
+
+def estimate_from(
+    measured: dict[str, list[float]],
+    options: Options,
+    *,
+    step: int,
+    learning_rates: list[float],
+    age: int = 0,
+) -> Estimate:
+    """The estimate that the quantities of `measure`, now floats, amount to; `learning_rates` has one rate a group.
+
+    `absolute` is relative times the first group's rate, and in `groups` times each group's own.
+    """
+    rate = learning_rates[0]
+    b1 = _named(measured["b1"])
+    if "operator" in measured:
+        # Another matrix's form comes as one number: no spread over rows, no bound of its rounding.
+        b1 |= {"curvature": measured["operator"][0], "curvature_variance": math.nan, "covariance": math.nan}
+    outcome, numbers = solve(learning_rate=rate, **_solvable(b1))
+    biased = hybrid = None
+    if "b2" in measured:
+        b2 = _named(measured["b2"])
+        # B1 and B2 are independent, so a slope of one and a curvature of the other do not vary together.
+        mixed = _solvable(b2) | {"slope": b1["slope"], "slope_variance": b1["slope_variance"], "covariance": 0.0}
+        biased = solve(learning_rate=rate, **_solvable(b2))[1] if "biased" in options.estimators else None
+        hybrid = solve(learning_rate=rate, **mixed)[1] if "hybrid" in options.estimators else None
+    groups = [
+        solve(learning_rate=learning_rates[int(name.removeprefix("group."))], **_solvable(_named(values)))[1]
+        for name, values in measured.items()
+        if name.startswith("group.")
+    ]
+    return Estimate(
+        **vars(numbers),
+        step=step,
+        age=age,
+        outcome=outcome,
+        learning_rate=rate,
+        rows=int(b1["rows"]),
+        loss=_known(b1["loss"]),
+        slope_variance=_known(b1["slope_variance"]),
+        curvature_variance=_known(b1["curvature_variance"]),
+        covariance=_known(b1["covariance"]),
+        biased=biased,
+        hybrid=hybrid,
+        groups=tuple(groups) if options.per_group else None,
+        diagnostics=diagnostics_from(measured["diagnostics"]) if "diagnostics" in measured else None,
+    )
+
+
+def dropped(*, step: int, learning_rate: float) -> Estimate:
+    """The estimate that was not made, because the worker was busy."""
+    nothing = StepSizeNumbers(slope=None, curvature=None, relative=None, absolute=None, standard_error=None)
+    return Estimate(**vars(nothing), step=step, age=0, outcome=Outcome.DROPPED, learning_rate=learning_rate, rows=0)
+
+
+def _named(values: list[float]) -> dict[str, float]:
+    return dict(zip(MOMENTS, values, strict=True))
+
+
+def _solvable(values: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in values.items() if key not in ("rows", "loss")}
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None

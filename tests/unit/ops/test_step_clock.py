@@ -1,0 +1,216 @@
+"""The phases of the step clock sum to wall time, whatever is nested in what."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import pytest
+
+from ops.step_clock import PHASES, BoundKind, StepClock
+
+
+class FakeTime:
+    """A time source in nanoseconds that stands still until it is told to move."""
+
+    def __init__(self) -> None:
+        self.now = 1_000
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@pytest.fixture
+def time() -> FakeTime:
+    return FakeTime()
+
+
+@pytest.fixture
+def clock(time: FakeTime) -> StepClock:
+    return StepClock(nanosecond_time=time)
+
+
+def test_time_outside_phases_is_other(clock: StepClock, time: FakeTime) -> None:
+    time.now += 5
+    with clock.phase("forward"):
+        time.now += 7
+    time.now += 11
+    timing = clock.finish_step()
+    assert timing.nanoseconds == 23
+    assert timing.phase_nanoseconds["forward"] == 7
+    assert timing.phase_nanoseconds["other"] == 16
+
+
+def test_inner_phase_is_not_counted_to_the_outer(clock: StepClock, time: FakeTime) -> None:
+    with clock.phase("optimizer"):
+        time.now += 3
+        with clock.phase("alpha"):
+            time.now += 10
+            with clock.phase("transfer"):
+                time.now += 100
+            time.now += 20
+        time.now += 4
+    spent = clock.finish_step().phase_nanoseconds
+    assert (spent["optimizer"], spent["alpha"], spent["transfer"], spent["other"]) == (7, 30, 100, 0)
+
+
+def test_a_phase_inside_itself_is_counted_once(clock: StepClock, time: FakeTime) -> None:
+    with clock.phase("forward"):
+        time.now += 2
+        with clock.phase("forward"):
+            time.now += 3
+    assert clock.finish_step().phase_nanoseconds["forward"] == 5
+
+
+def test_a_phase_that_raises_ends(clock: StepClock, time: FakeTime) -> None:
+    def backward() -> None:
+        with clock.phase("backward"):
+            time.now += 2
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        backward()
+    time.now += 40
+    spent = clock.finish_step().phase_nanoseconds
+    assert (spent["backward"], spent["other"]) == (2, 40)
+
+
+def test_a_step_finished_inside_a_phase_splits_it(clock: StepClock, time: FakeTime) -> None:
+    with clock.phase("evaluation"):
+        time.now += 2
+        first = clock.finish_step()
+        time.now += 3
+    second = clock.finish_step()
+    assert first.phase_nanoseconds["evaluation"] == 2
+    assert second.phase_nanoseconds["evaluation"] == 3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_phases_sum_to_wall_time_for_any_nesting(clock: StepClock, time: FakeTime, seed: int) -> None:
+    rng = random.Random(seed)
+
+    def nest(depth: int) -> None:
+        time.now += rng.randrange(1000)
+        if depth and rng.random() < 0.9:
+            with clock.phase(rng.choice(PHASES)):
+                nest(depth - 1)
+            time.now += rng.randrange(1000)
+            nest(depth - 1)
+
+    start = time.now
+    total: dict[str, int] = dict.fromkeys(PHASES, 0)
+    for _ in range(20):
+        nest(5)
+        before = time.now
+        timing = clock.finish_step() if rng.random() < 0.5 else clock.finish_outside()
+        assert sum(timing.phase_nanoseconds.values()) == timing.nanoseconds
+        assert time.now == before
+        for name, spent in timing.phase_nanoseconds.items():
+            total[name] += spent
+    assert sum(total.values()) == time.now - start
+    assert clock.totals() == {name: spent / 1e9 for name, spent in total.items()}
+
+
+def test_time_moves_from_one_phase_to_another_and_the_sum_stays(clock: StepClock, time: FakeTime) -> None:
+    with clock.phase("data_wait"):
+        time.now += 700
+    time.now += 50
+    clock.move(300e-9, source="data_wait", target="transfer")
+    time.now += 5
+    timing = clock.finish_step()
+    spent = timing.phase_nanoseconds
+    assert (spent["data_wait"], spent["transfer"], spent["other"]) == (400, 300, 55)
+    assert sum(spent.values()) == timing.nanoseconds == 755
+
+
+@pytest.mark.parametrize(("seconds", "moved"), [(1.0, 700), (0.0, 0), (-1e-9, 0)])
+def test_no_more_moves_than_is_there(clock: StepClock, time: FakeTime, seconds: float, moved: int) -> None:
+    with clock.phase("data_wait"):
+        time.now += 700
+        clock.move(seconds, source="data_wait", target="transfer")
+    time.now += 9
+    spent = clock.finish_step().phase_nanoseconds
+    assert (spent["data_wait"], spent["transfer"], spent["other"]) == (700 - moved, moved, 9)
+
+
+def test_the_real_clock_loses_nothing() -> None:
+    clock = StepClock()
+    for _ in range(50):
+        with clock.phase("forward"), clock.phase("transfer"):
+            sum(range(100))
+        timing = clock.finish_step()
+        assert sum(timing.phase_nanoseconds.values()) == timing.nanoseconds > 0
+        assert sum(timing.phases.values()) == pytest.approx(timing.seconds, rel=1e-12)
+
+
+def test_an_unknown_phase_is_refused_with_the_known_ones(clock: StepClock) -> None:
+    with pytest.raises(ValueError, match=r"'foward'.*use one of data_wait"), clock.phase("foward"):
+        pass
+
+
+def step(clock: StepClock, time: FakeTime, *, waiting: int, computing: int) -> None:
+    with clock.phase("data_wait"):
+        time.now += waiting
+    with clock.phase("forward"):
+        time.now += computing
+    clock.finish_step()
+
+
+def test_bound_is_unknown_before_the_first_step(clock: StepClock) -> None:
+    assert clock.bound().kind is BoundKind.UNKNOWN
+    assert str(clock.bound()) == "no step finished yet"
+
+
+@pytest.mark.parametrize(
+    ("waiting", "kind", "sentence"),
+    [
+        (3, BoundKind.COMPUTE, "compute-bound: 3 % of the time waiting for data"),
+        (10, BoundKind.DATA, "data-bound: 10 % of the time waiting for data"),
+        (95, BoundKind.DATA, "data-bound: 95 % of the time waiting for data"),
+    ],
+)
+def test_bound_follows_the_share_of_waiting(
+    clock: StepClock, time: FakeTime, waiting: int, kind: BoundKind, sentence: str
+) -> None:
+    step(clock, time, waiting=waiting, computing=100 - waiting)
+    bound = clock.bound()
+    assert bound.kind is kind
+    assert bound.data_share == waiting / 100
+    assert str(bound) == sentence
+
+
+def test_bound_forgets_what_left_the_window_and_time_between_steps(time: FakeTime) -> None:
+    clock = StepClock(window_steps=2, nanosecond_time=time)
+    step(clock, time, waiting=100, computing=0)
+    for _ in range(2):
+        with clock.phase("evaluation"):
+            time.now += 1000
+        clock.finish_outside()
+        step(clock, time, waiting=20, computing=80)
+    bound = clock.bound()
+    assert bound.data_share == 0.2
+    assert bound.seconds == 200e-9
+    assert clock.recent_phases()["evaluation"] == 0
+
+
+def test_readers_in_other_threads_see_whole_intervals(clock: StepClock, time: FakeTime) -> None:
+    """A reader that comes while an interval is being added up sees all of it or nothing."""
+    seen: list[dict[str, float]] = []
+    reader = threading.Thread(target=lambda: seen.append(clock.totals()))
+
+    class Interrupted(dict[str, int]):
+        """Lets the reader in, were it possible, once the first half of the phases is added."""
+
+        def __setitem__(self, phase: str, nanoseconds: int) -> None:
+            super().__setitem__(phase, nanoseconds)
+            if phase == "optimizer":
+                reader.start()
+                reader.join(timeout=0.05)
+
+    clock._totals = Interrupted(clock._totals)
+    for phase in ("forward", "evaluation"):
+        with clock.phase(phase):
+            time.now += 1_000
+    clock.finish_step()
+    reader.join()
+    assert [totals["evaluation"] for totals in seen] == [totals["forward"] for totals in seen] == [1e-6]

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import InputError, StorageError
+from pipeline.rows.order import StreamPosition
+from pipeline.rows.pairs import BatchPair, Gap, PairPlan, PairStream
+from tests.tiny_data import flip_in_row_group, reader, write_tiny
+
+ROWS = 77
+
+
+def ids_of(batch) -> list[int]:
+    return (batch.dense[0] + 3).tolist()
+
+
+def take(
+    data: Path,
+    count: int,
+    *,
+    position=None,
+    on_damage: Any = "fail",
+    shuffle: Any = "rows",
+    rank=0,
+    ranks=1,
+    **plan: Any,
+):
+    r = reader(data, on_damage=on_damage, shuffle=shuffle)
+    stream = PairStream(r, PairPlan(rows=ROWS, **plan), position or StreamPosition(), rank=rank, ranks=ranks)
+    try:
+        return list(islice(stream, count))
+    finally:
+        r.close()
+
+
+def sequence(data: Path, epoch: int) -> list[int]:
+    r = reader(data)
+    r.close()
+    return r.order.row_ids(epoch, 0, ROWS).tolist()
+
+
+@pytest.mark.parametrize("probe", [1, 4, 10])
+def test_sliding_follows_its_definition(tiny_data, probe):
+    plan = PairPlan(rows=ROWS, batch_rows=10, probe_rows=probe)
+    assert plan.steps_per_epoch == 8
+    pairs = take(tiny_data, 16, batch_rows=10, probe_rows=probe)
+    for number, pair in enumerate(pairs):
+        epoch, t = divmod(number, 8)
+        rows = sequence(tiny_data, epoch)
+        assert ids_of(pair.b2) == rows[10 * t : 10 * t + 10]
+        if t < 7:
+            assert pair.fresh
+            assert ids_of(pair.b1) == rows[10 * t + 10 : 10 * t + 10 + probe]
+            assert pair.position == StreamPosition(epoch=epoch, row=10 * t + 10)
+        else:
+            assert not pair.fresh
+            assert ids_of(pair.b1) == rows[:probe]
+            assert pair.position == StreamPosition(epoch=epoch + 1)
+
+
+def test_disjoint_follows_its_definition(tiny_data):
+    pairs = take(tiny_data, 8, batch_rows=12, probe_rows=6, pairing="disjoint")
+    assert PairPlan(rows=ROWS, batch_rows=12, probe_rows=6, pairing="disjoint").steps_per_epoch == 5
+    rows = sequence(tiny_data, 0)
+    for t, pair in enumerate(pairs[:4]):
+        assert ids_of(pair.b1) == rows[18 * t : 18 * t + 6]
+        assert ids_of(pair.b2) == rows[18 * t + 6 : 18 * t + 18]
+        assert pair.fresh
+    # 5 rows are left: a third of them, rounded down, is the probe.
+    assert ids_of(pairs[4].b1) == rows[72:73]
+    assert ids_of(pairs[4].b2) == rows[73:]
+    assert pairs[4].position == StreamPosition(epoch=1)
+    assert ids_of(pairs[5].b1) == sequence(tiny_data, 1)[:6]
+
+
+def test_a_single_row_left_over_is_trained_on(tiny_data):
+    """77 = 4 · 19 + 1: too little to share out, so the probe is the epoch's first, and stale."""
+    last = take(tiny_data, 5, batch_rows=10, probe_rows=9, pairing="disjoint")[4]
+    rows = sequence(tiny_data, 0)
+    assert (ids_of(last.b2), ids_of(last.b1), last.fresh) == (rows[76:], rows[:9], False)
+
+
+@pytest.mark.parametrize(("pairing", "probe"), [("sliding", 10), ("sliding", 3), ("disjoint", 10), ("disjoint", 13)])
+def test_each_row_once_an_epoch_and_no_row_in_both(tiny_data, pairing, probe):
+    plan = PairPlan(rows=ROWS, batch_rows=10, probe_rows=probe, pairing=pairing)
+    pairs = take(tiny_data, plan.steps_per_epoch, batch_rows=10, probe_rows=probe, pairing=pairing)
+    used: list[int] = []
+    for pair in pairs:
+        assert not set(ids_of(pair.b1)) & set(ids_of(pair.b2))
+        used += ids_of(pair.b2) + (ids_of(pair.b1) if pairing == "disjoint" and pair.fresh else [])
+    assert sorted(used) == list(range(ROWS))
+
+
+@pytest.mark.parametrize(("pairing", "probe"), [("sliding", 10), ("sliding", 3), ("disjoint", 10), ("disjoint", 13)])
+@pytest.mark.parametrize("row", [0, 10, 13, 76])
+def test_the_position_after_some_pairs_is_where_they_lead(pairing, probe, row):
+    plan = PairPlan(rows=ROWS, batch_rows=10, probe_rows=probe, pairing=pairing)
+    start = position = StreamPosition(epoch=3, row=row)
+    for pairs in range(30):
+        assert plan.position_after(start, pairs) == position
+        end = plan.spans(position.row)[1][1]
+        position = (
+            StreamPosition(epoch=position.epoch, row=end) if end < ROWS else StreamPosition(epoch=position.epoch + 1)
+        )
+
+
+@pytest.mark.parametrize("pairing", ["sliding", "disjoint"])
+def test_what_lies_at_a_position_depends_on_nothing_else(tiny_data, pairing):
+    """Backwards, a memory of what was read before would show."""
+    for group in (0, 1):
+        flip_in_row_group(tiny_data / "train" / "part-00001.parquet", group)
+    plan = PairPlan(rows=ROWS, batch_rows=5, probe_rows=5, pairing=pairing)
+    places = [plan.position_after(StreamPosition(), k) for k in range(2 * plan.steps_per_epoch)]
+
+    def found(places: list[StreamPosition]) -> list[BatchPair | Gap]:
+        r = reader(tiny_data, on_damage="skip", shuffle="none")
+        try:
+            stream = PairStream(r, plan, StreamPosition())
+            return [stream.at(place) for place in places]
+        finally:
+            r.close()
+
+    forwards, backwards = found(places), found(places[::-1])[::-1]
+    assert [type(one) for one in forwards] == [type(other) for other in backwards]
+    assert {type(one) for one in forwards} == {BatchPair, Gap}
+    for one, other in zip(forwards, backwards, strict=True):
+        if isinstance(one, BatchPair) and isinstance(other, BatchPair):
+            assert same(one, other)
+        else:
+            assert one == other
+
+
+def same(a: BatchPair, b: BatchPair) -> bool:
+    return all(
+        np.array_equal(getattr(x, name), getattr(y, name))
+        for x, y in ((a.b1, b.b1), (a.b2, b.b2))
+        for name in ("label", "dense", "buckets", "epoch", "start")
+    ) and (a.fresh, a.position, a.skipped) == (b.fresh, b.position, b.skipped)
+
+
+@pytest.mark.parametrize("pairing", ["sliding", "disjoint"])
+@pytest.mark.parametrize("on_damage", ["fail", "skip"])
+def test_resume_from_any_position_gives_the_same_pairs(tiny_data, pairing, on_damage):
+    if on_damage == "skip":
+        flip_in_row_group(tiny_data / "train" / "part-00001.parquet", 0)
+        flip_in_row_group(tiny_data / "train" / "part-00002.parquet", 3)
+    options: dict[str, Any] = {"batch_rows": 6, "probe_rows": 5, "pairing": pairing, "on_damage": on_damage}
+    whole = take(tiny_data, 40, **options)
+    for at in (1, 5, 11, 12, 13, 20, 26):
+        rest = take(tiny_data, 5, position=whole[at - 1].position, **options)
+        assert all(same(a, b) for a, b in zip(rest, whole[at : at + 5], strict=True))
+
+
+def test_ranks_share_every_batch_of_one_sequence(tiny_data):
+    options: dict[str, Any] = {"batch_rows": 10, "probe_rows": 7}
+    whole = take(tiny_data, 9, **options)
+    shares = [take(tiny_data, 9, rank=rank, ranks=3, **options) for rank in range(3)]
+    for pair, *parts in zip(whole, *shares, strict=True):
+        assert [row for part in parts for row in ids_of(part.b2)] == ids_of(pair.b2)
+        assert [row for part in parts for row in ids_of(part.b1)] == ids_of(pair.b1)
+        assert {part.position for part in parts} == {pair.position}
+        assert max(part.b2.rows for part in parts) - min(part.b2.rows for part in parts) <= 1
+
+
+def test_skipped_rows_are_accounted_for_exactly(tiny_data):
+    """Whole batches vanish where the damage covers them: without shuffling, rows 23..36 are lost."""
+    for group in (0, 1):
+        flip_in_row_group(tiny_data / "train" / "part-00001.parquet", group)
+    pairs = take(tiny_data, 17, batch_rows=5, probe_rows=5, on_damage="skip", shuffle="none")
+    first_epoch = [pair for pair in pairs if pair.b2.epoch == 0]
+    trained = [row for pair in first_epoch for row in ids_of(pair.b2)]
+    assert trained == [*range(23), *range(37, 77)]
+    assert sum(pair.skipped for pair in first_epoch) == 14
+    for pair in pairs:
+        assert pair.b1.rows
+        assert pair.b2.rows
+        assert not set(ids_of(pair.b1)) & set(ids_of(pair.b2))
+    assert [ids_of(pair.b1) for pair in first_epoch if not pair.fresh] == [[0, 1, 2, 3, 4]]
+    ahead_of_the_gap = next(pair for pair in first_epoch if ids_of(pair.b2) == [20, 21, 22])
+    assert ids_of(ahead_of_the_gap.b1) == [37, 38, 39]
+
+
+def test_a_gap_at_the_start_is_probed_from_behind_it(tiny_data):
+    flip_in_row_group(tiny_data / "train" / "part-00000.parquet", 1)
+    first, *_, last = take(tiny_data, 11, batch_rows=7, probe_rows=7, on_damage="skip", shuffle="none")
+    assert (ids_of(first.b2), ids_of(first.b1), first.fresh) == ([*range(7)], [*range(14, 21)], True)
+    assert first.position == StreamPosition(row=7)
+    assert last.position.epoch == 1
+
+
+def test_damage_everywhere_ends_the_stream(tmp_path):
+    data = write_tiny(tmp_path / "data", {"train": [[7] * 11]})
+    for group in range(11):
+        flip_in_row_group(data / "train" / "part-00000.parquet", group)
+    with pytest.raises(StorageError, match="damaged row groups leave no two batches"):
+        take(data, 1, batch_rows=7, probe_rows=7, on_damage="skip")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rows": 19, "batch_rows": 10, "probe_rows": 10}, "19 rows are too few .* data.batch_rows to 9"),
+        ({"rows": 99, "batch_rows": 10, "probe_rows": 11}, "data.probe_rows = 11 .* data.batch_rows = 10"),
+    ],
+)
+def test_plans_that_cannot_be(options, words):
+    with pytest.raises(InputError, match=words):
+        PairPlan(**options)

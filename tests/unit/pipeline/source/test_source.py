@@ -1,0 +1,158 @@
+"""Sources: which files a name stands for, in which order, and their bytes whatever they are packed in."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from pipeline.addresses import without_secrets
+from pipeline.errors import InputError
+from pipeline.source.source import Source, find_sources
+
+TEXT = b"".join(b"line %d\n" % i for i in range(200_000))
+
+
+def read_all(source: Source, chunk: int = 100_000) -> bytes:
+    content = bytearray()
+    view = memoryview(bytearray(chunk))
+    with source.open() as stream:
+        while True:
+            count = stream.fill(view)
+            content += view[:count]
+            if count < chunk:
+                return bytes(content)
+
+
+def names(sources: tuple[Source, ...]) -> list[str]:
+    return [source.label for source in sources]
+
+
+@pytest.fixture
+def days(tmp_path: Path) -> Path:
+    for name in ("day_10.tsv", "day_2.tsv", "day_0.tsv", "README.md", ".hidden"):
+        (tmp_path / name).write_bytes(b"1\n")
+    (tmp_path / "deeper").mkdir()
+    return tmp_path
+
+
+def test_a_folder_a_pattern_and_a_list_give_the_same_files_in_natural_order(days: Path) -> None:
+    expected = ["day_0.tsv", "day_2.tsv", "day_10.tsv"]
+    listed = [days / "day_10.tsv", days / "day_0.tsv", days / "day_2.tsv"]
+    for given in ([days], [str(days / "day_*")], listed, [days.as_uri()], [days.as_uri() + "/day_*.tsv"]):
+        assert names(find_sources(given)) == expected
+
+
+def test_a_relative_name_becomes_absolute(days: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(days)
+    assert find_sources(["day_2.tsv"])[0].name == str(days / "day_2.tsv")
+    assert names(find_sources(["day_?.tsv"])) == ["day_0.tsv", "day_2.tsv"]
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+def test_bytes_come_out_whatever_they_are_packed_in(tmp_path: Path, ending: str) -> None:
+    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[ending]
+    path = tmp_path / f"log.tsv{ending}"
+    path.write_bytes(pack(TEXT))
+    for name in (path, path.as_uri()):
+        (source,) = find_sources([name])
+        assert read_all(source) == TEXT
+        assert source.size == path.stat().st_size
+    assert find_sources([path])[0].is_plain_local() == (ending == "")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.ZstdCompressor().compress])
+def test_members_one_after_another_are_one_stream(tmp_path: Path, pack) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(pack(TEXT[:1000]) + pack(TEXT[1000:]))
+    assert read_all(find_sources([path])[0]) == TEXT
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.ZstdCompressor().compress])
+@pytest.mark.parametrize("kept", [0.3, 0.9, -3])
+def test_a_truncated_file_is_an_error_that_names_it(tmp_path: Path, pack, kept: float) -> None:
+    packed = pack(TEXT)
+    path = tmp_path / "log.packed"
+    path.write_bytes(packed[: int(kept * len(packed)) if kept > 0 else int(kept)])
+    with pytest.raises(
+        InputError, match=r"log\.packed: the compressed file is truncated or damaged .*; fetch it again"
+    ):
+        read_all(find_sources([path])[0])
+
+
+def test_a_damaged_gzip_is_an_error_that_names_it(tmp_path: Path) -> None:
+    packed = bytearray(gzip.compress(TEXT))
+    packed[len(packed) // 2] ^= 0x10
+    path = tmp_path / "log.gz"
+    path.write_bytes(packed)
+    with pytest.raises(InputError, match=r"log\.gz: the compressed file is truncated or damaged"):
+        read_all(find_sources([path])[0])
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_standard_input(monkeypatch: pytest.MonkeyPatch, pack) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(pack(TEXT))))
+    (source,) = find_sources(["-"])
+    assert read_all(source) == TEXT
+    assert source.size is None
+
+
+def test_what_stands_for_nothing_is_said_in_one_line(days: Path) -> None:
+    (days / "empty.tsv").touch()
+    os.mkfifo(days / "fifo")
+    for given, why in (
+        ([days / "none.tsv"], "none.tsv does not exist; check the path"),
+        ([str(days / "none*")], "matches no file; check the pattern"),
+        ([days / "deeper"], "holds no log files"),
+        ([days / "empty.tsv"], "empty.tsv is empty"),
+        ([days / "fifo"], "is no regular file"),
+        ([days / "day_0.tsv", days], "day_0.tsv is named twice"),
+        (["-", days / "day_0.tsv"], "cannot be combined"),
+        (["nosuch://bucket/key"], "cannot be opened"),
+        ([(days / "none").as_uri()], "names no log file"),
+        ([], "no source was named"),
+    ):
+        with pytest.raises(InputError) as caught:
+            find_sources(given)
+        assert why in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_changed_file_is_another_source(days: Path) -> None:
+    (source,) = find_sources([days / "day_0.tsv"])
+    assert source.refresh() == source
+    os.utime(days / "day_0.tsv", ns=(1, 1))
+    assert source.refresh() != source
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("s3://key:secret@bucket/data", "s3://bucket/data"),
+        ("s3://key:se/cret@bucket/t=10:00@eu?region=x", "s3://bucket/t=10:00@eu?region=x"),
+        ("s3://key:12/cret@bucket", "s3://bucket"),
+        ("hdfs://user:secret@nn:8020/u@x", "hdfs://nn:8020/u@x"),
+        ("abfs://:secret@account/data", "abfs://account/data"),
+    ],
+)
+def test_secrets_are_left_out(uri: str, shown: str) -> None:
+    assert without_secrets(uri) == shown
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/t=10:00@eu/data",
+        "hdfs://nn:8020/u@x/data",
+        "gs://anonymous@b/d",
+        "s3://bucket/data?endpoint_override=127.0.0.1:1&user=a@b",
+        "file:///data/t=10:00@eu",
+    ],
+)
+def test_an_address_without_secrets_stays_as_it_is(uri: str) -> None:
+    assert without_secrets(uri) == uri

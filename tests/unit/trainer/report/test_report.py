@@ -1,0 +1,223 @@
+"""A report shows what the run recorded: whole pictures, tables that agree with the log, sentences that are true."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from matplotlib.patches import Rectangle
+
+from tests.synthetic_run import step_records, write_lines, write_run
+from trainer.records.history import RunLog
+from trainer.report.figures import figures
+from trainer.report.report import ReportError, duration, sentences, shown, write_report
+
+FIGURES = ["loss", "learning_rate", "time", "alpha", "bias"]
+TABLES = ["summary", "evaluations", "rates", "phases", "outcomes"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = write_run(tmp_path_factory.mktemp("runs") / "one", 600, variants=True)
+    write_report(run)
+    return run
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "src":
+                self.sources.append(value or "")
+            if name == "href":
+                self.links.append(value or "")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def rows(run: Path, table: str) -> list[dict[str, str]]:
+    with (run / "report" / f"{table}.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_page_refers_to_files_beside_it_and_to_nothing_else(run: Path) -> None:
+    report = run / "report"
+    page = Page((report / "index.html").read_text(encoding="utf-8"))
+    assert page.sources == [f"{stem}.png" for stem in FIGURES]
+    for link in (*page.sources, *page.links):
+        assert link == "data:," or (report / link).is_file()
+    assert {path.name for path in report.iterdir()} == {
+        "index.html",
+        *(f"{stem}.png" for stem in FIGURES),
+        *(f"{stem}.csv" for stem in TABLES),
+    }
+
+
+@pytest.mark.parametrize("stem", FIGURES)
+def test_pictures_are_large_and_not_blank(run: Path, stem: str) -> None:
+    pixels = imread(run / "report" / f"{stem}.png")
+    assert pixels.shape[1] >= 1200
+    inked = (pixels[..., :3] < 0.9).any(axis=2)
+    assert 0.01 < inked.mean() < 0.9
+
+
+def test_the_curves_drawn_are_those_of_the_log(run: Path) -> None:
+    log = RunLog.load(run)
+    drawn = figures(log)
+    lines = {line.get_label(): line for line in drawn["loss"].axes[0].lines}
+    np.testing.assert_array_equal(lines["validation"].get_ydata(), log.evaluations["validation"]["loss"])
+    np.testing.assert_array_equal(lines["training, each step"].get_ydata(), log.steps["loss"])
+    applied = next(line for line in drawn["learning_rate"].axes[0].lines if line.get_label() == "applied")
+    np.testing.assert_array_equal(applied.get_ydata(), log.steps["learning_rate"])
+
+
+def test_the_summary_says_what_the_log_holds(run: Path) -> None:
+    log = RunLog.load(run)
+    text = " ".join(sentences(log))
+    seconds = float(log.steps["seconds"].sum())
+    assert f"600 steps over 153,600 rows in {duration(seconds)}" in text
+    share = float(log.phases["data_wait"].sum()) / seconds
+    assert f"Compute-bound: {100 * share:.0f} % of the time waiting for data." in text
+    assert "Best validation loss 0.49714, after 525 steps (test loss there: 0.50314)." in text
+    median = float(np.nanmedian(log.alpha["relative"]))
+    assert f"α* suggests a rate {median:.2g}× the applied one" in text
+    page = Page((run / "report" / "index.html").read_text(encoding="utf-8"))
+    for sentence in sentences(log):
+        assert sentence in page.text
+
+
+def test_tables_agree_with_the_log(run: Path) -> None:
+    log = RunLog.load(run)
+    phases = {row["phase"]: float(row["seconds"]) for row in rows(run, "phases")}
+    assert phases == pytest.approx(log.phase_totals)
+    assert sum(float(row["share"]) for row in rows(run, "phases")) == pytest.approx(1.0)
+    outcomes = {row["outcome"]: int(row["estimates"]) for row in rows(run, "outcomes")}
+    assert outcomes == {name: log.outcomes.count(name) for name in set(log.outcomes)}
+    evaluations = [float(row["loss"]) for row in rows(run, "evaluations") if row["split"] == "test"]
+    assert evaluations == log.evaluations["test"]["loss"].tolist()
+    summary = {row["figure"]: row["value"] for row in rows(run, "summary")}
+    assert summary["steps"] == "600"
+    assert float(summary["learning rate applied, highest"]) == log.steps["learning_rate"].max()
+    assert len(rows(run, "rates")) == int(log.measured.sum()) // 20
+
+
+def test_a_run_with_one_step_and_nothing_else(tmp_path: Path) -> None:
+    write_lines(tmp_path / "steps.jsonl", step_records(1))
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert page.sources == ["loss.png", "learning_rate.png", "time.png"]
+    assert "1 steps" in page.text
+
+
+def test_numbers_that_are_missing_everywhere(tmp_path: Path) -> None:
+    """A run that diverged at once, whose estimates never carried a number."""
+    write_lines(tmp_path / "steps.jsonl", [{"step": step, "loss": None, "rows": 1} for step in range(5)])
+    write_lines(tmp_path / "alpha.jsonl", [{"step": 0, "outcome": "nonfinite", "relative": None}])
+    write_lines(tmp_path / "evals.jsonl", [{"step": 5, "split": "validation", "loss": None}])
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "nonfinite" in page.text
+    assert "nan" not in page.text.lower().replace("nan-", "")
+
+
+def test_a_loss_that_explodes_gets_a_logarithmic_axis(tmp_path: Path) -> None:
+    steps = step_records(200)
+    for step in steps[150:]:
+        step["loss"] = 1e4 * step["loss"]
+    write_lines(tmp_path / "steps.jsonl", steps)
+    assert figures(RunLog.load(tmp_path))["loss"].axes[0].get_yscale() == "log"
+
+
+def test_writing_again_replaces_the_report(run: Path) -> None:
+    page = run / "report" / "index.html"
+    page.write_text("old", encoding="utf-8")
+    assert write_report(run) == page
+    assert "Alphastream report" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("content", [None, "", '{"step": 0, "lo'])
+def test_a_run_without_a_finished_step_is_one_clear_error(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "steps.jsonl").write_text(content, encoding="utf-8")
+    with pytest.raises(ReportError, match=r"no finished step.*train it") as caught:
+        write_report(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_path_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="no run directory"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_names_in_the_log_cannot_become_markup(tmp_path: Path) -> None:
+    write_lines(tmp_path / "steps.jsonl", step_records(2))
+    write_lines(tmp_path / "events.jsonl", [{"step": 1, "message": "<script>alert(1)</script>"}])
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "<script>" in Page(text).text
+
+
+def test_long_runs_are_drawn_with_few_points(tmp_path: Path) -> None:
+    log = RunLog.load(write_run(tmp_path, 5000))
+    for axes in (axes for figure in figures(log).values() for axes in figure.axes):
+        assert all(len(np.asarray(line.get_xdata())) <= 1200 for line in axes.lines)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        ("ok", "ok"),
+        (1234567, "1,234,567"),
+        (3.0, "3"),
+        (0.123456789, "0.12346"),
+        (1.5e-7, "1.5e-07"),
+        (123456.7, "123,457"),
+    ],
+)
+def test_numbers_are_shown_for_people(value: object, text: str) -> None:
+    assert shown(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(3.14159, "3.1 s"), (61, "1 min 1 s"), (3599.6, "1 h 0 min"), (7265, "2 h 1 min"), (200_000, "2 d 7 h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_captions_exist_for_every_figure(run: Path) -> None:
+    text = (run / "report" / "index.html").read_text(encoding="utf-8")
+    assert len(re.findall("<figcaption>[^<]{40,}</figcaption>", text)) == len(FIGURES)
+
+
+def test_one_wild_estimate_does_not_empty_the_pictures(tmp_path: Path) -> None:
+    """At a rate near zero α* relative reaches 10¹³; the axes stay where the others are."""
+    write_run(tmp_path, 100, variants=True)
+    wild = {"step": 99, "outcome": "ok", "relative": 1e13, "biased": {"relative": 1e13}, "absolute": 10.0}
+    with (tmp_path / "alpha.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(wild | {"learning_rate": 1e-12}) + "\n")
+    log = RunLog.load(tmp_path)
+    drawn = figures(log)
+    spread = drawn["alpha"].axes[1]
+    labels = [label.get_text() for label in spread.get_xticklabels()]
+    assert labels == ["$-10^{4}$", "$-10^{3}$", "-100", "-10", "-1", "0", "1", "10", "100", "$10^{3}$", "$10^{4}$"]
+    heights = [patch.get_height() for patch in spread.patches if isinstance(patch, Rectangle)]
+    assert sum(heights) == np.isfinite(log.alpha["relative"]).sum()
+    assert drawn["bias"].axes[0].get_ylim()[1] < 1e5

@@ -1,0 +1,146 @@
+"""The summary's figures are those of plain definitions on small runs."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ops.step_clock import BoundKind
+from tests.synthetic_run import write_lines, write_run
+from trainer.records.history import RunLog
+from trainer.report.summary import (
+    WINDOWS,
+    alpha_windows,
+    best_evaluation,
+    bound,
+    centered_mean,
+    evaluation_at,
+    rate_summary,
+    window_means,
+    window_sums,
+)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> RunLog:
+    return RunLog.load(write_run(tmp_path_factory.mktemp("run"), 2000))
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 100, 1001])
+@pytest.mark.parametrize("windows", [1, 3, 100])
+def test_windows_cover_every_value_once(count: int, windows: int) -> None:
+    values = np.arange(count, dtype=np.float64)
+    sums, means = window_sums(values, windows), window_means(values, windows)
+    assert len(sums) == len(means) == min(count, windows)
+    assert sums.sum() == values.sum()
+    assert (np.diff(means) > 0).all()
+
+
+def test_windows_ignore_nan_and_say_where_there_is_nothing_else() -> None:
+    values = np.array([1.0, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(window_means(values, 2), [1.0, np.nan])
+
+
+def test_centered_mean_is_the_plain_one() -> None:
+    values = np.random.default_rng(0).normal(size=50)
+    values[[3, 4, 20]] = np.nan
+    expected = [np.nanmean(values[max(0, i - 4) : i + 5]) for i in range(50)]
+    np.testing.assert_allclose(centered_mean(values, 4), expected, rtol=1e-12)
+
+
+def test_bound_is_the_share_of_waiting(tmp_path: Path) -> None:
+    lines = [{"step": step, "seconds": 2.0, "phases": {"data_wait": 0.5, "forward": 1.5}} for step in range(3)]
+    lines[0] = {"step": 0, "seconds": 9.0, "phases": {"data_wait": 9.0}}  # the pipeline fills
+    write_lines(tmp_path / "steps.jsonl", lines)
+    verdict = bound(RunLog.load(tmp_path))
+    assert verdict.kind is BoundKind.DATA
+    assert verdict.data_share == 0.25
+    assert bound(RunLog.load(tmp_path / "nowhere")).kind is BoundKind.UNKNOWN
+
+
+def test_alpha_windows_are_quartiles_of_every_measured_estimate(log: RunLog) -> None:
+    windows = alpha_windows(log)
+    assert 5 < len(windows) <= WINDOWS
+    assert sum(window.estimates for window in windows) == log.measured.sum()
+    assert sum(window.negative for window in windows) == (log.alpha["relative"] < 0).sum()
+    for window in windows:
+        inside = log.measured & (log.alpha["step"] >= window.first_step) & (log.alpha["step"] <= window.last_step)
+        expected = statistics.quantiles(log.alpha["absolute"][inside], n=4, method="inclusive")
+        assert [window.lower, window.median, window.upper] == pytest.approx(expected)
+        rate = log.alpha["learning_rate"][inside]
+        slope, curvature = log.alpha["slope"][inside] / rate, log.alpha["curvature"][inside] / rate**2
+        assert window.pooled == pytest.approx(-slope.mean() / curvature.mean())
+
+
+def test_estimates_taken_in_bursts_are_kept_together(tmp_path: Path) -> None:
+    steps = [start + i for start in range(0, 1000, 100) for i in range(10)]
+    lines = [
+        {"step": step, "outcome": "ok", "relative": 1.0, "absolute": 1.0 + step // 100, "learning_rate": 1.0}
+        for step in steps
+    ]
+    write_lines(tmp_path / "alpha.jsonl", lines)
+    windows = alpha_windows(RunLog.load(tmp_path))
+    assert [(window.first_step, window.last_step) for window in windows] == [(s, s + 9) for s in range(0, 1000, 100)]
+    assert [window.median for window in windows] == [1.0 + burst for burst in range(10)]
+
+
+def test_a_long_burst_is_cut(tmp_path: Path) -> None:
+    steps = [*range(100), *range(200, 210), *range(300, 310)]
+    lines = [{"step": s, "outcome": "ok", "relative": 1.0, "absolute": 1.0, "learning_rate": 1.0} for s in steps]
+    write_lines(tmp_path / "alpha.jsonl", lines)
+    windows = alpha_windows(RunLog.load(tmp_path))
+    assert [window.first_step for window in windows] == [0, 20, 40, 60, 80, 200, 300]
+
+
+def test_many_bursts_are_joined(tmp_path: Path) -> None:
+    steps = [start + i for start in range(0, 20_000, 100) for i in range(5)]
+    lines = [{"step": s, "outcome": "ok", "relative": 1.0, "absolute": 1.0, "learning_rate": 1.0} for s in steps]
+    write_lines(tmp_path / "alpha.jsonl", lines)
+    windows = alpha_windows(RunLog.load(tmp_path))
+    assert len(windows) == WINDOWS
+    assert sum(window.estimates for window in windows) == len(steps)
+
+
+def test_rate_summary_finds_the_factor_the_log_was_made_with(log: RunLog) -> None:
+    rates = rate_summary(log)
+    assert rates is not None
+    assert rates.pooled is not None
+    assert rates.pooled_error is not None
+    assert 1.5 < rates.median < 2.5
+    assert rates.lower < rates.median < rates.upper
+    assert rates.negative == (log.alpha["relative"] < 0).sum()
+    assert rates.estimates == log.measured.sum()
+
+
+def test_pooled_rate_of_estimates_without_noise_is_exact(tmp_path: Path) -> None:
+    lines = [
+        {"step": step, "outcome": "ok", "slope": -3.0, "curvature": 1.5, "relative": 2.0, "learning_rate": 0.1}
+        for step in range(9)
+    ]
+    write_lines(tmp_path / "alpha.jsonl", lines)
+    rates = rate_summary(RunLog.load(tmp_path))
+    assert rates is not None
+    assert rates.pooled == pytest.approx(2.0)
+    assert rates.pooled_error == pytest.approx(0.0, abs=1e-6)
+
+
+def test_without_a_finite_estimate_there_is_no_rate_summary(tmp_path: Path) -> None:
+    write_lines(tmp_path / "alpha.jsonl", [{"step": 0, "outcome": "dropped", "relative": None}])
+    empty = RunLog.load(tmp_path)
+    assert rate_summary(empty) is None
+    assert alpha_windows(empty) == []
+
+
+def test_the_best_evaluation_passes_over_what_is_not_finite(log: RunLog, tmp_path: Path) -> None:
+    best = best_evaluation(log)
+    assert best is not None
+    assert best["step"] == 1750
+    test = evaluation_at(log, "test", best["step"])
+    assert test is not None
+    assert test["loss"] == pytest.approx(best["loss"] + 0.006)
+    assert evaluation_at(log, "test", 1) is None
+    write_lines(tmp_path / "evals.jsonl", [{"step": 1, "split": "validation", "loss": None}])
+    assert best_evaluation(RunLog.load(tmp_path)) is None

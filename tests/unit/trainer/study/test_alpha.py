@@ -1,0 +1,102 @@
+"""The statistics of α* along a run are those of its estimates, the first left out."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.synthetic_run import write_lines
+from trainer.study.alpha import Estimates, statistics, window_figure
+
+RNG = np.random.default_rng(0)
+
+
+def numbers(slope: float, curvature: float, rate: float) -> dict[str, float]:
+    relative = -slope / curvature
+    return {"slope": slope, "curvature": curvature, "relative": relative, "absolute": relative * rate}
+
+
+def estimate(step: int) -> dict[str, Any]:
+    rate = 1e-3 * (1 + step / 100)
+    slopes, curvatures = RNG.normal(-1, 2, 2), RNG.lognormal(0, 0.2, 2)
+    return {
+        "step": step,
+        "outcome": "ok",
+        "learning_rate": rate,
+        **numbers(slopes[0], curvatures[0], rate),
+        "biased": numbers(slopes[1] - 5, curvatures[1], rate),
+        "hybrid": numbers(slopes[0], curvatures[1], rate),
+        "diagnostics": {"cosine_b1": -0.01 * step, "cosine_b2": -0.5},
+    }
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """Two bursts of five steps; the first estimate is wild, the last has no number."""
+    run = tmp_path_factory.mktemp("run")
+    records = [estimate(step) for step in (*range(5), *range(100, 105))]
+    records[0] |= numbers(-1e12, 1e-12, 1e-3)
+    empty = dict.fromkeys(("slope", "curvature", "relative", "absolute"))
+    write_lines(run / "alpha.jsonl", [*records, {**estimate(105), **empty, "outcome": "dropped"}])
+    return run, records[1:]
+
+
+def test_statistics(records: tuple[Path, list[dict[str, Any]]]) -> None:
+    run, kept = records
+    estimates = Estimates.load(run)
+    assert estimates is not None
+    found = statistics(estimates)
+    unbiased = np.array([record["absolute"] for record in kept])
+    biased = np.array([record["biased"]["absolute"] for record in kept])
+    assert found["estimates"] == 9
+    assert found["unbiased_absolute_mean"] == pytest.approx(unbiased.mean())
+    assert found["unbiased_absolute_median"] == pytest.approx(np.median(unbiased))
+    assert found["unbiased_absolute_sd"] == pytest.approx(unbiased.std(ddof=1))
+    assert found["unbiased_absolute_sd_over_mean"] == pytest.approx(unbiased.std(ddof=1) / unbiased.mean())
+    assert found["unbiased_absolute_sd_over_range"] == pytest.approx(unbiased.std(ddof=1) / np.ptp(unbiased))
+    assert found["unbiased_negative"] == (unbiased < 0).sum() > 0
+    assert found["unbiased_negative_share"] == pytest.approx((unbiased < 0).mean())
+    assert found["biased_absolute_mean"] == pytest.approx(biased.mean())
+    assert found["biased_relative_median"] == pytest.approx(
+        np.median([record["biased"]["relative"] for record in kept])
+    )
+    assert found["correlation_absolute"] == pytest.approx(stats.pearsonr(biased, unbiased)[0])
+    assert found["cosine_b1_mean"] == pytest.approx(-0.01 * np.mean([record["step"] for record in kept]))
+
+
+def test_the_parts_of_the_bias_sum_to_it(records: tuple[Path, list[dict[str, Any]]]) -> None:
+    run, kept = records
+    estimates = Estimates.load(run)
+    assert estimates is not None
+    found = statistics(estimates)
+    bias = np.mean([record["relative"] - record["biased"]["relative"] for record in kept])
+    assert found["hybrid_less_biased"] + found["unbiased_less_hybrid"] == pytest.approx(bias)
+    slope_share = np.mean([record["hybrid"]["relative"] - record["biased"]["relative"] for record in kept])
+    assert found["hybrid_less_biased"] == pytest.approx(slope_share)
+
+
+def test_windows_are_the_bursts(records: tuple[Path, list[dict[str, Any]]]) -> None:
+    estimates = Estimates.load(records[0])
+    assert estimates is not None
+    assert [estimates.step[window].tolist() for window in estimates.windows()] == [
+        [1, 2, 3, 4],
+        [100, 101, 102, 103, 104],
+    ]
+    lines = {line.get_label(): line for line in window_figure(estimates, title="a run").axes[0].lines}
+    expected = [np.mean([record["relative"] for record in records[1][part]]) for part in (slice(4), slice(4, 9))]
+    np.testing.assert_allclose(np.asarray(lines["unbiased"].get_ydata()), expected)
+
+
+def test_a_run_without_numbers_has_no_statistics(tmp_path: Path) -> None:
+    assert Estimates.load(tmp_path) is None
+    write_lines(tmp_path / "alpha.jsonl", [estimate(0)])  # the first is left out
+    assert Estimates.load(tmp_path) is None
+    write_lines(tmp_path / "alpha.jsonl", [estimate(0), estimate(1)])
+    estimates = Estimates.load(tmp_path)
+    assert estimates is not None
+    assert math.isnan(statistics(estimates)["correlation_slope"])

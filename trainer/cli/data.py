@@ -1,0 +1,206 @@
+"""The verbs on logs and shards: sample, preprocess, inspect, verify."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from pipeline.addresses import is_remote, without_secrets
+from pipeline.errors import InputError
+from pipeline.preprocess import Forecast, PreprocessConfig, forecast
+from pipeline.sample import SampleConfig
+from pipeline.shards import MANIFEST, VerifyProgress, inspect_data, verify_data
+from trainer.cli.arguments import parse, print_table, shown
+from trainer.cli.data_progress import MEGABYTE, make_data, make_sample
+from trainer.console import Console
+
+EXIT_DAMAGED = 74
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleArguments(SampleConfig):
+    """Write Criteo-shaped click logs whose best possible loss is known."""
+
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """Folder to write the days to; made where it is missing."""
+
+
+def sample_verb(arguments: list[str]) -> int:
+    """`alphastream sample OUT`."""
+    make_sample(parse(SampleArguments, arguments, "sample"), console=Console())
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessArguments(PreprocessConfig):
+    """Turn log files into a data folder of Parquet shards; run again to continue after an interruption."""
+
+    sources: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SRC...", help_behavior_hint="(required)")
+    ]
+    """Log files, folders, patterns or URIs (s3://, gs://, hdfs://); plain, .gz or .zst; - reads standard input."""
+    dry_run: bool = False
+    """Only say what it would take: plan, disk, and time from a measured second of work."""
+    json: bool = False
+    """What came of it (an error too) as one JSON object on standard output; progress as one a second on standard
+    error."""
+
+
+def preprocess_verb(arguments: list[str]) -> int:
+    """`alphastream preprocess SRC... --out DATA`."""
+    given = parse(PreprocessArguments, arguments, "preprocess")
+    if given.dry_run:
+        expected = forecast(given)
+        if given.json:
+            print(json.dumps(asdict(expected)))
+        else:
+            _print_forecast(expected, given.rows_per_shard)
+        return 0
+    summary = make_data(given, console=Console(), as_json=given.json)
+    if given.json:
+        manifest = summary.manifest
+        values = {
+            "data": str(given.out),
+            "nothing_to_do": summary.nothing_to_do,
+            "rows": summary.rows,
+            "rejected_rows": manifest.rejected_rows,
+            "splits": {name: split.rows for name, split in manifest.splits.items()},
+            "resumed_rows": summary.resumed_rows,
+            "seconds": summary.seconds,
+        }
+        print(json.dumps(values))
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectArguments:
+    """Rows, splits, label rate, missing rates and sizes of a data folder."""
+
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """Data folder that `alphastream preprocess` wrote, or a URI of one (s3://, gs://, hdfs://, file://)."""
+    json: bool = False
+    """One JSON object instead of tables."""
+
+
+def inspect_verb(arguments: list[str]) -> int:
+    """`alphastream inspect DATA`."""
+    given = parse(InspectArguments, arguments, "inspect")
+    overview = asdict(inspect_data(given.data))
+    if given.json:
+        print(json.dumps(overview))
+        return 0
+    _print_values(overview["data"][0])
+    _print_rows(overview["splits"])
+    integers = [row for row in overview["columns"] if row["buckets"] is None]
+    categories = [row for row in overview["columns"] if row["buckets"] is not None]
+    _print_rows(integers, without=("distinct", "buckets", "collision_rate"))
+    _print_rows(categories, without=("minimum", "maximum", "mean"))
+    return 0
+
+
+def _print_rows(rows: list[dict[str, Any]], *, without: tuple[str, ...] = ()) -> None:
+    """One table, if there are rows, without the columns that do not apply to them."""
+    if rows:
+        keys = [key for key in rows[0] if key not in without]
+        print_table([key.replace("_", " ") for key in keys], [[shown(row[key]) for key in keys] for row in rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyArguments:
+    """Re-hash a data folder's shards or a run's checkpoints; exit with 74 where something is damaged."""
+
+    path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA|RUN")]
+    """Data folder or a URI of one (every shard is fetched, none stored), or run directory."""
+    json: bool = False
+    """One JSON object instead of sentences."""
+
+
+def verify_verb(arguments: list[str]) -> int:
+    """`alphastream verify DATA|RUN`."""
+    given = parse(VerifyArguments, arguments, "verify")
+    path = Path(given.path)
+    if is_remote(given.path) or (path / MANIFEST).exists() or (path / ".work").exists():
+        whole = _verify_data(given.path, given.json)
+    elif (path / "checkpoints").exists() or (path / "steps.jsonl").exists():
+        whole = _verify_run(path, given.json)
+    else:
+        what = "has neither manifest.json nor checkpoints" if path.exists() else "does not exist"
+        raise InputError(f"{path} {what}; give a data folder or a run directory")
+    return 0 if whole else EXIT_DAMAGED
+
+
+def _verify_data(data: str, as_json: bool) -> bool:
+    with Console().progress("verify", None, unit="MB") as line:
+
+        def show(progress: VerifyProgress) -> None:
+            line.total = progress.total_bytes / MEGABYTE
+            line.update(progress.bytes / MEGABYTE, f"{progress.damaged} damaged")
+
+        report = verify_data(data, report=show)
+    found, shards, data = report.lines(), len(report.shards), without_secrets(data)
+    if report.whole:
+        end = f"all {shards} shards are whole ({report.rows:,} rows)"
+    else:
+        readable = f"{report.readable_rows:,} of {report.rows:,} rows can be read"
+        if is_remote(data):  # a remote shard is verified as it is downloaded, so training skips a damaged one whole
+            rows = sum(each.shard.rows for each in report.shards if each.whole)
+            readable = f"{rows:,} of {report.rows:,} rows are in the others"
+        end = (
+            f"{len(report.damaged)} of {shards} shards are damaged; {readable}; restore them, preprocess again, or "
+            "train with data.damaged = 'skip'"
+        )
+    if as_json:
+        rows = {"rows": report.rows, "readable_rows": report.readable_rows}
+        print(json.dumps({"path": str(data), "whole": report.whole, "shards": shards, **rows, "found": found}))
+    else:
+        print(*found, f"{data}: {end}", sep="\n")
+    return report.whole
+
+
+def _verify_run(run: Path, as_json: bool) -> bool:
+    from trainer.records import verify_checkpoints
+
+    checkpoints = list(verify_checkpoints(run))
+    found = [f"{health.path.name}: {health.damage}" for health in checkpoints if health.damage is not None]
+    whole = [health for health in checkpoints if health.damage is None]
+    if not checkpoints:
+        end = "no checkpoint yet; training begins at step 0"
+    elif whole:
+        end = f"can be resumed from step {whole[0].step:,}"
+    else:
+        end = "no checkpoint is whole; it cannot be resumed"
+    if as_json:
+        resumable = {"checkpoints": len(checkpoints), "resume_step": whole[0].step if whole else None}
+        print(json.dumps({"path": str(run), "whole": not found, **resumable, "found": found}))
+    else:
+        print(*(f"{each.path.name}: {each.damage or 'whole'}" for each in checkpoints), f"{run}: {end}", sep="\n")
+    return not found
+
+
+def _print_forecast(expected: Forecast, rows_per_shard: int) -> None:
+    first, others = expected.sources[0], len(expected.sources) - 1
+    splits = ", ".join(f"{name} {rows:,}" for name, rows in expected.splits.items() if rows)
+    megabytes, free = expected.disk_bytes / MEGABYTE, expected.free_bytes / MEGABYTE
+    values = {
+        "sources": f"{first}{f' and {others} more' if others else ''}, {expected.source_bytes / MEGABYTE:,.1f} MB",
+        "rows": f"about {expected.rows:,} (split {expected.split}: {splits})",
+        "shards": f"about {expected.shards:,} of up to {rows_per_shard:,} rows",
+        "disk": f"about {megabytes:,.1f} MB; {free:,.0f} MB are free",
+        "time": f"about {timedelta(seconds=math.ceil(expected.seconds))}",
+        "speed": f"about {expected.rows_per_second:,.0f} rows/s on {expected.workers} workers",
+        "rejected": f"{expected.rejected_share:.3%} of the lines read for this",
+    }
+    for name, value in values.items():
+        print(f"{name:<8}  {value}")
+    if megabytes > free:
+        Console().warn(f"the shards would need {megabytes:,.0f} MB, and {free:,.0f} MB are free")
+
+
+def _print_values(values: dict[str, Any]) -> None:
+    print_table(("", ""), [(key.replace("_", " "), shown(value)) for key, value in values.items()])

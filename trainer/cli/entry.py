@@ -1,0 +1,105 @@
+"""The command line: `alphastream VERB`. Finds the verb, runs it, and turns every error into one line and a code."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import NamedTuple
+
+from pipeline.errors import InputError
+
+EXIT_INPUT, EXIT_STORAGE, EXIT_INTERRUPTED = 2, 74, 143
+EXIT_NOBODY_READS = 128 + signal.SIGPIPE
+"""As of any program that a pipe's reader leaves alone."""
+
+
+class Verb(NamedTuple):
+    """One verb: its module, imported only when it is run so that help is quick, and its line in the overview."""
+
+    module: str
+    help: str
+    continues: bool = False
+    """Whether the same command goes on where an interrupted one stopped."""
+
+    def run(self, name: str, arguments: list[str]) -> int:
+        """Calls the module's function `NAME_verb`."""
+        run: Callable[[list[str]], int] = getattr(importlib.import_module(self.module), f"{name}_verb")
+        return run(arguments)
+
+
+VERBS = {
+    "demo": Verb(
+        "trainer.cli.train", "the main job on generated logs: sample, preprocess, train, report", continues=True
+    ),
+    "sample": Verb("trainer.cli.data", "write Criteo-shaped TSV days"),
+    "preprocess": Verb("trainer.cli.data", "TSV to Parquet shards; run again to continue", continues=True),
+    "inspect": Verb("trainer.cli.data", "rows, splits, label rate, missing rates and sizes of a data folder"),
+    "verify": Verb("trainer.cli.data", "re-hash every shard or checkpoint; say what is whole and what is damaged"),
+    "train": Verb("trainer.cli.train", "the training job; continues where it stopped", continues=True),
+    "evaluate": Verb("trainer.cli.train", "loss, AUC and normalized entropy of a run on a split"),
+    "study": Verb("trainer.cli.train", "a grid of runs from one file; run again to continue", continues=True),
+    "stall": Verb("trainer.cli.stall", "where a step's time goes: computing, preparing rows, or fetching them"),
+    "report": Verb("trainer.cli.train", "figures and tables of a run or a study"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 done, 2 bad input, 3 diverged, 74 I/O failed, 143 stopped."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if arguments[0] in ("--version", "-V"):
+        print(f"alphastream {version('alphastream')}")
+        return 0
+    name, *rest = arguments
+    if name not in VERBS:
+        near = difflib.get_close_matches(name, VERBS, n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else "run alphastream --help for the list"
+        return _fail(f"{name!r} is no verb; {remedy}", EXIT_INPUT)
+    as_json = "--json" in rest
+    try:
+        code = VERBS[name].run(name, rest)
+        sys.stdout.flush()
+        return code
+    except InputError as error:
+        return _fail(str(error), EXIT_INPUT, as_json=as_json)
+    except BrokenPipeError:
+        # Whoever read the output, such as `head`, has enough. Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_NOBODY_READS
+    except OSError as error:
+        text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        return _fail(text, EXIT_STORAGE, as_json=as_json)
+    except KeyboardInterrupt:
+        remedy = " to continue" if VERBS[name].continues else ""
+        return _fail(f"interrupted; run the same command again{remedy}", EXIT_INTERRUPTED, as_json=as_json)
+
+
+def _fail(message: str, code: int, *, as_json: bool = False) -> int:
+    """One line on standard error; with --json an object on standard output as well."""
+    message = " ".join(message.split())
+    print(f"alphastream: {message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": message, "exit_code": code}))
+    return code
+
+
+def _overview() -> str:
+    width = max(len(name) for name in VERBS)
+    verbs = "\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items())
+    return f"""usage: alphastream VERB [options]
+
+Streams click logs to a DLRM and measures, while it trains, how long the next step should be.
+
+verbs:
+{verbs}
+
+alphastream VERB --help tells a verb's options, alphastream --version the version.
+exit codes: 0 done, 2 bad configuration or input, 3 training diverged, 74 I/O failed, 143 stopped and resumable"""

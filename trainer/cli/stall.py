@@ -1,0 +1,148 @@
+"""The verb stall: three runs, and a table of where a step's time goes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from trainer.cli.arguments import UsageError, parse, parse_first, print_table
+from trainer.config import Config, load_config
+from trainer.console import Console
+from trainer.stall import StallReport, measure_stall
+
+
+@dataclass(frozen=True, kw_only=True)
+class StallOptions:
+    """What comes before the settings."""
+
+    config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG.toml")]
+    """TOML file of a run's settings, by section."""
+    steps: int | None = None
+    """Steps measured in each run; by default as many as the first run makes in --seconds, in whole shuffle windows."""
+    seconds: float = 10.0
+    """About how long each of the three runs is measured; not for --steps."""
+    warmup_steps: int = 10
+    """Steps at the start of each run that are not measured."""
+    json: bool = False
+    """One JSON object instead of tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StallArguments(StallOptions):
+    """Find out where a step's time goes, from three runs of the same steps: rows from the disk (page cache dropped),
+    from the page cache, and one pair on the device again and again. Nothing is written. With a remote data.path the
+    first run starts with an empty cache of its own, removed afterwards, so its rows come from the store; the others
+    have theirs from the cache, which keeps what they fetch.
+
+    Every --section.key below is also a key of the TOML file; given here, it overrides the file's.
+    """
+
+    settings: Annotated[Config, tyro.conf.arg(name="")]
+
+
+def stall_verb(arguments: list[str]) -> int:
+    """`alphastream stall CONFIG.toml [--section.key value]`."""
+    default = None
+    if not {"-h", "--help"} & set(arguments):
+        known = parse_first(StallOptions, arguments, "stall")
+        default = StallArguments(config=known.config, settings=load_config(known.config))
+    given = parse(StallArguments, arguments, "stall", default=default, underscores=True)
+    _check(given)
+    report = measure_stall(
+        given.settings,
+        steps=given.steps,
+        seconds=given.seconds,
+        warmup_steps=given.warmup_steps,
+        console=Console(),
+    )
+    if given.json:
+        print(json.dumps(as_json(report)))
+    else:
+        print_report(report)
+    return 0
+
+
+def _check(options: StallOptions) -> None:
+    if options.steps is not None and options.steps < 1:
+        raise UsageError(f"--steps is {options.steps}; give a whole number of at least 1")
+    if options.warmup_steps < 0:
+        raise UsageError(f"--warmup_steps is {options.warmup_steps}; give 0 or more")
+    if not options.seconds > 0:
+        raise UsageError(f"--seconds is {options.seconds}; give a positive number")
+
+
+def as_json(report: StallReport) -> dict[str, Any]:
+    """The report as plain JSON values, with what follows from its fields."""
+    values = {**asdict(report), "verdict": report.verdict}
+    for run, found in zip(values["runs"], report.runs, strict=True):
+        run |= {"rows_per_second": found.rows_per_second, "computing_per_step": found.computing_per_step}
+        run["bottleneck"] = found.bottleneck.stage if found.bottleneck else None
+    return values
+
+
+def print_report(report: StallReport) -> None:
+    """Tables on standard output; times in milliseconds a step."""
+    first = report.runs[0]
+    print(f"{report.verdict}\n\n{first.steps:,} steps of {first.rows / first.steps:,.0f} rows; ms are of one step")
+    if report.no_cold_run:
+        print(f"no cold run: {report.no_cold_run}; what is to be fetched is not seen here")
+    print_table(
+        ("run", "ms", "±", "rows/s", "ms waiting", "ms computing"),
+        [
+            (
+                run.name,
+                _ms(run.seconds_per_step),
+                _ms(run.standard_error),
+                f"{run.rows_per_second:,.0f}",
+                _ms(run.waiting_per_step),
+                _ms(run.computing_per_step),
+            )
+            for run in report.runs
+        ],
+    )
+    print_table(
+        ("part of a step", "ms", "±", "share", "ms waiting", "ms computing"),
+        [
+            (
+                part.name,
+                _ms(part.seconds_per_step),
+                _ms(part.standard_error),
+                f"{part.share:.1%}",
+                _ms(part.waiting_per_step),
+                _ms(part.seconds_per_step - part.waiting_per_step),
+            )
+            for part in report.parts
+        ],
+    )
+    print_table(
+        ("stage", *(f"{run.name} {what}" for run in report.runs[1:] for what in ("thread ms", "threads busy"))),
+        _stage_rows(report),
+    )
+    print_table(
+        ("speed-up of", "by", "predicted", "measured"),
+        [
+            (f"{gain.run} run", gain.change, f"{gain.predicted:.2f}×", f"{gain.measured:.2f}×" if gain.measured else "")
+            for gain in report.speedups
+        ],
+    )
+
+
+def _stage_rows(report: StallReport) -> list[tuple[str, ...]]:
+    """A row for each stage of the pipeline, the bottleneck of each run marked."""
+    rows = []
+    for stage in dict.fromkeys(use.stage for run in report.runs for use in run.stages):
+        cells = [stage]
+        for run in report.runs[1:]:
+            use = next((use for use in run.stages if use.stage == stage), None)
+            mark = "← " if use is not None and use == run.bottleneck else ""
+            cells += [_ms(use.seconds_per_step), f"{mark}{use.busy_share:.0%}"] if use else ["", ""]
+        rows.append(tuple(cells))
+    return rows
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1000 * seconds:,.3f}"

@@ -1,0 +1,137 @@
+"""The verbs on runs: demo, train, evaluate, study, report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from trainer.cli.arguments import parse, parse_first, print_table, shown
+from trainer.cli.demo import DemoConfig, run_demo
+from trainer.config import Config, load_config
+from trainer.console import Console
+from trainer.job import evaluate_run, train
+from trainer.report import write_report
+from trainer.study import is_study, read_study, run_study, write_study_report
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArguments:
+    """The two arguments that come before the settings."""
+
+    config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG.toml")]
+    """TOML file of the run's settings, by section."""
+    run: Annotated[Path, tyro.conf.arg(metavar="RUN")]
+    """Run directory: created, or continued where it stopped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments(RunArguments):
+    """Train a model on preprocessed click logs, continuing RUN where it stopped.
+
+    Every --section.key below is also a key of the TOML file; given here, it overrides the file's.
+    """
+
+    settings: Annotated[Config, tyro.conf.arg(name="")]
+
+
+def train_verb(arguments: list[str]) -> int:
+    """`alphastream train CONFIG.toml --run RUN [--section.key value]`."""
+    default = None
+    if not {"-h", "--help"} & set(arguments):
+        known = parse_first(RunArguments, arguments, "train")
+        default = TrainArguments(config=known.config, run=known.run, settings=load_config(known.config))
+    given = parse(TrainArguments, arguments, "train", default=default, underscores=True)
+    return train(given.settings, given.run, console=Console()).exit_code
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments:
+    """Evaluate a run's newest checkpoint: loss, AUC and normalized entropy of a split."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Run directory."""
+    split: Literal["train", "validation", "test"] = "validation"
+    """Which split."""
+    rows: int | None = None
+    """Rows to evaluate on, from the split's start; by default all."""
+    data: str | None = None
+    """Data folder, or a URI of one; by default the one the run trains on."""
+    json: bool = False
+    """One JSON object instead of a table."""
+
+
+def evaluate_verb(arguments: list[str]) -> int:
+    """`alphastream evaluate RUN`."""
+    given = parse(EvaluateArguments, arguments, "evaluate")
+    step, evaluation = evaluate_run(given.run, split=given.split, rows=given.rows, data=given.data)
+    values = {"step": step, **asdict(evaluation)}
+    if given.json:
+        print(json.dumps(values))
+    else:
+        print_table(("", ""), [(key.replace("_", " "), shown(value)) for key, value in values.items()])
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportArguments:
+    """Write figures (PNG) and tables (CSV, HTML) of a run into RUN/report, of a study into its folder."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|DIR")]
+    """Run directory, or a study's folder; one in progress is reported as far as it is."""
+
+
+def report_verb(arguments: list[str]) -> int:
+    """`alphastream report RUN|DIR`."""
+    folder = parse(ReportArguments, arguments, "report").run
+    print(write_study_report(folder) if is_study(folder) else write_report(folder))
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFileArguments:
+    """The arguments of a study that come before the settings."""
+
+    config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG.toml")]
+    """TOML file of the study: a configuration's sections as the base of every run, and [study]. Or the name of one
+    that comes with the package, such as learning-rate-free."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder for runs and results: created, or continued where it stopped."""
+    jobs: int = 1
+    """Runs at a time, each in a process with its share of the cores. Budgets in seconds can be compared only at the
+    same number; the last bits of a loss may differ between numbers."""
+    arms: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: all)")] = ()
+    """Make only the runs of these arms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyArguments(StudyFileArguments):
+    """Make all runs of a study, continuing DIR where it stopped, and report them.
+
+    Every --section.key below overrides the file's base of all runs; what an arm sets is changed in the file.
+    """
+
+    settings: Annotated[Config, tyro.conf.arg(name="")]
+
+
+def study_verb(arguments: list[str]) -> int:
+    """`alphastream study CONFIG.toml --out DIR [--section.key value]`."""
+    if {"-h", "--help"} & set(arguments):
+        parse(StudyArguments, arguments, "study", underscores=True)
+    known = parse_first(StudyFileArguments, arguments, "study")
+    file = read_study(known.config)
+    default = StudyArguments(config=known.config, out=known.out, jobs=known.jobs, arms=known.arms, settings=file.base)
+    given = parse(StudyArguments, arguments, "study", default=default, underscores=True)
+    console = Console()
+    end = run_study(file.plan(given.settings), given.out, jobs=given.jobs, arms=given.arms, console=console)
+    page = write_study_report(given.out)
+    console.say(f"{end}; report {page.resolve().as_uri()}")
+    return end.exit_code
+
+
+def demo_verb(arguments: list[str]) -> int:
+    """`alphastream demo`."""
+    return run_demo(parse(DemoConfig, arguments, "demo"), console=Console()).exit_code

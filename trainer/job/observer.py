@@ -1,0 +1,127 @@
+"""Where everything a run says goes: its records, the metrics, the live page and the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from ops.live import LiveStatus
+from ops.metrics import Metrics
+from ops.step_clock import StepClock, StepTiming
+from pipeline.device import Feed
+from stepsize.estimate import Estimate
+from trainer.console import Console, ProgressLine
+from trainer.job.run_directory import RunDirectory
+from trainer.learner import Evaluation
+
+FLUSH_STEPS = 50
+"""Records reach the operating system at least every so many steps."""
+SMOOTHING = 0.98
+"""Share of the old value in the terminal's loss."""
+
+
+class RunObserver:
+    """Writes RUN/*.jsonl and keeps metrics, live page and terminal up to date. It never decides anything."""
+
+    def __init__(
+        self,
+        *,
+        directory: RunDirectory,
+        metrics: Metrics,
+        live: LiveStatus,
+        clock: StepClock,
+        feed: Feed,
+        console: Console,
+        line: ProgressLine,
+    ) -> None:
+        self._directory, self._metrics, self._live = directory, metrics, live
+        self._clock, self._feed, self._console, self._line = clock, feed, console, line
+        self._smooth_loss = math.nan
+        self._recent_seconds = math.nan
+        self._alpha: float | None = None
+        self._skipped_rows, self._warned = feed.skipped_rows, False
+
+    def on_step(self, record: Mapping[str, Any], timing: StepTiming, training_seconds: float) -> None:
+        """One finished step: the fields of steps.jsonl, its timing, and the run's training time after it."""
+        self._directory.records["steps"].append(record)
+        step, loss, rate, rows = record["step"], record["loss"], record["learning_rate"], record["rows"]
+        if step % FLUSH_STEPS == 0:
+            self._directory.flush()
+        self._metrics.step(timing.seconds, timing.phases, rows, loss, rate, self._feed.queued_batches())
+        self._metrics.stages(self._feed.stage_totals())
+        self._count_skipped(step)
+        self._live.step(
+            step,
+            epoch=record["epoch"],
+            rows=rows,
+            loss=loss,
+            learning_rate=rate,
+            seconds=timing.seconds,
+            training_seconds=training_seconds,
+        )
+        self._show(step, loss, rate, rows, timing)
+
+    def _count_skipped(self, step: int) -> None:
+        skipped = self._feed.skipped_rows - self._skipped_rows
+        if skipped and not self._warned:
+            self._warned = True
+            message = "damaged rows are left out, and counted; run `alphastream verify` on the data"
+            self._directory.event("warning", step=step, message=message)
+            self._console.warn(message)
+        self._skipped_rows += skipped
+        self._metrics.rejected_rows(skipped)
+
+    def _show(self, step: int, loss: float, rate: float, rows: int, timing: StepTiming) -> None:
+        self._smooth_loss = _smooth(self._smooth_loss, loss)
+        self._recent_seconds = _smooth(self._recent_seconds, timing.seconds)
+        alpha = "" if self._alpha is None else f"  α* {self._alpha:.2e}"
+        speed = rows / self._recent_seconds
+        wait = self._clock.bound().data_share
+        self._line.update(
+            step + 1, f"loss {self._smooth_loss:.4f}  lr {rate:.2e}{alpha}  {speed:,.0f} rows/s  data wait {wait:.0%}"
+        )
+
+    def on_pause(self, timing: StepTiming) -> None:
+        """Time between steps: an evaluation or a checkpoint."""
+        self._metrics.phase(timing.phases)
+
+    def on_estimate(self, estimate: Estimate) -> None:
+        """One α* estimate, whatever its outcome."""
+        record = {key: value for key, value in asdict(estimate).items() if value is not None or key not in OPTIONAL}
+        self._directory.records["alpha"].append(record)
+        self._metrics.estimate(str(estimate.outcome), estimate.relative, estimate.age)
+        self._live.estimate(
+            estimate.step, outcome=str(estimate.outcome), relative=estimate.relative, absolute=estimate.absolute
+        )
+        if estimate.absolute is not None:
+            self._alpha = estimate.absolute
+
+    def on_message(self, message: str, *, step: int) -> None:
+        """A sentence for people, such as what a policy just changed."""
+        self._directory.event("policy", step=step, message=message)
+        self._live.message(step, message)
+        self._console.say(message)
+
+    def on_evaluation(self, evaluation: Evaluation, *, step: int, seconds: float, training_seconds: float) -> None:
+        """One split's evaluation after `step` steps."""
+        values = asdict(evaluation)
+        self._directory.records["evals"].append(
+            {"step": step, **values, "seconds": seconds, "training_seconds": training_seconds}
+        )
+        self._directory.flush()
+        self._metrics.evaluation(evaluation.split, evaluation.loss, evaluation.auc, evaluation.normalized_entropy)
+        self._live.evaluation(step, evaluation.split, loss=evaluation.loss, auc=evaluation.auc)
+        auc = "" if evaluation.auc is None else f"  AUC {evaluation.auc:.4f}"
+        self._console.say(
+            f"step {step}: {evaluation.split} loss {evaluation.loss:.5f}{auc}  ({evaluation.rows:,} rows)"
+        )
+
+
+OPTIONAL = ("biased", "hybrid", "diagnostics", "groups")
+"""Fields of alpha.jsonl that stand there only where they were asked for."""
+
+
+def _smooth(old: float, new: float) -> float:
+    return new if math.isnan(old) else SMOOTHING * old + (1 - SMOOTHING) * new

@@ -1,0 +1,77 @@
+"""Averages of the weights along the run, to be evaluated in place of the weights themselves."""
+
+# pyright: reportPrivateImportUsage=false
+# (torch._foreach_lerp_ is what torch.optim.swa_utils averages with; its stub is marked private)
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from trainer.learner.optimizers import OptimizerConfig
+
+UPDATES = "#updates"
+"""Key of the count in the state; no parameter can have this name."""
+
+
+class WeightAverage:
+    """A running average θ̄ of every parameter; costs one copy of the parameters and one pass over them a step.
+
+    The k-th update, counted from 1: θ̄ ← θ̄ + w·(θ − θ̄), with w = 1/k for "polyak" (the mean of all iterates)
+    and w = max(1 − decay, 1/k) for "ema", so that the first iterates weigh no more than later ones.
+    Parameters that share memory are averaged once. Buffers are not averaged.
+    """
+
+    def __init__(self, model: nn.Module, kind: Literal["ema", "polyak"], *, decay: float = 0.99) -> None:
+        self._names, self._parameters = zip(*model.named_parameters(), strict=True)
+        self._averages = [parameter.detach().clone() for parameter in self._parameters]
+        self._floor = 1.0 - decay if kind == "ema" else 0.0
+        self._updates = 0
+        self._applied = False
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights as they are now, after an optimizer step."""
+        assert not self._applied, "the weights are swapped out"
+        self._updates += 1
+        current = [parameter.detach() for parameter in self._parameters]
+        torch._foreach_lerp_(self._averages, current, max(self._floor, 1.0 / self._updates))
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within it the model's parameters hold the averages; pointers are exchanged, nothing is copied.
+
+        The averages of a model that was never updated are its weights as they were at construction.
+        """
+        self._exchange()
+        self._applied = True
+        try:
+            yield
+        finally:
+            self._exchange()
+            self._applied = False
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages by parameter name, and the number of updates; no copies."""
+        assert not self._applied, "the weights are swapped out"
+        return {UPDATES: torch.tensor(self._updates), **dict(zip(self._names, self._averages, strict=True))}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what `state_dict` gave for a model with the same parameters."""
+        for name, average in zip(self._names, self._averages, strict=True):
+            average.copy_(state[name])
+        self._updates = int(state[UPDATES])
+
+    def _exchange(self) -> None:
+        for index, parameter in enumerate(self._parameters):
+            parameter.data, self._averages[index] = self._averages[index], parameter.data
+
+
+def build_average(config: OptimizerConfig, model: nn.Module) -> WeightAverage | None:
+    """The average that `optimizer.average` asks for, or None."""
+    return None if config.average == "none" else WeightAverage(model, config.average, decay=config.average_decay)

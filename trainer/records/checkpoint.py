@@ -1,0 +1,280 @@
+"""Checkpoints: safetensors and JSON under a manifest of hashes, whole or not there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.errors import InputError, StorageError
+from pipeline.shards import sync_folder
+from trainer.records.packing import pack, unpack
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+STATE = "state.json"
+_NAME = re.compile(r"step-(\d{8,})(\.replaced)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """The `[checkpoint]` section: how often a run can be continued from, and how many such points are kept."""
+
+    every_steps: int | None = None
+    """Save after every so many steps; a run saves when it ends or is stopped in any case."""
+    every_seconds: float | None = 600.0
+    """Save after every so many seconds of training."""
+    keep: int = 3
+    """Newest checkpoints to keep."""
+
+    def __post_init__(self) -> None:
+        for name in ("every_steps", "every_seconds"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"checkpoint.{name} is {value}; give a positive number or leave it out")
+        if self.keep < 1:
+            raise ValueError(f"checkpoint.keep is {self.keep}; keep at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A whole checkpoint, read and verified."""
+
+    path: Path
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    """What was saved as `tensors`: file name without suffix → name → tensor."""
+    state: dict[str, Any]
+    """What was saved as `state`; its tensors are on the CPU."""
+    damaged: tuple[str, ...] = ()
+    """Newer checkpoints that were passed over: each one's name and what is wrong with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointHealth:
+    """What a verification found of one checkpoint."""
+
+    path: Path
+    step: int
+    damage: str | None
+    """None where every byte is as it was written."""
+
+
+def save_checkpoint(
+    run: str | Path,
+    step: int,
+    *,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: int = 3,
+) -> Path:
+    """Writes RUN/checkpoints/step-XXXXXXXX and deletes older ones beyond the `keep` newest.
+
+    `tensors` maps a file name to its named tensors. `state` is anything `packing.pack` takes, tensors
+    included, so `optimizer.state_dict()` of any optimizer goes in as it is.
+    The folder appears under its name only when it is whole and on the disk; on any error it does not, and
+    nothing older is lost. Checkpoints of later steps (of a future that was abandoned) are left alone.
+
+    Raises: TypeError for state that has no form on disk; OSError when writing fails, a full disk included.
+    """
+    folder = Path(run) / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    for left_over in folder.glob(".partial-*"):
+        shutil.rmtree(left_over)
+    final = folder / f"step-{step:08d}"
+    partial = folder / f".partial-{final.name}"
+    try:
+        partial.mkdir()
+        _write_content(partial, step, tensors, state)
+        _publish(partial, final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    older = [path for found, path in _listed(folder) if found < step]
+    for path in older[keep - 1 :]:
+        shutil.rmtree(path)
+    return final
+
+
+def load_latest(run: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint | None:
+    """The newest whole checkpoint of the run, its `tensors` on `device`; None where none was ever saved.
+
+    Raises: StorageError where there are checkpoints and every one is damaged; InputError for one that a
+    newer version of this program wrote.
+    """
+    damaged: list[str] = []
+    for step, path in _listed(Path(run) / "checkpoints"):
+        problem = find_damage(path)
+        if problem is None:
+            tensors, state = _read_content(path, device)
+            return Checkpoint(path=path, step=step, tensors=tensors, state=state, damaged=tuple(damaged))
+        damaged.append(f"{path.name} is damaged: {problem}")
+    if damaged:
+        raise StorageError(
+            f"{run}: no checkpoint is whole ({'; '.join(damaged)}); restore one from a backup, or start a new run"
+        )
+    return None
+
+
+def verify_checkpoints(run: str | Path) -> Iterator[CheckpointHealth]:
+    """Re-hashes every checkpoint of the run, newest first.
+
+    Raises: InputError for a checkpoint that a newer version of this program wrote.
+    """
+    for step, path in _listed(Path(run) / "checkpoints"):
+        yield CheckpointHealth(path=path, step=step, damage=find_damage(path))
+
+
+def find_damage(path: Path) -> str | None:
+    """What is wrong with the checkpoint at `path`, or None where every byte is as it was written.
+
+    Raises: InputError for a checkpoint that a newer version of this program wrote.
+    """
+    manifest = _manifest_or_damage(path)
+    if isinstance(manifest, str):
+        return manifest
+    if manifest["format_version"] > FORMAT_VERSION:
+        raise InputError(
+            f"{path} has checkpoint format {manifest['format_version']}, this version reads up to {FORMAT_VERSION}; "
+            "update alphastream"
+        )
+    for name, entry in manifest["files"].items():
+        try:
+            size = (path / name).stat().st_size
+            if size != entry["bytes"]:
+                return f"{name} has {size} bytes instead of {entry['bytes']}"
+            if _hash_file(path / name) != entry["sha256"]:
+                return f"{name} does not match its hash"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror or error})"
+    return None
+
+
+def seed_generators(seed: int) -> None:
+    """Seeds the global generators whose states `random_state` saves, so that a run depends on its seed alone."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (the global generator is what is saved)
+    torch.manual_seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """The states of Python's, numpy's and torch's global generators, those of all CUDA devices included."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(legacy=False),  # noqa: NPY002 (the global generator is what is saved)
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Puts the global generators where `random_state` found them; CUDA's where as many devices are here."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _manifest_or_damage(path: Path) -> dict[str, Any] | str:
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        claimed = manifest.pop("sha256")
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    return manifest if claimed == _digest(manifest) else f"{MANIFEST} does not match its own hash"
+
+
+def _write_content(
+    partial: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+) -> None:
+    packed_tensors: dict[str, Any] = {}
+    for name, values in tensors.items():
+        packed_tensors[name], stored = pack(dict(values))
+        _save_tensors(stored, partial / f"{name}.safetensors")
+    packed_state, stored = pack(dict(state))
+    _save_tensors(stored, partial / "state.safetensors")
+    content = {"state": packed_state, "tensors": packed_tensors}
+    (partial / STATE).write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+    for path in partial.glob("*.safetensors"):
+        path.chmod((partial / STATE).stat().st_mode)  # the library lets nobody but the owner read them
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": _hash_file(path)} for path in sorted(partial.iterdir())
+    }
+    manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files}
+    manifest["sha256"] = _digest(manifest)
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for path in partial.iterdir():
+        _sync_file(path)
+    sync_folder(partial)
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        # the library wraps the system's error in its own, which is no OSError
+        raise StorageError(f"{path}: writing failed ({error}); make space or choose another disk") from error
+
+
+def _publish(partial: Path, final: Path) -> None:
+    """Gives the finished folder its name. A folder that has it already stays listed until the new one is."""
+    replaced = final.with_name(f"{final.name}.replaced")
+    if final.exists():
+        if replaced.exists():
+            shutil.rmtree(replaced)
+        final.rename(replaced)
+    partial.rename(final)
+    sync_folder(final.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def _read_content(path: Path, device: torch.device | str) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    content = json.loads((path / STATE).read_text(encoding="utf-8"))
+    tensors = {
+        name: unpack(packed, load_file(path / f"{name}.safetensors", device=str(device)))
+        for name, packed in content["tensors"].items()
+    }
+    return tensors, unpack(content["state"], load_file(path / "state.safetensors"))
+
+
+def _listed(folder: Path) -> list[tuple[int, Path]]:
+    """Steps and paths of all finished checkpoints, newest first; a replaced one comes after its successor."""
+    if not folder.is_dir():
+        return []
+    matches = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    matches.sort(key=lambda pair: (-int(pair[0][1]), pair[0][2] is not None))
+    return [(int(match[1]), path) for match, path in matches]
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

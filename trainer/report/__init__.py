@@ -1,0 +1,48 @@
+"""A run's figures, tables and page."""
+
+from __future__ import annotations
+
+from trainer.report.plotting import (
+    AMBER,
+    BLUE,
+    BROWN,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PINK,
+    SKY,
+    VIOLET,
+    legend,
+    new_figure,
+    step_axis,
+    style,
+)
+from trainer.report.report import DPI, Table, duration, write_page, write_report, write_table
+from trainer.report.summary import best_evaluation, evaluation_at, window_means
+
+__all__ = [
+    "AMBER",
+    "BLUE",
+    "BROWN",
+    "DPI",
+    "GREEN",
+    "GREY",
+    "INK",
+    "ORANGE",
+    "PINK",
+    "SKY",
+    "VIOLET",
+    "Table",
+    "best_evaluation",
+    "duration",
+    "evaluation_at",
+    "legend",
+    "new_figure",
+    "step_axis",
+    "style",
+    "window_means",
+    "write_page",
+    "write_report",
+    "write_table",
+]

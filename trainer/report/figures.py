@@ -1,0 +1,318 @@
+"""The pictures of a report, each drawn from a run's columns alone."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
+
+from trainer.records import RunLog
+from trainer.report.plotting import (
+    AMBER,
+    BLUE,
+    BROWN,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PINK,
+    SKY,
+    VIOLET,
+    legend,
+    new_figure,
+    step_axis,
+    style,
+)
+from trainer.report.summary import (
+    alpha_windows,
+    best_evaluation,
+    bound,
+    centered_mean,
+    rate_summary,
+    window_means,
+    window_sums,
+)
+
+SPLIT_COLORS = {"train": AMBER, "validation": ORANGE, "test": GREEN}
+PHASE_COLORS = {
+    "data_wait": ORANGE,
+    "transfer": AMBER,
+    "forward": SKY,
+    "backward": BLUE,
+    "optimizer": GREEN,
+    "alpha": PINK,
+    "evaluation": VIOLET,
+    "checkpoint": BROWN,
+    "other": GREY,
+}
+POINTS = 1200
+"""No curve has more points than a screen can show."""
+STRETCHES = 120
+MOST_RELATIVE = 1e4
+"""The largest α* relative that an axis reaches for."""
+
+
+def figures(log: RunLog) -> dict[str, Figure]:
+    """Every figure that the run has data for, by file stem, in the order of the report."""
+    drawn = {"loss": loss_figure(log), "learning_rate": rate_figure(log), "time": time_figure(log)}
+    if log.outcomes:
+        drawn["alpha"] = alpha_figure(log)
+    if any(variant in log.alpha for variant in ("biased", "hybrid")):
+        drawn["bias"] = bias_figure(log)
+    return drawn
+
+
+def loss_figure(log: RunLog) -> Figure:
+    """Training loss, raw and smoothed, with the evaluations of every split."""
+    figure, axes = new_figure("Loss", "mean binary cross-entropy (nats)")
+    step, loss = log.steps["step"], log.steps["loss"]
+    half = max(1, len(step) // 80)
+    smooth = centered_mean(loss, half)
+    axes.plot(_thin(step), _thin(loss), color=GREY, linewidth=0.8, alpha=0.6, label="training, each step")
+    axes.plot(_thin(step), _thin(smooth), color=BLUE, linewidth=2, label=f"training, mean of {2 * half + 1} steps")
+    for split, table in log.evaluations.items():
+        color = SPLIT_COLORS.get(split, INK)
+        axes.plot(table["step"], table["loss"], color=color, marker="o", markersize=4, linewidth=1.4, label=split)
+    best = best_evaluation(log)
+    if best is not None:
+        label = f"best validation: {best['loss']:.5f} at step {best['step']:,.0f}"
+        axes.plot(
+            best["step"], best["loss"], "*", color=ORANGE, markeredgecolor="white", markersize=16, zorder=5, label=label
+        )
+    _loss_limits(axes, log, smooth)
+    _epochs(axes, log)
+    legend(axes)
+    return figure
+
+
+def rate_figure(log: RunLog) -> Figure:
+    """The learning rate that was applied against the one that α* stands for, and how often α* was negative."""
+    windows = alpha_windows(log)
+    if not windows:
+        figure, axes = new_figure("Learning rate applied", "learning rate")
+        _applied(axes, log)
+        if (log.steps["learning_rate"] > 0).all():
+            axes.set_yscale("log")
+        legend(axes)
+        return figure
+    figure = Figure(figsize=(9.6, 5.8), layout="constrained")
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    style(axes, "Learning rate applied against the step size α*", "learning rate")
+    middle = [window.middle for window in windows]
+    lower, upper = [window.lower for window in windows], [window.upper for window in windows]
+    axes.fill_between(middle, lower, upper, color=BLUE, alpha=0.18, linewidth=0, label="α*, middle half of estimates")
+    dots = "o" if len(windows) <= 25 else ""
+    medians = [window.median for window in windows]
+    axes.plot(middle, medians, color=BLUE, linewidth=1.8, marker=dots, markersize=4, label="α*, median")
+    pooled = [math.nan if window.pooled is None else window.pooled for window in windows]
+    axes.plot(middle, pooled, color=INK, linewidth=1.2, linestyle=(0, (4, 2)), label="α*, pooled (ratio of averages)")
+    _applied(axes, log)
+    _rate_scale(axes, log, [*lower, *upper])
+    legend(axes, columns=4)
+    style(below, "", "negative α*")
+    width = min(np.diff(middle), default=windows[0].last_step - windows[0].first_step + 1) * 0.9
+    below.bar(middle, [window.negative / window.estimates for window in windows], width=width, color=GREY)
+    below.set_ylim(0, 1)
+    below.yaxis.set_major_formatter(PercentFormatter(1.0))
+    below.yaxis.set_major_locator(MaxNLocator(2))
+    step_axis(below)
+    first, last = log.steps["step"][[0, -1]]
+    room = 0.015 * max(last - first, 1)
+    axes.set_xlim(first - room, last + room)
+    return figure
+
+
+def time_figure(log: RunLog) -> Figure:
+    """Where the time went: the phases of the steps along the run, and their share of all of it."""
+    figure = Figure(figsize=(9.6, 4.8), layout="constrained")
+    along, total = figure.subplots(1, 2, width_ratios=(3, 2))
+    verdict = bound(log)
+    figure.suptitle(str(verdict)[:1].upper() + str(verdict)[1:], fontsize=13, fontweight="bold", color=INK)
+    names = [name for name in PHASE_COLORS if name in log.phases]
+    sums = np.array([window_sums(log.phases[name], STRETCHES) for name in names])
+    middle = window_means(log.steps["step"], STRETCHES)
+    style(along, "Time of a step by phase, along the run", "share of wall time")
+    if names:
+        shares = sums / np.maximum(sums.sum(axis=0), 1e-300)
+        along.stackplot(middle, shares, colors=[PHASE_COLORS[name] for name in names], linewidth=0)
+        along.set_ylim(0, 1)
+        if len(middle) > 1:
+            along.set_xlim(middle[0], middle[-1])
+    along.yaxis.set_major_formatter(PercentFormatter(1.0))
+    along.grid(visible=False)
+    step_axis(along)
+
+    totals = log.phase_totals
+    shown = list(totals)[::-1]
+    spent = sum(totals.values())
+    style(total, "Total, evaluations included", "")
+    total.barh(_words(shown), [totals[name] for name in shown], color=[PHASE_COLORS.get(name, GREY) for name in shown])
+    for index, name in enumerate(shown):
+        text = f" {_duration(totals[name])}, {100 * totals[name] / spent:.1f} %"
+        total.text(totals[name], index, text, va="center", fontsize=9, color=INK)
+    total.set_xlim(0, max(totals.values(), default=1.0) * 1.55)
+    total.set_xlabel("seconds")
+    total.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1e4 else f"{value:,.0f}"))
+    total.xaxis.set_major_locator(MaxNLocator(4))
+    total.grid(visible=False, axis="y")
+    total.tick_params(axis="y", length=0)
+    return figure
+
+
+def alpha_figure(log: RunLog) -> Figure:
+    """What came of the estimates of α*, and how the finite ones are spread."""
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    counts_axes, spread = figure.subplots(1, 2, width_ratios=(2, 3))
+    counts = Counter(log.outcomes)
+    names = [name for name, _ in reversed(counts.most_common())]
+    total = len(log.outcomes)
+    style(counts_axes, f"Outcomes of {total:,} estimates", "")
+    colors = {"ok": GREEN, "ascent": AMBER}
+    counts_axes.barh(names, [counts[name] for name in names], color=[colors.get(name, GREY) for name in names])
+    for index, name in enumerate(names):
+        text = f" {counts[name]:,} ({100 * counts[name] / total:.1f} %)"
+        counts_axes.text(counts[name], index, text, va="center", fontsize=9, color=INK)
+    counts_axes.set_xlim(0, max(counts.values()) * 1.6)
+    counts_axes.set_xlabel("estimates")
+    counts_axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    counts_axes.grid(visible=False, axis="y")
+    counts_axes.tick_params(axis="y", length=0)
+    _spread(spread, log)
+    return figure
+
+
+def bias_figure(log: RunLog) -> Figure:
+    """The estimators side by side: from one batch (biased), from two (unbiased), and from a mix (hybrid)."""
+    figure, axes = new_figure("Biased against unbiased α*", "α* relative to the applied step")
+    colors = {"relative": BLUE, "hybrid": PINK, "biased": ORANGE}
+    names = {"relative": "unbiased (both from B1)", "hybrid": "hybrid (slope from B1)"}
+    values = []
+    for column, color in colors.items():
+        if column not in log.alpha:
+            continue
+        chosen = np.isfinite(log.alpha[column])
+        step, value = log.alpha["step"][chosen], log.alpha[column][chosen]
+        axes.plot(step, value, ".", color=color, alpha=0.15, markersize=4, markeredgewidth=0)
+        smooth = _running_median(value, max(3, len(value) // 20))
+        axes.plot(step, smooth, color=color, linewidth=2, label=names.get(column, "biased (both from B2)"))
+        values.append(value)
+    _signed_log(axes, np.concatenate(values), edge=1.0)
+    axes.axhline(1, color=INK, linewidth=1, linestyle=":", label="1: the step was just right")
+    legend(axes, columns=4)
+    return figure
+
+
+def _thin(values: np.ndarray) -> np.ndarray:
+    return window_means(values, POINTS)
+
+
+def _loss_limits(axes: Axes, log: RunLog, smooth: np.ndarray) -> None:
+    """Frame the curve, not its first steps: those may start far above."""
+    losses = [smooth[len(smooth) // 50 :], *(table["loss"] for table in log.evaluations.values())]
+    shown = np.concatenate(losses)
+    shown = shown[np.isfinite(shown)]
+    if len(shown) == 0:
+        return
+    low, high = float(shown.min()), float(shown.max())
+    if low > 0 and high > 20 * low:
+        axes.set_yscale("log")
+        return
+    room = 0.12 * (high - low) or 0.01
+    axes.set_ylim(low - room, high + room)
+    top = float(np.nanmax(smooth, initial=-math.inf))
+    if top > high + room:
+        text = f"starts above the frame, at {top:.3f}"
+        axes.text(0.99, 0.97, text, transform=axes.transAxes, va="top", ha="right", fontsize=9)
+
+
+def _epochs(axes: Axes, log: RunLog) -> None:
+    starts = log.steps["step"][1:][np.diff(log.steps["epoch"]) > 0]
+    if 0 < len(starts) <= 20:
+        for start in starts:
+            axes.axvline(start, color=GREY, linewidth=0.8, linestyle=":")
+        axes.plot([], [], color=GREY, linewidth=0.8, linestyle=":", label="start of an epoch")
+
+
+def _applied(axes: Axes, log: RunLog) -> None:
+    step, rate = log.steps["step"], log.steps["learning_rate"]
+    axes.plot(_thin(step), _thin(rate), color=ORANGE, linewidth=2, label="applied")
+
+
+def _rate_scale(axes: Axes, log: RunLog, alphas: list[float]) -> None:
+    rates = log.steps["learning_rate"]
+    rates = rates[np.isfinite(rates) & (rates > 0)]
+    typical = float(np.median(rates)) if len(rates) else float(np.median(np.abs(alphas)))
+    values = np.concatenate([np.asarray(alphas), [rates.max()] if len(rates) else []])
+    _signed_log(axes, values, edge=10 ** math.floor(math.log10(typical)))
+
+
+def _signed_log(axes: Axes, values: np.ndarray, *, edge: float) -> None:
+    """Logarithmic on both sides of zero and linear within ±`edge`; framed on the middle 98 % of `values`."""
+    axes.set_yscale("symlog", linthresh=edge, linscale=0.7)
+    low, high = np.clip(np.quantile(values, [0.01, 0.99]), -MOST_RELATIVE * edge, MOST_RELATIVE * edge)
+    axes.set_ylim(min(1.4 * low, -0.1 * edge), max(1.4 * high, 1.5 * edge))
+    axes.axhline(0, color=GREY, linewidth=1)
+
+
+def _spread(axes: Axes, log: RunLog) -> None:
+    relative = log.alpha["relative"][log.measured]
+    style(axes, "Spread of α* relative to the applied step", "estimates")
+    if len(relative) == 0:
+        axes.text(0.5, 0.5, "no estimate carried a number", transform=axes.transAxes, ha="center")
+        return
+    # A step at a rate near zero can have an α* of 10¹³; the outermost bars hold everything beyond the axis.
+    reach = math.ceil(math.log10(min(max(float(np.quantile(np.abs(relative), 0.98)), 10.0), MOST_RELATIVE)))
+    positive = 10 ** np.linspace(-1, reach, (20 if reach == 1 else 10) * (reach + 1) // 2 + 1)
+    inner = np.linspace(-0.1, 0.1, 5)[1:-1]
+    edges = np.concatenate([-positive[::-1], inner, positive])
+    counts, _ = np.histogram(np.clip(relative, edges[0], edges[-1]), edges)
+    # Bars stand on the index of their bin, which is what a signed logarithmic axis would show.
+    place = np.arange(len(counts))
+    colors = [GREEN if right > 0 else AMBER for right in edges[1:]]
+    axes.bar(place + 0.5, counts, width=1.0, color=colors, edgecolor="white", linewidth=0.4)
+    at: Callable[[float], float] = lambda value: float(np.interp(value, edges, np.arange(len(edges))))  # noqa: E731
+    powers = [10.0**power for power in range(reach + 1)]
+    ticks = [*(-power for power in reversed(powers)), 0.0, *powers]
+    axes.set_xticks([at(tick) for tick in ticks], [_power(tick) for tick in ticks])
+    summary = rate_summary(log)
+    assert summary is not None
+    axes.axvline(at(1.0), color=INK, linewidth=1.2, linestyle=":")
+    axes.axvline(at(summary.median), color=BLUE, linewidth=2)
+    axes.set_xlabel("α* relative (1: the step was just right)")
+    axes.figure.legend(
+        handles=[
+            Line2D([], [], color=BLUE, linewidth=2, label=f"median {summary.median:.2g}"),
+            Line2D([], [], color=INK, linewidth=1.2, linestyle=":", label="1"),
+            Patch(color=GREEN, label="positive"),
+            Patch(color=AMBER, label=f"negative ({100 * summary.negative / summary.estimates:.0f} %)"),
+        ],
+        loc="outside lower right",
+        ncols=4,
+        frameon=False,
+        fontsize=9,
+    )
+
+
+def _power(value: float) -> str:
+    """A power of ten, short enough for an axis of many."""
+    return f"{value:g}" if abs(value) <= 100 else rf"${'-' if value < 0 else ''}10^{{{math.log10(abs(value)):.0f}}}$"
+
+
+def _running_median(values: np.ndarray, half: int) -> np.ndarray:
+    padded = np.pad(values, half, mode="reflect" if len(values) > half else "edge")
+    return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1), axis=1)
+
+
+def _words(names: list[str]) -> list[str]:
+    return [name.replace("_", " ") for name in names]
+
+
+def _duration(seconds: float) -> str:
+    return EngFormatter(unit="s", places=1)(seconds) if seconds < 1 else f"{seconds:,.1f} s"

@@ -1,0 +1,246 @@
+"""A run's report: figures as PNG, tables as CSV, and one HTML page that shows them."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from pipeline.errors import InputError
+from trainer.records import EVALUATION_FIELDS, Column, RunLog
+from trainer.report.figures import figures
+from trainer.report.summary import alpha_windows, best_evaluation, bound, evaluation_at, rate_summary
+
+CAPTIONS = {
+    "loss": "Training loss (each point a mean of steps where there are many) and the evaluations of every split.",
+    "learning_rate": "The rate the optimizer used against the one α* stands for. Where the blue line runs above the "
+    "orange one, longer steps would have paid; a negative α* says that a step climbed on fresh rows. "
+    "The scale is logarithmic away from zero and linear about it.",
+    "time": "Every moment of a step belongs to exactly one phase. Waiting for data is the pipeline's share; "
+    "all others are the trainer's. The verdict leaves out the first step, which waits for the pipeline to fill.",
+    "alpha": "What came of every estimate, and how the numbers are spread. Single estimates scatter widely: "
+    "read the median and the pooled figure.",
+    "bias": "From one batch alone (biased), α* is far too large, because a step always looks good on the rows it was "
+    "made from.",
+}
+DPI = 150
+
+
+class ReportError(InputError):
+    """There is nothing to report on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One table of the report; numbers stay numbers until they are shown."""
+
+    stem: str
+    """File name of its CSV, without the suffix."""
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[Sequence[Any]]
+
+
+def write_report(run: Path) -> Path:
+    """Writes RUN/report/ (index.html, PNGs, CSVs) from RUN/*.jsonl and returns the page's path.
+
+    A run in progress or one that was killed is reported as far as it got.
+    Raises: ReportError where no step is recorded; OSError where the folder cannot be written.
+    """
+    if not run.is_dir():
+        raise ReportError(f"{run}: is no run directory; give the folder that `alphastream train --run` wrote")
+    log = RunLog.load(run)
+    if len(log.steps["step"]) == 0:
+        raise ReportError(f"{run}: holds no finished step in steps.jsonl; train it for at least one step first")
+    folder = run / "report"
+    folder.mkdir(exist_ok=True)
+    drawn = figures(log)
+    for stem, figure in drawn.items():
+        figure.savefig(folder / f"{stem}.png", dpi=DPI, facecolor="white")
+    tables = [_summary_table(log), _evaluation_table(log), _rate_table(log), _phase_table(log), _outcome_table(log)]
+    tables = [table for table in tables if table.rows]
+    for table in tables:
+        write_table(folder / f"{table.stem}.csv", table)
+    page = folder / "index.html"
+    write_page(
+        page,
+        title=str(log.path),
+        said=sentences(log),
+        pictures=[(stem, CAPTIONS[stem]) for stem in drawn],
+        tables=tables,
+        messages=log.messages[-40:],
+    )
+    return page
+
+
+def sentences(log: RunLog) -> list[str]:
+    """The run in a few plain sentences."""
+    steps = log.steps
+    seconds, rows = float(np.nansum(steps["seconds"])), float(np.nansum(steps["rows"]))
+    speed = f", {rows / seconds:,.0f} rows/s" if seconds else ""
+    said = [f"{len(steps['step']):,} steps over {rows:,.0f} rows in {duration(seconds)} of training{speed}."]
+    verdict = str(bound(log))
+    said.append(f"{verdict[0].upper()}{verdict[1:]}.")
+    best = best_evaluation(log)
+    if best is not None:
+        text = f"Best validation loss {best['loss']:.5f}, after {best['step']:,.0f} steps"
+        test = evaluation_at(log, "test", best["step"])
+        said.append(text + (f" (test loss there: {test['loss']:.5f})." if test else "."))
+    rates = rate_summary(log)
+    if rates is not None:
+        said.append(
+            f"α* suggests a rate {_times(rates.median)} the applied one (median of {rates.estimates:,} estimates; "
+            f"middle half {_times(rates.lower)} to {_times(rates.upper)}; "
+            f"{100 * rates.negative / rates.estimates:.0f} % negative)."
+        )
+        if rates.pooled is not None and rates.pooled_error is not None:
+            error = 1.96 * rates.pooled_error
+            said.append(f"Pooled over all of them: {rates.pooled:.2f} ± {error:.2f} times (95 % interval).")
+    if log.damaged_lines:
+        said.append(f"{log.damaged_lines} lines of the records were not whole and were left out.")
+    return said
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words of at most two units."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.2g}×" if abs(factor) < 100 else f"{factor:,.0f}×"
+
+
+def _summary_table(log: RunLog) -> Table:
+    steps, verdict, best, rates = log.steps, bound(log), best_evaluation(log), rate_summary(log)
+    applied, step_seconds = _finite(steps["learning_rate"]), _finite(steps["seconds"])
+    seconds, rows = float(np.nansum(steps["seconds"])), float(np.nansum(steps["rows"]))
+    entries: list[tuple[str, Any, str]] = [
+        ("steps", len(steps["step"]), ""),
+        ("rows", rows, ""),
+        ("training time", seconds, "s"),
+        ("speed", rows / seconds if seconds else math.nan, "rows/s"),
+        ("step time, median", float(np.median(step_seconds)), "s"),
+        ("step time, 99th percentile", float(np.quantile(step_seconds, 0.99)), "s"),
+        ("share of time waiting for data", verdict.data_share, ""),
+        ("learning rate applied, mean", float(np.mean(applied)), ""),
+        ("learning rate applied, median", float(np.median(applied)), ""),
+        ("learning rate applied, standard deviation", float(np.std(applied)), ""),
+        ("learning rate applied, lowest", float(np.min(applied)), ""),
+        ("learning rate applied, highest", float(np.max(applied)), ""),
+    ]
+    if best is not None:
+        entries += [("best validation loss", best["loss"], ""), ("best validation loss at step", best["step"], "")]
+    if rates is not None:
+        entries += [
+            ("α* estimates with a number", rates.estimates, ""),
+            ("α* negative", rates.negative, ""),
+            ("α* over applied rate, lower quartile", rates.lower, ""),
+            ("α* over applied rate, median", rates.median, ""),
+            ("α* over applied rate, upper quartile", rates.upper, ""),
+            ("α* over applied rate, pooled", rates.pooled, ""),
+            ("α* over applied rate, standard error of the pooled", rates.pooled_error, ""),
+        ]
+    return Table(stem="summary", title="The run in figures", columns=("figure", "value", "unit"), rows=entries)
+
+
+def _finite(values: Column) -> Column:
+    """The finite ones; a single NaN where there is none, which a table then leaves empty."""
+    finite = values[np.isfinite(values)]
+    return finite if len(finite) else np.array([math.nan])
+
+
+def _evaluation_table(log: RunLog) -> Table:
+    rows = [
+        (split, *(float(table[name][index]) for name in EVALUATION_FIELDS))
+        for split, table in log.evaluations.items()
+        for index in range(len(table["step"]))
+    ]
+    return Table(stem="evaluations", title="Evaluations", columns=("split", *EVALUATION_FIELDS), rows=rows)
+
+
+def _rate_table(log: RunLog) -> Table:
+    columns = (
+        "first_step",
+        "last_step",
+        "estimates",
+        "negative",
+        "lower",
+        "median",
+        "upper",
+        "pooled",
+        "learning_rate",
+    )
+    rows = [tuple(getattr(window, name) for name in columns) for window in alpha_windows(log)]
+    return Table(stem="rates", title="α* absolute, along the run", columns=columns, rows=rows)
+
+
+def _phase_table(log: RunLog) -> Table:
+    spent = sum(log.phase_totals.values())
+    rows = [(name, seconds, seconds / spent) for name, seconds in log.phase_totals.items()]
+    return Table(stem="phases", title="Time by phase", columns=("phase", "seconds", "share"), rows=rows)
+
+
+def _outcome_table(log: RunLog) -> Table:
+    total = len(log.outcomes)
+    rows = [(name, count, count / total) for name, count in Counter(log.outcomes).most_common()]
+    return Table(stem="outcomes", title="α* outcomes", columns=("outcome", "estimates", "share"), rows=rows)
+
+
+def write_table(path: Path, table: Table) -> None:
+    """One CSV file with a header; what is not known stays empty."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(table.columns)
+        writer.writerows([_plain(value) for value in row] for row in table.rows)
+
+
+def _plain(value: Any) -> Any:
+    """A value as a spreadsheet wants it: nothing for what is not known, no decimal point on whole numbers."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def shown(value: Any) -> str:
+    """A value as a person wants to read it."""
+    plain = _plain(value)
+    if isinstance(plain, int):
+        return f"{plain:,}"
+    if isinstance(plain, float):
+        return f"{plain:.5g}" if abs(plain) < 1e4 else f"{plain:,.0f}"
+    return plain or "–"
+
+
+def write_page(
+    page: Path,
+    *,
+    title: str,
+    said: Iterable[str],
+    pictures: Iterable[tuple[str, str]],
+    tables: Iterable[Table],
+    messages: Iterable[tuple[int | None, str]] = (),
+) -> None:
+    """Writes an HTML page, whole or not at all: sentences, (stem, caption) of PNGs beside it, tables, messages."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("trainer.report", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["shown"] = shown
+    text = environment.get_template("report.html").render(
+        run=title, sentences=said, figures=pictures, tables=tables, messages=messages
+    )
+    partial = page.with_suffix(".html.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(page)

@@ -1,0 +1,202 @@
+"""The figures of a run that a person asks for first: speed, bound, best loss, and what α* says of the rate."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ops.step_clock import Bound, BoundKind
+from stepsize.pooling import pool
+from trainer.records import Column, RunLog
+
+WINDOWS = 40
+"""At most so many stretches of steps along a figure of α*."""
+WINDOW_ESTIMATES = 20
+"""A stretch should hold about so many estimates for its quartiles to mean something."""
+DATA_BOUND_SHARE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaWindow:
+    """α_abs over a stretch of steps: quartiles of the estimates, and the rate that was applied."""
+
+    first_step: int
+    last_step: int
+    estimates: int
+    negative: int
+    lower: float
+    median: float
+    upper: float
+    pooled: float | None
+    """Ratio of averages over the stretch, the consistent estimator; None where its curvature sums to zero."""
+    learning_rate: float
+    """Median rate of the steps that were measured."""
+
+    @property
+    def middle(self) -> float:
+        return (self.first_step + self.last_step) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateSummary:
+    """How the applied rate compares with α* over the whole run; `factor` numbers are α_abs over the rate."""
+
+    estimates: int
+    negative: int
+    lower: float
+    median: float
+    upper: float
+    pooled: float | None
+    """Pooled α_abs over the mean applied rate."""
+    pooled_error: float | None
+
+
+def bound(log: RunLog) -> Bound:
+    """Whether the run's steps were bound by data or by computing.
+
+    The first step, which waits for the pipeline to fill, is left out where there are others.
+    """
+    first = 1 if len(log.steps["step"]) > 1 else 0
+    seconds = float(np.nansum(log.steps["seconds"][first:]))
+    waiting = float(np.nansum(log.phases["data_wait"][first:])) if "data_wait" in log.phases else 0.0
+    if seconds == 0:
+        return Bound(kind=BoundKind.UNKNOWN, data_share=0.0, seconds=0.0, steps=len(log.steps["step"]))
+    share = waiting / seconds
+    kind = BoundKind.DATA if share >= DATA_BOUND_SHARE else BoundKind.COMPUTE
+    return Bound(kind=kind, data_share=share, seconds=seconds, steps=len(log.steps["step"]))
+
+
+def alpha_windows(log: RunLog) -> list[AlphaWindow]:
+    """Quartiles of α_abs over stretches of the run; stretches with fewer than 3 estimates are left out.
+
+    Estimates taken in bursts are kept together by burst, others are cut into stretches of equally many steps.
+    """
+    chosen = log.measured & np.isfinite(log.alpha["absolute"])
+    table = {name: column[chosen] for name, column in log.alpha.items()}
+    count = int(chosen.sum())
+    if count == 0:
+        return []
+    cuts = _burst_cuts(table["step"])
+    if cuts is None:
+        step = table["step"]
+        edges = np.linspace(step[0], step[-1] + 1, max(1, min(WINDOWS, count // WINDOW_ESTIMATES)) + 1)
+        cuts = np.searchsorted(step, edges)
+    return [
+        _window({name: column[start:stop] for name, column in table.items()})
+        for start, stop in itertools.pairwise(cuts)
+        if stop - start >= 3
+    ]
+
+
+def _burst_cuts(step: Column) -> NDArray[np.int64] | None:
+    """Where each burst of estimates begins, and the end of the last; None where they do not come in bursts.
+
+    A long burst is cut into pieces, and neighbors are joined until there are at most `WINDOWS`.
+    """
+    gaps = np.diff(step)
+    if len(gaps) == 0:
+        return None
+    bursts = np.split(np.arange(len(step)), np.flatnonzero(gaps > 4 * np.median(gaps)) + 1)
+    if len(bursts) < 3 or len(step) < 4 * len(bursts):
+        return None
+    pieces = [np.array_split(burst, max(1, len(burst) // WINDOW_ESTIMATES)) for burst in bursts]
+    starts = np.array([piece[0] for burst in pieces for piece in burst])
+    return np.append(starts[:: -(-len(starts) // WINDOWS)], len(step))
+
+
+def _window(table: dict[str, Column]) -> AlphaWindow:
+    lower, median, upper = np.quantile(table["absolute"], [0.25, 0.5, 0.75])
+    pooled = pool(_per_rate(table))
+    return AlphaWindow(
+        first_step=int(table["step"][0]),
+        last_step=int(table["step"][-1]),
+        estimates=len(table["step"]),
+        negative=int((table["absolute"] < 0).sum()),
+        lower=float(lower),
+        median=float(median),
+        upper=float(upper),
+        pooled=None if pooled is None else pooled.rate,
+        learning_rate=float(np.median(table["learning_rate"])),
+    )
+
+
+def rate_summary(log: RunLog) -> RateSummary | None:
+    """What α* says of the applied rate over the whole run; None without a single finite estimate."""
+    chosen = log.measured
+    if not chosen.any():
+        return None
+    relative, rate = log.alpha["relative"][chosen], log.alpha["learning_rate"][chosen]
+    lower, median, upper = np.quantile(relative, [0.25, 0.5, 0.75])
+    pooled = pool(_per_rate({name: column[chosen] for name, column in log.alpha.items()}))
+    mean_rate = float(np.mean(rate[rate > 0])) if (rate > 0).any() else math.nan
+    error = None if pooled is None or pooled.standard_error is None else pooled.standard_error / mean_rate
+    return RateSummary(
+        estimates=len(relative),
+        negative=int((relative < 0).sum()),
+        lower=float(lower),
+        median=float(median),
+        upper=float(upper),
+        pooled=None if pooled is None else pooled.rate / mean_rate,
+        pooled_error=error,
+    )
+
+
+def _per_rate(table: dict[str, Column]) -> list[tuple[float, float]]:
+    """(slope/η, curvature/η²) of every estimate that has both."""
+    rate = table["learning_rate"]
+    usable = np.isfinite(table["slope"]) & np.isfinite(table["curvature"]) & (rate > 0)
+    slope = table["slope"][usable] / rate[usable]
+    curvature = table["curvature"][usable] / rate[usable] ** 2
+    return list(zip(slope.tolist(), curvature.tolist(), strict=True))
+
+
+def best_evaluation(log: RunLog, split: str = "validation") -> dict[str, float] | None:
+    """The evaluation of `split` with the lowest loss; None without a finite one."""
+    table = log.evaluations.get(split)
+    if table is None or not np.isfinite(table["loss"]).any():
+        return None
+    index = int(np.nanargmin(table["loss"]))
+    return {name: float(column[index]) for name, column in table.items()}
+
+
+def evaluation_at(log: RunLog, split: str, step: float) -> dict[str, float] | None:
+    """The evaluation of `split` after exactly `step` steps; None without one."""
+    table = log.evaluations.get(split)
+    if table is None or step not in table["step"]:
+        return None
+    index = int(np.flatnonzero(table["step"] == step)[0])
+    return {name: float(column[index]) for name, column in table.items()}
+
+
+def window_means(values: Column, windows: int) -> Column:
+    """The mean of `values` over at most `windows` stretches of equal length, NaN ignored."""
+    cuts = _cuts(len(values), windows)
+    finite = np.isfinite(values)
+    sums = np.add.reduceat(np.where(finite, values, 0.0), cuts)
+    counts = np.add.reduceat(finite.astype(np.float64), cuts)
+    return np.divide(sums, counts, out=np.full(len(cuts), np.nan), where=counts > 0)
+
+
+def window_sums(values: Column, windows: int) -> Column:
+    """The sum of `values` over at most `windows` stretches of equal length, NaN ignored."""
+    return np.add.reduceat(np.nan_to_num(values), _cuts(len(values), windows))
+
+
+def _cuts(count: int, windows: int) -> NDArray[np.int64]:
+    """Where each of at most `windows` stretches of nearly equal length begins."""
+    return np.unique(np.linspace(0, count, min(count, windows), endpoint=False).astype(np.int64))
+
+
+def centered_mean(values: Column, half: int) -> Column:
+    """The mean of `values` over `half` neighbors on either side (fewer at the ends), NaN ignored."""
+    finite = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    index = np.arange(len(values))
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
+    count = counts[high] - counts[low]
+    return np.divide(sums[high] - sums[low], count, out=np.full(len(values), np.nan), where=count > 0)

@@ -1,0 +1,144 @@
+"""What the estimates of α* along a run say together: the statistics and pictures of the study's first experiment."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from trainer.records import Column, read_records
+from trainer.report import BLUE, GREY, INK, ORANGE, step_axis, style
+
+NUMBERS = ("slope", "curvature", "relative", "absolute")
+KINDS = ("unbiased", "biased", "hybrid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimates:
+    """A run's estimates of α* that carry a number, but for the first: the rate there is close to zero."""
+
+    step: Column
+    learning_rate: Column
+    kinds: Mapping[str, Mapping[str, Column]]
+    """`NUMBERS` of unbiased, biased and hybrid estimates; those that were not asked for are left out."""
+    cosines: Mapping[str, Column]
+    """cos(g1, d) and cos(g2, d), where the run diagnosed them."""
+
+    @classmethod
+    def load(cls, run: Path) -> Estimates | None:
+        """Of alpha.jsonl; None where it has not a single one."""
+        latest = {record["step"]: record for record in read_records(run / "alpha.jsonl")}
+        records = [latest[step] for step in sorted(latest)[1:] if latest[step]["relative"] is not None]
+        if not records:
+            return None
+        kinds = {
+            kind: {name: _column([_numbers(record, kind) for record in records], name) for name in NUMBERS}
+            for kind in KINDS
+            if _numbers(records[0], kind)
+        }
+        diagnoses = [record.get("diagnostics") or {} for record in records]
+        return cls(
+            step=_column(records, "step"),
+            learning_rate=_column(records, "learning_rate"),
+            kinds=kinds,
+            cosines={name: _column(diagnoses, name) for name in ("cosine_b1", "cosine_b2")} if any(diagnoses) else {},
+        )
+
+    def windows(self) -> list[slice]:
+        """Estimates of consecutive steps, one slice a burst; all of them where there is but one burst."""
+        cuts = np.flatnonzero(np.diff(self.step) > 1) + 1
+        edges = [0, *cuts.tolist(), len(self.step)]
+        return [slice(first, last) for first, last in itertools.pairwise(edges)]
+
+
+def _numbers(record: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    return record if kind == "unbiased" else record.get(kind) or {}
+
+
+def _column(records: Sequence[Mapping[str, Any]], name: str) -> Column:
+    return np.array([math.nan if record.get(name) is None else record[name] for record in records], dtype=np.float64)
+
+
+def statistics(estimates: Estimates) -> dict[str, float]:
+    """Figures by name: spread of α* absolute and relative, share of negative ones, biased against unbiased.
+
+    The decomposition is unbiased − biased = (hybrid − biased) + (unbiased − hybrid), the slope's and the
+    curvature's share of the bias, all in relative α*.
+    """
+    figures: dict[str, float] = {"estimates": len(estimates.step)}
+    for kind, numbers in estimates.kinds.items():
+        if kind == "hybrid":
+            continue
+        absolute, relative = numbers["absolute"], numbers["relative"]
+        mean, sd = float(np.nanmean(absolute)), float(np.nanstd(absolute, ddof=1)) if len(absolute) > 1 else math.nan
+        spread = float(np.nanmax(absolute) - np.nanmin(absolute))
+        figures |= {
+            f"{kind}_absolute_mean": mean,
+            f"{kind}_absolute_median": float(np.nanmedian(absolute)),
+            f"{kind}_absolute_sd": sd,
+            f"{kind}_absolute_sd_over_mean": sd / mean if mean else math.nan,
+            f"{kind}_absolute_sd_over_range": sd / spread if spread else math.nan,
+            f"{kind}_negative": int((absolute < 0).sum()),
+            f"{kind}_negative_share": float((absolute < 0).mean()),
+            f"{kind}_relative_mean": float(np.nanmean(relative)),
+            f"{kind}_relative_median": float(np.nanmedian(relative)),
+        }
+    unbiased, biased, hybrid = (estimates.kinds.get(kind) for kind in KINDS)
+    if unbiased and biased:
+        for name in NUMBERS:
+            figures[f"correlation_{name}"] = _correlation(biased[name], unbiased[name])
+    if unbiased and biased and hybrid:
+        figures["hybrid_less_biased"] = float(np.nanmean(hybrid["relative"] - biased["relative"]))
+        figures["unbiased_less_hybrid"] = float(np.nanmean(unbiased["relative"] - hybrid["relative"]))
+    return figures | {f"{name}_mean": float(np.nanmean(column)) for name, column in estimates.cosines.items()}
+
+
+def _correlation(x: Column, y: Column) -> float:
+    both = np.isfinite(x) & np.isfinite(y)
+    if both.sum() < 2 or np.ptp(x[both]) == 0 or np.ptp(y[both]) == 0:
+        return math.nan
+    return float(np.corrcoef(x[both], y[both])[0, 1])
+
+
+def window_figure(estimates: Estimates, *, title: str) -> Figure:
+    """Means, medians and spread of α* per window of measured steps: relative, absolute with the rate, and its parts."""
+    figure = Figure(figsize=(9.6, 11.0), layout="constrained")
+    relative, absolute, parts = figure.subplots(3, 1)
+    windows = estimates.windows()
+    middle = np.array([estimates.step[window].mean() for window in windows])
+    colors = {"unbiased": BLUE, "biased": ORANGE}
+    style(relative, f"{title}: mean α* relative to the step, by window", "α* relative")
+    style(absolute, "α* absolute by window, with the rate applied", "learning rate")
+    style(parts, "Slope and curvature along the step, mean by window", "loss per step")
+    for kind, color in colors.items():
+        numbers = estimates.kinds.get(kind)
+        if numbers is None:
+            continue
+        by_window = {name: [column[window] for window in windows] for name, column in numbers.items()}
+        relative.plot(middle, [np.nanmean(part) for part in by_window["relative"]], color=color, marker=".", label=kind)
+        mean = np.array([np.nanmean(part) for part in by_window["absolute"]])
+        sd = np.array([np.nanstd(part) for part in by_window["absolute"]])
+        median = [np.nanmedian(part) for part in by_window["absolute"]]
+        absolute.plot(middle, mean, color=color, marker=".", label=f"{kind}, mean ± sd")
+        absolute.plot(middle, median, color=color, linestyle=":", label=f"{kind}, median")
+        absolute.fill_between(middle, mean - sd, mean + sd, color=color, alpha=0.15, linewidth=0)
+        slope = [abs(np.nanmean(part)) for part in by_window["slope"]]
+        curvature = [np.nanmean(part) for part in by_window["curvature"]]
+        parts.plot(middle, slope, color=color, marker=".", label=f"|dᵀg|, {kind}")
+        parts.plot(middle, curvature, color=color, linestyle=":", label=f"dᵀGd, {kind}")
+    relative.set_yscale("symlog", linthresh=1.0)
+    relative.axhline(1.0, color=GREY, linewidth=1)
+    rates = [np.nanmedian(estimates.learning_rate[window]) for window in windows]
+    absolute.plot(middle, rates, color=INK, linewidth=1.6, label="applied")
+    absolute.set_yscale("symlog", linthresh=max(float(np.median(rates)), 1e-12), linscale=0.7)
+    parts.set_yscale("log")
+    for axes in (relative, absolute, parts):
+        step_axis(axes)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
+    return figure
