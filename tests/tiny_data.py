@@ -11,10 +11,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.device.open import DataConfig, DevicePair, Feed, open_feed
+from pipeline.device.config import DataConfig
+from pipeline.device.feed import DevicePair, Feed
+from pipeline.device.opening import open_feed
+from pipeline.rows.choices import OnDamage, Shuffle
 from pipeline.rows.groups import GroupReader
-from pipeline.rows.order import Order, Shuffle
-from pipeline.rows.reader import OnDamage, RowReader
+from pipeline.rows.order import Order
+from pipeline.rows.reader import RowReader
 from pipeline.schema import LogFormat
 from pipeline.shards.manifest import Compression, Manifest, Shard, ShardWriter, Split
 from pipeline.shards.shard_files import LocalShards

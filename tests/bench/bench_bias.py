@@ -16,7 +16,8 @@ from contextlib import ExitStack
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from pipeline.device.open import DataConfig, open_feed
+from pipeline.device.config import DataConfig
+from pipeline.device.opening import open_feed
 from stepsize import BCEWithLogits, Estimate, StepSizeNumbers, StepSizeWorker, set_learning_rate
 from tests.bench.rows import add_data_argument, data_folder
 from trainer.learner.model import ModelConfig, build_model

@@ -24,7 +24,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.device.open import DataConfig, open_feed
+from pipeline.device.config import DataConfig
+from pipeline.device.opening import open_feed
 from pipeline.preprocess.command import preprocess
 from pipeline.preprocess.plan import PreprocessConfig
 from pipeline.rows.order import Order

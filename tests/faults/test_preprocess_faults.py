@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.device.open import DataConfig, open_feed
+from pipeline.device.config import DataConfig
+from pipeline.device.opening import open_feed
 from pipeline.errors import InputError, StorageError
 from pipeline.preprocess.command import preprocess, verify_data
 from pipeline.preprocess.plan import PreprocessConfig

@@ -11,7 +11,8 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from pipeline.device.open import DataConfig, open_feed
+from pipeline.device.config import DataConfig
+from pipeline.device.opening import open_feed
 from stepsize.estimate import Estimate, Outcome
 from stepsize.policies.choice import PolicyName, StepSizeConfig, make_policy
 from tests.resume import assert_resumes

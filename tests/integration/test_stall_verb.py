@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import pipeline.device.open
+import pipeline.device.opening
 from pipeline.device.model_inputs import ModelInputs
 from pipeline.device.ring import Uploader
 from pipeline.rows.reader import RowBatch
@@ -101,8 +101,8 @@ def test_known_delays_are_recovered_within_five_percent(
             loading[rows].sleep(PREPARE + FETCH if rows == "cold" else PREPARE)
             return self._uploader.upload(batch)
 
-    make = pipeline.device.open.make_uploader
-    monkeypatch.setattr(pipeline.device.open, "make_uploader", lambda *a, **k: SlowUploader(make(*a, **k)))
+    make = pipeline.device.opening.make_uploader
+    monkeypatch.setattr(pipeline.device.opening, "make_uploader", lambda *a, **k: SlowUploader(make(*a, **k)))
 
     def make_parts(rows: Rows, stack: ExitStack) -> Parts:
         loading[rows], computing[rows] = Delays(), Delays()

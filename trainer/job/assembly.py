@@ -78,7 +78,7 @@ class Learner:
     ) -> Evaluation:
         """The weights that answer (averaged ones where the run averages) on `split`, or on its rows until `stopping`.
 
-        Raises: as `pipeline.device.open.open_rows`.
+        Raises: as `pipeline.device.open_rows`.
         """
         batches = open_rows(
             data,

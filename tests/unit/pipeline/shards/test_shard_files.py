@@ -14,7 +14,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.device.open import DataConfig, DevicePair, open_rows
+from pipeline.device.config import DataConfig
+from pipeline.device.feed import DevicePair
+from pipeline.device.opening import open_rows
 from pipeline.errors import FetchError, InputError, StorageError
 from pipeline.shards.manifest import Manifest, Shard
 from pipeline.shards.remote import RemoteFolder

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.device.open import DataConfig, DevicePair, StreamPosition, open_rows
+from pipeline.device.config import DataConfig
+from pipeline.device.feed import DevicePair
+from pipeline.device.opening import open_rows
 from pipeline.errors import InputError, StorageError
-from pipeline.rows.order import Order
+from pipeline.rows.order import Order, StreamPosition
 from pipeline.shards.manifest import Manifest
 from tests.tiny_data import CPU, TABLE_ROWS, feed, flip_in_row_group, same, take, tiny_columns
 
@@ -150,22 +152,6 @@ def test_evaluation_rows_come_in_file_order(tiny_data):
 def test_a_split_without_rows_is_named(tiny_data):
     with pytest.raises(InputError, match="no rows in split 'test'"):
         next(open_rows(DataConfig(path=str(tiny_data)), table_rows=9, device=CPU, split="test", batch_rows=8))
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"batch_rows": 0}, "data.batch_rows = 0"),
-        ({"read_threads": -1}, "data.read_threads = -1"),
-        ({"shuffle": "rwos"}, "data.shuffle = 'rwos'; choose one of none, files, rows"),
-        ({"pairing": "none"}, "data.pairing"),
-        ({"feed": "x"}, "choose one of ring, dali"),
-        ({"damaged": "ignore"}, "choose one of fail, skip"),
-    ],
-)
-def test_configuration_is_checked_when_built(changes, words):
-    with pytest.raises(InputError, match=words):
-        DataConfig(path="data", **changes)
 
 
 def test_a_missing_dali_is_named_with_its_remedy_before_anything_is_read(tiny_data, monkeypatch):
