@@ -25,7 +25,7 @@ VARIANTS = ("biased", "hybrid")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunLog:
+class RunHistory:
     """What a run recorded, each table as columns of equal length, NaN where a line has no number."""
 
     path: Path
@@ -45,7 +45,7 @@ class RunLog:
     """Lines that are no JSON object; a process that was killed leaves at most one a file."""
 
     @classmethod
-    def load(cls, run: Path) -> RunLog:
+    def load(cls, run: Path) -> RunHistory:
         """Reads the files that are there; a run in progress gives what is written so far."""
         reader = _Reader()
         steps, phases = _read_steps(reader.objects(run / "steps.jsonl", _StepLine))
