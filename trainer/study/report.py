@@ -70,6 +70,12 @@ def sentences(study: Study, results: Sequence[Result]) -> list[str]:
     grouped = cells(study, results)
     said = [study.settings.question] if study.settings.question else []
     said.append(_progress(results))
+    damaged = [result for result in results if result.damaged_lines]
+    if damaged:
+        said.append(
+            f"{sum(result.damaged_lines for result in damaged):,} lines of the records could not be read and were left "
+            f"out, the first of them in {damaged[0].run.path}."
+        )
     reference: Cell | None = None
     for arm in study.varied:
         mine = [cell for cell in grouped if cell.arm == arm and math.isfinite(cell.best_loss.mean)]

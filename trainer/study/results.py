@@ -90,6 +90,8 @@ class Result:
     """Steps and the rate of each."""
     evaluations: tuple[Column, Column]
     """Steps and the validation loss after each."""
+    damaged_lines: int
+    """Lines of its records that could not be read and are left out of every number here."""
 
 
 def collect(study: Study, out: Path) -> dict[str, Result]:
@@ -119,6 +121,7 @@ def collect_run(study: Study, run: PlannedRun, out: Path) -> Result:
         within=_within(study, history, validation),
         rates=(steps, rates),
         evaluations=(validation["step"], validation["loss"]),
+        damaged_lines=history.damaged_lines,
     )
 
 

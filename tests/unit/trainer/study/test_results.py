@@ -236,6 +236,14 @@ def test_sentences_say_what_the_runs_came_to(study: Study, out: Path) -> None:
     assert "Against the best of base: +0.00100 ± 0.00100 (standard error); at worst +0.01100 ± 0.00100" in said[3]
 
 
+def test_lines_that_are_left_out_are_said(study: Study, out: Path) -> None:
+    run = study.runs[1]
+    with (out / run.path / "steps.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 60, "loss"\n{"step"')
+    said = sentences(study, list(collect(study, out).values()))
+    assert said[2] == f"2 lines of the records could not be read and were left out, the first of them in {run.path}."
+
+
 def test_a_study_in_progress_is_reported_as_far_as_it_is(study: Study, tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_result(out, study.runs[0], 0.5)
