@@ -14,7 +14,7 @@ import numpy as np
 from trainer.config import Config
 from trainer.records import Column, RunHistory, read_records
 from trainer.report import best_evaluation, evaluation_at
-from trainer.study.definition import PlannedRun, Study
+from trainer.study.definition import Study, StudyRun
 
 NOTHING = np.zeros(0)
 
@@ -69,7 +69,7 @@ class Spread:
 class Result:
     """What one run came to; nan for what it does not have."""
 
-    run: PlannedRun
+    run: StudyRun
     outcome: RunOutcome
     steps: int
     best_loss: float
@@ -99,7 +99,7 @@ def collect(study: Study, out: Path) -> dict[str, Result]:
     return {run.name: collect_run(study, run, out) for run in study.runs}
 
 
-def collect_run(study: Study, run: PlannedRun, out: Path) -> Result:
+def collect_run(study: Study, run: StudyRun, out: Path) -> Result:
     """What `out`/runs has of one run; one in progress gives what it has so far."""
     history = RunHistory.load(out / run.path)
     steps, rates = history.steps["step"], history.steps["learning_rate"]

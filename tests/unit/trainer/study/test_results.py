@@ -15,7 +15,7 @@ from matplotlib.image import imread
 from scipy import stats
 
 from tests.synthetic_run import step_records, write_lines
-from trainer.study.definition import RESOLVED, PlannedRun, Study, read_study
+from trainer.study.definition import RESOLVED, Study, StudyRun, read_study
 from trainer.study.report import is_study, sentences, write_study_report
 from trainer.study.results import RunOutcome, cells, collect, correlations, pearson
 
@@ -42,7 +42,7 @@ STEPS = 60
 
 
 def write_result(
-    out: Path, run: PlannedRun, loss: float, *, reason: str | None = "budget", worse_end: float = 0.0
+    out: Path, run: StudyRun, loss: float, *, reason: str | None = "budget", worse_end: float = 0.0
 ) -> None:
     """A run with evaluations after 30 steps (loss + 0.01), 50 (loss) and 60 (loss + worse_end)."""
     folder = out / run.path
@@ -69,7 +69,7 @@ def write_result(
     write_lines(folder / "events.jsonl", events)
 
 
-def loss_of(run: PlannedRun) -> float:
+def loss_of(run: StudyRun) -> float:
     """Lowest at a rate of 1e-2; in `hold` it grows with the interval alone; the second seed is a little worse."""
     if run.arm == "base":
         loss = 0.5 + 0.01 * abs(math.log10(run.values["optimizer.lr"] / 1e-2))
@@ -81,7 +81,7 @@ def loss_of(run: PlannedRun) -> float:
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
     (tmp_path / "my.toml").write_text(STUDY, encoding="utf-8")
-    return read_study(tmp_path / "my.toml").plan()
+    return read_study(tmp_path / "my.toml").unfold()
 
 
 @pytest.fixture
