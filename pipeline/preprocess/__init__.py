@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pipeline.preprocess.command import PreprocessConfig, Progress, Summary, preprocess
 from pipeline.preprocess.dry_run import Forecast, forecast
+from pipeline.preprocess.plan import Plan
 
 __all__ = [
     "Forecast",
+    "Plan",
     "PreprocessConfig",
     "Progress",
     "Summary",

@@ -68,8 +68,15 @@ class Summary:
     seconds: float
 
 
-def preprocess(config: PreprocessConfig, *, report: Callable[[Progress], None] | None = None) -> Summary:
+def preprocess(
+    config: PreprocessConfig,
+    *,
+    announce: Callable[[Plan], None] | None = None,
+    report: Callable[[Progress], None] | None = None,
+) -> Summary:
     """Make or continue the data folder `config.out`; `report` is called from this thread about ten times a second.
+
+    `announce` gets the plan before anything is written.
 
     The output is a pure function of the sources and of the options other than `workers` and `max_rejects`: byte
     for byte the same however often it was interrupted.
@@ -78,6 +85,8 @@ def preprocess(config: PreprocessConfig, *, report: Callable[[Progress], None] |
     """
     began = time.monotonic()
     plan = Plan.make(config)
+    if announce:
+        announce(plan)
     place = Workplace(config.out)
     try:
         if finished := _finished(config.out, plan):

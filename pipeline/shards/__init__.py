@@ -14,7 +14,7 @@ from pipeline.shards.manifest import (
     sync_folder,
     write_atomically,
 )
-from pipeline.shards.overview import Overview, inspect_data
+from pipeline.shards.overview import Overview, describe_files, files_by_split, inspect_data, warnings_of
 from pipeline.shards.page_cache import kept_cold, why_not_dropped
 from pipeline.shards.shard_files import DOWNLOAD_THREADS, ShardFiles, cache_folder, check_cache, open_shards
 from pipeline.shards.verify import DataReport, VerifyProgress, verify_data
@@ -34,12 +34,15 @@ __all__ = [
     "VerifyProgress",
     "cache_folder",
     "check_cache",
+    "describe_files",
+    "files_by_split",
     "inspect_data",
     "kept_cold",
     "open_shards",
     "sync_file",
     "sync_folder",
     "verify_data",
+    "warnings_of",
     "why_not_dropped",
     "write_atomically",
 ]

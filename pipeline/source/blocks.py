@@ -12,8 +12,10 @@ from isal import isal_zlib
 from pipeline.errors import InputError, StorageError
 from pipeline.line_buffer import MAX_LINE_BYTES, PADDING_BYTES
 from pipeline.schema import LogFormat
+from pipeline.source.kinds import UTF8_BOM
 from pipeline.source.newlines import after_last_newline, after_newlines, count_newlines
-from pipeline.source.source import Source, SourceStream
+from pipeline.source.source import Source
+from pipeline.source.stream import SourceStream
 
 BLOCK_BYTES = MAX_LINE_BYTES
 
@@ -153,9 +155,13 @@ class RangeFinder:
         """File position of the next line."""
         self._held = (0, 0)
         """Start and stop of the bytes at `_offset` that are in memory."""
+        if self._file.read(len(UTF8_BOM)) == UTF8_BOM:
+            self.skip_to(len(UTF8_BOM))
+        else:
+            self._file.seek(0)
         if log_format.header:
             header = self.next_range(1)
-            check_header(source, log_format, self._memory[: header.stop].tobytes())
+            check_header(source, log_format, self._memory[: header.stop - header.start].tobytes())
 
     def next_range(self, lines: int) -> ByteRange:
         """The next `lines` lines, or as many as there are."""

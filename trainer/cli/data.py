@@ -15,7 +15,7 @@ from pipeline.addresses import is_remote, without_secrets
 from pipeline.errors import InputError
 from pipeline.preprocess import Forecast, PreprocessConfig, forecast
 from pipeline.sample import SampleConfig
-from pipeline.shards import MANIFEST, VerifyProgress, inspect_data, verify_data
+from pipeline.shards import MANIFEST, VerifyProgress, files_by_split, inspect_data, verify_data, warnings_of
 from trainer.cli.arguments import parse, print_table, shown
 from trainer.cli.data_progress import MEGABYTE, make_data, make_sample
 from trainer.console import Console
@@ -44,7 +44,8 @@ class PreprocessArguments(PreprocessConfig):
     sources: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SRC...", help_behavior_hint="(required)")
     ]
-    """Log files, folders, patterns or URIs (s3://, gs://, hdfs://); plain, .gz or .zst; - reads standard input."""
+    """Log files, folders, patterns or URIs (s3://, gs://, hdfs://), in the order of time; those of a folder or pattern
+    are put in natural order. Plain, gzip, zstd, bzip2 or xz; - reads standard input."""
     dry_run: bool = False
     """Only say what it would take: plan, disk, and time from a measured second of work."""
     json: bool = False
@@ -58,7 +59,9 @@ def preprocess_verb(arguments: list[str]) -> int:
     if given.dry_run:
         expected = forecast(given)
         if given.json:
-            print(json.dumps(asdict(expected)))
+            values = asdict(expected)
+            del values["described"]
+            print(json.dumps(values))
         else:
             _print_forecast(expected, given.rows_per_shard)
         return 0
@@ -71,6 +74,8 @@ def preprocess_verb(arguments: list[str]) -> int:
             "rows": summary.rows,
             "rejected_rows": manifest.rejected_rows,
             "splits": {name: split.rows for name, split in manifest.splits.items()},
+            "files": files_by_split(manifest.plan),
+            "warnings": warnings_of(manifest),
             "resumed_rows": summary.resumed_rows,
             "seconds": summary.seconds,
         }
@@ -92,6 +97,7 @@ def inspect_verb(arguments: list[str]) -> int:
     """`alphastream inspect DATA`."""
     given = parse(InspectArguments, arguments, "inspect")
     overview = asdict(inspect_data(given.data))
+    described = overview.pop("described")
     if given.json:
         print(json.dumps(overview))
         return 0
@@ -101,6 +107,9 @@ def inspect_verb(arguments: list[str]) -> int:
     categories = [row for row in overview["columns"] if row["buckets"] is not None]
     _print_rows(integers, without=("distinct", "buckets", "collision_rate"))
     _print_rows(categories, without=("minimum", "maximum", "mean"))
+    print(*described, sep="\n")
+    for text in overview["warnings"]:
+        Console().warn(text)
     return 0
 
 
@@ -198,6 +207,9 @@ def _print_forecast(expected: Forecast, rows_per_shard: int) -> None:
     }
     for name, value in values.items():
         print(f"{name:<8}  {value}")
+    print(*expected.described, sep="\n")
+    for text in expected.notices:
+        Console().warn(text)
     if megabytes > free:
         Console().warn(f"the shards would need {megabytes:,.0f} MB, and {free:,.0f} MB are free")
 
