@@ -188,7 +188,7 @@ def _readings(names: list[list[_Token]], months: list[int]) -> list[Reading]:
     years = [place for place, column in columns.items() if all(map(_is_year, column))]
     if months:
         return _readings_with_months(natural, columns, varying, years, months[0])
-    readings = [natural]
+    readings: list[Reading] = [natural]
     if len(varying) > 1 and years and varying[0] < years[0] and years[0] in varying:
         before = [place for place in varying if place < years[0]]
         readings += [_places_first([years[0], *before]), _places_first([years[0], *reversed(before)])]

@@ -24,7 +24,11 @@ _GZIP_ERRORS: Any = (EOFError, igzip.BadGzipFile, isal_zlib.IsalError, zlib.erro
 
 
 class DamagedError(Exception):
-    """A packed stream that is truncated, damaged or beyond what can be unpacked, and why."""
+    """A packed stream that is truncated or damaged, and why."""
+
+
+class UnreadableError(Exception):
+    """A packed stream that is whole and needs more than there is: what, and what to do."""
 
 
 def packing_of(beginning: bytes) -> Packing | None:
@@ -46,7 +50,7 @@ _BZIP2_BLOCKS = (b"\x31\x41\x59\x26\x53\x59", b"\x17\x72\x45\x38\x50\x90")
 
 
 def unpacked(stored: BinaryIO, packing: Packing | None) -> Any:
-    """A raw reader of the plain bytes; reading it raises DamagedError."""
+    """A raw reader of the plain bytes; reading it raises DamagedError and UnreadableError."""
     if packing is None:
         return stored
     if packing == "gzip":
@@ -107,7 +111,9 @@ class _MemberReader(io.RawIOBase):
             try:
                 self._pending = memoryview(self._unpack(data))
             except (OSError, lzma.LZMAError, zstandard.ZstdError, MemoryError) as error:
-                raise DamagedError(_zstd_demand(self._beginning) or str(error)) from None
+                if demand := _zstd_demand(self._beginning):
+                    raise UnreadableError(demand) from None
+                raise DamagedError(str(error) or "out of memory") from None
         count = min(len(buffer), len(self._pending))
         buffer[:count] = self._pending[:count]
         self._pending = self._pending[count:]
@@ -135,13 +141,20 @@ class _MemberReader(io.RawIOBase):
 
 
 def _zstd_demand(beginning: bytes) -> str | None:
-    """What a zstd frame needs that it cannot have, from its header."""
-    try:
-        frame = zstandard.get_frame_parameters(beginning)
-    except zstandard.ZstdError:
+    """What a zstd frame needs that it cannot have, from its header (RFC 8878, 3.1.1.1)."""
+    if not beginning.startswith(b"\x28\xb5\x2f\xfd") or len(beginning) < 18:
         return None
-    if frame.dict_id:
-        return f"it needs the dictionary {frame.dict_id} that it was compressed with; decompress it with that first"
-    if frame.window_size > ZSTD_WINDOW_BYTES:
-        return f"it needs a window of {frame.window_size:,} bytes, and {ZSTD_WINDOW_BYTES:,} can be decoded"
+    descriptor, one_segment = beginning[4], beginning[4] & 0x20
+    at = 5 if one_segment else 6
+    dictionary_bytes = (0, 1, 2, 4)[descriptor & 3]
+    if dictionary := int.from_bytes(beginning[at : at + dictionary_bytes], "little"):
+        return f"needs the dictionary {dictionary} that it was compressed with; decompress it with that first"
+    if one_segment:
+        size_bytes = (1, 2, 4, 8)[descriptor >> 6]
+        window = int.from_bytes(beginning[at + dictionary_bytes :][:size_bytes], "little")
+    else:
+        base = 1 << (10 + (beginning[5] >> 3))
+        window = base + base // 8 * (beginning[5] & 7)
+    if window > ZSTD_WINDOW_BYTES:
+        return f"needs a window of {window:,} bytes, and {ZSTD_WINDOW_BYTES:,} are decoded; compress it with less"
     return None

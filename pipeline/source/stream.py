@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.errors import InputError, StorageError, cause_of
 from pipeline.source.kinds import HEAD_BYTES, UTF8_BOM, foreign_kind
-from pipeline.source.packing import MAGIC_BYTES, DamagedError, packing_of, unpacked
+from pipeline.source.packing import MAGIC_BYTES, DamagedError, UnreadableError, packing_of, unpacked
 
 READ_BYTES = 1 << 20
 
@@ -32,7 +32,8 @@ class SourceStream:
     def fill(self, view: memoryview) -> int:
         """Fill `view` from the stream; fewer bytes than it holds only at the end.
 
-        Raises: InputError where the file is truncated, damaged or no delimited text; StorageError where reading fails.
+        Raises: InputError where the file is truncated, damaged, needs too much or is no delimited text; StorageError
+        where reading fails.
         """
         try:
             if self._unpacked is None:
@@ -45,6 +46,8 @@ class SourceStream:
             raise InputError(
                 f"{self._address}: the compressed file is truncated or damaged ({error}); fetch it again"
             ) from None
+        except UnreadableError as error:
+            raise InputError(f"{self._address} {error}") from None
         except OSError as error:
             raise StorageError(f"{self._address}: reading failed ({cause_of(error)}); check the disk or network") from (
                 error
