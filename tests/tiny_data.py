@@ -112,7 +112,9 @@ TABLE_ROWS = 1_000
 
 def feed(data: Path | str, *, position=None, rank=0, ranks=1, device=CPU, **changes: Any) -> Feed:
     config = DataConfig(**{"path": str(data), "batch_rows": 10, "shuffle_row_groups": 3, "seed": 5, **changes})
-    return open_feed(config, table_rows=TABLE_ROWS, device=device, position=position, rank=rank, ranks=ranks)
+    return open_feed(
+        config, Manifest.load(data), table_rows=TABLE_ROWS, device=device, position=position, rank=rank, ranks=ranks
+    )
 
 
 def take(data: Path | str, count: int, **changes: Any) -> list[DevicePair]:

@@ -28,6 +28,7 @@ from pipeline.stages import StageTotals
 
 def open_feed(
     config: DataConfig,
+    manifest: Manifest,
     *,
     table_rows: int,
     device: torch.device,
@@ -38,11 +39,11 @@ def open_feed(
 ) -> Feed:
     """The pairs of `split` on `device` from `position` (by default the beginning) on, epoch after epoch.
 
-    With several ranks each gets its share of every batch of the same global sequence.
+    `manifest` is that of the folder `config.path`, loaded once for all that is opened of it. With several ranks each
+    gets its share of every batch of the same global sequence.
     Raises: InputError for data, split or batch sizes that cannot be used, or where `config.feed` is not installed;
     StorageError for damaged data.
     """
-    manifest = Manifest.load(config.path)
     stages = StageTotals()
     order = _order(manifest, split, seed=config.seed, shuffle=config.shuffle, window_groups=config.shuffle_row_groups)
     check_cache(
@@ -82,6 +83,7 @@ def open_feed(
 
 def open_rows(
     config: DataConfig,
+    manifest: Manifest,
     *,
     table_rows: int,
     device: torch.device,
@@ -93,7 +95,6 @@ def open_rows(
 
     `limit_rows` ends it early. Threads end with the iterator. Raises: as `open_feed`, when first asked for a batch.
     """
-    manifest = Manifest.load(config.path)
     order = _order(manifest, split, seed=0, shuffle="none", window_groups=1, limit_rows=limit_rows)
     stages = StageTotals()
     encode_rows = table_rows if device.type == "cpu" else None

@@ -16,6 +16,7 @@ import pipeline.device.opening
 from pipeline.device.model_inputs import ModelInputs
 from pipeline.device.ring import Uploader
 from pipeline.rows.reader import RowBatch
+from pipeline.shards.manifest import Manifest
 from trainer.cli import main
 from trainer.config import load_config
 from trainer.console import Console
@@ -106,7 +107,7 @@ def test_known_delays_are_recovered_within_five_percent(
 
     def make_parts(rows: Rows, stack: ExitStack) -> Parts:
         loading[rows], computing[rows] = Delays(), Delays()
-        parts = Parts(config, stack)
+        parts = Parts(config, Manifest.load(config.data.path), stack)
         parts.model.register_forward_pre_hook(lambda *_: computing[rows].sleep(COMPUTE))
         return parts
 
