@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from pipeline.shards.manifest import (
-    MANIFEST,
-    Compression,
-    Manifest,
-    RejectsFile,
-    Shard,
-    ShardWriter,
-    Split,
-    sync_file,
-    sync_folder,
-    write_atomically,
-)
+from pipeline.shards.durable import sync_file, sync_folder, write_atomically
+from pipeline.shards.manifest import MANIFEST, Compression, Manifest, RejectsFile, Shard, Split
 from pipeline.shards.overview import Overview, inspect_data
 from pipeline.shards.page_cache import kept_cold, why_not_dropped
 from pipeline.shards.shard_files import DOWNLOAD_THREADS, ShardFiles, cache_folder, check_cache, open_shards
 from pipeline.shards.verify import DataReport, VerifyProgress, verify_data
+from pipeline.shards.writer import ShardWriter
 
 __all__ = [
     "DOWNLOAD_THREADS",

@@ -1,21 +1,19 @@
-"""Shards on disk: the atomic Parquet writer, the manifest that lists them, and what verifying one finds."""
+"""The manifest of a data folder: which shards it has, what is in them, and a hash that finds any change of its own."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline.addresses import is_remote
 from pipeline.errors import InputError, StorageError
-from pipeline.parquet import Column, Compression, ParquetWriter
+from pipeline.parquet import Compression
 from pipeline.schema import FORMAT_VERSION, LogFormat
+from pipeline.shards.durable import write_atomically
 from pipeline.shards.remote import RemoteFolder
 
 MANIFEST = "manifest.json"
@@ -170,122 +168,6 @@ class Manifest:
         }
         values = json.loads(json.dumps(values))
         write_atomically(self.root / MANIFEST, _canonical({**values, "sha256": _digest(values)}))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` such that a crash leaves the old or the new, whole and durable."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_file(path: Path) -> None:
-    """Make what was written to a file durable."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames within `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def columns_of(log_format: LogFormat) -> tuple[Column, ...]:
-    """Columns of a shard: label uint8, dense int32 nullable, sparse int32."""
-    return (
-        Column(name=log_format.label, unsigned_byte=True),
-        *(Column(name=name, optional=True) for name in log_format.dense),
-        *(Column(name=name) for name in log_format.sparse),
-    )
-
-
-class ShardWriter:
-    """Writes one shard under a temporary name; `finish` makes it durable and gives it its own.
-
-    A context manager: leaving it without `finish` removes what was written.
-    """
-
-    def __init__(self, path: Path, log_format: LogFormat, compression: Compression) -> None:
-        self._path = path
-        self._temporary = path.with_name(path.name + ".tmp")
-        self._row_groups: list[int] = []
-        self._row_group_bytes: list[int] = []
-        self._sink = _HashingFile(self._temporary)
-        self._writer = ParquetWriter(self._sink, columns_of(log_format), compression)
-
-    def write_group(
-        self, label_R: np.ndarray, dense_DR: np.ndarray, present_DR: np.ndarray, buckets_SR: np.ndarray
-    ) -> None:
-        """Append one row group of up to 65,536 rows: label uint8, dense int32, present uint8 (0 = missing), buckets
-        int32."""
-        start = self._sink.written
-        sparse = ((buckets_R, None) for buckets_R in buckets_SR)
-        self._writer.write_group([(label_R, None), *zip(dense_DR, present_DR, strict=True), *sparse])
-        self._row_groups.append(len(label_R))
-        self._row_group_bytes.append(self._sink.written - start)
-
-    def finish(self, listed_as: str) -> Shard:
-        """Make the shard durable under its own name; `listed_as` becomes its path in the manifest."""
-        self._writer.finish()
-        self._sink.sync_and_close()
-        self._temporary.replace(self._path)
-        sync_folder(self._path.parent)
-        return Shard(
-            path=listed_as,
-            rows=sum(self._row_groups),
-            bytes=self._sink.written,
-            sha256=self._sink.hash.hexdigest(),
-            row_groups=tuple(self._row_groups),
-            row_group_bytes=tuple(self._row_group_bytes),
-        )
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.abandon()
-
-    def abandon(self) -> None:
-        """Remove what was written, unless it is finished."""
-        if not self._sink.closed:
-            try:
-                self._sink.close()
-            finally:
-                self._temporary.unlink(missing_ok=True)
-
-
-class _HashingFile:
-    """A file that hashes what is written to it."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
-        self.hash = hashlib.sha256()
-        self.written = 0
-
-    @property
-    def closed(self) -> bool:
-        return self._file.closed
-
-    def write(self, data: bytes) -> None:
-        self._file.write(data)
-        self.hash.update(data)
-        self.written += len(data)
-
-    def sync_and_close(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def _canonical(values: Mapping[str, Any]) -> bytes:

@@ -13,8 +13,9 @@ import pytest
 
 from pipeline.errors import InputError, StorageError
 from pipeline.schema import LogFormat
-from pipeline.shards.manifest import Compression, Manifest, Shard, ShardWriter, Split
+from pipeline.shards.manifest import Compression, Manifest, Shard, Split
 from pipeline.shards.verify import verify_shard
+from pipeline.shards.writer import ShardWriter
 
 TOY = LogFormat(name="toy", columns=("y", "n", "c"), label="y", dense=("n",), sparse=("c",), bucket_sizes=(2**31 - 1,))
 
