@@ -17,6 +17,8 @@ from pipeline.shards.durable import write_atomically
 from pipeline.shards.remote import RemoteFolder
 
 MANIFEST = "manifest.json"
+_CHECKSUMS = "row_group_crc32"
+"""Beside the shards, by path, because earlier versions refuse a shard with a field that they do not know."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +35,9 @@ class Shard:
     row_group_bytes: tuple[int, ...]
     """Bytes of each row group, in order, the first after the four that open the file: with these nobody has to trust
     the file's footer, which carries no checksum."""
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Shard:
-        """The shard whose fields a manifest lists as JSON values."""
-        lists = {name: tuple(values[name]) for name in ("row_groups", "row_group_bytes")}
-        return cls(**{**values, **lists})
+    row_group_crc32: tuple[int, ...] = ()
+    """CRC-32 of the bytes of each row group, in order, so that a reader notices one that is another's; () for a shard
+    that an earlier version wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,14 +138,14 @@ class Manifest:
             raise InputError(
                 f"{name} has format version {version}, this program reads up to {FORMAT_VERSION}; upgrade it"
             )
-        splits = {
-            name: Split(shards=tuple(Shard.from_dict(shard) for shard in shards))
-            for name, shards in values["splits"].items()
-        }
+        checksums = values.get(_CHECKSUMS, {})
         return cls(
             folder=folder,
             format=LogFormat.from_dict(values["format"]),
-            splits=splits,
+            splits={
+                name: Split(shards=tuple(_shard_from(shard, checksums) for shard in shards))
+                for name, shards in values["splits"].items()
+            },
             compression=values["compression"],
             statistics=values["statistics"],
             rejected_rows=values["rejected_rows"],
@@ -160,7 +159,13 @@ class Manifest:
             "format_version": FORMAT_VERSION,
             "format": self.format.to_dict(),
             "compression": self.compression,
-            "splits": {name: [asdict(shard) for shard in split.shards] for name, split in self.splits.items()},
+            "splits": {name: [_shard_values(shard) for shard in split.shards] for name, split in self.splits.items()},
+            _CHECKSUMS: {
+                shard.path: shard.row_group_crc32
+                for split in self.splits.values()
+                for shard in split.shards
+                if shard.row_group_crc32
+            },
             "statistics": self.statistics,
             "rejected_rows": self.rejected_rows,
             "rejects": [asdict(rejects) for rejects in self.rejects],
@@ -168,6 +173,18 @@ class Manifest:
         }
         values = json.loads(json.dumps(values))
         write_atomically(self.root / MANIFEST, _canonical({**values, "sha256": _digest(values)}))
+
+
+def _shard_from(values: Mapping[str, Any], checksums: Mapping[str, list[int]]) -> Shard:
+    lists = {name: tuple(values[name]) for name in ("row_groups", "row_group_bytes")}
+    return Shard(**{**values, **lists}, row_group_crc32=tuple(checksums.get(values["path"], ())))
+
+
+def _shard_values(shard: Shard) -> dict[str, Any]:
+    """What the list of a split says of a shard."""
+    values = asdict(shard)
+    del values["row_group_crc32"]
+    return values
 
 
 def _canonical(values: Mapping[str, Any]) -> bytes:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from isal import isal_zlib
 
 from pipeline.parquet import Column, Compression, ParquetWriter
 from pipeline.schema import LogFormat
@@ -34,6 +35,7 @@ class ShardWriter:
         self._temporary = path.with_name(path.name + ".tmp")
         self._row_groups: list[int] = []
         self._row_group_bytes: list[int] = []
+        self._row_group_crc32: list[int] = []
         self._sink = _HashingFile(self._temporary)
         self._writer = ParquetWriter(self._sink, columns_of(log_format), compression)
 
@@ -42,11 +44,12 @@ class ShardWriter:
     ) -> None:
         """Append one row group of up to 65,536 rows: label uint8, dense int32, present uint8 (0 = missing), buckets
         int32."""
-        start = self._sink.written
+        start, self._sink.crc32 = self._sink.written, 0
         sparse = ((buckets_R, None) for buckets_R in buckets_SR)
         self._writer.write_group([(label_R, None), *zip(dense_DR, present_DR, strict=True), *sparse])
         self._row_groups.append(len(label_R))
         self._row_group_bytes.append(self._sink.written - start)
+        self._row_group_crc32.append(self._sink.crc32)
 
     def finish(self, listed_as: str) -> Shard:
         """Make the shard durable under its own name; `listed_as` becomes its path in the manifest."""
@@ -61,6 +64,7 @@ class ShardWriter:
             sha256=self._sink.hash.hexdigest(),
             row_groups=tuple(self._row_groups),
             row_group_bytes=tuple(self._row_group_bytes),
+            row_group_crc32=tuple(self._row_group_crc32),
         )
 
     def __enter__(self) -> ShardWriter:
@@ -84,6 +88,8 @@ class _HashingFile:
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
         self.hash = hashlib.sha256()
+        self.crc32 = 0
+        """Of what was written since it was last set to 0."""
         self.written = 0
 
     @property
@@ -93,6 +99,7 @@ class _HashingFile:
     def write(self, data: bytes) -> None:
         self._file.write(data)
         self.hash.update(data)
+        self.crc32 = isal_zlib.crc32(data, self.crc32)
         self.written += len(data)
 
     def sync_and_close(self) -> None:
