@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,8 +17,7 @@ from pipeline.device import DataConfig, ModelInputs, open_feed, open_rows
 from pipeline.schema import LogFormat
 from pipeline.shards import Manifest
 from stepsize.losses import BCEWithLogits
-from stepsize.measuring import ForwardContext
-from stepsize.policies import Precision, make_policy
+from stepsize.policies import make_policy
 from stepsize.worker import StepSizeWorker
 from trainer.config import Config, ConfigError, config_errors, load_config
 from trainer.learner import (
@@ -123,15 +121,8 @@ class Parts(Learner):
                 self.model,
                 self.optimizer,
                 BCEWithLogits(),
-                estimators=config.stepsize.estimators,
-                method=config.stepsize.method,
-                curvature=config.stepsize.curvature,
-                diagnostics=config.stepsize.diagnostics,
-                per_group=config.stepsize.per_group,
-                probe_fraction=config.stepsize.probe_fraction,
+                config.stepsize.measuring,
                 take_rows=first_rows,
-                max_age=config.stepsize.max_age,
-                forward_context=_forward_context(config.stepsize.precision, self.device),
             )
         stack.callback(self.worker.close)
 
@@ -211,11 +202,6 @@ def _evaluated_splits(config: Config, manifest: Manifest) -> list[str]:
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _forward_context(precision: Precision, device: torch.device) -> ForwardContext:
-    """What the measuring pass runs in."""
-    return nullcontext if precision == "float32" else partial(torch.autocast, device.type, torch.bfloat16)
 
 
 def _columns(log_format: LogFormat) -> dict[str, Any]:
