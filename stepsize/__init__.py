@@ -1,13 +1,19 @@
-"""The curvature-based step size α* = −dᵀg / dᵀGd for any PyTorch training loop."""
+"""The curvature-based step size α* = −dᵀg / dᵀGd for any PyTorch training loop.
+
+worker = StepSizeWorker(model, optimizer, loss)
+with worker.around_step(x1, y1, step=step):  # the next batch probes this one's step
+    optimizer.step()
+"""
 
 from __future__ import annotations
 
 from stepsize.errors import MeasurementError
 from stepsize.estimate import Diagnostics, Estimate, Outcome, StepSizeNumbers
 from stepsize.losses import AutogradLoss, BCEWithLogits, CrossEntropy, Loss, SquaredError
+from stepsize.options import MeasuringOptions
 from stepsize.policies import L4, PAL, SGDBB, SPS, Policy, StepSizeConfig, make_policy, set_learning_rate
-from stepsize.pooling import PooledRate, RatioSums, Window, median_rate, per_rate, pool
-from stepsize.worker import StepSizeWorker
+from stepsize.pooling import PooledRate, RatioSums, median_rate, per_rate, pool
+from stepsize.worker import StepSizeWorker, first_rows
 
 __all__ = [
     "L4",
@@ -21,6 +27,7 @@ __all__ = [
     "Estimate",
     "Loss",
     "MeasurementError",
+    "MeasuringOptions",
     "Outcome",
     "Policy",
     "PooledRate",
@@ -29,7 +36,7 @@ __all__ = [
     "StepSizeConfig",
     "StepSizeNumbers",
     "StepSizeWorker",
-    "Window",
+    "first_rows",
     "make_policy",
     "median_rate",
     "per_rate",

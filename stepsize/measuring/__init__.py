@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from stepsize.measuring.curvature import moments, row_forms, secant_rounding
+from stepsize.measuring.curvature import row_forms, secant_rounding, summarize
 from stepsize.measuring.direction import Batch, Snapshot, Tables, Tracker
 from stepsize.measuring.handoff import Pending, Quantities, lane_for
 from stepsize.measuring.measurement import dropped, estimate_from, measure
-from stepsize.measuring.passes import ForwardContext, Generators, LastTrainingForward, refuse_scripted, run, unwrapped
+from stepsize.measuring.passes import (
+    ForwardContext,
+    Generators,
+    LastTrainingForward,
+    forward_pass,
+    refuse_scripted,
+    unwrapped,
+)
 
 __all__ = [
     "Batch",
@@ -20,12 +27,12 @@ __all__ = [
     "Tracker",
     "dropped",
     "estimate_from",
+    "forward_pass",
     "lane_for",
     "measure",
-    "moments",
     "refuse_scripted",
     "row_forms",
-    "run",
     "secant_rounding",
+    "summarize",
     "unwrapped",
 ]

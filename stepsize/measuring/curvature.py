@@ -19,7 +19,7 @@ from torch.nn.utils import get_total_norm
 from stepsize.errors import MeasurementError
 from stepsize.losses import Loss
 from stepsize.measuring.direction import Batch, Direction
-from stepsize.measuring.passes import ForwardContext, run
+from stepsize.measuring.passes import ForwardContext, forward_pass
 from stepsize.measuring.tables import Lookup, Replayer, StandIn, Whole
 
 
@@ -67,7 +67,7 @@ def logits_along(
             like = model.get_parameter(name)
             substitutes[name] = StandIn(name, like, Replayer(name, replayed))
         try:
-            logits = run(
+            logits = forward_pass(
                 model,
                 batch.inputs,
                 substitutes=substitutes,
@@ -132,7 +132,7 @@ def _root_mean_square(values: Tensor) -> Tensor:
     return values.double().square().mean().sqrt()
 
 
-MOMENTS: tuple[str, ...] = (
+SUMMARY: tuple[str, ...] = (
     "rows",
     "loss",
     "slope",
@@ -142,11 +142,11 @@ MOMENTS: tuple[str, ...] = (
     "curvature_variance",
     "covariance",
 )
-"""What `moments` holds, in order; the variances are those of the means, not of a row."""
+"""What `summarize` holds, in order; the variances are those of the means, not of a row."""
 
 
-def moments(forms: RowForms) -> Tensor:
-    """Means over rows and the covariance of the two means, (len(MOMENTS),) float64 on the forms' device.
+def summarize(forms: RowForms) -> Tensor:
+    """Means over rows and the covariance of the two means, (len(SUMMARY),) float64 on the forms' device.
 
     NaN variances where one row leaves them undefined.
     """

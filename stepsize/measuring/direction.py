@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stepsize.errors import MeasurementError
-from stepsize.measuring.passes import ForwardContext, Generators, run
+from stepsize.measuring.passes import ForwardContext, Generators, forward_pass
 from stepsize.measuring.tables import EveryTableRead, Lookup, ReadAsAWholeError, Recorder, StandIn
 
 Tables = Literal["rows", "dense"]
@@ -195,7 +195,7 @@ class Tracker:
             for name in expected
         }
         with suppress(EveryTableRead):
-            run(
+            forward_pass(
                 self.model,
                 batch.inputs,
                 substitutes=stand_ins,

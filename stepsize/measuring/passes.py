@@ -77,7 +77,7 @@ def refuse_scripted(model: nn.Module) -> None:
         raise MeasurementError(f"{what} is scripted or traced by torch.jit; give the worker the model it was made from")
 
 
-def run(
+def forward_pass(
     model: nn.Module,
     inputs: tuple[Any, ...],
     *,

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from ops.step_clock import StepClock
-from pipeline.shards import Manifest
+from pipeline.shards.manifest import Manifest
 from tests.bench.rows import add_data_argument, data_folder
 from trainer.config import config_from
 from trainer.job.training_state import open_training

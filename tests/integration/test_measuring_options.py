@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from stepsize.worker import first_rows as any_first_rows
+from stepsize import first_rows as any_first_rows
 from trainer.cli import main
 from trainer.records.history import RunHistory
 from trainer.records.records import read_records
@@ -20,10 +20,13 @@ Estimates = Callable[[str], list[dict[str, Any]]]
 
 @pytest.fixture
 def estimates(write_config: Callable[..., Path], tmp_path: Path) -> Estimates:
-    """The lines of alpha.jsonl of three steps with further [stepsize] settings."""
+    """The lines of alpha.jsonl of three steps with further [stepsize.measuring] settings."""
 
     def train(settings: str) -> list[dict[str, Any]]:
-        config = write_config(f'[budget]\nsteps = 3\n[eval]\nsplits = []\n[stepsize]\npolicy = "observe"\n{settings}')
+        config = write_config(
+            '[budget]\nsteps = 3\n[eval]\nsplits = []\n[stepsize]\npolicy = "observe"\n'
+            f"[stepsize.measuring]\n{settings}"
+        )
         assert main(["train", str(config), "--run", str(tmp_path / "run")]) == 0
         return list(read_records(tmp_path / "run" / "alpha.jsonl"))
 
@@ -97,9 +100,9 @@ def test_another_curvature_stands_in_its_place(estimates: Estimates, tmp_path: P
 def test_an_option_that_contradicts_another_stops_the_run(
     write_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = write_config('[stepsize]\nmethod = "secant"\nper_group = true')
+    config = write_config('[stepsize.measuring]\nmethod = "secant"\nper_group = true')
     assert main(["train", str(config), "--run", str(tmp_path / "run")]) == 2
-    assert "stepsize.method: 'secant'" in capsys.readouterr().err
+    assert "stepsize.measuring: method: 'secant'" in capsys.readouterr().err
 
 
 def test_rows_are_cut_by_their_place_and_not_by_their_number() -> None:

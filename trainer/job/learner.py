@@ -98,6 +98,7 @@ class Learner:
         """
         batches = open_rows(
             data,
+            manifest,
             table_rows=self.table_rows,
             device=self.device,
             split=split,

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
-
-import torch
 
 from ops.step_clock import StepClock
 from pipeline.device import Feed, open_feed
 from pipeline.shards import Manifest
 from stepsize.losses import BCEWithLogits
-from stepsize.measuring import ForwardContext
-from stepsize.policies import Policy, Precision, StepSizeConfig, make_policy
+from stepsize.policies import Policy, make_policy
 from stepsize.worker import StepSizeWorker
 from trainer.config import Config, ConfigError, config_errors
 from trainer.job.learner import Learner, columns_of, training_device
@@ -121,13 +117,20 @@ def open_training(config: Config, manifest: Manifest) -> Iterator[TrainingState]
         with config_errors():
             # first what is quick to refuse: the model can be large
             table_rows = cast(int, config.model.table_rows)
-            feed = stack.enter_context(open_feed(config.data, table_rows=table_rows, device=device))
+            feed = stack.enter_context(open_feed(config.data, manifest, table_rows=table_rows, device=device))
             total_steps = config.budget.total_steps(feed.steps_per_epoch)
             scheduled_rate(config.schedule, step=0, total_steps=total_steps, peak=1.0)
             learner = Learner.build(config, manifest.format)
             peak = learning_rate(learner.optimizer)
             policy = make_policy(config.stepsize, initial_rate=peak, total_steps=total_steps)
-            worker = stack.enter_context(closing(_worker(config.stepsize, learner)))
+            worker = StepSizeWorker(
+                learner.model,
+                learner.optimizer,
+                BCEWithLogits(),
+                config.stepsize.measuring,
+                take_rows=first_rows,
+            )
+        stack.callback(worker.close)
         yield TrainingState(
             learner=learner,
             feed=feed,
@@ -155,25 +158,3 @@ def _evaluated_splits(config: Config, manifest: Manifest) -> tuple[str, ...]:
             "put 'validation' into eval.splits, and preprocess with rows for it"
         )
     return splits
-
-
-def _worker(config: StepSizeConfig, learner: Learner) -> StepSizeWorker:
-    return StepSizeWorker(
-        learner.model,
-        learner.optimizer,
-        BCEWithLogits(),
-        estimators=config.estimators,
-        method=config.method,
-        curvature=config.curvature,
-        diagnostics=config.diagnostics,
-        per_group=config.per_group,
-        probe_fraction=config.probe_fraction,
-        take_rows=first_rows,
-        max_age=config.max_age,
-        forward_context=_forward_context(config.precision, learner.device),
-    )
-
-
-def _forward_context(precision: Precision, device: torch.device) -> ForwardContext:
-    """What the measuring pass runs in."""
-    return nullcontext if precision == "float32" else partial(torch.autocast, device.type, torch.bfloat16)

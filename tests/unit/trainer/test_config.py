@@ -43,6 +43,7 @@ steps = 100
 policy = "median_hold"
 interval = 50
 count = 5
+[stepsize.measuring]
 estimators = ["unbiased", "biased"]
 [budget]
 steps = 10

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
-from pipeline.device.open import ModelInputs
+from pipeline.device.model_inputs import ModelInputs
 from trainer.learner.evaluation import HISTOGRAM_BINS, HISTOGRAM_LIMIT, Evaluator, evaluate
 from trainer.learner.model import ModelConfig, build_model
 

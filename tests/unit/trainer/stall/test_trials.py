@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ops.step_clock import StepClock
-from pipeline.device.open import DevicePair, Feed, ModelInputs, StreamPosition
-from pipeline.shards import Manifest
+from pipeline.device.feed import DevicePair, Feed
+from pipeline.device.model_inputs import ModelInputs
+from pipeline.rows.order import StreamPosition
+from pipeline.shards.manifest import Manifest
 from stepsize.losses import BCEWithLogits
 from stepsize.policies.choice import PolicyName, StepSizeConfig, make_policy
 from stepsize.worker import StepSizeWorker
