@@ -20,7 +20,7 @@ from trainer.job.learner import Learner, columns_of, training_device
 from trainer.learner import learning_rate, scheduled_rate
 from trainer.loop import Host, Loop, Observer, Pairs, Position, Timetable
 from trainer.records import Checkpoint, random_state, restore_random_state, save_checkpoint
-from trainer.step import TrainStep, first_rows
+from trainer.step import TrainStep, first_click_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ def open_training(config: Config, manifest: Manifest) -> Iterator[TrainingState]
                 learner.optimizer,
                 BCEWithLogits(),
                 config.stepsize.measuring,
-                take_rows=first_rows,
+                take_rows=first_click_rows,
             )
         stack.callback(worker.close)
         yield TrainingState(
