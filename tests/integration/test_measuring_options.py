@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from stepsize.worker import first_rows
 from trainer.cli import main
 from trainer.records.history import RunHistory
 from trainer.records.records import read_records
