@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 import threading
 from itertools import islice, pairwise
+from typing import Any
 
 import numpy as np
 import pytest
