@@ -10,7 +10,6 @@ from trainer.learner.optimizers import (
     build_optimizer,
     evaluation_mode,
     learning_rate,
-    set_learning_rate,
 )
 from trainer.learner.schedules import ScheduleConfig, scheduled_rate
 
@@ -28,5 +27,4 @@ __all__ = [
     "evaluation_mode",
     "learning_rate",
     "scheduled_rate",
-    "set_learning_rate",
 ]

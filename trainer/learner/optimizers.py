@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from trainer.learner.model import load_preset
@@ -126,15 +126,6 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
 def learning_rate(optimizer: Optimizer) -> float:
     """The rate of the first parameter group."""
     return float(optimizer.param_groups[0]["lr"])
-
-
-def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give every parameter group the rate, in place where it is a tensor."""
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from stepsize.policies.rates import set_learning_rate
 from tests.resume import assert_resumes
 from trainer.learner.averaging import WeightAverage
 from trainer.learner.model import ModelConfig, build_model
@@ -18,7 +19,6 @@ from trainer.learner.optimizers import (
     build_optimizer,
     evaluation_mode,
     optimizer_names,
-    set_learning_rate,
 )
 
 
