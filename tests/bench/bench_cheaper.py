@@ -16,7 +16,9 @@ from functools import partial
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from pipeline.device.open import DataConfig, open_feed
+from pipeline.device.config import DataConfig
+from pipeline.device.opening import open_feed
+from pipeline.shards.manifest import Manifest
 from stepsize import BCEWithLogits, Estimate, StepSizeWorker
 from tests.bench.rows import add_data_argument, data_folder
 from trainer.learner.model import ModelConfig, build_model
@@ -40,7 +42,8 @@ def estimates_at(rate: float, data: str, *, batch_rows: int, steps: int) -> dict
     }
     rows = config.resolved().table_rows
     assert rows is not None
-    with open_feed(DataConfig(path=data, batch_rows=batch_rows), table_rows=rows, device=torch.device("cpu")) as feed:
+    data_config = DataConfig(path=data, batch_rows=batch_rows)
+    with open_feed(data_config, Manifest.load(data), table_rows=rows, device=torch.device("cpu")) as feed:
         for step, pair in enumerate(itertools.islice(feed, steps)):
             optimizer.zero_grad(set_to_none=True)
             binary_cross_entropy_with_logits(model(pair.b2.dense, pair.b2.ids), pair.b2.label).backward()

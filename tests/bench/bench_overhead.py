@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from ops.step_clock import StepClock
+from pipeline.shards.manifest import Manifest
 from tests.bench.rows import add_data_argument, data_folder
 from trainer.config import config_from
 from trainer.job.assembly import Parts
@@ -40,7 +41,7 @@ class Job:
             "stepsize": {"policy": "observe", "interval": arguments.interval, "count": arguments.count},
             "budget": {"steps": arguments.interval * arguments.intervals},
         }
-        self.parts = Parts(config_from(values, where="benchmark"), stack)
+        self.parts = Parts(config_from(values, where="benchmark"), Manifest.load(data), stack)
         self.train_step = TrainStep(
             model=self.parts.model,
             optimizer=self.parts.optimizer,

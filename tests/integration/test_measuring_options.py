@@ -11,7 +11,7 @@ import torch
 
 from stepsize import first_rows as any_first_rows
 from trainer.cli import main
-from trainer.records.history import RunLog
+from trainer.records.history import RunHistory
 from trainer.records.records import read_records
 from trainer.step import first_rows
 
@@ -59,7 +59,7 @@ def test_groups_and_diagnostics_are_nested_objects(estimates: Estimates, tmp_pat
         assert record["diagnostics"]["cosine_b1"] * d * g1 == pytest.approx(record["slope"], rel=1e-3)
     losses = [record["loss"] for record in read_records(tmp_path / "run" / "steps.jsonl")]
     assert [record["diagnostics"]["loss_b2"] for record in records] == pytest.approx(losses, rel=1e-5)
-    assert len(RunLog.load(tmp_path / "run").alpha["step"]) == 3, "the run's readers take such lines"
+    assert len(RunHistory.load(tmp_path / "run").alpha["step"]) == 3, "the run's readers take such lines"
 
 
 def test_a_share_of_the_probe_rows(estimates: Estimates) -> None:

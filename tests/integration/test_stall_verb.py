@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-import pipeline.device.open
+import pipeline.device.opening
 from pipeline.device.model_inputs import ModelInputs
 from pipeline.device.ring import Uploader
 from pipeline.rows.reader import RowBatch
+from pipeline.shards.manifest import Manifest
 from trainer.cli import main
 from trainer.config import load_config
 from trainer.console import Console
@@ -101,12 +102,12 @@ def test_known_delays_are_recovered_within_five_percent(
             loading[rows].sleep(PREPARE + FETCH if rows == "cold" else PREPARE)
             return self._uploader.upload(batch)
 
-    make = pipeline.device.open.make_uploader
-    monkeypatch.setattr(pipeline.device.open, "make_uploader", lambda *a, **k: SlowUploader(make(*a, **k)))
+    make = pipeline.device.opening.make_uploader
+    monkeypatch.setattr(pipeline.device.opening, "make_uploader", lambda *a, **k: SlowUploader(make(*a, **k)))
 
     def make_parts(rows: Rows, stack: ExitStack) -> Parts:
         loading[rows], computing[rows] = Delays(), Delays()
-        parts = Parts(config, stack)
+        parts = Parts(config, Manifest.load(config.data.path), stack)
         parts.model.register_forward_pre_hook(lambda *_: computing[rows].sleep(COMPUTE))
         return parts
 

@@ -72,14 +72,21 @@ class Learner:
         return all(math.isfinite(value) for value in largest)
 
     def evaluate(
-        self, data: DataConfig, evaluation: EvalConfig, split: str, *, stopping: Callable[[], bool] = lambda: False
+        self,
+        data: DataConfig,
+        manifest: Manifest,
+        evaluation: EvalConfig,
+        split: str,
+        *,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> Evaluation:
-        """The weights that answer (averaged ones where the run averages) on `split`, or on its rows until `stopping`.
+        """The weights that answer (averaged ones if the run averages) on `split`, or on its rows until `stopping`.
 
-        Raises: as `pipeline.device.open.open_rows`.
+        Raises: as `pipeline.device.open_rows`.
         """
         batches = open_rows(
             data,
+            manifest,
             table_rows=self.table_rows,
             device=self.device,
             split=split,
@@ -94,14 +101,17 @@ class Learner:
 class Parts(Learner):
     """Everything that a step takes part in: a learner, the stream it learns from, the policy and its worker."""
 
-    def __init__(self, config: Config, stack: ExitStack) -> None:
-        """Raises: ConfigError and InputError for settings that cannot be used, alone or together."""
-        config, manifest = config.resolved(), Manifest.load(config.data.path)
+    def __init__(self, config: Config, manifest: Manifest, stack: ExitStack) -> None:
+        """`manifest` is that of config.data.path.
+
+        Raises: ConfigError and InputError for settings that cannot be used, alone or together.
+        """
+        config, self.manifest = config.resolved(), manifest
         self.data, self.splits = data_identity(manifest), _evaluated_splits(config, manifest)
         with config_errors():
             # first what is quick to refuse: the model can be large
             table_rows = cast(int, config.model.table_rows)
-            self.feed = stack.enter_context(open_feed(config.data, table_rows=table_rows, device=_device()))
+            self.feed = stack.enter_context(open_feed(config.data, manifest, table_rows=table_rows, device=_device()))
             self.total_steps = config.budget.total_steps(self.feed.steps_per_epoch)
             scheduled_rate(config.schedule, step=0, total_steps=self.total_steps, peak=1.0)
             super().__init__(config, manifest.format)
@@ -170,7 +180,7 @@ def evaluate_run(run: Path, *, split: str, rows: int | None, data: str | None) -
         )
     learner = Learner(config, manifest.format)
     learner.load_learner(found.tensors, found.state)
-    return found.step, learner.evaluate(folder, evaluation, split)
+    return found.step, learner.evaluate(folder, manifest, evaluation, split)
 
 
 def data_identity(manifest: Manifest) -> dict[str, Any]:

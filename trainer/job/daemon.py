@@ -11,6 +11,7 @@ from ops.metrics import Metrics
 from ops.server import Server
 from ops.step_clock import StepClock
 from pipeline.addresses import without_secrets
+from pipeline.shards import Manifest
 from trainer.config import Config, config_errors
 from trainer.console import Console
 from trainer.job.assembly import Parts
@@ -31,7 +32,7 @@ def train(config: Config, run: str | Path, *, console: Console) -> Stop:
     """
     config = config.resolved()
     with ExitStack() as stack:
-        parts = Parts(config, stack)
+        parts = Parts(config, Manifest.load(config.data.path), stack)
         directory = stack.enter_context(RunDirectory(run, config))
         try:
             return Job(config, parts, directory, console, stack).run()
@@ -197,7 +198,9 @@ class Job:
         found = []
         for split in self.parts.splits:
             began = time.monotonic()
-            evaluation = self.parts.evaluate(self.config.data, self.config.eval, split, stopping=self.stopping.is_set)
+            evaluation = self.parts.evaluate(
+                self.config.data, self.parts.manifest, self.config.eval, split, stopping=self.stopping.is_set
+            )
             if self.stopping.is_set():
                 return None
             found.append((evaluation, time.monotonic() - began))

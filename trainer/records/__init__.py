@@ -12,7 +12,7 @@ from trainer.records.checkpoint import (
     seed_generators,
     verify_checkpoints,
 )
-from trainer.records.history import EVALUATION_FIELDS, Column, RunLog
+from trainer.records.history import EVALUATION_FIELDS, Column, RunHistory
 from trainer.records.records import Records, read_records
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
     "CheckpointConfig",
     "Column",
     "Records",
-    "RunLog",
+    "RunHistory",
     "load_latest",
     "random_state",
     "read_records",

@@ -156,12 +156,12 @@ def measure_stall(
 
     def make_parts(rows: Rows, stack: ExitStack) -> Parts:
         if rows != "cold":
-            return Parts(config, stack)
+            return Parts(config, manifest, stack)
         if not remote:
             stack.enter_context(kept_cold(paths))
-            return Parts(config, stack)
+            return Parts(config, manifest, stack)
         empty = stack.enter_context(_empty_folder(cache_folder(config.data.cache_path)))
-        return Parts(replace(config, data=replace(config.data, cache_path=empty)), stack)
+        return Parts(replace(config, data=replace(config.data, cache_path=empty)), manifest, stack)
 
     return StallMeasurement(config, plan, make_parts=make_parts, console=console).run()
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ops.step_clock import StepClock, StepTiming
-from pipeline.device.open import DevicePair, ModelInputs, StreamPosition
+from pipeline.device.feed import DevicePair
+from pipeline.device.model_inputs import ModelInputs
+from pipeline.rows.order import StreamPosition
 from stepsize.losses import BCEWithLogits
 from stepsize.policies.choice import StepSizeConfig, make_policy
 from stepsize.worker import StepSizeWorker

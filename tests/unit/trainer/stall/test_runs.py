@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ops.step_clock import StepClock
-from pipeline.device.open import DataConfig, DevicePair, ModelInputs, StreamPosition
+from pipeline.device.config import DataConfig
+from pipeline.device.feed import DevicePair
+from pipeline.device.model_inputs import ModelInputs
+from pipeline.rows.order import StreamPosition
 from stepsize.losses import BCEWithLogits
 from stepsize.policies.choice import PolicyName, StepSizeConfig, make_policy
 from stepsize.worker import StepSizeWorker
