@@ -114,16 +114,12 @@ def warnings_of(manifest: Manifest) -> list[str]:
     A split that the options asked to leave without rows is left out.
     """
     files = files_by_split(manifest.plan)
-    found = []
-    for name, split in manifest.splits.items():
-        rate = manifest.statistics.get("splits", {}).get(name, {}).get("label_rate")
-        if split.rows == 0 and files[name]:
-            found.append(f"split {name} has no rows; give it a log that has some, or another --split")
-        elif split.rows and rate in (0.0, 1.0):
-            found.append(
-                f"every row of split {name} has label {rate:.0f}, so nothing can be told apart in it; check the label "
-                "column and the order of the files"
-            )
+    found = [
+        f"split {name} has no rows; give it a log that has some, or another --split"
+        for name, split in manifest.splits.items()
+        if split.rows == 0 and files[name]
+    ]
+    found += warnings_of_labels(manifest)
     columns = manifest.statistics.get("columns", {})
     crowded = {
         name: values
@@ -133,6 +129,17 @@ def warnings_of(manifest: Manifest) -> list[str]:
     if crowded:
         found.append(_collisions(manifest.format.name, crowded))
     return found
+
+
+def warnings_of_labels(manifest: Manifest) -> list[str]:
+    """Lines about splits whose rows all have one label."""
+    rates = {name: values["label_rate"] for name, values in manifest.statistics.get("splits", {}).items()}
+    return [
+        f"every row of split {name} has label {rate:.0f}, so there is nothing to tell apart; check the label column and "
+        "the order of the files"
+        for name, rate in rates.items()
+        if rate in (0.0, 1.0)
+    ]
 
 
 def _collisions(format_name: str, crowded: Mapping[str, Mapping[str, Any]]) -> str:
