@@ -66,6 +66,8 @@ class Summary:
     resumed_rows: int
     """Of these, rows that earlier runs had encoded."""
     seconds: float
+    notices: tuple[str, ...]
+    """What a user should know of how the sources were chosen."""
 
 
 def preprocess(
@@ -90,12 +92,12 @@ def preprocess(
     place = Workplace(config.out)
     try:
         if finished := _finished(config.out, plan):
-            return _nothing_to_do(finished, began)
+            return _nothing_to_do(finished, plan, began)
         _make_workplace(config.out, place)
         with _locked(config.out, place):
             # Another run may have finished since; only under the lock may the plan be compared and written.
             if finished := _finished(config.out, plan):
-                return _nothing_to_do(finished, began)
+                return _nothing_to_do(finished, plan, began)
             _begin(config.out, plan, place)
             return _make(config, plan, place, report, began=began)
     except StorageError:
@@ -108,13 +110,14 @@ def preprocess(
         raise StorageError(f"{error.filename or config.out}: writing failed ({why}); {remedy}") from error
 
 
-def _nothing_to_do(finished: Manifest, began: float) -> Summary:
+def _nothing_to_do(finished: Manifest, plan: Plan, began: float) -> Summary:
     return Summary(
         manifest=finished,
         nothing_to_do=True,
         rows=finished.rows,
         resumed_rows=finished.rows,
         seconds=time.monotonic() - began,
+        notices=plan.notices,
     )
 
 
@@ -155,6 +158,7 @@ def _make(
         rows=manifest.rows,
         resumed_rows=resumed_rows,
         seconds=time.monotonic() - began,
+        notices=plan.notices,
     )
 
 

@@ -102,6 +102,7 @@ def _listed(names: list[str]) -> str:
     labels = [name.partition("?")[0].rsplit("/", 1)[-1] for name in names]
     if len(set(labels)) < len(labels):
         labels = names
+    labels = [label.encode("utf-8", "backslashreplace").decode() for label in labels]
     if len(labels) <= 2 * _SHOWN:
         return ", ".join("standard input" if label == "-" else label for label in labels)
     shown = ", ".join([*labels[:_SHOWN], "...", *labels[-_SHOWN:]])
@@ -135,8 +136,8 @@ def warnings_of_labels(manifest: Manifest) -> list[str]:
     """Lines about splits whose rows all have one label."""
     rates = {name: values["label_rate"] for name, values in manifest.statistics.get("splits", {}).items()}
     return [
-        f"every row of split {name} has label {rate:.0f}, so there is nothing to tell apart; check the label column and "
-        "the order of the files"
+        f"every row of split {name} has label {rate:.0f}, so there is nothing to tell apart; check the label column "
+        "and the order of the files"
         for name, rate in rates.items()
         if rate in (0.0, 1.0)
     ]

@@ -75,7 +75,7 @@ def preprocess_verb(arguments: list[str]) -> int:
             "rejected_rows": manifest.rejected_rows,
             "splits": {name: split.rows for name, split in manifest.splits.items()},
             "files": files_by_split(manifest.plan),
-            "warnings": warnings_of(manifest),
+            "warnings": [*summary.notices, *warnings_of(manifest)],
             "resumed_rows": summary.resumed_rows,
             "seconds": summary.seconds,
         }

@@ -221,6 +221,32 @@ def test_another_plan_is_not_mixed_in(tmp_path: Path) -> None:
         run(tmp_path / "data", log)
 
 
+def test_the_order_given_is_the_order_and_stays_it(tmp_path: Path) -> None:
+    train, test = write_log(tmp_path / "train.tsv", 40), write_log(tmp_path / "test.tsv", 20, seed=1)
+    run(tmp_path / "data", train, test)
+    expected, others = (read_log(log.read_bytes(), CRITEO)[0] for log in (train, test))
+    assert rows_of(tmp_path / "data", "train") == expected
+    assert rows_of(tmp_path / "data", "test") + rows_of(tmp_path / "data", "validation") == others
+    assert run(tmp_path / "data", train, test).nothing_to_do
+    with pytest.raises(InputError) as caught:
+        run(tmp_path / "data", test, train)
+    assert str(caught.value) == (
+        f"{tmp_path / 'data'} was made from the same files in another order (train.tsv, test.tsv); give them in that "
+        "order to continue, or another --out"
+    )
+
+
+def test_another_format_is_named_by_what_differs(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.tsv", 50)
+    run(tmp_path / "data", log)
+    for options, why in (
+        ({"format": "criteo-kaggle"}, "name: 'criteo' instead of 'criteo-kaggle'"),
+        ({"bucket_sizes": "C2=7"}, "bucket_sizes: 39043 instead of 7, place 2"),
+    ):
+        with pytest.raises(InputError, match=f"was made with another format .{why}.; give another --out"):
+            run(tmp_path / "data", log, **options)
+
+
 def test_a_folder_in_which_nothing_is_finished_takes_another_plan(tmp_path: Path) -> None:
     log = tmp_path / "log.tsv.gz"
     log.write_bytes(gzip.compress(joined(log_lines(50)))[:-9])
