@@ -125,7 +125,7 @@ def _complaints_of_text(log_format: LogFormat) -> Iterator[str]:
     delimiter = log_format.delimiter
     if not log_format.name:
         yield "`name` is empty; give it a name"
-    if delimiter.isalnum() or delimiter in "+-":
+    if delimiter.isalnum() or delimiter in "+-.":
         yield f"the delimiter {delimiter!r} may be part of a number or a category; give another"
     for column in log_format.columns:
         if not column or any(character in column for character in (delimiter, "\r", "\n")):

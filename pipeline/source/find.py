@@ -222,9 +222,7 @@ def _base(name: str) -> str:
 def _notice(name: str, listed: _Listed) -> str | None:
     if not listed.left_out:
         return None
-    return (
-        f"{name}: left out {_shortened(listed.left_out)} (log files end in {_endings()}); name what belongs to the log"
-    )
+    return f"{name}: left out {_shortened(listed.left_out)} (a folder's log files have {_endings()}); name what belongs to the log"
 
 
 def _left(listed: _Listed) -> str:
@@ -237,4 +235,4 @@ def _shortened(names: Sequence[str]) -> str:
 
 
 def _endings() -> str:
-    return ", ".join(ending or "nothing" for ending in LOG_ENDINGS)
+    return ", ".join(ending or "no ending" for ending in LOG_ENDINGS)

@@ -91,14 +91,16 @@ def _is_tar(head: bytes) -> bool:
 
 
 def _is_json(text: bytes) -> bool:
-    """Whether the first line, or its beginning, is a JSON object or a list of them."""
-    line = text.split(b"\n", 1)[0].strip()
+    """Whether the first line, or what was read of it, is a JSON object or a list of them, and nothing behind it."""
+    line, newline, _ = text.partition(b"\n")
+    line = line.strip()
     if line in (b"{", b"["):
         return True
     if not line.startswith((b'{"', b"[{")):
         return False
+    shown = line.decode("utf-8", "replace")
     try:
-        json.loads(line)
-    except ValueError:
-        return b'":' in line
-    return True
+        _, stop = json.JSONDecoder().raw_decode(shown)
+    except (ValueError, RecursionError):
+        return not newline and '":' in shown
+    return not shown[stop:].strip(" ,]")

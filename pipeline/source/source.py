@@ -48,7 +48,7 @@ class Source:
 
         Raises: InputError where it cannot be opened.
         """
-        return SourceStream(_open_raw(self), self.address)
+        return SourceStream(_open_raw(self), "standard input" if self.is_standard_input else self.address)
 
     def is_plain_local(self) -> bool:
         """Whether its bytes can be read from any position: an uncompressed regular local file."""

@@ -125,7 +125,7 @@ def test_which_files_train_validate_and_test_is_said_beforehand(log: Path, capsy
         "validation: day_11.tsv (its end)",
         "test: day_11.tsv (its beginning)",
     ]
-    left_out = f"warning: {log}: left out day_12.bak (log files end in nothing, .tsv, "
+    left_out = f"warning: {log}: left out day_12.bak (a folder's log files have no ending, .tsv, "
     assert main([*arguments, "--dry-run"]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[-3:] == files

@@ -122,6 +122,7 @@ def test_line_numbers_count_the_header(tmp_path: Path, avazu: Path) -> None:
         ('delimiter = ","', 'delimiter = "é"', "must be one byte"),
         ('delimiter = ","', 'delimiter = "\\n"', "must be one byte"),
         ('delimiter = ","', 'delimiter = "a"', "may be part of a number or a category"),
+        ('delimiter = ","', 'delimiter = "."', "may be part of a number or a category"),
         ('delimiter = ","', "delimiter = 7", "`delimiter` must be a string, and 7 was given"),
         ("header = true", "header = yes", "is no TOML"),
         ("header = true", 'header = "true"', "`header` must be true or false, and 'true' was given"),

@@ -191,7 +191,19 @@ def test_what_is_no_delimited_text_is_named(tmp_path: Path, content: bytes, why:
 
 @pytest.mark.parametrize(
     "head",
-    [TEXT[:1024], b"ORCID,click\n1,2\n", b"LZIP\t1\n", b"BZh9 is text\n", b"]\n", b"{x},1\n", b"1", b"", b"\r\n\r\n"],
+    [
+        TEXT[:1024],
+        b"ORCID,click\n1,2\n",
+        b"LZIP\t1\n",
+        b"BZh9 is text\n",
+        b"]\n",
+        b"{x},1\n",
+        b'{"a": 1}\t1\t2\n',
+        b'{"a\t1\t2\n',
+        b"1",
+        b"",
+        b"\r\n\r\n",
+    ],
 )
 def test_text_is_not_taken_for_anything_else(head: bytes) -> None:
     assert foreign_kind(head) is None
