@@ -99,13 +99,13 @@ def check_header(source: Source, log_format: LogFormat, line: bytes) -> None:
         detail = (
             f"has {len(names)} columns instead of {len(log_format.columns)}"
             if wrong is None
-            else f"names {_shortened(names[wrong])!r} where format {log_format.name!r} has {log_format.columns[wrong]!r}"
+            else f"names {_quoted(names[wrong])} where format {log_format.name!r} has {log_format.columns[wrong]!r}"
         )
         raise InputError(f"{source.address}: its header {detail}; correct the format or the file")
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= 40 else f"{text[:37]}..."
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")
 
 
 def _no_line_end(source: Source) -> InputError:

@@ -222,7 +222,8 @@ def _base(name: str) -> str:
 def _notice(name: str, listed: _Listed) -> str | None:
     if not listed.left_out:
         return None
-    return f"{name}: left out {_shortened(listed.left_out)} (a folder's log files have {_endings()}); name what belongs to the log"
+    left_out = _shortened(listed.left_out)
+    return f"{name}: left out {left_out} (a folder's log files have {_endings()}); name what belongs to the log"
 
 
 def _left(listed: _Listed) -> str:

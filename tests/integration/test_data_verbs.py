@@ -169,6 +169,23 @@ def test_splits_that_nothing_can_be_judged_by_are_said(log: Path, capsys: pytest
     assert [text[:22] for text in warnings][:2] == ["split test has no rows", "every row of split val"]
 
 
+def test_training_says_which_splits_have_one_class(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, config = log.parent / "data", log.parent / "config.toml"
+    assert main(["preprocess", str(log), "--out", str(data)]) == 0
+    config.write_text(
+        f'[data]\npath = "{data}"\nbatch_rows = 8\n[model]\ntable_rows = 64\n[budget]\nsteps = 2\n[metrics]\nport = -1\n'
+    )
+    capsys.readouterr()
+    assert main(["train", str(config), "--run", str(log.parent / "run")]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    for split in ("validation", "test"):
+        assert (
+            f"warning: {data}: every row of split {split} has label 0, so there is nothing to tell apart; "
+            in "".join(warnings)
+        )
+    assert not any("split train" in line for line in warnings)
+
+
 def test_many_collisions_are_said_with_a_remedy_that_helps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "log.csv"
     rows = (f"{i % 2},{i},{i % 3}\n" for i in range(3000))
