@@ -38,7 +38,6 @@ _UNORDERED = (
     ("number words", "zero one two three four five six seven eight nine ten eleven twelve first second third fourth "
      "fifth sixth seventh eighth ninth tenth last"),
     ("names of splits", "train training tr val valid validation dev eval test testing holdout"),
-    ("halves of a day", "am pm"),
     ("words for time", "old new before after yesterday today tomorrow previous current next early late morning noon "
      "afternoon evening night spring summer autumn fall winter"),
 )  # fmt: skip
@@ -93,7 +92,7 @@ class _AmbiguousError(Exception):
 
 def _sorted(tokens: dict[str, list[_Token]]) -> list[str]:
     _refuse_rotated(list(tokens))
-    tokens, months = _with_month_numbers(tokens)
+    tokens, months, unordered = _with_month_numbers(tokens)
     readings = _readings(list(tokens.values()), months)
     ordered, *others = (sorted(tokens, key=lambda name, read=read: read(tokens[name])) for read in readings)
     for other in others:
@@ -101,7 +100,7 @@ def _sorted(tokens: dict[str, list[_Token]]) -> list[str]:
             if first != second:
                 raise _AmbiguousError(f"{first} and {second}: which number is the day, the month or the year?")
     for first, second in itertools.pairwise(ordered):
-        _check_neighbours(first, second, tokens[first], tokens[second])
+        _check_neighbours(first, second, tokens[first], tokens[second], unordered)
     return ordered
 
 
@@ -123,12 +122,16 @@ def _refuse_rotated(names: list[str]) -> None:
         raise _AmbiguousError(f"{rotated[0]}: rotated logs count backwards in time")
 
 
-def _with_month_numbers(tokens: dict[str, list[_Token]]) -> tuple[dict[str, list[_Token]], list[int]]:
-    """Names of months replaced by their numbers where every name has one, and at which places.
+def _with_month_numbers(
+    tokens: dict[str, list[_Token]],
+) -> tuple[dict[str, list[_Token]], list[int], dict[int, str]]:
+    """Names of months replaced by their numbers where every name has one, and at which places; and the places of words
+    that the alphabet puts into an order other than that of time, with the reason.
 
-    Raises: _AmbiguousError for words that the alphabet puts into an order other than that of time.
+    Raises: _AmbiguousError for months around the turn of a year that nobody names, and for halves of a day.
     """
     months: list[int] = []
+    unordered: dict[int, str] = {}
     for place in range(min(map(len, tokens.values()))):
         words = {each[place].text for each in tokens.values()}
         if any(word.isdecimal() for word in words):
@@ -142,16 +145,18 @@ def _with_month_numbers(tokens: dict[str, list[_Token]]) -> tuple[dict[str, list
             months.append(place)
             continue
         if len(named) > 1:
-            raise _AmbiguousError(f"{min(words - _MONTHS.keys())!r} among names of months")
+            unordered[place] = f"{min(words - _MONTHS.keys())!r} among names of months"
         for what, vocabulary in _UNORDERED:
             if len(known := words & set(vocabulary.split())) > 1:
-                raise _AmbiguousError(f"{what}: {', '.join(sorted(known)[:3])}")
+                unordered[place] = f"{what}: {', '.join(sorted(known)[:3])}"
         if all(_ROMAN.fullmatch(word) for word in words) and max(map(len, words)) > 1:
-            raise _AmbiguousError(f"Roman numbers: {', '.join(sorted(words)[:3])}")
+            unordered[place] = f"Roman numbers: {', '.join(sorted(words)[:3])}"
+        if words == {"am", "pm"}:
+            raise _AmbiguousError("halves of a day: am, pm")
     for each in tokens.values() if months else ():
         for place in months:
             each[place] = _Token(str(_MONTHS[each[place].text]), each[place].before)
-    return tokens, months
+    return tokens, months, unordered
 
 
 def _between_numbers(tokens: dict[str, list[_Token]], place: int) -> bool:
@@ -297,12 +302,17 @@ def _dates_first(place: int, year: slice, month: slice, day: slice) -> Reading:
     return read
 
 
-def _check_neighbours(first: str, second: str, left: list[_Token], right: list[_Token]) -> None:
-    """Raises: _AmbiguousError where two names that follow one another differ in more than a number or a word."""
-    for a, b in itertools.zip_longest(left, right):
+def _check_neighbours(
+    first: str, second: str, left: list[_Token], right: list[_Token], unordered: dict[int, str]
+) -> None:
+    """Raises: _AmbiguousError where two names that follow one another differ first in something other than a number, or
+    a word that the alphabet orders."""
+    for place, (a, b) in enumerate(itertools.zip_longest(left, right)):
         if a is None or b is None or a.is_number != b.is_number:
             raise _AmbiguousError(f"{first} and {second} do not follow one pattern")
         if a.key != b.key:
+            if place in unordered:
+                raise _AmbiguousError(unordered[place])
             if a.is_number and _sign(a) != _sign(b):
                 raise _AmbiguousError(f"{first} and {second}: is - a sign or a separator?")
             return

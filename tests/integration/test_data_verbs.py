@@ -172,9 +172,8 @@ def test_splits_that_nothing_can_be_judged_by_are_said(log: Path, capsys: pytest
 def test_training_says_which_splits_have_one_class(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, config = log.parent / "data", log.parent / "config.toml"
     assert main(["preprocess", str(log), "--out", str(data)]) == 0
-    config.write_text(
-        f'[data]\npath = "{data}"\nbatch_rows = 8\n[model]\ntable_rows = 64\n[budget]\nsteps = 2\n[metrics]\nport = -1\n'
-    )
+    settings = "batch_rows = 8\n[model]\ntable_rows = 64\n[budget]\nsteps = 2\n[metrics]\nport = -1\n"
+    config.write_text(f'[data]\npath = "{data}"\n{settings}')
     capsys.readouterr()
     assert main(["train", str(config), "--run", str(log.parent / "run")]) == 0
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]

@@ -46,6 +46,9 @@ def ordered(names: list[str], seed: int = 0) -> list[str]:
         ["part-00000-3f2a-c000.gz", "part-00001-3f2a-c000.gz", "part-00010-3f2a-c000.gz"],
         ["day_１", "day_２", "day_１０"],
         ["day_٢", "day_١٠"],
+        ["2013-01-31-thu", "2013-02-01-fri", "2013-02-04-mon"],
+        ["1_one", "2_two", "3_three"],
+        ["2013Q4", "2014Q1"],
         ["2013-W05", "2013-W10", "2014-W01"],
     ],
 )
@@ -68,6 +71,7 @@ def test_names_that_say_their_order(names: list[str]) -> None:
         (["310113", "010213"], "the day, the month or the year"),
         (["01-jan-13", "02-jan-12"], "the day, the month or the year"),
         (["jan", "feb", "dec"], "December and January without a year"),
+        (["q4_2013", "q1_2014"], "the day, the month or the year"),
         (["nov", "dec", "jan"], "December and January without a year"),
         (["jan", "feb", "rest"], "'rest' among names of months"),
         (["mon", "tue"], "days of the week"),
