@@ -13,6 +13,7 @@ from pyarrow import fs as arrow_fs
 
 from pipeline.addresses import is_remote, open_filesystem
 from pipeline.errors import InputError
+from pipeline.line_buffer import MAX_LINE_BYTES
 from pipeline.schema import LogFormat
 from pipeline.source.blocks import check_header
 from pipeline.source.find import is_empty
@@ -96,7 +97,7 @@ def _normalized(source: Source, log_format: LogFormat, chunk_bytes: int = BEGINN
             ended = count < len(memory)
             text = (rest + bytes(memory[:count])).replace(b"\r\n", b"\n")
             if header:
-                if b"\n" not in text and not ended:
+                if b"\n" not in text and not ended and len(text) < MAX_LINE_BYTES:
                     rest = text
                     continue
                 line, _, text = text.partition(b"\n")

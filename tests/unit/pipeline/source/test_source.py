@@ -69,7 +69,7 @@ def test_the_order_in_which_a_shell_lists_files_is_pointed_out(days: Path) -> No
 
 
 def test_files_of_a_folder_that_are_left_out_are_named(days: Path) -> None:
-    for name in ("_SUCCESS", ".crc", "day_3.2024-01-04", "day_4.TSV", "day_5.tsv.GZ", "_day_6.tsv"):
+    for name in ("_SUCCESS", ".crc", "sample.json", "day_3.2024-01-04", "day_4.TSV", "day_5.tsv.GZ", "_day_6.tsv"):
         (days / name).write_bytes(b"1\n")
     (days / "day_7.tsv").symlink_to(days / "gone")
     for given in (days, days.as_uri()):
@@ -79,6 +79,7 @@ def test_files_of_a_folder_that_are_left_out_are_named(days: Path) -> None:
         left_out = ["README.md", "_day_6.tsv", "day_3.2024-01-04", "deeper (a folder)"]
         assert all(name in notice for name in left_out)
         assert "SUCCESS" not in notice
+        assert "sample.json" not in notice
         assert ".hidden" not in notice
     assert "day_7.tsv (a link to nothing)" in find_sources([days]).notices[0]
 
