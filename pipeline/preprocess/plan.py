@@ -54,7 +54,7 @@ class PreprocessConfig:
     """threads: on this machine; ray: as tasks on a Ray cluster (extra `ray`; RAY_ADDRESS names one). Same output."""
 
     def __post_init__(self) -> None:
-        if self.validation < 0 or self.test < 0 or self.validation + self.test >= 1:
+        if not (self.validation >= 0 and self.test >= 0 and self.validation + self.test < 1):  # nan is refused too
             raise InputError(
                 f"--validation {self.validation} and --test {self.test} must be 0 or more and sum to less than 1"
             )

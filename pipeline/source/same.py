@@ -69,7 +69,7 @@ def _identity(source: Source) -> object:
         if not isinstance(filesystem, arrow_fs.LocalFileSystem):
             return filesystem.type_name, source.name.partition("?")[2], path
     status = os.stat(path)  # noqa: PTH116
-    return status.st_dev, status.st_ino
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)  # some file systems number none
 
 
 def _read_beginning(source: Source, log_format: LogFormat) -> _Beginning:

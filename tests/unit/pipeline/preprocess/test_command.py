@@ -400,6 +400,7 @@ def test_a_folder_that_was_finished_meanwhile_is_not_made_again(
     ("options", "why"),
     [
         ({"validation": 0.6, "test": 0.4}, "--validation 0.6 and --test 0.4 must be 0 or more and sum to less than 1"),
+        ({"validation": float("nan")}, "--validation nan and --test 0.1 must be 0 or more"),
         ({"rows_per_shard": 0}, "--rows-per-shard 0 must be at least 1"),
         ({"workers": 0}, "--workers 0 must be at least 1"),
         ({"max_rejects": "many"}, "--max-rejects 'many' is no count and no share"),
