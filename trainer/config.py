@@ -17,13 +17,16 @@ from pipeline.addresses import without_secrets
 from pipeline.device import DataConfig
 from pipeline.errors import InputError
 from stepsize.policies import StepSizeConfig
+from trainer.budget import BudgetConfig, EvalConfig
 from trainer.learner import ModelConfig, OptimizerConfig, ScheduleConfig
-from trainer.loop import BudgetConfig, EvalConfig
 from trainer.records import CheckpointConfig
 
 MISSING_PATH = (
     "data.path is missing; give the folder that `alphastream preprocess` wrote, in the file or as --data.path"
 )
+
+FIXED_SECTIONS = ("data", "model", "optimizer", "schedule", "stepsize")
+"""Sections that decide what a run computes, and that a continued one may not change but for where its rows lie."""
 
 
 class ConfigError(InputError):

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from trainer.job.daemon import train
 from trainer.job.learner import Learner, evaluate_run
-from trainer.job.run_directory import FIXED_SECTIONS
 from trainer.job.signals import stop_signals
 from trainer.job.training_state import TrainingState, open_training
 
 __all__ = [
-    "FIXED_SECTIONS",
     "Learner",
     "TrainingState",
     "evaluate_run",

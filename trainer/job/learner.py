@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from pipeline.device import DataConfig, ModelInputs, open_rows
 from pipeline.schema import LogFormat
 from pipeline.shards import Manifest
+from trainer.budget import EvalConfig
 from trainer.config import Config, ConfigError, config_errors, load_config
 from trainer.learner import (
     Evaluation,
@@ -29,7 +30,6 @@ from trainer.learner import (
     evaluate,
     evaluation_mode,
 )
-from trainer.loop import EvalConfig
 from trainer.records import Checkpoint, load_latest, seed_generators
 
 GIGABYTE = 1_000_000_000

@@ -13,8 +13,9 @@ import torch
 
 from ops.step_clock import NANOSECONDS, StepClock, StepTiming
 from stepsize.estimate import Estimate, Outcome
-from trainer.loop import NONFINITE_STEPS, BudgetConfig, EvalConfig, Loop, Position, Stop, Timetable
-from trainer.records.checkpoint import CheckpointConfig
+from trainer.budget import BudgetConfig, EvalConfig
+from trainer.loop import NONFINITE_STEPS, Loop, Position, Stop, Timetable
+from trainer.records.config import CheckpointConfig
 
 
 def estimate_of(step: int) -> Estimate:

@@ -14,16 +14,10 @@ from torch import nn
 
 import trainer.learner.nadamw
 from stepsize.policies.rates import set_learning_rate
-from trainer.learner.model import ModelConfig, build_model
+from trainer.learner.config import PACKAGED, REFUSED, ModelConfig, OptimizerConfig, optimizer_names
+from trainer.learner.model import build_model
 from trainer.learner.nadamw import NAdamW
-from trainer.learner.optimizers import (
-    PACKAGED,
-    OptimizerConfig,
-    build_optimizer,
-    evaluation_mode,
-    learning_rate,
-    optimizer_names,
-)
+from trainer.learner.optimizers import build_optimizer, evaluation_mode, learning_rate
 
 
 class ReferenceNAdamW:
@@ -180,6 +174,12 @@ def tiny_model() -> nn.Module:
 
 def installed(name: str) -> bool:
     return name not in PACKAGED or importlib.util.find_spec(PACKAGED[name][0]) is not None
+
+
+def test_every_class_of_torch_has_a_name() -> None:
+    classes = [value for value in vars(torch.optim).values() if isinstance(value, type)]
+    of_torch = {each.__name__.lower() for each in classes if issubclass(each, torch.optim.Optimizer)} - {"optimizer"}
+    assert set(optimizer_names()) - set(PACKAGED) - {"nadamw"} == of_torch - set(REFUSED)
 
 
 @pytest.mark.parametrize("name", optimizer_names())
