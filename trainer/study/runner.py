@@ -34,7 +34,7 @@ class StudyEnd:
 
     @property
     def exit_code(self) -> int:
-        """0, also where runs diverged: that is a result."""
+        """0, also if runs diverged: that is a result."""
         return Stop.INTERRUPTED.exit_code if self.interrupted else 0
 
     def __str__(self) -> str:
@@ -46,10 +46,10 @@ class StudyEnd:
 
 
 def run_study(study: Study, out: Path, *, jobs: int = 1, arms: tuple[str, ...] = (), console: Console) -> StudyEnd:
-    """Makes every run of the study (of `arms`, where given) that is not finished, in `out`/runs.
+    """Makes every run of the study (of `arms`, if given) that is not finished, in `out`/runs.
 
     Writes `out`/results.csv and summary.csv after each of them. A run that diverges is a result like any other.
-    Raises: ConfigError and InputError for what the user gave, naming the run where it is one run's; OSError where
+    Raises: ConfigError and InputError for what the user gave, naming the run if it is one run's; OSError if
     reading or writing failed or a process of a run was killed.
     """
     _check(study, out, jobs, arms)

@@ -100,7 +100,7 @@ def test_a_run_that_cannot_be_resumed_is_served_no_longer(
     assert_closed(settings(data), run, threads)
 
 
-def test_an_error_amid_the_steps_closes_everything(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_between_steps_closes_everything(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, threads = tmp_path / "run", threading.active_count()
 
     def broken(*_: object) -> None:
