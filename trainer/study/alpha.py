@@ -1,4 +1,4 @@
-"""What the estimates of α* along a run say together: the statistics and pictures of the study's first experiment."""
+"""What the estimates of α* along a run say together: statistics and pictures, as for studies/thesis-observe.toml."""
 
 from __future__ import annotations
 

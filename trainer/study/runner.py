@@ -10,7 +10,6 @@ from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
-from ops.server import AddressError
 from pipeline.errors import InputError
 from pipeline.shards import Manifest
 from trainer.config import ConfigError, load_config
@@ -134,7 +133,7 @@ def _tidy(study: Study, run: Path) -> None:
 def _raise_cause(failed: RunError) -> NoReturn:
     """The run's own error; what the user gave is named together with the run."""
     cause = failed.__cause__
-    if isinstance(cause, (ConfigError, InputError, AddressError)):
+    if isinstance(cause, InputError):
         raise ConfigError(f"run {failed.run.name}: {cause}") from failed
     assert cause is not None
     raise cause
