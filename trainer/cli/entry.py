@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import json
 import os
 import signal
@@ -13,6 +12,9 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 from pipeline.errors import InputError
+from trainer.cli.data import inspect_verb, preprocess_verb, sample_verb, verify_verb
+from trainer.cli.runs import demo_verb, evaluate_verb, report_verb, study_verb, train_verb
+from trainer.cli.stall import stall_verb
 
 EXIT_INPUT, EXIT_STORAGE, EXIT_INTERRUPTED = 2, 74, 143
 EXIT_NOBODY_READS = 128 + signal.SIGPIPE
@@ -20,32 +22,26 @@ EXIT_NOBODY_READS = 128 + signal.SIGPIPE
 
 
 class Verb(NamedTuple):
-    """One verb: its module, imported only when it is run so that help is quick, and its line in the overview."""
+    """One verb: its function, its line in the overview, and what an interruption leaves."""
 
-    module: str
+    run: Callable[[list[str]], int]
+    """Takes the arguments after the verb and returns the exit code; imports what it works with when it begins."""
     help: str
     continues: bool = False
     """Whether the same command goes on where an interrupted one stopped."""
 
-    def run(self, name: str, arguments: list[str]) -> int:
-        """Calls the module's function `NAME_verb`."""
-        run: Callable[[list[str]], int] = getattr(importlib.import_module(self.module), f"{name}_verb")
-        return run(arguments)
-
 
 VERBS = {
-    "demo": Verb(
-        "trainer.cli.train", "the main job on generated logs: sample, preprocess, train, report", continues=True
-    ),
-    "sample": Verb("trainer.cli.data", "write Criteo-shaped TSV days"),
-    "preprocess": Verb("trainer.cli.data", "TSV to Parquet shards; run again to continue", continues=True),
-    "inspect": Verb("trainer.cli.data", "rows, splits, label rate, missing rates and sizes of a data folder"),
-    "verify": Verb("trainer.cli.data", "re-hash every shard or checkpoint; say what is whole and what is damaged"),
-    "train": Verb("trainer.cli.train", "the training job; continues where it stopped", continues=True),
-    "evaluate": Verb("trainer.cli.train", "loss, AUC and normalized entropy of a run on a split"),
-    "study": Verb("trainer.cli.train", "a grid of runs from one file; run again to continue", continues=True),
-    "stall": Verb("trainer.cli.stall", "where a step's time goes: computing, preparing rows, or fetching them"),
-    "report": Verb("trainer.cli.train", "figures and tables of a run or a study"),
+    "demo": Verb(demo_verb, "the main job on generated logs: sample, preprocess, train, report", continues=True),
+    "sample": Verb(sample_verb, "write Criteo-shaped TSV days"),
+    "preprocess": Verb(preprocess_verb, "TSV to Parquet shards; run again to continue", continues=True),
+    "inspect": Verb(inspect_verb, "rows, splits, label rate, missing rates and sizes of a data folder"),
+    "verify": Verb(verify_verb, "re-hash every shard or checkpoint; say what is whole and what is damaged"),
+    "train": Verb(train_verb, "the training job; continues where it stopped", continues=True),
+    "evaluate": Verb(evaluate_verb, "loss, AUC and normalized entropy of a run on a split"),
+    "study": Verb(study_verb, "a grid of runs from one file; run again to continue", continues=True),
+    "stall": Verb(stall_verb, "where a step's time goes: computing, preparing rows, or fetching them"),
+    "report": Verb(report_verb, "figures and tables of a run or a study"),
 }
 
 
@@ -65,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{name!r} is no verb; {remedy}", EXIT_INPUT)
     as_json = "--json" in rest
     try:
-        code = VERBS[name].run(name, rest)
+        code = VERBS[name].run(rest)
         sys.stdout.flush()
         return code
     except InputError as error:
