@@ -36,6 +36,8 @@ class PartRecord:
     sha256: str
     row_groups: tuple[int, ...]
     row_group_bytes: tuple[int, ...]
+    row_group_crc32: tuple[int, ...] = ()
+    """() for a part that an earlier version encoded."""
 
     def shard(self, path: str) -> Shard:
         """The part's shard, listed under `path`."""
@@ -46,6 +48,7 @@ class PartRecord:
             sha256=self.sha256,
             row_groups=tuple(self.row_groups),
             row_group_bytes=tuple(self.row_group_bytes),
+            row_group_crc32=tuple(self.row_group_crc32),
         )
 
 
@@ -133,6 +136,7 @@ class EncodedPart:
             sha256=shard.sha256 if shard else "",
             row_groups=shard.row_groups if shard else (),
             row_group_bytes=shard.row_group_bytes if shard else (),
+            row_group_crc32=shard.row_group_crc32 if shard else (),
         )
         write_atomically(place.record_file(part.key), json.dumps(asdict(record)).encode())
         return record
