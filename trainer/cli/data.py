@@ -15,8 +15,9 @@ from pipeline.addresses import is_remote, without_secrets
 from pipeline.errors import InputError
 from pipeline.preprocess import PreprocessConfig
 from pipeline.sample import SampleConfig
-from trainer.cli.arguments import parse, print_table, shown
+from trainer.cli.arguments import parse
 from trainer.cli.data_progress import MEGABYTE, make_data, make_sample
+from trainer.cli.tables import print_table, shown
 from trainer.console import Console
 
 if TYPE_CHECKING:

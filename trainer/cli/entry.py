@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from typing import NamedTuple
 
 from pipeline.errors import InputError
+from trainer.cli import streams
+from trainer.cli.arguments import UsageError
 from trainer.cli.data import inspect_verb, preprocess_verb, sample_verb, verify_verb
 from trainer.cli.runs import demo_verb, evaluate_verb, report_verb, study_verb, train_verb
 from trainer.cli.stall import stall_verb
@@ -46,8 +48,34 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0 done, 2 bad input, 3 diverged, 74 I/O failed, 143 stopped."""
+    """Runs one command and returns its exit code: 0 done, 2 bad input, 3 diverged, 74 I/O failed, 143 stopped.
+
+    As a program, without `argv`, it also sees to its standard streams (`trainer.cli.streams`). Results go to standard
+    output when the work is done, so one that cannot be written changes the code (74), not the work.
+    """
+    if argv is None:
+        streams.prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in arguments
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except InputError as error:
+        return _fail(str(error), EXIT_INPUT, as_json=as_json)
+    except BrokenPipeError:
+        return EXIT_NOBODY_READS  # whoever read the output, such as `head`, has enough
+    except streams.OutputError as error:
+        return _fail(f"standard output: {error.strerror}; the work is done, what it printed is lost", EXIT_STORAGE)
+    except OSError as error:
+        text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        return _fail(text, EXIT_STORAGE, as_json=as_json)
+    except KeyboardInterrupt:
+        remedy = " to continue" if VERBS[arguments[0]].continues else ""
+        return _fail(f"interrupted; run the same command again{remedy}", EXIT_INTERRUPTED, as_json=as_json)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
@@ -57,33 +85,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = arguments
     if name not in VERBS:
         near = difflib.get_close_matches(name, VERBS, n=1)
-        remedy = f"did you mean {near[0]!r}?" if near else "run alphastream --help for the list"
-        return _fail(f"{name!r} is no verb; {remedy}", EXIT_INPUT)
-    as_json = "--json" in rest
+        raise UsageError(
+            f"{name!r} is no verb; " + (f"did you mean {near[0]!r}?" if near else "see alphastream --help")
+        )
     try:
-        code = VERBS[name].run(rest)
-        sys.stdout.flush()
-        return code
-    except InputError as error:
-        return _fail(str(error), EXIT_INPUT, as_json=as_json)
-    except BrokenPipeError:
-        # Whoever read the output, such as `head`, has enough. Python would complain once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_NOBODY_READS
-    except OSError as error:
-        text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-        return _fail(text, EXIT_STORAGE, as_json=as_json)
-    except KeyboardInterrupt:
-        remedy = " to continue" if VERBS[name].continues else ""
-        return _fail(f"interrupted; run the same command again{remedy}", EXIT_INTERRUPTED, as_json=as_json)
+        return VERBS[name].run(rest)
+    except SystemExit as stop:  # the parser's, once it has printed a verb's help
+        if stop.code:
+            raise
+        return 0
 
 
 def _fail(message: str, code: int, *, as_json: bool = False) -> int:
-    """One line on standard error; with --json an object on standard output as well."""
+    """One line on standard error; with --json an object on standard output as well, if that can be written."""
     message = " ".join(message.split())
     print(f"alphastream: {message}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": message, "exit_code": code}))
+        with suppress(OSError):
+            print(json.dumps({"error": message, "exit_code": code}), flush=True)
     return code
 
 
@@ -98,4 +117,5 @@ verbs:
 {verbs}
 
 alphastream VERB --help tells a verb's options, alphastream --version the version.
-exit codes: 0 done, 2 bad configuration or input, 3 training diverged, 74 I/O failed, 143 stopped and resumable"""
+exit codes: 0 done, 2 bad configuration or input, 3 training diverged, 74 I/O failed
+(also if the work is done but standard output is full), 143 stopped and resumable"""

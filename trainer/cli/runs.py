@@ -9,8 +9,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from trainer.cli.arguments import parse, parse_first, print_table, shown
+from trainer.cli.arguments import parse, parse_first
 from trainer.cli.demo import DemoConfig, run_demo
+from trainer.cli.settings import asks_for_help, current_arguments, settings_for_help
+from trainer.cli.tables import print_table, shown
 from trainer.config import Config, load_config
 from trainer.console import Console
 from trainer.study import is_study, read_study
@@ -38,8 +40,10 @@ class TrainArguments(RunArguments):
 
 def train_verb(arguments: list[str]) -> int:
     """`alphastream train CONFIG.toml --run RUN [--section.key value]`."""
-    default = None
-    if not {"-h", "--help"} & set(arguments):
+    if asks_for_help(arguments):
+        default = TrainArguments(config=tyro.MISSING, run=tyro.MISSING, settings=settings_for_help())
+    else:
+        arguments = current_arguments(arguments, "train")
         known = parse_first(RunArguments, arguments, "train")
         default = TrainArguments(config=known.config, run=known.run, settings=load_config(known.config))
     given = parse(TrainArguments, arguments, "train", default=default, underscores=True)
@@ -128,8 +132,10 @@ class StudyArguments(StudyFileArguments):
 
 def study_verb(arguments: list[str]) -> int:
     """`alphastream study CONFIG.toml --out DIR [--section.key value]`."""
-    if {"-h", "--help"} & set(arguments):
-        parse(StudyArguments, arguments, "study", underscores=True)
+    if asks_for_help(arguments):
+        default = StudyArguments(config=tyro.MISSING, out=tyro.MISSING, settings=settings_for_help())
+        parse(StudyArguments, arguments, "study", default=default, underscores=True)
+    arguments = current_arguments(arguments, "study")
     known = parse_first(StudyFileArguments, arguments, "study")
     file = read_study(known.config)
     default = StudyArguments(config=known.config, out=known.out, jobs=known.jobs, arms=known.arms, settings=file.base)

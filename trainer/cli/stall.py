@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from trainer.cli.arguments import UsageError, parse, parse_first, print_table
+from trainer.cli.arguments import UsageError, parse, parse_first
+from trainer.cli.settings import asks_for_help, current_arguments, settings_for_help
+from trainer.cli.tables import print_table
 from trainer.config import Config, load_config
 from trainer.console import Console
 
@@ -48,8 +50,10 @@ class StallArguments(StallOptions):
 
 def stall_verb(arguments: list[str]) -> int:
     """`alphastream stall CONFIG.toml [--section.key value]`."""
-    default = None
-    if not {"-h", "--help"} & set(arguments):
+    if asks_for_help(arguments):
+        default = StallArguments(config=tyro.MISSING, settings=settings_for_help())
+    else:
+        arguments = current_arguments(arguments, "stall")
         known = parse_first(StallOptions, arguments, "stall")
         default = StallArguments(config=known.config, settings=load_config(known.config))
     given = parse(StallArguments, arguments, "stall", default=default, underscores=True)

@@ -17,7 +17,8 @@ import tyro
 from ops.server import PortInUseError
 from pipeline.errors import InputError, StorageError
 from trainer.cli import entry as cli
-from trainer.cli.arguments import UsageError, parse, parse_first, print_table, shown
+from trainer.cli.arguments import UsageError, parse, parse_first
+from trainer.cli.tables import print_table, shown
 from trainer.config import ConfigError
 from trainer.report.report import ReportError
 
@@ -163,7 +164,12 @@ def test_values_that_may_be_missing(arguments: list[str], value: Section) -> Non
         (["c", "--run"], "--run needs a value;"),
         (["c", "--run", "r", "--budget.stepz", "3"], "--budget.stepz is no option (did you mean --budget.steps?);"),
         (["c", "--run", "r", "-n", "3"], "-n is no option;"),
-        (["c", "--run", "r", "d"], "d is one argument too many;"),
+        (["c", "--run", "r", "d"], "'d' is one argument too many;"),
+        (["c", "--run", "r", "d", ""], "'d', '' are arguments too many;"),
+        (["", "--run", "r"], "CONFIG: '' is not a path; give one;"),
+        (["c", "--run", "r", "--budget.widths"], "--budget.widths: needs a value;"),
+        (["c", "--run", "r", "--budget.steps"], "--budget.steps needs a value;"),
+        (["c", "--run", "r", "--budget.steps", "--budget.share", "1"], "--budget.steps needs a value;"),
         (["c", "--run", "r", "--budget.steps", "many"], "--budget.steps: 'many' is not a whole number;"),
         (["c", "--run", "r", "--budget.steps", "1.5"], "--budget.steps: '1.5' is not a whole number;"),
         (["c", "--run", "r", "--budget.share", "x"], "--budget.share: 'x' is not a number;"),
