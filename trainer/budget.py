@@ -44,11 +44,9 @@ class EvalConfig:
     """Rows of each split to evaluate on, from its start; by default all of them."""
     splits: tuple[str, ...] = ("validation", "test")
     """Splits to evaluate on; `train` may be among them."""
-    batch_rows: int = 8192
-    """Rows a forward pass."""
 
     def __post_init__(self) -> None:
-        for name in ("every_steps", "every_seconds", "rows", "batch_rows"):
+        for name in ("every_steps", "every_seconds", "rows"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"eval.{name} is {value}; give a positive number or leave it out")

@@ -7,10 +7,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from pipeline.preprocess import PreprocessConfig, Progress, Summary, preprocess
-from pipeline.sample import SampleConfig, write_sample
-from trainer.console import Console, ProgressLine
+from pipeline.preprocess import PreprocessConfig
+from pipeline.sample import SampleConfig
+
+if TYPE_CHECKING:
+    from pipeline.preprocess import Progress, Summary
+    from trainer.console import Console, ProgressLine
 
 MEGABYTE = 1_000_000
 JSON_LINE_SECONDS = 1.0
@@ -22,6 +26,8 @@ def make_data(config: PreprocessConfig, *, console: Console, as_json: bool = Fal
 
     `as_json`: progress as JSON objects instead, one a line on standard error, and nothing said at the end.
     """
+    from pipeline.preprocess import preprocess
+
     if as_json:
         return preprocess(config, report=_json_lines())
     line: ProgressLine | None = None
@@ -79,6 +85,8 @@ def _outcome(config: PreprocessConfig, summary: Summary) -> str:
 
 def make_sample(config: SampleConfig, *, console: Console) -> None:
     """`write_sample` with a progress line."""
+    from pipeline.sample import write_sample
+
     with console.progress("sample", config.rows, unit="rows") as line:
         summary = write_sample(config, progress=line.update)
     console.say(f"{config.out}: {summary}")

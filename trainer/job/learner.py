@@ -34,6 +34,9 @@ from trainer.records import Checkpoint, load_latest, seed_generators
 
 GIGABYTE = 1_000_000_000
 
+EVALUATION_BATCH_ROWS = 8192
+"""Rows a forward pass of an evaluation."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
@@ -102,7 +105,7 @@ class Learner:
             table_rows=self.table_rows,
             device=self.device,
             split=split,
-            batch_rows=evaluation.batch_rows,
+            batch_rows=EVALUATION_BATCH_ROWS,
             limit_rows=evaluation.rows,
         )
         averaged = self.average.applied() if self.average else nullcontext()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 import msgspec
 
-from trainer.config import Config
+from trainer.config import Config, setting_types
 
 Settings = list[tuple[str, list[Any]]]
 """Dotted keys, each with its values."""
@@ -20,18 +20,15 @@ def settings_of(table: Mapping[str, Any]) -> Settings:
 
     A list is several values. A key whose one value is a list takes a list of lists to have several.
     """
-    kinds = {
-        f"{section}.{name}": hint
-        for section, owner in get_type_hints(Config).items()
-        for name, hint in get_type_hints(owner).items()
-    }
-    return [(key, _choices(value, kinds.get(key))) for key, value in _leaves(table)]
+    kinds = setting_types(Config)
+    return [(key, _choices(value, kinds.get(key))) for key, value in leaves(table)]
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key of nested tables with its value."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
