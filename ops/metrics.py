@@ -19,7 +19,6 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
-    make_wsgi_app,
 )
 
 from ops.step_clock import PHASES
@@ -176,8 +175,6 @@ class Metrics:
         self._started = False
         self._build_info()
         ProcessCollector(registry=self.registry)
-        self.application = make_wsgi_app(self.registry)
-        """A WSGI application that serves the series, as OpenMetrics where the client accepts it."""
 
     def step(  # noqa: PLR0917 (the six numbers of a step, in the order its record has them)
         self,
