@@ -21,11 +21,11 @@ from trainer.report import (
     PINK,
     SKY,
     VIOLET,
+    bin_means,
     legend,
     new_figure,
     step_axis,
     style,
-    window_means,
 )
 from trainer.study.definition import Study
 from trainer.study.grid import cell_name, short_names, value_text
@@ -168,7 +168,7 @@ def rates_along_training(study: Study, cells: Sequence[Cell]) -> Figure:
         for color, cell in zip(_colors(), mine, strict=False):
             step, rate = cell.results[0].rates
             if len(step):
-                thin = window_means(step, POINTS), window_means(np.where(rate > 0, rate, np.nan), POINTS)
+                thin = bin_means(step, POINTS), bin_means(np.where(rate > 0, rate, np.nan), POINTS)
                 axes.plot(*thin, color=color, linewidth=1.3, label=cell.cell or arm)
         axes.set_yscale("log")
         _rate_limits(axes, mine)
