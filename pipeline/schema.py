@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.errors import InputError
 
 FORMAT_VERSION = 2
 ROW_GROUP_ROWS = 65_536
 SPLITS = ("train", "validation", "test")
+Compression = Literal["lz4", "zstd", "none"]
 
 CRITEO_BUCKET_SIZES = (
     39_884_406, 39_043, 17_289, 7_420, 20_263, 3, 7_120, 1_543, 63, 38_532_951, 2_953_546, 403_346, 10, 2_208,

@@ -16,11 +16,12 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from pipeline.encode import Counts, merged, summarize
 from pipeline.errors import InputError, StorageError
+from pipeline.preprocess.config import Allowance, PreprocessConfig
 from pipeline.preprocess.dry_run import Forecast, forecast
-from pipeline.preprocess.encoder import Allowance, PartRecord, Workplace
+from pipeline.preprocess.encoder import PartRecord, Workplace
 from pipeline.preprocess.engine import run_parts
 from pipeline.preprocess.job import Job, Progress, worker_count
-from pipeline.preprocess.plan import Plan, PreprocessConfig, check_same_plan
+from pipeline.preprocess.plan import Plan, check_same_plan
 from pipeline.preprocess.ray_engine import run_parts_on_ray
 from pipeline.schema import SPLITS, LogFormat
 from pipeline.shards import (

@@ -11,10 +11,11 @@ from itertools import chain
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.preprocess.config import PreprocessConfig
 from pipeline.preprocess.encoder import Read, Workplace, encode_part
 from pipeline.preprocess.job import worker_count
 from pipeline.preprocess.parts import Part
-from pipeline.preprocess.plan import Plan, PreprocessConfig
+from pipeline.preprocess.plan import Plan
 from pipeline.schema import SPLITS
 from pipeline.source import Block, LineReader
 

@@ -7,18 +7,22 @@ import math
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from pipeline.addresses import is_remote, without_secrets
 from pipeline.errors import InputError
-from pipeline.preprocess import Forecast, PreprocessConfig, forecast
+from pipeline.preprocess import PreprocessConfig
 from pipeline.sample import SampleConfig
-from pipeline.shards import MANIFEST, VerifyProgress, files_by_split, inspect_data, verify_data, warnings_of
-from trainer.cli.arguments import parse, print_table, shown
+from trainer.cli.arguments import parse
 from trainer.cli.data_progress import MEGABYTE, make_data, make_sample
+from trainer.cli.tables import print_table, shown
 from trainer.console import Console
+
+if TYPE_CHECKING:
+    from pipeline.preprocess import Forecast
+    from pipeline.shards import VerifyProgress
 
 EXIT_DAMAGED = 74
 
@@ -57,6 +61,8 @@ def preprocess_verb(arguments: list[str]) -> int:
     """`alphastream preprocess SRC... --out DATA`."""
     given = parse(PreprocessArguments, arguments, "preprocess")
     if given.dry_run:
+        from pipeline.preprocess import forecast
+
         expected = forecast(given)
         if given.json:
             values = asdict(expected)
@@ -67,6 +73,8 @@ def preprocess_verb(arguments: list[str]) -> int:
         return 0
     summary = make_data(given, console=Console(), as_json=given.json)
     if given.json:
+        from pipeline.shards import files_by_split, warnings_of
+
         manifest = summary.manifest
         values = {
             "data": str(given.out),
@@ -96,6 +104,8 @@ class InspectArguments:
 def inspect_verb(arguments: list[str]) -> int:
     """`alphastream inspect DATA`."""
     given = parse(InspectArguments, arguments, "inspect")
+    from pipeline.shards import inspect_data
+
     overview = asdict(inspect_data(given.data))
     described = overview.pop("described")
     if given.json:
@@ -133,6 +143,8 @@ class VerifyArguments:
 def verify_verb(arguments: list[str]) -> int:
     """`alphastream verify DATA|RUN`."""
     given = parse(VerifyArguments, arguments, "verify")
+    from pipeline.shards import MANIFEST
+
     path = Path(given.path)
     if is_remote(given.path) or (path / MANIFEST).exists() or (path / ".work").exists():
         whole = _verify_data(given.path, given.json)
@@ -145,6 +157,8 @@ def verify_verb(arguments: list[str]) -> int:
 
 
 def _verify_data(data: str, as_json: bool) -> bool:
+    from pipeline.shards import verify_data
+
     with Console().progress("verify", None, unit="MB") as line:
 
         def show(progress: VerifyProgress) -> None:

@@ -7,11 +7,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from pipeline.preprocess import Plan, PreprocessConfig, Progress, Summary, preprocess
-from pipeline.sample import SampleConfig, write_sample
-from pipeline.shards import warnings_of
-from trainer.console import Console, ProgressLine
+from pipeline.preprocess import PreprocessConfig
+from pipeline.sample import SampleConfig
+
+if TYPE_CHECKING:
+    from pipeline.preprocess import Plan, Progress, Summary
+    from trainer.console import Console, ProgressLine
 
 MEGABYTE = 1_000_000
 JSON_LINE_SECONDS = 1.0
@@ -25,6 +28,9 @@ def make_data(config: PreprocessConfig, *, console: Console, as_json: bool = Fal
     `as_json`: the files and the progress as JSON objects instead, one a line on standard error, and nothing said at
     the end.
     """
+    from pipeline.preprocess import preprocess
+    from pipeline.shards import warnings_of
+
     if as_json:
         return preprocess(config, announce=_json_plan, report=_json_lines())
 
@@ -96,6 +102,8 @@ def _outcome(config: PreprocessConfig, summary: Summary) -> str:
 
 def make_sample(config: SampleConfig, *, console: Console) -> None:
     """`write_sample` with a progress line."""
+    from pipeline.sample import write_sample
+
     with console.progress("sample", config.rows, unit="rows") as line:
         summary = write_sample(config, progress=line.update)
     console.say(f"{config.out}: {summary}")

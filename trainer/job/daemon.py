@@ -73,7 +73,7 @@ def open_outlets(config: Config, state: TrainingState, directory: RunDirectory, 
 def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Callable[[], None]]:
     """Within it metrics and live page are served, unless switched off; gives what to call once training begins.
 
-    Raises: ConfigError or ops.server.AddressError for an address that cannot be listened on.
+    Raises: ConfigError for an address that cannot be listened on.
     """
     if address.port < 0:
         yield lambda: None

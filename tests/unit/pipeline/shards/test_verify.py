@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.errors import FetchError, InputError, StorageError
 from pipeline.preprocess.command import preprocess
+from pipeline.preprocess.config import PreprocessConfig
 from pipeline.preprocess.dry_run import forecast
-from pipeline.preprocess.plan import PreprocessConfig
 from pipeline.shards.manifest import Manifest, Shard
 from pipeline.shards.overview import inspect_data
 from pipeline.shards.verify import ShardReport, VerifyProgress, verify_data, verify_shard
