@@ -32,10 +32,11 @@ class GroupReader:
         log_format: LogFormat,
         *,
         compression: Compression,
-        table_rows: int | None,
-        stages: StageTotals,
+        table_rows: int | None = None,
+        stages: StageTotals | None = None,
     ) -> None:
-        self._files, self._shards, self._format, self._stages = files, shards, log_format, stages
+        self._files, self._shards = files, shards
+        self._stages = stages if stages is not None else StageTotals()
         self._compression: Compression = compression
         self._encodes = _encodes(log_format, table_rows)
         self._optional = [column.optional for column in columns_of(log_format)]

@@ -16,7 +16,7 @@ from pipeline.rows.buffers import BufferPool
 from pipeline.rows.choices import OnDamage
 from pipeline.rows.columns import mix_rows
 from pipeline.rows.groups import GroupReader
-from pipeline.rows.order import Mixture, Order, Window
+from pipeline.rows.order import Mixture, Order, ShuffleWindow
 from pipeline.schema import LogFormat
 from pipeline.stages import StageTotals
 
@@ -102,7 +102,7 @@ class RowReader:
         loads = [self._loads[epoch, index] for index in range(first, last + 1)]
         for load in loads:
             load.ready.result()
-        with self.stages.timed("stage", stop - start):
+        with self.stages.timed("collate", stop - start):
             labels, values = zip(*(load.part(start, stop) for load in loads), strict=True)
             whole = len(loads) == 1
             label = labels[0] if whole else np.concatenate(labels)
@@ -129,24 +129,24 @@ class RowReader:
     def _keep(self, epoch: int, first: int, last: int) -> None:
         """Holds exactly the windows first..last and the next `ahead`, and starts to read those it does not hold."""
         per_epoch = self.order.window_count()
-        spans = [divmod(epoch * per_epoch + index, per_epoch) for index in range(first, last + 1 + self._ahead)]
+        windows = [divmod(epoch * per_epoch + index, per_epoch) for index in range(first, last + 1 + self._ahead)]
         with self._lock:
             if self._closed:
                 raise CancelledError
-            for stale in set(self._loads) - set(spans):
+            for stale in set(self._loads) - set(windows):
                 self._loads.pop(stale).ready.cancel()
-            new = [at for at in spans if at not in self._loads]
+            new = [at for at in windows if at not in self._loads]
             if new:
-                self._announce(spans)
+                self._announce(windows)
             for at in new:
                 self._loads[at] = self._start(self.order.window(*at))
 
-    def _announce(self, spans: list[tuple[int, int]]) -> None:
-        """Says which shards are read for the windows `spans`, and then in the epoch after them."""
+    def _announce(self, windows: list[tuple[int, int]]) -> None:
+        """Says which shards are read for the windows `windows`, and then in the epoch after them."""
         per_epoch = self.order.window_count()
-        epoch, last = spans[-1]
+        epoch, last = windows[-1]
         later = (divmod(epoch * per_epoch + index, per_epoch) for index in islice(count(last + 1), per_epoch))
-        self._groups.expect(list(self._shards_of(spans)), self._shards_of(later))
+        self._groups.expect(list(self._shards_of(windows)), self._shards_of(later))
 
     def _shards_of(self, windows: Iterable[tuple[int, int]]) -> Iterator[int]:
         """The shard of each row group of windows, each given by epoch and index."""
@@ -154,7 +154,7 @@ class RowReader:
             for group in self.order.window(epoch, index).groups:
                 yield self.order.shard_of(int(group))[0]
 
-    def _start(self, window: Window) -> _Load:
+    def _start(self, window: ShuffleWindow) -> _Load:
         rows = self.order.group_rows[window.groups]
         shuffled = self.order.shuffle == "rows"
         load = _Load(window, rows, self._columns, self._label_type, self._buffers, shuffled=shuffled)
@@ -246,7 +246,7 @@ class _Load:
 
     def __init__(
         self,
-        window: Window,
+        window: ShuffleWindow,
         group_rows: NDArray[np.int64],
         columns: int,
         label_type: DTypeLike,

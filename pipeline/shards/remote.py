@@ -16,7 +16,7 @@ CHUNK_BYTES = 8 << 20
 """An object store answers each read with a request of its own, so reads are long."""
 PAUSES_SECONDS = (0.5, 1.0, 2.0)
 """Between the attempts at what failed."""
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
 class RemoteFolder:
@@ -56,9 +56,7 @@ class RemoteFolder:
         entries = self.retried(folder, lambda: self._files.get_file_info(selector))
         return [f"{folder}/{entry.base_name}" for entry in entries if entry.type == arrow_fs.FileType.File]
 
-    def retried(
-        self, name: str, action: Callable[[], Result], *, pause: Callable[[float], object] = time.sleep
-    ) -> Result:
+    def retried(self, name: str, action: Callable[[], T], *, pause: Callable[[float], object] = time.sleep) -> T:
         """What `action` on the file `name` returns, tried again after `PAUSES_SECONDS` where it raises an OSError.
 
         Raises: FetchError after the last attempt; at once FileNotFoundError, and what is a FetchError already.

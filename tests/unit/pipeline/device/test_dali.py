@@ -14,8 +14,8 @@ import torch
 from pipeline.device.dali import DaliPairs
 from pipeline.device.feed import DevicePair, Feed
 from pipeline.errors import StorageError
-from pipeline.rows.order import StreamPosition
-from pipeline.rows.pairs import PairPlan, PairStream
+from pipeline.rows.order import RowPosition
+from pipeline.rows.pairs import HostPairs, PairSpans
 from pipeline.stages import StageTotals
 from tests.resume import assert_identical, assert_resumes
 from tests.tiny_data import CPU, TABLE_ROWS, feed, flip_in_row_group, reader, take, write_tiny
@@ -204,11 +204,11 @@ def open_pairs(tiny_data: Path, stack: ExitStack) -> Open:
     """Pairs by DALI without a feed around them, from a row that no batch of a whole epoch starts at."""
 
     def start(device: torch.device = CPU, **options: Any) -> DaliPairs:
-        plan = PairPlan(rows=ROWS, batch_rows=5, probe_rows=4)
+        spans = PairSpans(rows=ROWS, batch_rows=5, probe_rows=4)
         rows = reader(tiny_data, shuffle="none", on_damage="skip", table_rows=TABLE_ROWS)
         stack.callback(rows.close)
-        stream = PairStream(rows, plan, StreamPosition(epoch=1, row=13))
-        pairs = DaliPairs(stream, device=device, table_rows=TABLE_ROWS, stages=StageTotals(), **options)
+        host_pairs = HostPairs(rows, spans, RowPosition(epoch=1, row=13))
+        pairs = DaliPairs(host_pairs, device=device, table_rows=TABLE_ROWS, stages=StageTotals(), **options)
         stack.callback(pairs.close)
         return pairs
 
