@@ -18,7 +18,7 @@ from pipeline.shards.remote import RemoteFolder
 from tests.store import SECRET, Store, serve
 from trainer.cli.entry import EXIT_INTERRUPTED, main
 from trainer.records.records import read_records
-from trainer.stall.runs import Stopwatch
+from trainer.stall.trials import Stopwatch
 
 pytest.importorskip("moto.server", reason="moto serves the store; it is part of the extra `dev`")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ops.step_clock import Bound, BoundKind
+from ops.step_clock import DATA_BOUND_SHARE, Bound, BoundKind
 from stepsize.pooling import pool
 from trainer.records import Column, RunHistory
 
@@ -17,7 +17,6 @@ WINDOWS = 40
 """At most so many stretches of steps along a figure of α*."""
 WINDOW_ESTIMATES = 20
 """A stretch should hold about so many estimates for its quartiles to mean something."""
-DATA_BOUND_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import msgspec
 import tomli_w
 
 from trainer.config import (
+    FIXED_SECTIONS,
     MISSING_PATH,
     Config,
     ConfigError,
@@ -23,7 +24,6 @@ from trainer.config import (
     readable,
     without_none,
 )
-from trainer.job import FIXED_SECTIONS
 from trainer.study.grid import assign, cell_name, combinations, settings_of, short_names, value_of
 
 STUDIES_FOLDER = Path(__file__).with_name("studies")
@@ -208,6 +208,11 @@ def read_study(path: str | Path) -> StudyFile:
                 raise ConfigError(f"{path}: arm {arm.name!r} gives {key} no value; give at least one")
     values.setdefault("metrics", {}).setdefault("port", -1)
     return StudyFile(path=path, settings=settings, base=config_from(values, where=str(path)))
+
+
+def is_study(folder: Path) -> bool:
+    """Whether `folder` is one that `alphastream study` wrote."""
+    return (folder / RESOLVED).is_file()
 
 
 def shipped_studies() -> list[str]:

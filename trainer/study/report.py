@@ -27,11 +27,6 @@ CAPTIONS = {
 }
 
 
-def is_study(folder: Path) -> bool:
-    """Whether `folder` is one that `alphastream study` wrote."""
-    return (folder / RESOLVED).is_file()
-
-
 def write_study_report(out: Path) -> Path:
     """Writes `out`/index.html with its PNGs and CSVs from `out`/runs as far as they are, and returns the page's path.
 
