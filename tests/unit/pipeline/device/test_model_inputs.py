@@ -54,9 +54,7 @@ def test_rows_of_any_table(transform, table_rows):
     """float32 keeps 24 bits, so the reference rounds large buckets to even multiples before the modulo."""
     rng = np.random.default_rng(0)
     buckets = rng.integers(0, 2**31 - 64, (3, 1001), dtype=np.int32)
-    ids = to_inputs(
-        *columns(np.zeros(1001, np.uint8), np.zeros((2, 1001), np.int32), buckets), table_rows=table_rows
-    ).ids
+    ids = transform(np.zeros(1001, np.uint8), np.zeros((2, 1001), np.int32), buckets, table_rows=table_rows).ids
     expected = buckets.astype(np.float32).astype(np.int64) % table_rows
     np.testing.assert_array_equal(ids.numpy(), expected)
     assert ids.dtype == torch.int32

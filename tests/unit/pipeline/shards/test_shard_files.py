@@ -343,7 +343,8 @@ def test_downloading_is_a_stage_whose_rows_are_those_opened(many_data: Path, opt
             list(islice(pairs, 60))
             stages = pairs.stage_totals()
         seconds, rows = stages["download"]
-        assert rows == stages["source_read"][1] >= 600
+        assert rows == stages["source_read"][1]
+        assert 600 <= rows < 800, "60 pairs of 10 rows, and what was read ahead"
         assert (seconds > 0) == fetched
 
 
