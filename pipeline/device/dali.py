@@ -21,7 +21,7 @@ from pipeline.stages import StageTotals
 
 
 def import_dali() -> Any:
-    """The package `nvidia.dali`. Raises: InputError where it cannot be imported."""
+    """The package `nvidia.dali`. Raises: InputError if it cannot be imported."""
     try:
         return importlib.import_module("nvidia.dali")
     except ImportError as error:
@@ -57,7 +57,7 @@ class DaliPairs:
         stages: StageTotals,
         checkpoint: bytes | None = None,
     ) -> None:
-        """Raises: InputError where DALI cannot be imported."""
+        """Raises: InputError if DALI cannot be imported."""
         self._pairs, self._table_rows, self._stages = pairs, table_rows, stages
         self._source = _Source(pairs, stages)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None

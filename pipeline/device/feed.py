@@ -27,7 +27,7 @@ class DevicePair:
     b1: ModelInputs
     b2: ModelInputs
     fresh: bool
-    """Whether no row of `b1` has been trained on in this epoch; make no estimate where it is False."""
+    """Whether no row of `b1` has been trained on in this epoch; make no estimate if it is False."""
     epoch: int
     start: int
     """Where in the epoch's sequence `b2` starts."""

@@ -41,7 +41,7 @@ def open_feed(
 
     `manifest` is that of the folder `config.path`, loaded once for all that is opened of it. With several ranks each
     gets its share of every batch of the same global sequence.
-    Raises: InputError for data, split or batch sizes that cannot be used, or where `config.feed` is not installed;
+    Raises: InputError for data, split or batch sizes that cannot be used, or if `config.feed` is not installed;
     StorageError for damaged data.
     """
     stages = StageTotals()
@@ -120,7 +120,7 @@ def _maker(
     if config.feed == "dali":
         from pipeline.device import dali
 
-        dali.import_dali()  # where it is missing this raises now, not on the feed's thread
+        dali.import_dali()  # if it is missing this raises now, not on the feed's thread
         depth = min(config.prefetch_batches, 2)
         return lambda pairs: dali.DaliPairs(pairs, device=device, table_rows=table_rows, depth=depth, stages=stages)
     return lambda pairs: PairUploader(pairs, make_uploader(device, table_rows=table_rows, stages=stages))

@@ -23,12 +23,12 @@ class Uploader(Protocol):
         ...
 
     def mark(self) -> torch.cuda.Event | None:
-        """An event after all uploads so far; None where they are complete already."""
+        """An event after all uploads so far; None if they are complete already."""
         ...
 
 
 class HostUploader:
-    """Uploads to the CPU, where the reader has encoded the rows already: views of its memory, nothing is copied."""
+    """Uploads to the CPU, as the reader has encoded the rows already: views of its memory, nothing is copied."""
 
     def __init__(self, stages: StageTotals) -> None:
         self._stages = stages

@@ -62,9 +62,9 @@ class GroupReader:
 
         With `order` (n,) the i-th row is the group's row `order[i]`.
 
-        Encoded logarithms are float32 in the memory of their columns. Raises: StorageError where the group cannot be
-        read or is damaged, leaving it to the caller to name the shard; FetchError, naming it, where it lies elsewhere
-        and cannot be fetched.
+        Encoded logarithms are float32, kept in the memory of their int32 columns. Raises: StorageError if the group
+        cannot be read or is damaged, leaving it to the caller to name the shard; FetchError, naming the shard, if it
+        is remote and cannot be fetched.
         """
         try:
             self._read(shard, group, label, columns, order)

@@ -108,7 +108,7 @@ class Order:
         return permutation(self._key(window.epoch, _ROWS, window.index), window.stop - window.start)
 
     def mixture(self, window: ShuffleWindow) -> Mixture | None:
-        """`row_order` in two steps, see `Mixture`; None where rows are not shuffled."""
+        """`row_order` in two steps, see `Mixture`; None if rows are not shuffled."""
         order = self.row_order(window)
         if order is None:
             return None

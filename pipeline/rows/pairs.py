@@ -81,7 +81,7 @@ class PairSpans:
         return -(-self.rows // self.stride)
 
     def at(self, row: int) -> tuple[Span | None, Span]:
-        """(b1, b2) of the pair at `row`; b1 is None where no fresh row is left for it."""
+        """(b1, b2) of the pair at `row`; b1 is None if no fresh row is left for it."""
         if self.pairing == "sliding":
             middle = min(row + self.batch_rows, self.rows)
             end = min(middle + self.probe_rows, self.rows)
@@ -103,8 +103,8 @@ class HostPairs:
     """The pairs from `position` on, epoch after epoch without end.
 
     Rank `rank` of `ranks` gets its share of every batch of the one global sequence: contiguous, sizes differ by at
-    most a row, empty where a batch has fewer rows than there are ranks.
-    Raises while iterating: what `RowReader.read` raises, and StorageError where damage leaves no pair in an epoch.
+    most a row, empty if a batch has fewer rows than there are ranks.
+    Raises while iterating: what `RowReader.read` raises, and StorageError if damage leaves no pair in an epoch.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class HostPairs:
         raise self.nothing_left()
 
     def at(self, position: RowPosition) -> BatchPair | Gap:
-        """What lies at `position`, a function of nothing else; quick where positions follow one another."""
+        """What lies at `position`, a function of nothing else; quick if positions follow one another."""
         epoch, row = position.epoch, position.row
         probe, train = self.spans.at(row)
         b2 = self._read(epoch, train)
@@ -185,7 +185,7 @@ class HostPairs:
 
 
 class OncePerBatch(Generic[T]):
-    """What `make` gives for both batches of a pair, made once where a probe is, whole, the next pair's `b2`."""
+    """What `make` gives for both batches of a pair; made only once for a probe that is also the next pair's `b2`."""
 
     def __init__(self, make: Callable[[RowBatch], T]) -> None:
         self._make = make

@@ -25,8 +25,8 @@ from pipeline.stages import StageTotals
 class RowBatch:
     """Rows [start, start + rows + skipped) of an epoch's sequence, column-major; arrays may be views of a window.
 
-    Where the reader encodes, labels are float32, dense values float32 logarithms in int32's clothes
-    (`dense.view(float32)`) and buckets table rows.
+    If the reader encodes, labels are float32, dense values are logarithms whose float32 bits `dense` holds as int32
+    (`dense.view(float32)` gives them), and buckets are table rows.
     """
 
     label: NDArray
@@ -38,14 +38,14 @@ class RowBatch:
     epoch: int
     start: int
     skipped: int = 0
-    """Rows of that range left out because their row group is damaged (only where damage is to be skipped)."""
+    """Rows of that range left out because their row group is damaged (only if damage is to be skipped)."""
 
     @property
     def rows(self) -> int:
         return len(self.label)
 
     def slice(self, start: int, stop: int) -> RowBatch:
-        """Rows [start, stop) of the batch, as views; their place in the sequence is exact where none are skipped."""
+        """Rows [start, stop) of the batch, as views; their place in the sequence is exact if none are skipped."""
         return RowBatch(
             label=self.label[start:stop],
             dense=self.dense[:, start:stop],
@@ -56,7 +56,7 @@ class RowBatch:
 
 
 class RowReader:
-    """Random access to the rows of a split in the order that `order` gives; quick where reads move forward.
+    """Random access to the rows of a split in the order that `order` gives; quick as long as reads move forward.
 
     Row groups of the current and the next windows are read, checked, decoded and shuffled on `threads` threads;
     memory is bounded by five windows (the one before, this one and the next, which takes two more while
@@ -92,9 +92,8 @@ class RowReader:
     def read(self, epoch: int, start: int, stop: int) -> RowBatch:
         """Rows [start, stop) of `epoch`.
 
-        Raises: StorageError naming shard and row group, where a row group cannot be read or is damaged and damage
-        is not to be skipped; FetchError where a shard cannot be fetched, InputError where the
-        cache is too small for one.
+        Raises: StorageError naming shard and row group if a row group cannot be read or is damaged, and damage is not
+        to be skipped; FetchError if a shard cannot be fetched; InputError if the cache is too small for one.
         """
         first = self.order.window_at(epoch, start)
         last = self.order.window_at(epoch, stop - 1)

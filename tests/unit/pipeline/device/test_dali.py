@@ -137,7 +137,7 @@ def test_damage_is_skipped_and_counted_as_by_the_ring(tiny_data, prefetch, shuff
         assert found.skipped_rows >= 2 * 14
 
 
-def test_an_epoch_of_damage_ends_the_stream(tmp_path):
+def test_an_epoch_of_damage_ends_the_pairs(tmp_path):
     data = write_tiny(tmp_path / "data", {"train": [[7] * 11]})
     for group in range(11):
         flip_in_row_group(data / "train" / "part-00000.parquet", group)

@@ -161,13 +161,13 @@ def test_a_truncated_shard_is_damage(tiny_data, cut):
     shard = Manifest.load(tiny_data).splits["train"].shards[0]
     path = tiny_data / shard.path
     path.write_bytes(path.read_bytes()[:-cut])
-    with pytest.raises(StorageError, match="bytes where the manifest says"):
+    with pytest.raises(StorageError, match="bytes instead of"):
         read(tiny_data, shard)
 
 
 def test_a_manifest_of_another_shard_does_not_fit(tiny_data):
     first, second, *_ = Manifest.load(tiny_data).splits["train"].shards
-    with pytest.raises(StorageError, match="bytes where the manifest says"):
+    with pytest.raises(StorageError, match="bytes instead of"):
         read(tiny_data, dataclasses.replace(second, path=first.path))
     with pytest.raises(StorageError, match="do not fit together"):
         read(tiny_data, dataclasses.replace(first, row_groups=(8, 7, 7, 2)))

@@ -166,7 +166,7 @@ def test_ranks_share_every_batch_of_one_sequence(tiny_data):
 
 
 def test_skipped_rows_are_accounted_for_exactly(tiny_data):
-    """Whole batches vanish where the damage covers them: without shuffling, rows 23..36 are lost."""
+    """Batches vanish whose rows are all damaged: without shuffling, rows 23..36 are lost."""
     for group in (0, 1):
         flip_in_row_group(tiny_data / "train" / "part-00001.parquet", group)
     pairs = take(tiny_data, 17, batch_rows=5, probe_rows=5, on_damage="skip", shuffle="none")
@@ -191,7 +191,7 @@ def test_a_gap_at_the_start_is_probed_from_behind_it(tiny_data):
     assert last.position.epoch == 1
 
 
-def test_damage_everywhere_ends_the_stream(tmp_path):
+def test_damage_everywhere_ends_the_pairs(tmp_path):
     data = write_tiny(tmp_path / "data", {"train": [[7] * 11]})
     for group in range(11):
         flip_in_row_group(data / "train" / "part-00000.parquet", group)

@@ -86,7 +86,7 @@ def test_another_shard_in_its_place_is_damage(tiny_data):
     shard = tiny_data / "train" / "part-00000.parquet"
     shard.write_bytes((tiny_data / "validation" / "part-00000.parquet").read_bytes())
     r = reader(tiny_data, shuffle="none")
-    with pytest.raises(StorageError, match=r"it has \d+ bytes where the manifest says \d+"):
+    with pytest.raises(StorageError, match=r"it has \d+ bytes instead of \d+"):
         r.read(0, 0, 7)
     r.close()
 

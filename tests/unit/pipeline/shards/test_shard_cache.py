@@ -345,14 +345,14 @@ def test_a_folder_that_is_not_a_cache_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a" / FOLDER / "thesis.doc").write_text("")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / FOLDER).symlink_to(tmp_path / "a")
-    for name, words in (("a", "holds other things"), ("b", "no folder of its own")):
+    for name, words in (("a", "holds other things"), ("b", "not a folder of its own")):
         with pytest.raises(InputError, match=f"{words}.*set data.cache_path"):
             ShardCache(tmp_path / name, SIZE)
     assert [path.name for path in (tmp_path / "a" / FOLDER).iterdir()] == ["thesis.doc"]
 
 
 def test_a_name_that_is_no_hash_makes_no_file(cache: ShardCache, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="is no SHA-256"):
+    with pytest.raises(StorageError, match="is not a SHA-256"):
         cache.begin("../../escaped", SIZE)
     assert not list(tmp_path.parent.glob("escaped*"))
 
