@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,9 +19,10 @@ from tests.resume import assert_resumes
 
 def few(step: int, absolute: float, rows: int, *, rate: float = 1e-3, curvature: float = 2.0) -> Estimate:
     """An estimate of `rows` rows; one alone has no error bar."""
-    values = vars(estimate(step, absolute, error=0.1, rate=rate, curvature=curvature)) | {"rows": rows}
-    unknown = dict.fromkeys(("slope_variance", "curvature_variance", "covariance", "standard_error"))
-    return Estimate(**values | (unknown if rows == 1 else {}))
+    made = replace(estimate(step, absolute, error=0.1, rate=rate, curvature=curvature), rows=rows)
+    if rows > 1:
+        return made
+    return replace(made, slope_variance=None, curvature_variance=None, covariance=None, standard_error=None)
 
 
 @pytest.mark.parametrize(("rows", "steps"), [(1, 32), (2, 16), (3, 11), (4, 8), (15, 8)])
