@@ -37,7 +37,7 @@ class Overview:
 def inspect_data(data: str | Path) -> Overview:
     """The overview of a data folder, from its manifest alone.
 
-    Raises: InputError where `data` is no finished data folder; StorageError where its manifest is damaged.
+    Raises: InputError if `data` is not a finished data folder; StorageError if its manifest is damaged.
     """
     manifest = Manifest.load(data)
     statistics = manifest.statistics

@@ -61,7 +61,7 @@ def test_what_is_damaged_is_named(data: Path) -> None:
 
 
 def test_a_folder_without_a_whole_manifest_cannot_be_verified(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no data folder"):
+    with pytest.raises(InputError, match="not a data folder"):
         verify_data(tmp_path)
     flip(data / "manifest.json", 50)
     with pytest.raises(StorageError, match=r"manifest\.json is damaged"):
