@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map
 
 from stepsize.errors import MeasurementError
@@ -24,22 +24,31 @@ from stepsize.measuring import (
     LastTrainingForward,
     Pending,
     Quantities,
+    SelfCheck,
     Snapshot,
+    Steps,
     Tables,
     Tracker,
     dropped,
     estimate_from,
     forward_pass,
+    in_precision,
     lane_for,
     measure,
+    operator_class,
+    optimizers_of,
+    refuse_evaluating,
     refuse_scripted,
+    refuse_sharded,
     row_forms,
-    secant_rounding,
+    secant_noise,
     summarize,
     unwrapped,
 )
-from stepsize.options import MeasuringOptions, Precision
+from stepsize.options import MeasuringOptions
 
+CHECKS = 10
+"""Measurements after which a self-check that had nothing to compare, the steps having moved nothing, is given up."""
 TakeRows = Callable[[tuple[Any, ...], Tensor, int], tuple[tuple[Any, ...], Tensor]]
 """`(inputs, targets, rows)` to the inputs and targets of the first `rows` rows."""
 
@@ -53,6 +62,7 @@ class _Measured:
     batches: tuple[Batch, ...]
     snapshot: Snapshot | None
     origin: Tensor | None
+    check: SelfCheck | None
 
 
 class StepSizeWorker:
@@ -90,7 +100,7 @@ class StepSizeWorker:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer | Sequence[Optimizer],
+        optimizer: Steps | Sequence[Steps],
         loss: Loss | nn.Module,
         measuring: MeasuringOptions = MeasuringOptions(),  # noqa: B008 (frozen)
         *,
@@ -98,6 +108,7 @@ class StepSizeWorker:
         tables: Tables = "rows",
         max_age: int | None = None,
         forward_context: ForwardContext = nullcontext,
+        self_check: bool = True,
         **options: Any,
     ) -> None:
         """A worker for `model(*inputs)` -> logits (R,), (R, 1) or (R, C) and the optimizers that move it.
@@ -107,23 +118,30 @@ class StepSizeWorker:
         `tables="dense"` clones embedding tables whole, for a model whose look-ups change from pass to pass.
         An estimate handed over more than `max_age` steps after its own is STALE.
         `forward_context` makes the context the model runs in, such as the autocast of the training.
+        `self_check` holds the first measurement against a backward pass through the model (`SelfCheck`).
 
-        Raises: MeasurementError for an unknown option, a loss without a closed form or a scripted model.
+        Raises: MeasurementError for an unknown option, a loss without a closed form or with weights of its own that
+        the optimizer moves, an optimizer without a rate, and a model that is scripted or sharded.
         """
         self.options = replace(measuring, **options)
         self.model = unwrapped(model)
         refuse_scripted(self.model)
+        refuse_sharded(self.model)
         self.loss = as_loss(loss)
+        if self.options.curvature != "ggn":
+            operator_class(self.options.curvature)
         self.max_age = max_age
         self.counts: Counter[str] = Counter()
         """Estimates handed over, by outcome."""
         self._take_rows = take_rows or first_rows
-        self._optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        self._optimizers = optimizers_of(optimizer)
         self._device = next(self.model.parameters()).device
-        self._context = _in_precision(self.options.precision, self._device, forward_context)
+        self._context = in_precision(self.options.precision, self._device, forward_context)
         tables = "dense" if self.options.needs_whole else tables
         self._tracker = Tracker(self.model, self._optimizers, tables=tables, context=self._context)
         self._tables = self._tracker.table_names()
+        self._tracker.refuse_moving(self.loss)
+        self._checks_left = CHECKS if self_check and self.options.method == "jvp" else 0
         self._lane = lane_for(self._device)
         self._last_forward = LastTrainingForward(self._device)
         self._hook = model.register_forward_pre_hook(self._last_forward) if self.options.needs_b2 else None
@@ -169,6 +187,7 @@ class StepSizeWorker:
         Raises: MeasurementError where B2 is needed and not given, or the optimizer moves nothing of the model.
         """
         rates = [group["lr"] for optimizer in self._optimizers for group in optimizer.param_groups]
+        refuse_evaluating(self._optimizers)
         self._collect()
         if self._in_flight is not None:
             # A rate that lives on the device can't be read here without waiting for it.
@@ -177,12 +196,14 @@ class StepSizeWorker:
             return False
         batches = self._batches(inputs, targets, train_inputs, train_targets)
         secant = self.options.method == "secant"
+        snapshot = None if secant else self._tracker.snapshot(batches)
         self._open = _Measured(
             step=step,
             learning_rates=tuple(rate.detach().clone() if isinstance(rate, Tensor) else float(rate) for rate in rates),
             batches=batches,
-            snapshot=None if secant else self._tracker.snapshot(batches),
+            snapshot=snapshot,
             origin=self._logits(batches[0]) if secant else None,
+            check=self._self_check(batches[0], snapshot) if snapshot is not None and self._checks_left else None,
         )
         return True
 
@@ -202,6 +223,10 @@ class StepSizeWorker:
         )
         self._in_flight = measured, pending
         self._collect()
+
+    def check_next(self) -> None:
+        """Hold the next measurement, too, against a backward pass; the secant, which is no derivative, has no check."""
+        self._checks_left = CHECKS if self.options.method == "jvp" else 0
 
     def poll(self, *, step: int | None = None) -> list[Estimate]:
         """Estimates finished since the last call, oldest first, without waiting for any.
@@ -277,9 +302,24 @@ class StepSizeWorker:
                 self.options,
                 tables=self._tables,
                 context=self._context,
+                check=measured.check,
             )
 
-        return self._lane.submit(work, uses=[*direction.tensors(), *tensors])
+        pending = self._lane.submit(work, uses=[*direction.tensors(), *tensors])
+        if measured.check is not None:
+            self._checks_left = 0 if measured.check.told else self._checks_left - 1
+        return pending
+
+    def _self_check(self, batch: Batch, snapshot: Snapshot) -> SelfCheck:
+        called = snapshot.optimized
+        parameters = {
+            id(parameter): (parameter, called[id(parameter)])
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        kept = {id(snapshot.moving[name]): value for name, value in snapshot.values.items()}
+        return SelfCheck(self.model, self.loss, parameters, batch, kept=kept, context=self._context)
 
     def _logits(self, batch: Batch) -> Tensor:
         with torch.no_grad():
@@ -304,7 +344,9 @@ class StepSizeWorker:
             )
 
         def work() -> Quantities:
-            return {"b1": summarize(row_forms(self.loss, z, later - z, batch.targets, secant_rounding(z)))}
+            tangent = torch.where(later == z, 0, later - z)  # −∞ − (−∞) where logits are masked
+            noise, live = secant_noise(z), self._tracker.optimized()
+            return {"b1": summarize(row_forms(self.loss, z, tangent, batch.targets, noise=noise, live=live))}
 
         return self._lane.submit(work, uses=[z, later, batch.targets])
 
@@ -325,29 +367,31 @@ class StepSizeWorker:
 def first_rows(inputs: tuple[Any, ...], targets: Tensor, rows: int) -> tuple[tuple[Any, ...], Tensor]:
     """The first `rows` rows: each tensor cut along its first dimension of the targets' length, others left whole.
 
-    Tensors in nested tuples, lists and mappings count too.
+    Tensors in nested tuples, lists and mappings (also a tokenizer's BatchEncoding) count too.
+
+    Raises: MeasurementError where no tensor has as many rows as the targets, so that nothing could be cut.
     """
-    length = len(targets)
+    length, found = len(targets), False
 
     def cut(value: Any) -> Any:
+        nonlocal found
+        if isinstance(value, MutableMapping):
+            fewer = copy.copy(value)
+            for key, item in value.items():
+                fewer[key] = tree_map(cut, item)
+            return fewer
         if not isinstance(value, Tensor) or length not in value.shape:
             return value
+        found = True
         return value.narrow(value.shape.index(length), 0, rows)
 
-    return tree_map(cut, inputs), targets[:rows]
-
-
-def _in_precision(precision: Precision, device: torch.device, context: ForwardContext) -> ForwardContext:
-    """`context` with autocast within it where the measuring pass is to run in bfloat16."""
-    if precision == "float32":
-        return context
-
-    @contextmanager
-    def both() -> Iterator[None]:
-        with context(), torch.autocast(device.type, torch.bfloat16):
-            yield
-
-    return both
+    fewer = tree_map(cut, inputs)
+    if not found:
+        raise MeasurementError(
+            f"probe_fraction: no tensor in the inputs ({', '.join(type(value).__name__ for value in inputs)}) has the "
+            f"targets' {length} rows, so none can be cut; give take_rows=function(inputs, targets, rows)"
+        )
+    return fewer, targets[:rows]
 
 
 def _as_tuple(inputs: Tensor | tuple[Any, ...]) -> tuple[Any, ...]:

@@ -89,6 +89,7 @@ def _forward(
         buffers=direction.buffers,
         generators=batch.generators,
         context=context,
+        live=direction.optimized,
     )
 
 

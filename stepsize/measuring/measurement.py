@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from stepsize.estimate import Estimate, Outcome, StepSizeNumbers, solve
 from stepsize.losses import Loss
-from stepsize.measuring.curvature import SUMMARY, logits_along, row_forms, summarize, tangent_rounding
+from stepsize.measuring.curvature import SUMMARY, logits_along, relative_rounding, row_forms, summarize
 from stepsize.measuring.curvlinops_backend import quadratic_form
 from stepsize.measuring.diagnostics import diagnose, diagnostics_from
 from stepsize.measuring.direction import Batch, Direction
 from stepsize.measuring.handoff import Quantities
 from stepsize.measuring.passes import ForwardContext
+from stepsize.measuring.self_check import SelfCheck
 from stepsize.options import MeasuringOptions
 
 
@@ -32,8 +33,11 @@ def measure(
     *,
     tables: Collection[str],
     context: ForwardContext = nullcontext,
+    check: SelfCheck | None = None,
 ) -> Quantities:
     """Everything `options` asks for along `direction`; `batches` is B1 and, where it is given, B2.
+
+    With a `check`, its comparison is made on B1's pass, for which the host waits.
 
     `summarize` of "b1", "b2" and "group.0", ...; "operator", dᵀCd of another matrix; "diagnostics".
     """
@@ -41,8 +45,11 @@ def measure(
     def along(index: int, group: int | None = None) -> Tensor:
         batch = batches[index]
         z, tangent = logits_along(model, direction, batch, index=index, tables=tables, group=group, context=context)
-        rounding = tangent_rounding(direction, z)
-        return summarize(row_forms(loss, z, tangent, batch.targets, rounding))
+        rounding = relative_rounding(direction, z.dtype)
+        forms = row_forms(loss, z, tangent, batch.targets, rounding=rounding, live=direction.optimized)
+        if index == 0 and group is None and check is not None:
+            check.compare(forms)
+        return summarize(forms)
 
     measured = {"b1": along(0)}
     if options.needs_b2:

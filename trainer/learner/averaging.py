@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from trainer.learner.config import OptimizerConfig
 from trainer.learner.lazy_weight import LazyWeight, reading
-from trainer.learner.optimizers import OptimizerConfig
 
 UPDATES = "#updates"
 """Key of the count in the state; no parameter can have this name."""

@@ -1,4 +1,4 @@
-"""Rows of a table whose steps without gradient are made up for later: the history of steps, and the compiled replay.
+"""Rows of a table whose steps without gradient are made up for later: the compiled replay.
 
 A row that no batch looks up has gradient zero, so what a NAdamW step does to it follows from three numbers of that
 step alone, the decay d, the factor f and the addend e of `nadamw`:
@@ -7,7 +7,7 @@ step alone, the decay d, the factor f and the addend e of `nadamw`:
 
 `replay` makes the same operations in the same order in float32, so that θ, m, v and the average end up as if no step
 had been left out, bit for bit. Once m has decayed so far that the subtraction cannot change θ any more, only the
-products are left to make; `_settled` says when, and why. Letters: R rows, E embedding width.
+products are left to make; `settled` says when, and why. Letters: R rows, E embedding width.
 """
 
 # ruff: noqa: PLR0917
@@ -21,7 +21,6 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
 BLOCK = 32
 """Steps between two looks at whether a row is settled."""
@@ -41,59 +40,6 @@ ROUNDED_DOWN = 1.0 - 2.0**-23
 """Less than what a product keeps of its exact value after its rounding."""
 
 
-class History:
-    """What every step since the last whole replay did to a row without gradient; about 20 bytes a step."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self._numbers = np.empty((4, 1024), dtype=np.float32)
-        self._blocks = np.empty((3, 1024 // BLOCK))
-
-    def append(self, decay: np.float32, factor: np.float32, addend: np.float32) -> None:
-        """One more step, with no average taken after it so far."""
-        if self.steps == self._numbers.shape[1]:
-            self._numbers = np.concatenate([self._numbers, np.empty_like(self._numbers)], axis=1)
-            self._blocks = np.concatenate([self._blocks, np.empty_like(self._blocks)], axis=1)
-        self._numbers[:, self.steps] = decay, factor, addend, np.nan
-        block = self.steps // BLOCK
-        if self.steps % BLOCK == 0:
-            self._blocks[:, block] = 0.0, np.inf, 1.0
-        largest, least, kept = self._blocks[:, block].tolist()
-        # comparisons are False for NaN: a step that is not as steps should be makes its block one that is never skipped
-        usual = 0.0 < decay <= 1.0 and 0.0 <= factor < np.inf and 0.0 <= addend < np.inf
-        largest = max(largest, float(factor)) if usual else np.inf
-        self._blocks[:, block] = largest, min(least, float(addend)), kept * float(decay) * ROUNDED_DOWN
-        self.steps += 1
-
-    def averaged(self, weight: np.float32) -> None:
-        """The average was taken after the latest step, at this weight."""
-        self._numbers[3, self.steps - 1] = weight
-
-    def clear(self) -> None:
-        """Forget all steps: every row has made them."""
-        self.steps = 0
-
-    @property
-    def numbers(self) -> NDArray[np.float32]:
-        """(4, `steps` and more): decay, factor, addend, and the average's weight, NaN where none was taken."""
-        return self._numbers
-
-    def bounds(self, beta2: float) -> NDArray[np.float64]:
-        """(2, blocks, 4): of each block of steps, and of all steps from it on, what `_settled` needs.
-
-        The largest factor (infinite where a step is not as steps should be), the least addend, and what θ and v keep
-        of their size at least.
-        """
-        largest, least, kept = self._blocks[:, : -(-self.steps // BLOCK)][:, ::-1]
-        blocks = np.arange(1, len(kept) + 1)
-        keep_v = np.power(beta2 * ROUNDED_DOWN, np.stack([np.full(len(kept), BLOCK), blocks * BLOCK]))
-        alone = np.stack([largest, least, kept, keep_v[0]])
-        onward = np.stack(
-            [np.maximum.accumulate(largest), np.minimum.accumulate(least), np.multiply.accumulate(kept), keep_v[1]]
-        )
-        return np.ascontiguousarray(np.stack([alone, onward])[:, :, ::-1].transpose(0, 2, 1))
-
-
 @intrinsic
 def _fma(typingctx: Any, a: Any, b: Any, c: Any = None) -> Any:
     """a·b + c, rounded once, as the processor does it."""
@@ -105,21 +51,21 @@ def _fma(typingctx: Any, a: Any, b: Any, c: Any = None) -> Any:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _lerp(average, theta, low, high, weight, fused):
+def _lerp(average, theta, weight, fused):
     """`torch.lerp` of float32: rounded once at the end where torch's build is `fused`."""
     one = np.float32(1.0)
     if abs(weight) < np.float32(0.5):
         if fused:
-            for i in range(low, high):
+            for i in range(theta.size):
                 average[i] = _fma(weight, theta[i] - average[i], average[i])
         else:
-            for i in range(low, high):
+            for i in range(theta.size):
                 average[i] = average[i] + weight * (theta[i] - average[i])
     elif fused:
-        for i in range(low, high):
+        for i in range(theta.size):
             average[i] = _fma(weight - one, theta[i] - average[i], theta[i])
     else:
-        for i in range(low, high):
+        for i in range(theta.size):
             average[i] = theta[i] - (theta[i] - average[i]) * (one - weight)
 
 
@@ -127,11 +73,12 @@ def _lerp(average, theta, low, high, weight, fused):
 def average_rows(rows, width, average, theta, weight, fused):
     """The average of these rows taken once, at `weight`; arrays are flat."""
     for row in rows:
-        _lerp(average, theta, row * width, (row + 1) * width, weight, fused)
+        part = slice(row * width, (row + 1) * width)
+        _lerp(average[part], theta[part], weight, fused)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _settled(theta, m, v, low, high, bounds, negligible):
+def settled(theta, m, v, bounds, negligible):
     """Whether no step under `bounds` does more to these elements than multiply θ, m and v.
 
     Let the coming steps k = 1, 2, ... have f_k ≤ F, e_k ≥ e and 0 < d_k ≤ 1. Rounding is monotone and β1, β2 ≤ 1, so
@@ -160,7 +107,7 @@ def _settled(theta, m, v, low, high, bounds, negligible):
     if not largest < np.inf:
         return False
     unsettled = 0
-    for i in range(low, high):
+    for i in range(theta.size):
         size = abs(np.float64(theta[i])) * keep_theta
         second = np.float64(v[i]) * keep_v
         below = np.sqrt(second if second > SAFELY_NORMAL else 0.0 * second) + least
@@ -174,95 +121,144 @@ def _settled(theta, m, v, low, high, bounds, negligible):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _whole_steps(theta, m, v, average, low, high, numbers, start, stop, beta1, beta2, averaged, fused):
+def _whole_steps(theta, m, v, average, numbers, start, stop, beta1, beta2, averaged, fused):
     """Steps `start` to `stop` as the dense kernel makes them with a gradient of +0."""
     zero = np.float32(0.0)
     for k in range(start, stop):
         decay, factor, addend, weight = numbers[0, k], numbers[1, k], numbers[2, k], numbers[3, k]
-        for i in range(low, high):
+        for i in range(theta.size):
             first = beta1 * m[i] + zero
             second = beta2 * v[i] + zero
             m[i] = first
             v[i] = second
             theta[i] = theta[i] * decay - factor * (beta1 * first + zero) / (np.sqrt(second) + addend)
         if averaged and weight == weight:  # noqa: PLR0124 (it is no NaN)
-            _lerp(average, theta, low, high, weight, fused)
+            _lerp(average, theta, weight, fused)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _decay(theta, average, low, high, numbers, start, stop, averaged, fused):
+def _decay(theta, average, numbers, start, stop, averaged, fused):
     """θ of settled elements: one product a step; none where the decay is 1."""
     k = start
     while not averaged and k + 8 <= stop:
         d0, d1, d2, d3 = numbers[0, k], numbers[0, k + 1], numbers[0, k + 2], numbers[0, k + 3]
         d4, d5, d6, d7 = numbers[0, k + 4], numbers[0, k + 5], numbers[0, k + 6], numbers[0, k + 7]
         if min(d0, d1, d2, d3, d4, d5, d6, d7) < 1.0:
-            for i in range(low, high):
+            for i in range(theta.size):
                 theta[i] = theta[i] * d0 * d1 * d2 * d3 * d4 * d5 * d6 * d7
         k += 8
     while k < stop:
         decay, weight = numbers[0, k], numbers[3, k]
-        for i in range(low, high):
+        for i in range(theta.size):
             theta[i] = theta[i] * decay
         if averaged and weight == weight:  # noqa: PLR0124
-            _lerp(average, theta, low, high, weight, fused)
+            _lerp(average, theta, weight, fused)
         k += 1
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _shrink(x, low, high, beta, steps):
-    """x ← β·x, `steps` times, of a settled element's m or v, whose signed zeros become +0."""
+def _shrink(x, beta, steps):
+    """x ← β·x, `steps` times, of a settled row's m or v, whose signed zeros become +0."""
     zero = np.float32(0.0)
+    wide = np.float64(beta)
+    steps = _come_to_rest(x, wide, steps)
     while steps > 0:
         count = min(steps, BLOCK)
-        denormal = SAFELY_NORMAL / (np.float64(beta) * ROUNDED_DOWN) ** count
-        nonzero = 0
+        denormal = SAFELY_NORMAL / (wide * ROUNDED_DOWN) ** count
         small = 0
-        for i in range(low, high):
+        for i in range(x.size):
             size = abs(np.float64(x[i]))
-            nonzero += size != 0.0
             small += (size != 0.0) & (size < denormal)
-        if nonzero == 0:
-            break
-        if small == 0:
+        if small == 0 or wide < 0.3:
             for _ in range(count // 8):
-                for i in range(low, high):
+                for i in range(x.size):
                     x[i] = x[i] * beta * beta * beta * beta * beta * beta * beta * beta
             for _ in range(count % 8):
-                for i in range(low, high):
+                for i in range(x.size):
                     x[i] = x[i] * beta
-        elif _shrink_denormal(x, low, high, np.float64(beta), count) == 0:
-            break
+        else:
+            _shrink_denormals(x, wide, count, denormal)
         steps -= count
-    for i in range(low, high):
+    for i in range(x.size):
         x[i] = x[i] + zero
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _shrink_denormal(x, low, high, beta, steps):
-    """The same where denormals are near, on which processors are slow; returns how many elements the last step changed.
+def _come_to_rest(x, beta, steps):
+    """Puts x where `steps` products take it, if all of it comes to rest on the way; returns the steps left to make.
 
-    In float64, x in units of the smallest float32 is a whole number with 24 significant bits, and its product with β
-    is exact. float32 rounds it to 24 bits, or to a whole number where it is smaller than 2²³, ties to even in both.
-    Denormals are not rounded to zero on their way down: 0.93 times 7 of the units is 7 again.
+    Denormals are not rounded to zero on their way down: in units of the smallest float32, 0.93 times 7 rounds to 7.
+    Let K be the largest whole number that rounding takes back to itself, K = rint(β·K), so that k ≤ K stays. Since
+    rounding is monotone, k > K never falls below K. And a product is at most b·k + ½ with b = β·(1 + 2⁻²⁴), the first
+    error being that of normal numbers and the second that of denormals, so that n of them leave at most
+    bⁿ·k + ½/(1 − b). Where that is below K + 1, k has come down to K.
+    """
+    raised = beta / ROUNDED_DOWN
+    if not raised < 1.0:
+        return steps
+    at_most = 0.5 / (1.0 - raised)
+    resting = np.floor(at_most)
+    if not (resting < 2.0**22 and np.rint(beta * resting) == resting and np.rint(beta * (resting + 1.0)) <= resting):
+        return steps
+    far = (resting + 1.0 - at_most) / raised**steps * SMALLEST
+    moving = 0
+    for i in range(x.size):
+        size = abs(np.float64(x[i]))
+        moving += not ((size <= resting * SMALLEST) | (size < far / SLACK))
+    if moving > 0:
+        return steps
+    for i in range(x.size):
+        size = min(abs(np.float64(x[i])), resting * SMALLEST)
+        x[i] = np.float32(np.copysign(size, np.float64(x[i])))
+    return 0
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _shrink_denormals(x, beta, steps, denormal):
+    """x ← β·x, at most BLOCK times, where elements below `denormal` would meet denormals, which processors are slow at.
+
+    In float64 such an element in units of the smallest float32 is a whole number of 24 significant bits, and its
+    product with β is exact. float32 rounds that to 24 bits, or to a whole number if it is smaller than 2²³; ties go to
+    even in both. The other elements are multiplied as they are.
     """
     magic = 6755399441055744.0  # 1.5·2⁵²: added and subtracted, it rounds to a whole number
-    changed = 0
-    for i in range(low, high):
-        units = np.float64(x[i]) / SMALLEST
-        before = units
-        for _ in range(steps):
-            before = units
-            product = beta * units
-            if abs(product) < 8388608.0:
-                units = (product + magic) - magic
-            else:
-                units = np.float64(np.float32(product * SMALLEST)) / SMALLEST
-            if units == before:
-                break
-        changed += units != before
-        x[i] = np.float32(units * SMALLEST)
-    return changed
+    units = np.empty(x.size)
+    for i in range(x.size):
+        small = abs(np.float64(x[i])) < denormal
+        units[i] = np.float64(x[i]) / SMALLEST if small else 0.0
+        x[i] = np.float32(0.0) if small else x[i]
+    for _ in range(steps):
+        for i in range(x.size):
+            product = beta * units[i]
+            whole = (product + magic) - magic
+            rounded = np.float64(np.float32(product))
+            units[i] = whole if abs(product) < 8388608.0 else rounded
+            x[i] = x[i] * np.float32(beta)
+    for i in range(x.size):
+        x[i] = x[i] + np.float32(units[i] * SMALLEST)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _catch_up(theta, m, v, average, numbers, bounds, start, end, beta1, beta2, averaged, fused, negligible):
+    """One row's steps: whole ones while they must be, then products alone."""
+    k = start
+    while k < end:
+        block = k // BLOCK
+        stop = min((block + 1) * BLOCK, end)
+        calm = False
+        if end - k <= SHORT:
+            stop = end
+        elif settled(theta, m, v, bounds[1, block], negligible):
+            calm, stop = True, end
+        elif stop < end:
+            calm = settled(theta, m, v, bounds[0, block], negligible)
+        if calm:
+            _decay(theta, average, numbers, k, stop, averaged, fused)
+            _shrink(m, beta1, stop - k)
+            _shrink(v, beta2, stop - k)
+        else:
+            _whole_steps(theta, m, v, average, numbers, k, stop, beta1, beta2, averaged, fused)
+        k = stop
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -272,42 +268,40 @@ def replay(rows, since, end, width, theta, m, v, average, numbers, bounds, beta1
     Whether an average moves with it is `averaged`; without one, `average` may be any such array.
     """
     for r in range(rows.size):
-        low = rows[r] * width
-        high = low + width
-        k = since[r]
-        while k < end:
-            block = k // BLOCK
-            stop = min((block + 1) * BLOCK, end)
-            if end - k <= SHORT:
-                stop = end
-                settled = False
-            else:
-                settled = _settled(theta, m, v, low, high, bounds[1, block], negligible)
-                if settled:
-                    stop = end
-                elif stop < end:
-                    settled = _settled(theta, m, v, low, high, bounds[0, block], negligible)
-            if settled:
-                _decay(theta, average, low, high, numbers, k, stop, averaged, fused)
-                _shrink(m, low, high, beta1, stop - k)
-                _shrink(v, low, high, beta2, stop - k)
-            else:
-                _whole_steps(theta, m, v, average, low, high, numbers, k, stop, beta1, beta2, averaged, fused)
-            k = stop
+        part = slice(rows[r] * width, (rows[r] + 1) * width)
+        _catch_up(
+            theta[part],
+            m[part],
+            v[part],
+            average[part],
+            numbers,
+            bounds,
+            since[r],
+            end,
+            beta1,
+            beta2,
+            averaged,
+            fused,
+            negligible,
+        )
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _move(theta, g, m, v, decay, beta1, rest1, beta2, rest2, addend, factor):
+    for i in range(theta.size):
+        first = beta1 * m[i] + rest1 * g[i]
+        second = beta2 * v[i] + rest2 * g[i] * g[i]
+        m[i] = first
+        v[i] = second
+        theta[i] = theta[i] * decay - factor * (beta1 * first + rest1 * g[i]) / (np.sqrt(second) + addend)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def move_rows(rows, width, theta, gradients, m, v, decay, beta1, rest1, beta2, rest2, addend, factor):
     """One step of these rows with their gradients (U, E), as the dense kernel makes it; other arrays are flat."""
     for k in range(rows.size):
-        low = rows[k] * width
-        for j in range(width):
-            i, g = low + j, gradients[k, j]
-            first = beta1 * m[i] + rest1 * g
-            second = beta2 * v[i] + rest2 * g * g
-            m[i] = first
-            v[i] = second
-            theta[i] = theta[i] * decay - factor * (beta1 * first + rest1 * g) / (np.sqrt(second) + addend)
+        part = slice(rows[k] * width, (rows[k] + 1) * width)
+        _move(theta[part], gradients[k], m[part], v[part], decay, beta1, rest1, beta2, rest2, addend, factor)
 
 
 @njit(nogil=True, cache=True)
@@ -350,6 +344,6 @@ def sum_rows(ids, padding, place, values, sums, low, high):
     for n in range(ids.size):
         row = ids[n]
         if row != padding:
-            k = place[row]
-            for i in range(low, high):
-                sums[k, i] += values[n, i]
+            one, total = values[n, low:high], sums[place[row], low:high]
+            for i in range(total.size):
+                total[i] += one[i]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.learner import lazy_rows
-from trainer.learner.lazy_rows import HALF_ULP, History
+from trainer.learner.lazy_rows import BLOCK, HALF_ULP, ROUNDED_DOWN
 from trainer.learner.nadamw import thread_pool
 
 TASK_ROWS = 512
@@ -24,6 +24,59 @@ RANGE_ROWS = 4096
 """Rows that a thread takes at a time where all are brought up to date."""
 LEAST_COLUMNS = 16
 """Columns of a gradient that a thread adds up: a cache line."""
+
+
+class History:
+    """What every step since the last whole replay did to a row without gradient; about 20 bytes a step."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._numbers = np.empty((4, 1024), dtype=np.float32)
+        self._blocks = np.empty((3, 1024 // BLOCK))
+
+    def append(self, decay: np.float32, factor: np.float32, addend: np.float32) -> None:
+        """One more step, with no average taken after it so far."""
+        if self.steps == self._numbers.shape[1]:
+            self._numbers = np.concatenate([self._numbers, np.empty_like(self._numbers)], axis=1)
+            self._blocks = np.concatenate([self._blocks, np.empty_like(self._blocks)], axis=1)
+        self._numbers[:, self.steps] = decay, factor, addend, np.nan
+        block = self.steps // BLOCK
+        if self.steps % BLOCK == 0:
+            self._blocks[:, block] = 0.0, np.inf, 1.0
+        largest, least, kept = self._blocks[:, block].tolist()
+        # comparisons are False for NaN: a step that is not as steps should be makes its block one that is never skipped
+        usual = 0.0 < decay <= 1.0 and 0.0 <= factor < np.inf and 0.0 <= addend < np.inf
+        largest = max(largest, float(factor)) if usual else np.inf
+        self._blocks[:, block] = largest, min(least, float(addend)), kept * float(decay) * ROUNDED_DOWN
+        self.steps += 1
+
+    def averaged(self, weight: np.float32) -> None:
+        """The average was taken after the latest step, at this weight."""
+        self._numbers[3, self.steps - 1] = weight
+
+    def clear(self) -> None:
+        """Forget all steps: every row has made them."""
+        self.steps = 0
+
+    @property
+    def numbers(self) -> NDArray[np.float32]:
+        """(4, `steps` and more): decay, factor, addend, and the average's weight, NaN where none was taken."""
+        return self._numbers
+
+    def bounds(self, beta2: float) -> NDArray[np.float64]:
+        """(2, blocks, 4): of each block of steps, and of all steps from it on, what `settled` needs.
+
+        The largest factor (infinite where a step is not as steps should be), the least addend, and what θ and v keep
+        of their size at least.
+        """
+        largest, least, kept = self._blocks[:, : -(-self.steps // BLOCK)][:, ::-1]
+        blocks = np.arange(1, len(kept) + 1)
+        keep_v = np.power(beta2 * ROUNDED_DOWN, np.stack([np.full(len(kept), BLOCK), blocks * BLOCK]))
+        alone = np.stack([largest, least, kept, keep_v[0]])
+        onward = np.stack(
+            [np.maximum.accumulate(largest), np.minimum.accumulate(least), np.multiply.accumulate(kept), keep_v[1]]
+        )
+        return np.ascontiguousarray(np.stack([alone, onward])[:, :, ::-1].transpose(0, 2, 1))
 
 
 class LazyTable:

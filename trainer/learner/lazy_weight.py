@@ -191,9 +191,9 @@ def reason_for_dense(module: nn.Embedding) -> str | None:
     """Why the module's weight cannot be kept by rows; None where it can."""
     weight = module.weight
     if weight.device.type != "cpu":
-        return f"the rows of a table on {weight.device.type} have no compiled replay yet"
+        return f"the table is on {weight.device.type}, and the steps of rows can be made later on the CPU only"
     if weight.dtype is not torch.float32 or not weight.is_contiguous():
-        return "only a contiguous table of float32 has a compiled replay"
+        return "the steps of rows can be made later in contiguous tables of float32 only"
     if module.max_norm is not None or module.scale_grad_by_freq:
         return "max_norm and scale_grad_by_freq need the table whole"
     return None
