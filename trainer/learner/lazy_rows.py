@@ -88,14 +88,15 @@ def settled(theta, m, v, bounds, negligible):
         t = share·|θ| ≤ |θ_k|,   s = √(share·v) ≤ √v_k,   D = s + e.
 
     The computed update u of step k passes through four roundings of at most 1 ± 2⁻²⁴ each, and loses at most 2⁻¹⁵⁰
-    where f·m̃, and again where the quotient, is denormal:
+    where f·m̃ is denormal, and again where the quotient is:
 
-        |u| ≤ (F·|m| + 2⁻¹⁴⁹) / D · (1 + 2⁻²²+ ...) + 2⁻¹⁵⁰
+        |u| ≤ (F·|m| + 2⁻¹⁴⁹) / D · (1 + 2⁻²¹) + 2⁻¹⁵⁰
 
     θ_k·d_k = a is kept by the subtraction a − u if |u| is less than half the distance to a's nearest neighbour, which
     for normal a is at least 2⁻²⁵·|a|. Hence an element is settled
 
-    1. if (F·|m| + 2⁻¹⁴⁹)·(1 + 2⁻²⁰) < 2⁻²⁵·t·D and t > 2⁻¹⁰⁰: SLACK pays for the roundings and for the last 2⁻¹⁵⁰;
+    1. if (F·|m| + 2⁻¹⁴⁹)·(1 + 2⁻²⁰) < 2⁻²⁵·t·D and 2⁻¹⁰⁰ < t < ∞: half of SLACK pays for the roundings, half
+       for the last 2⁻¹⁵⁰, which is less than 2⁻²¹·2⁻²⁵·t;
     2. if m = 0 and D > 0: u is +0, and a − 0 is a for every a;
     3. if F·|m| < 2⁻¹⁵¹ and D > 0: the product is rounded to zero, u is ±0, and a − u is a unless a is −0, which
        it cannot be if θ has the sign + or t > 2⁻¹⁰⁰.
@@ -112,7 +113,8 @@ def settled(theta, m, v, bounds, negligible):
         second = np.float64(v[i]) * keep_v
         below = np.sqrt(second if second > SAFELY_NORMAL else 0.0 * second) + least
         first = abs(np.float64(m[i]))
-        small = ((first * largest + SMALLEST) * SLACK < negligible * size * below) & (size > FAR_FROM_ZERO)
+        usual = (size > FAR_FROM_ZERO) & (size < np.inf)
+        small = ((first * largest + SMALLEST) * SLACK < negligible * size * below) & usual
         none = (first == 0.0) & (below > 0.0)
         signed = (np.copysign(1.0, np.float64(theta[i])) > 0.0) | (size > FAR_FROM_ZERO)
         lost = (first * largest < SMALLEST / 4.0) & (below > 0.0) & signed
