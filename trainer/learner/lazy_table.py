@@ -220,15 +220,21 @@ class LazyTable:
         self._replay(start + behind, steps[behind].astype(np.int64) - self._base, bounds)
 
     def _replay(self, rows: NDArray[np.int64], since: NDArray[np.int64], bounds: NDArray[np.float64]) -> None:
+        theta, first, second, average = self._arrays()
+        beta1, beta2 = self._betas
         lazy_rows.replay(
             rows,
             since,
             self._history.steps,
             self._width,
-            *self._arrays(),
+            theta,
+            first,
+            second,
+            average,
             self._history.numbers,
             bounds,
-            *self._betas,
+            beta1,
+            beta2,
             self._average is not None,
             self._fused,
             self.negligible,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,13 +62,16 @@ class Rows:
         arrays = [self.theta.copy(), self.m.copy(), self.v.copy()]
         if self.average is not None:
             arrays.append(self.average.copy())
-        flat = [array.reshape(-1) for array in arrays]
+        theta, m, v, *_ = flat = [array.reshape(-1) for array in arrays]
         replay(
             np.arange(len(self.theta)),
             self.since,
             history.steps,
             self.theta.shape[1],
-            *(flat if self.average is not None else [*flat, flat[0]]),
+            theta,
+            m,
+            v,
+            flat[-1],
             history.numbers,
             history.bounds(float(F(self.betas[1]))),
             F(self.betas[0]),
@@ -107,7 +111,7 @@ def nadamw_steps(
     return np.stack([1 - rate * decay, factor, eps * correction, np.full(count, NAN)], axis=1).astype(F)
 
 
-def looked_up(rows: int, width: int, seed: int = 0) -> dict[str, np.ndarray]:
+def looked_up(rows: int, width: int, seed: int = 0) -> dict[str, Any]:
     """Rows as they are after a few look-ups: θ of an initialized table, m and v of gradients of many sizes."""
     generator = np.random.default_rng(seed)
     theta = (generator.random((rows, width)) - 0.3) * 1e-3
@@ -173,7 +177,7 @@ def test_any_decay_of_the_moments(beta: float) -> None:
     ],
     ids=str,
 )
-def test_steps_of_any_kind(changes: dict[str, float]) -> None:
+def test_steps_of_any_kind(changes: dict[str, Any]) -> None:
     values = looked_up(60, 8)
     values["m"][:20] = 0.0
     values["v"][:10] = 0.0
