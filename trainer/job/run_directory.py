@@ -27,7 +27,7 @@ FREE_KEYS = (
     "data.damaged",
     "optimizer.table",
 )
-"""Where the rows lie, how they are read and how a table is moved; whether they are the same rows, the checkpoint tells."""
+"""Where the rows lie, how they are read, how tables are moved; whether the rows are the same, the checkpoint tells."""
 
 
 class RunDirectory:

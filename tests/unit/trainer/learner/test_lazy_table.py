@@ -53,7 +53,7 @@ class Run:
         self.model = build_model(sizes, dense_features=3, sparse_features=SPARSE, seed=0)
         self.optimizer = build_optimizer(config, self.model)
         self.average = build_average(config, self.model)
-        every_step = {"interval": 1, "count": 1, "start": 0} if policy == "observe" else {}
+        every_step: dict[str, Any] = {"interval": 1, "count": 1, "start": 0} if policy == "observe" else {}
         self.policy = make_policy(StepSizeConfig(policy=policy, **every_step), initial_rate=1e-3, total_steps=steps)
         self.worker = StepSizeWorker(self.model, self.optimizer, BCEWithLogits(), **measuring)
         self.seen: list[Any] = []
