@@ -10,9 +10,11 @@ from pipeline.preprocess.config import PreprocessConfig
 if TYPE_CHECKING:
     from pipeline.preprocess.command import Progress, Summary, preprocess
     from pipeline.preprocess.dry_run import Forecast, forecast
+    from pipeline.preprocess.plan import Plan
 
 __all__ = [
     "Forecast",
+    "Plan",
     "PreprocessConfig",
     "Progress",
     "Summary",
@@ -22,6 +24,7 @@ __all__ = [
 
 _FILES = {
     "Forecast": "dry_run",
+    "Plan": "plan",
     "Progress": "command",
     "Summary": "command",
     "forecast": "dry_run",

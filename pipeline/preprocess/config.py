@@ -49,11 +49,16 @@ class PreprocessConfig:
     """Turn log files into a data folder of Parquet shards; run again to continue after an interruption."""
 
     sources: tuple[str, ...]
-    """Log files, folders, patterns or URIs (s3://, gs://, hdfs://); plain, .gz or .zst; - reads standard input."""
+    """Log files, folders, patterns or URIs (s3://, gs://, hdfs://), in the order of time; those of a folder or pattern
+    are put in natural order. Plain, gzip, zstd, bzip2 or xz; - reads standard input."""
     out: Path
     """The data folder to make or to continue."""
     format: str = "criteo"
-    """The log's format: criteo, or a TOML file that describes another."""
+    """The log's format: criteo (the 1TB log, with AlgoPerf's bucket sizes), criteo-kaggle, avazu, or a TOML file that
+    describes another."""
+    bucket_sizes: str | None = None
+    """Buckets of the categories instead of the format's: one number for every column (1000000), one each (10,20,30), or
+    those of some columns by name (C3=10,C7=20)."""
     split: SplitRule = "auto"
     """days: the last file becomes test, then validation, as AlgoPerf does; tail: the end of a single file does;
     train, validation or test: everything goes there; auto: days for several files, tail for one, train for -."""
@@ -73,7 +78,7 @@ class PreprocessConfig:
     """threads: on this machine; ray: as tasks on a Ray cluster (extra `ray`; RAY_ADDRESS names one). Same output."""
 
     def __post_init__(self) -> None:
-        if self.validation < 0 or self.test < 0 or self.validation + self.test >= 1:
+        if not (self.validation >= 0 and self.test >= 0 and self.validation + self.test < 1):  # nan is refused too
             raise InputError(
                 f"--validation {self.validation} and --test {self.test} must be 0 or more and sum to less than 1"
             )

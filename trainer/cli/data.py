@@ -58,7 +58,8 @@ class PreprocessArguments(PreprocessConfig):
     sources: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SRC...", help_behavior_hint="(required)")
     ]
-    """Log files, folders, patterns or URIs (s3://, gs://, hdfs://); plain, .gz or .zst; - reads standard input."""
+    """Log files, folders, patterns or URIs (s3://, gs://, hdfs://), in the order of time; those of a folder or pattern
+    are put in natural order. Plain, gzip, zstd, bzip2 or xz; - reads standard input."""
     dry_run: bool = False
     """Only say what it would take: plan, disk, and time from a measured second of work."""
     json: bool = False
@@ -74,12 +75,16 @@ def preprocess_verb(arguments: list[str]) -> int:
 
         expected = forecast(given)
         if given.json:
-            print(json.dumps(asdict(expected)))
+            values = asdict(expected)
+            del values["described"]
+            print(json.dumps(values))
         else:
             _print_forecast(expected, given.rows_per_shard)
         return 0
     summary = make_data(given, console=Console(), as_json=given.json)
     if given.json:
+        from pipeline.shards import files_by_split, warnings_of
+
         manifest = summary.manifest
         values = {
             "data": str(given.out),
@@ -87,6 +92,8 @@ def preprocess_verb(arguments: list[str]) -> int:
             "rows": summary.rows,
             "rejected_rows": manifest.rejected_rows,
             "splits": {name: split.rows for name, split in manifest.splits.items()},
+            "files": files_by_split(manifest.plan),
+            "warnings": [*summary.notices, *warnings_of(manifest)],
             "resumed_rows": summary.resumed_rows,
             "seconds": summary.seconds,
         }
@@ -113,6 +120,7 @@ def inspect_verb(arguments: list[str]) -> int:
     from pipeline.shards import inspect_data
 
     overview = asdict(inspect_data(given.data))
+    described = overview.pop("described")
     if given.json:
         print(json.dumps(overview))
         return 0
@@ -122,6 +130,9 @@ def inspect_verb(arguments: list[str]) -> int:
     categories = [row for row in overview["columns"] if row["buckets"] is not None]
     _print_rows(integers, without=("distinct", "buckets", "collision_rate"))
     _print_rows(categories, without=("minimum", "maximum", "mean"))
+    print(*described, sep="\n")
+    for text in overview["warnings"]:
+        Console().warn(text)
     return 0
 
 
@@ -226,6 +237,9 @@ def _print_forecast(expected: Forecast, rows_per_shard: int) -> None:
     }
     for name, value in values.items():
         print(f"{name:<8}  {value}")
+    print(*expected.described, sep="\n")
+    for text in expected.notices:
+        Console().warn(text)
     if megabytes > free:
         Console().warn(f"the shards would need {megabytes:,.0f} MB, and {free:,.0f} MB are free")
 

@@ -147,6 +147,8 @@ def print_report(report: StallReport) -> None:
         ("stage", *(f"{trial.name} {what}" for trial in report.trials[1:] for what in ("thread ms", "threads busy"))),
         _stage_rows(report),
     )
+    if not report.clear:
+        return
     print_table(
         ("speed-up of", "by", "predicted", "measured"),
         [

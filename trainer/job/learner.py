@@ -120,7 +120,7 @@ def evaluate_run(run: Path, *, split: str, rows: int | None, data: str | None) -
     Raises: ConfigError for a missing run, checkpoint or split; StorageError if all checkpoints are damaged.
     """
     if not (run / "config.toml").is_file():
-        raise ConfigError(f"{run}: is no run directory; give the folder that `alphastream train --run` wrote")
+        raise ConfigError(f"{run}: is not a run directory; give the folder that `alphastream train --run` wrote")
     config = load_config(run / "config.toml")
     if data is None:
         _refuse_lost_path(config.data.path, run)

@@ -131,7 +131,7 @@ class StudyFile:
     path: Path
     settings: StudyConfig
     base: Config
-    """The sections of a run's configuration; `data.path` is empty where the file leaves it to the command line."""
+    """The sections of a run's configuration; `data.path` is empty if the file leaves it to the command line."""
 
     def unfold(self, base: Config | None = None) -> Study:
         """The study with `base`, the file's sections after overrides, as the base of every run.

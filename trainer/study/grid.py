@@ -18,7 +18,7 @@ Settings = list[tuple[str, list[Any]]]
 def settings_of(table: Mapping[str, Any]) -> Settings:
     """Every dotted key of `table`, nested or written with dots, with its values.
 
-    A list is several values, but for a key whose one value is a list: that takes a list of lists.
+    A list is several values. A key whose one value is a list takes a list of lists to have several.
     """
     kinds = setting_types(Config)
     return [(key, _choices(value, kinds.get(key))) for key, value in leaves(table)]
@@ -57,7 +57,7 @@ def assign(nested: dict[str, Any], key: str, value: Any) -> None:
 
 
 def short_names(keys: list[str]) -> dict[str, str]:
-    """The last part of every key, or all of it where two keys end alike."""
+    """The last part of every key, or all of it if two keys end alike."""
     unique = list(dict.fromkeys(keys))
     ends = [key.rsplit(".", 1)[-1] for key in unique]
     return {key: end if ends.count(end) == 1 else key for key, end in zip(unique, ends, strict=True)}
@@ -69,7 +69,7 @@ def cell_name(values: Mapping[str, Any]) -> str:
 
 
 def value_of(config: Config, key: str) -> Any:
-    """A run's value of a dotted key, what the preset fills in included; None where the key has none.
+    """A run's value of a dotted key, what the preset fills in included; None if the key has none.
 
     Raises: ValueError for sizes that do not fit one another.
     """
