@@ -69,10 +69,16 @@ def open_cache(cache_path: str | None, cache_bytes: int | None) -> ShardCache:
 
 
 def cache_folder(cache_path: str | None) -> Path:
-    """`cache_path`, or else the user's own cache folder for this program."""
-    if cache_path is not None:
-        return Path(cache_path).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alphastream"
+    """`cache_path`, or else the user's own cache folder for this program.
+
+    Raises: InputError for a home folder that does not exist.
+    """
+    folder = Path(cache_path or os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    try:
+        folder = folder.expanduser()
+    except RuntimeError as error:
+        raise InputError(f"data.cache_path: {folder} has no home folder ({error}); give a path in full") from None
+    return folder if cache_path else folder / "alphastream"
 
 
 def check_cache(

@@ -27,7 +27,7 @@ import torch
 from pipeline.device.config import DataConfig
 from pipeline.device.opening import open_feed
 from pipeline.preprocess.command import preprocess
-from pipeline.preprocess.plan import PreprocessConfig
+from pipeline.preprocess.config import PreprocessConfig
 from pipeline.rows.order import Order
 from pipeline.rows.pairs import PairSpans
 from pipeline.sample import SampleConfig, write_sample

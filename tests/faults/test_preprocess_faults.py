@@ -22,7 +22,7 @@ from pipeline.device.config import DataConfig
 from pipeline.device.opening import open_feed
 from pipeline.errors import InputError, StorageError
 from pipeline.preprocess.command import preprocess, verify_data
-from pipeline.preprocess.plan import PreprocessConfig
+from pipeline.preprocess.config import PreprocessConfig
 from pipeline.rows.pairs import PairSpans
 from pipeline.shards.manifest import Manifest
 from tests.logs import folder_bytes, log_lines, write_log

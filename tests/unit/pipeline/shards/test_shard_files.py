@@ -375,3 +375,8 @@ def test_the_users_own_cache_folder_is_the_default(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder(None) == tmp_path / ".cache/alphastream"
     assert cache_folder("~/shards") == tmp_path / "shards"
+
+
+def test_a_cache_in_the_home_of_nobody_is_refused() -> None:
+    with pytest.raises(InputError, match=r"data\.cache_path: ~nobody_x/cache .*; give a path in full"):
+        cache_folder("~nobody_x/cache")
