@@ -100,18 +100,13 @@ def hessian_form(
 
 
 def forms_by_double_backward(
-    model: nn.Module,
-    torch_loss: Any,
-    parameters: list[Tensor],
-    change: list[Tensor],
-    inputs: tuple[Any, ...],
-    targets: Tensor,
+    model: nn.Module, torch_loss: Any, change: list[Tensor], inputs: tuple[Any, ...], targets: Tensor
 ) -> tuple[float, float]:
     """dᵀg and dᵀGd of the module as it stands, from backward passes alone: what training itself would see.
 
     Jd is the derivative in v of (Jᵀv)·d, and the Hessian in the logits is differentiated twice.
     """
-    z = model(*inputs)
+    z, parameters = model(*inputs), list(model.parameters())
     v = torch.zeros_like(z, requires_grad=True)
     pulled = torch.autograd.grad(z, parameters, v, create_graph=True, materialize_grads=True)
     along = torch.stack([(p * d).sum() for p, d in zip(pulled, change, strict=True)]).sum()
@@ -144,5 +139,5 @@ def measured_and_expected(
         optimizer.step()
     [estimate] = worker.poll(step=0)
     change = [after.detach() - was.detach() for after, was in zip(model.parameters(), before.parameters(), strict=True)]
-    slope, curvature = forms_by_double_backward(before, torch_loss, list(before.parameters()), change, *b1)
+    slope, curvature = forms_by_double_backward(before, torch_loss, change, *b1)
     return estimate, slope, curvature
