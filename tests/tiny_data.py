@@ -19,8 +19,9 @@ from pipeline.rows.groups import GroupReader
 from pipeline.rows.order import Order
 from pipeline.rows.reader import RowReader
 from pipeline.schema import LogFormat
-from pipeline.shards.manifest import Compression, Manifest, Shard, ShardWriter, Split
+from pipeline.shards.manifest import Compression, Manifest, Shard, Split
 from pipeline.shards.shard_files import LocalShards
+from pipeline.shards.writer import ShardWriter
 from pipeline.stages import StageTotals
 
 TINY = LogFormat(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.encode import Counts, make_group, make_layout, make_rejects, make_scratch, parse, reason
-from pipeline.errors import InputError
 from pipeline.preprocess.parts import Part
 from pipeline.schema import ROW_GROUP_ROWS, LogFormat
 from pipeline.shards import Compression, Shard, ShardWriter, sync_file, sync_folder, write_atomically
@@ -37,6 +36,8 @@ class PartRecord:
     sha256: str
     row_groups: tuple[int, ...]
     row_group_bytes: tuple[int, ...]
+    row_group_crc32: tuple[int, ...] = ()
+    """() for a part that an earlier version encoded."""
 
     def shard(self, path: str) -> Shard:
         """The part's shard, listed under `path`."""
@@ -47,6 +48,7 @@ class PartRecord:
             sha256=self.sha256,
             row_groups=tuple(self.row_groups),
             row_group_bytes=tuple(self.row_group_bytes),
+            row_group_crc32=tuple(self.row_group_crc32),
         )
 
 
@@ -96,37 +98,6 @@ class Workplace:
         return PartRecord(**values)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Allowance:
-    """How many lines may be unusable."""
-
-    count: int | None
-    share: float | None
-    text: str
-
-    @classmethod
-    def parse(cls, text: str) -> Allowance:
-        """From a count (`100`) or a share (`0.1%`, `0.001`). Raises: InputError for anything else."""
-        try:
-            if text.endswith("%"):
-                share = float(text[:-1]) / 100
-            elif text.isdigit():
-                return cls(count=int(text), share=None, text=text)
-            else:
-                share = float(text)
-        except ValueError:
-            share = -1.0
-        if not 0 <= share <= 1:
-            raise InputError(f"--max-rejects {text!r} is no count and no share; give e.g. 100, 0.1% or 0.001")
-        return cls(count=None, share=share, text=text)
-
-    def exceeded(self, rejected: int, lines: float) -> bool:
-        """Whether `rejected` of `lines` are too many."""
-        if self.count is not None:
-            return rejected > self.count
-        return rejected > (self.share or 0.0) * lines
-
-
 class EncodedPart:
     """A part that is encoded and written, but not yet durable: `commit` makes it done, `abandon` undone."""
 
@@ -165,6 +136,7 @@ class EncodedPart:
             sha256=shard.sha256 if shard else "",
             row_groups=shard.row_groups if shard else (),
             row_group_bytes=shard.row_group_bytes if shard else (),
+            row_group_crc32=shard.row_group_crc32 if shard else (),
         )
         write_atomically(place.record_file(part.key), json.dumps(asdict(record)).encode())
         return record

@@ -21,8 +21,9 @@ from pipeline.device.opening import open_feed
 from pipeline.shards.manifest import Manifest
 from stepsize import BCEWithLogits, Estimate, StepSizeNumbers, StepSizeWorker, set_learning_rate
 from tests.bench.rows import add_data_argument, data_folder
-from trainer.learner.model import ModelConfig, build_model
-from trainer.learner.optimizers import OptimizerConfig, build_optimizer
+from trainer.learner.config import ModelConfig, OptimizerConfig
+from trainer.learner.model import build_model
+from trainer.learner.optimizers import build_optimizer
 from trainer.learner.schedules import ScheduleConfig, scheduled_rate
 
 THREE = ("unbiased", "biased", "hybrid")

@@ -21,8 +21,9 @@ from pipeline.device.opening import open_feed
 from pipeline.shards.manifest import Manifest
 from stepsize import BCEWithLogits, Estimate, StepSizeWorker
 from tests.bench.rows import add_data_argument, data_folder
-from trainer.learner.model import ModelConfig, build_model
-from trainer.learner.optimizers import OptimizerConfig, build_optimizer
+from trainer.learner.config import ModelConfig, OptimizerConfig
+from trainer.learner.model import build_model
+from trainer.learner.optimizers import build_optimizer
 
 RATES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 CHEAPER = {

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from stepsize import first_rows as any_first_rows
+from stepsize.worker import first_rows
 from trainer.cli import main
 from trainer.records.history import RunHistory
 from trainer.records.records import read_records
-from trainer.step import first_rows
+from trainer.step import first_click_rows
 
 Estimates = Callable[[str], list[dict[str, Any]]]
 
@@ -108,8 +108,8 @@ def test_an_option_that_contradicts_another_stops_the_run(
 def test_rows_are_cut_by_their_place_and_not_by_their_number() -> None:
     """26 rows of 26 columns: what looks for a dimension of the batch's length would cut the columns."""
     dense, ids, label = torch.rand(26, 13), torch.arange(26 * 26).reshape(26, 26), torch.rand(26)
-    (few_dense, few_ids), few_label = first_rows((dense, ids), label, 5)
+    (few_dense, few_ids), few_label = first_click_rows((dense, ids), label, 5)
     assert torch.equal(few_dense, dense[:5])
     assert torch.equal(few_ids, ids[:, :5])
     assert torch.equal(few_label, label[:5])
-    assert any_first_rows((dense, ids), label, 5)[0][1].shape == (5, 26)
+    assert first_rows((dense, ids), label, 5)[0][1].shape == (5, 26)

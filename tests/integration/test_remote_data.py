@@ -18,7 +18,7 @@ from pipeline.shards.remote import RemoteFolder
 from tests.store import SECRET, Store, serve
 from trainer.cli.entry import EXIT_INTERRUPTED, main
 from trainer.records.records import read_records
-from trainer.stall.runs import Stopwatch
+from trainer.stall.trials import Stopwatch
 
 pytest.importorskip("moto.server", reason="moto serves the store; it is part of the extra `dev`")
 
@@ -107,7 +107,7 @@ def test_what_cannot_work_is_one_line(
     command = ["train", str(write_config("[budget]\nsteps = 3")), "--run", str(tmp_path / "run")]
     command += ["--data.path", sharded.as_uri(), "--data.cache_path", str(tmp_path / "cache")]
     for option, value, code, words in (
-        ("--data.path", store.uri("clicks/none"), 2, "s3://clicks/none is no data folder"),
+        ("--data.path", store.uri("clicks/none"), 2, "s3://clicks/none is not a data folder"),
         ("--data.cache_bytes", "9", 2, "data.cache_bytes = 9 is too little for the shards of two shuffle windows"),
         ("--data.cache_bytes", "0", 2, "data.cache_bytes = 0"),
         ("--data.cache_path", "/proc/nowhere", 74, "/proc/nowhere"),

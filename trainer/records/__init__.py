@@ -1,19 +1,31 @@
-"""What a run leaves on disk: its records line by line, read back as histories, and its checkpoints."""
+"""What a run leaves on disk: its records line by line, read back as histories, and its checkpoints.
+
+For example:
+
+    history = RunHistory.load(Path("RUN"))
+    print(history.steps["loss"][-1], history.evaluations["validation"]["auc"])
+    checkpoint = load_latest("RUN")
+"""
 
 from __future__ import annotations
 
-from trainer.records.checkpoint import (
-    Checkpoint,
-    CheckpointConfig,
-    load_latest,
-    random_state,
-    restore_random_state,
-    save_checkpoint,
-    seed_generators,
-    verify_checkpoints,
-)
-from trainer.records.history import EVALUATION_FIELDS, Column, RunHistory
-from trainer.records.records import Records, read_records
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from trainer.records.config import CheckpointConfig
+
+if TYPE_CHECKING:
+    from trainer.records.checkpoint import (
+        Checkpoint,
+        load_latest,
+        random_state,
+        restore_random_state,
+        save_checkpoint,
+        seed_generators,
+        verify_checkpoints,
+    )
+    from trainer.records.history import EVALUATION_FIELDS, Column, RunHistory
+    from trainer.records.records import Records, read_records
 
 __all__ = [
     "EVALUATION_FIELDS",
@@ -30,3 +42,25 @@ __all__ = [
     "seed_generators",
     "verify_checkpoints",
 ]
+
+_FILES = {
+    "EVALUATION_FIELDS": "history",
+    "Checkpoint": "checkpoint",
+    "Column": "history",
+    "Records": "records",
+    "RunHistory": "history",
+    "load_latest": "checkpoint",
+    "random_state": "checkpoint",
+    "read_records": "records",
+    "restore_random_state": "checkpoint",
+    "save_checkpoint": "checkpoint",
+    "seed_generators": "checkpoint",
+    "verify_checkpoints": "checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs numpy or torch, imported when it is first asked for (PEP 562)."""
+    if name not in _FILES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_FILES[name]}"), name)

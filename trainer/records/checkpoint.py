@@ -30,26 +30,6 @@ _NAME = re.compile(r"step-(\d{8,})(\.replaced)?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """The `[checkpoint]` section: how often a run can be continued from, and how many such points are kept."""
-
-    every_steps: int | None = None
-    """Save after every so many steps; a run saves when it ends or is stopped in any case."""
-    every_seconds: float | None = 600.0
-    """Save after every so many seconds of training."""
-    keep: int = 3
-    """Newest checkpoints to keep."""
-
-    def __post_init__(self) -> None:
-        for name in ("every_steps", "every_seconds"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"checkpoint.{name} is {value}; give a positive number or leave it out")
-        if self.keep < 1:
-            raise ValueError(f"checkpoint.keep is {self.keep}; keep at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A whole checkpoint, read and verified."""
 
@@ -70,7 +50,7 @@ class CheckpointHealth:
     path: Path
     step: int
     damage: str | None
-    """None where every byte is as it was written."""
+    """None if every byte is as it was written."""
 
 
 def save_checkpoint(
@@ -110,9 +90,9 @@ def save_checkpoint(
 
 
 def load_latest(run: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint | None:
-    """The newest whole checkpoint of the run, its `tensors` on `device`; None where none was ever saved.
+    """The newest whole checkpoint of the run, its `tensors` on `device`; None if none was ever saved.
 
-    Raises: StorageError where there are checkpoints and every one is damaged; InputError for one that a
+    Raises: StorageError if there are checkpoints and every one is damaged; InputError for one that a
     newer version of this program wrote.
     """
     damaged: list[str] = []
@@ -139,7 +119,7 @@ def verify_checkpoints(run: str | Path) -> Iterator[CheckpointHealth]:
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with the checkpoint at `path`, or None where every byte is as it was written.
+    """What is wrong with the checkpoint at `path`, or None if every byte is as it was written.
 
     Raises: InputError for a checkpoint that a newer version of this program wrote.
     """
@@ -181,7 +161,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Puts the global generators where `random_state` found them; CUDA's where as many devices are here."""
+    """Puts the global generators where `random_state` found them; CUDA's if as many devices are here."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])  # noqa: NPY002
     torch.set_rng_state(state["torch"])
@@ -228,7 +208,7 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(tensors, path)
     except SafetensorError as error:
-        # the library wraps the system's error in its own, which is no OSError
+        # the library wraps the system's error in its own, which is not an OSError
         raise StorageError(f"{path}: writing failed ({error}); make space or choose another disk") from error
 
 

@@ -10,8 +10,9 @@ import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
 from pipeline.device.model_inputs import ModelInputs
+from trainer.learner.config import ModelConfig
 from trainer.learner.evaluation import HISTOGRAM_BINS, HISTOGRAM_LIMIT, Evaluator, evaluate
-from trainer.learner.model import ModelConfig, build_model
+from trainer.learner.model import build_model
 
 
 def scores(rows: int, *, decimals: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,13 +19,13 @@ import trainer.records.checkpoint
 from pipeline.errors import InputError, StorageError
 from tests.resume import assert_identical
 from trainer.records.checkpoint import (
-    CheckpointConfig,
     load_latest,
     random_state,
     restore_random_state,
     save_checkpoint,
     verify_checkpoints,
 )
+from trainer.records.config import CheckpointConfig
 
 
 def content(step: int) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from matplotlib.image import imread
 from scipy import stats
 
 from tests.synthetic_run import step_records, write_lines
-from trainer.study.definition import RESOLVED, Study, StudyRun, read_study
-from trainer.study.report import is_study, sentences, write_study_report
+from trainer.study.definition import RESOLVED, Study, StudyRun, is_study, read_study
+from trainer.study.report import sentences, write_study_report
 from trainer.study.results import RunOutcome, cells, collect, correlations, pearson
 
 STUDY = """
