@@ -106,11 +106,11 @@ def _glance() -> list[AnyPanel]:
             description="From 10 % on, the pipeline is the bottleneck.",
         ),
         _stat(
-            "α*: length a step should have had",
+            "α*, times the applied step",
             f"avg({metric('alpha_pooled_relative')})",
             unit="none",
             decimals=2,
-            description="Times the applied step, pooled over the latest 200 estimates; nothing before the tenth.",
+            description="Pooled over the latest 200 estimates; nothing before the tenth.",
         ),
         _stat(
             "Since the last step",
