@@ -11,10 +11,11 @@ from itertools import chain
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.preprocess.config import PreprocessConfig
 from pipeline.preprocess.encoder import Read, Workplace, encode_part
 from pipeline.preprocess.job import worker_count
 from pipeline.preprocess.parts import Part
-from pipeline.preprocess.plan import Plan, PreprocessConfig
+from pipeline.preprocess.plan import Plan
 from pipeline.schema import SPLITS
 from pipeline.source import Block, LineReader
 
@@ -24,6 +25,12 @@ class Forecast:
     """The plan and what it would cost; rows, disk and time are estimates."""
 
     sources: tuple[str, ...]
+    files: dict[str, list[str]]
+    """The files that give each split its rows, in order."""
+    described: tuple[str, ...]
+    """The same in lines for people."""
+    notices: tuple[str, ...]
+    """What a user should know of how the sources were chosen."""
     split: str
     source_bytes: int
     """As stored."""
@@ -110,6 +117,9 @@ def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forec
     workers = worker_count(config.workers)
     return Forecast(
         sources=tuple(each.address for each in plan.sources),
+        files=plan.files_by_split(),
+        described=plan.described,
+        notices=plan.notices,
         split=plan.split,
         source_bytes=sum(sizes),
         rows=sum(splits.values()),

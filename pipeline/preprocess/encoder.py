@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.encode import Counts, make_group, make_layout, make_rejects, make_scratch, parse, reason
-from pipeline.errors import InputError
 from pipeline.preprocess.parts import Part
 from pipeline.schema import ROW_GROUP_ROWS, LogFormat
 from pipeline.shards import Compression, Shard, ShardWriter, sync_file, sync_folder, write_atomically
@@ -97,37 +96,6 @@ class Workplace:
         except FileNotFoundError:
             return None
         return PartRecord(**values)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Allowance:
-    """How many lines may be unusable."""
-
-    count: int | None
-    share: float | None
-    text: str
-
-    @classmethod
-    def parse(cls, text: str) -> Allowance:
-        """From a count (`100`) or a share (`0.1%`, `0.001`). Raises: InputError for anything else."""
-        try:
-            if text.endswith("%"):
-                share = float(text[:-1]) / 100
-            elif text.isdigit():
-                return cls(count=int(text), share=None, text=text)
-            else:
-                share = float(text)
-        except ValueError:
-            share = -1.0
-        if not 0 <= share <= 1:
-            raise InputError(f"--max-rejects {text!r} is no count and no share; give e.g. 100, 0.1% or 0.001")
-        return cls(count=None, share=share, text=text)
-
-    def exceeded(self, rejected: int, lines: float) -> bool:
-        """Whether `rejected` of `lines` are too many."""
-        if self.count is not None:
-            return rejected > self.count
-        return rejected > (self.share or 0.0) * lines
 
 
 class EncodedPart:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.errors import InputError
-from pipeline.preprocess.encoder import Allowance, PartRecord, Workplace
+from pipeline.preprocess.config import Allowance
+from pipeline.preprocess.encoder import PartRecord, Workplace
 from pipeline.preprocess.plan import Plan
 
 REPORT_SECONDS = 0.1

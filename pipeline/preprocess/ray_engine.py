@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError, cause_of
+from pipeline.preprocess.config import Allowance
 from pipeline.preprocess.encoder import PartRecord, Read, Workplace, encode_part
 from pipeline.preprocess.engine import run_parts
-from pipeline.preprocess.job import REPORT_SECONDS, Allowance, Done, Job, Progress
+from pipeline.preprocess.job import REPORT_SECONDS, Done, Job, Progress
 from pipeline.preprocess.parts import Part, parts_of
 from pipeline.source import ByteRange, RangeFinder, new_memory, range_blocks
 

@@ -27,7 +27,7 @@ VARIANTS = ("biased", "hybrid")
 
 @dataclass(frozen=True, kw_only=True)
 class RunHistory:
-    """What a run recorded, each table as columns of equal length, NaN where a line has no number."""
+    """What a run recorded, each table as columns of equal length, NaN for a line without that number."""
 
     path: Path
     steps: Mapping[str, Column]

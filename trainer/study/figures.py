@@ -155,7 +155,7 @@ def loss_along_training(study: Study, cells: Sequence[Cell]) -> Figure:
 
 
 def rates_along_training(study: Study, cells: Sequence[Cell]) -> Figure:
-    """The applied rate over steps, a panel an arm, a line a cell; the best cells where there are many."""
+    """The applied rate over steps, a panel an arm, a line a cell; the best cells if there are many."""
     arms = list(study.varied)
     figure = Figure(figsize=(9.6, 1.0 + 3.0 * len(arms)), layout="constrained")
     panels = figure.subplots(len(arms), 1, squeeze=False)[:, 0]
@@ -200,7 +200,7 @@ def _frame(losses: Iterable[float]) -> tuple[float, float]:
 
 
 def _top(losses: np.ndarray) -> float:
-    """The highest loss; where that is far beyond the rest, three times as far above the lowest as the median."""
+    """The highest loss; if that is far beyond the rest, three times as far above the lowest as the median."""
     low = float(losses.min())
     return min(float(losses.max()), low + max(3.0 * (float(np.median(losses)) - low), 1e-3))
 
