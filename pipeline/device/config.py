@@ -41,7 +41,7 @@ class DataConfig:
     feed: FeedKind = "ring"
     """ring: this project's own feed; dali: NVIDIA DALI (extra `dali`), same batches."""
     damaged: OnDamage = "fail"
-    """Where a row group is damaged: fail, or skip its rows (of a remote folder: its shard's) and count them."""
+    """What happens at a damaged row group: fail, or skip its rows (of a remote folder: its shard's) and count them."""
 
     def __post_init__(self) -> None:
         for name in (
