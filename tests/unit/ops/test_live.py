@@ -229,3 +229,11 @@ def test_the_latest_messages_come_first() -> None:
     messages = live.snapshot()["messages"]
     assert len(messages) == MESSAGES
     assert messages[0] == {"step": MESSAGES + 2, "text": f"message {MESSAGES + 2}"}
+
+
+def test_until_its_first_step_ends_a_run_prepares() -> None:
+    live = status(total_steps=10)
+    live.state("training")
+    assert live.snapshot()["state"] == "preparing"
+    take_step(live, 0)
+    assert live.snapshot()["state"] == "training"
