@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import InputError
-from pipeline.preprocess.encoder import Allowance
 from pipeline.preprocess.formats import find_format
 from pipeline.preprocess.parts import Segment, day_segments, tail_segments
 from pipeline.schema import LogFormat
@@ -58,6 +57,37 @@ class PreprocessConfig:
         if self.workers is not None and self.workers < 1:
             raise InputError(f"--workers {self.workers} must be at least 1")
         Allowance.parse(self.max_rejects)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allowance:
+    """How many lines may be unusable."""
+
+    count: int | None
+    share: float | None
+    text: str
+
+    @classmethod
+    def parse(cls, text: str) -> Allowance:
+        """From a count (`100`) or a share (`0.1%`, `0.001`). Raises: InputError for anything else."""
+        try:
+            if text.endswith("%"):
+                share = float(text[:-1]) / 100
+            elif text.isdecimal():
+                return cls(count=int(text), share=None, text=text)
+            else:
+                share = float(text)
+        except ValueError:
+            share = -1.0
+        if not 0 <= share <= 1:
+            raise InputError(f"--max-rejects {text!r} is no count and no share; give e.g. 100, 0.1% or 0.001")
+        return cls(count=None, share=share, text=text)
+
+    def exceeded(self, rejected: int, lines: float) -> bool:
+        """Whether `rejected` of `lines` are too many."""
+        if self.count is not None:
+            return rejected > self.count
+        return rejected > (self.share or 0.0) * lines
 
 
 @dataclass(frozen=True, kw_only=True)

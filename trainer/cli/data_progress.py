@@ -23,7 +23,7 @@ def make_data(config: PreprocessConfig, *, console: Console, as_json: bool = Fal
     `as_json`: progress as JSON objects instead, one a line on standard error, and nothing said at the end.
     """
     if as_json:
-        return preprocess(config, report=_json_lines())
+        return preprocess(config, report=_json_lines(), warn=_json_warning)
     line: ProgressLine | None = None
 
     def report(progress: Progress) -> None:
@@ -34,7 +34,7 @@ def make_data(config: PreprocessConfig, *, console: Console, as_json: bool = Fal
         line.update(progress.bytes / MEGABYTE, _detail(progress))
 
     try:
-        summary = preprocess(config, report=report)
+        summary = preprocess(config, report=report, warn=console.warn)
     finally:
         if line is not None:
             line.close()
@@ -60,6 +60,10 @@ def _json_lines() -> Callable[[Progress], None]:
             sys.stderr.write(json.dumps(values) + "\n")
 
     return report
+
+
+def _json_warning(text: str) -> None:
+    sys.stderr.write(json.dumps({"warning": text}) + "\n")
 
 
 def _detail(progress: Progress) -> str:

@@ -17,8 +17,8 @@ import zstandard
 from pipeline.errors import InputError
 from pipeline.preprocess import command as module
 from pipeline.preprocess.command import PreprocessConfig, Progress, Summary, forecast, preprocess
-from pipeline.preprocess.encoder import Workplace
 from pipeline.preprocess.parts import LAST_DAY_TEST_SHARE, day_segments
+from pipeline.preprocess.workplace import Workplace
 from pipeline.schema import CRITEO, SPLITS
 from pipeline.shards.manifest import Manifest
 from tests.log_reference import Row, read_log
@@ -181,7 +181,7 @@ def test_too_many_rejects_name_the_first_lines_and_list_nothing(tmp_path: Path, 
 
 
 def test_a_hopeless_log_is_given_up_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.preprocess.job.HOPELESS_AFTER_LINES", 100)
+    monkeypatch.setattr("pipeline.preprocess.assignment.HOPELESS_AFTER_LINES", 100)
     (tmp_path / "log.tsv").write_bytes(b"what is this\n" * 1000 + joined(log_lines(10)))
     seen: list[Progress] = []
     config = PreprocessConfig(sources=(str(tmp_path / "log.tsv"),), out=tmp_path / "data", rows_per_shard=50, workers=1)
@@ -325,7 +325,7 @@ def test_a_second_writer_is_turned_away(tmp_path: Path) -> None:
 
     def meanwhile(_: Progress) -> None:
         if not refused:
-            with pytest.raises(InputError, match="is being written by another run") as caught:
+            with pytest.raises(InputError, match="is being written by another command") as caught:
                 run(tmp_path / "data", log)
             refused.append(str(caught.value))
 
@@ -341,7 +341,7 @@ def test_a_second_writer_that_is_turned_away_leaves_the_plan_alone(tmp_path: Pat
         if not plans:
             plan = tmp_path / "data/.work/plan.json"
             plans.append(plan.read_bytes())
-            with pytest.raises(InputError, match="is being written by another run"):
+            with pytest.raises(InputError, match="is being written by another command"):
                 run(tmp_path / "data", log, rows_per_shard=7)
             plans.append(plan.read_bytes())
 
