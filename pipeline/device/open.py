@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -26,11 +25,14 @@ from pipeline.rows import (
     StreamPosition,
 )
 from pipeline.shards import Manifest, check_cache, open_shards
-from pipeline.stages import StageTotals
+from pipeline.stages import StageTotals, usable_cores
 
 __all__ = ["DataConfig", "DevicePair", "Feed", "ModelInputs", "StreamPosition", "open_feed", "open_rows"]
 
 FeedKind = Literal["ring", "dali"]
+
+MOST_READER_THREADS = 4
+"""Unless more are asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ class DataConfig:
     prefetch_batches: int = 4
     """Pairs made ahead of the trainer."""
     read_threads: int | None = None
-    """Threads that read, decode and shuffle; by default one a core, at most 4."""
+    """Threads that read, decode and shuffle; by default one for each core that may be used, at most 4."""
     feed: FeedKind = "ring"
     """ring: this project's own feed; dali: NVIDIA DALI (extra `dali`), same batches."""
     damaged: OnDamage = "fail"
@@ -81,6 +83,11 @@ class DataConfig:
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 raise InputError(f"data.{name} = {getattr(self, name)!r}; choose one of {', '.join(get_args(kind))}")
+
+    @property
+    def reader_threads(self) -> int:
+        """`read_threads`, or its default here."""
+        return self.read_threads or min(usable_cores(), MOST_READER_THREADS)
 
 
 def open_feed(
@@ -212,7 +219,7 @@ def _reader(
         groups,
         order,
         manifest.format,
-        threads=config.read_threads or min(os.cpu_count() or 1, 4),
+        threads=config.reader_threads,
         encoded=encode_rows is not None,
         on_damage=config.damaged,
         stages=stages,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import FetchError
 from pipeline.shards.manifest import Manifest, RejectsFile, Shard
 from pipeline.shards.remote import RemoteFolder
+from pipeline.stages import usable_cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ def verify_data(data: str | Path, *, report: Callable[[VerifyProgress], None] | 
     total_bytes = sum(shard.bytes for shard in shards)
     reports: dict[str, ShardReport] = {}
     done_bytes = 0
-    pool = ThreadPoolExecutor(os.cpu_count())
+    pool = ThreadPoolExecutor(usable_cores())
     try:
         waiting = [pool.submit(verify_shard, manifest.folder, shard) for shard in shards]
         for future in as_completed(waiting):
