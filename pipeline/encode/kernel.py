@@ -18,16 +18,17 @@ from pipeline.encode.farmhash import (
     load_u8,
     trailing_zeros,
 )
+from pipeline.encode.numbers import BAD_RANGE, OK, integer
 
 DISTINCT_PRECISION = 12
 """Base-2 logarithm of M, the HyperLogLog registers of a category: a standard error of 1.04 / √4096 = 1.6 %."""
 
 IGNORED, LABEL, DENSE, SPARSE = range(4)
-OK, EMPTY_LINE, WRONG_FIELDS, BAD_LABEL, BAD_INTEGER, BAD_RANGE, BAD_CATEGORY = range(7)
+EMPTY_LINE, WRONG_FIELDS, BAD_LABEL, BAD_CATEGORY = range(BAD_RANGE + 1, BAD_RANGE + 5)
 # What the quick and the thorough path need to know of a field: see Layout.fields. The quick one takes eight
 # hexadecimal digits as a category that is present, and up to seven decimal ones as an integer that is.
 F_KIND, F_SLOT, F_TERMINATOR, F_QUICK, F_SUFFIX, F_SUFFIX_BITS, F_DEFAULT_HASH = range(7)
-_NEWLINE, _RETURN, _MINUS, _ZERO = 10, 13, 45, 48
+_NEWLINE, _RETURN, _ZERO = 10, 13, 48
 _ONES = np.uint64(0x0101010101010101)
 _HIGH_BITS = np.uint64(0x80) * _ONES
 
@@ -124,30 +125,6 @@ def _is_hexadecimal(byte):
     return 48 <= byte <= 57 or 65 <= byte <= 70 or 97 <= byte <= 102
 
 
-@inlined
-def _integer(buffer, start, end):
-    """The int32 in a field that is not empty, and a code."""
-    position = start
-    negative = buffer[position] == _MINUS
-    if negative:
-        position += 1
-    if position == end:
-        return 0, BAD_INTEGER
-    value = 0
-    while position < end:
-        digit = np.int64(buffer[position]) - _ZERO
-        if digit < 0 or digit > 9:
-            return 0, BAD_INTEGER
-        if value < 1 << 40:  # beyond it the value is out of range whatever follows
-            value = value * 10 + digit
-        position += 1
-    if negative:
-        value = -value
-    if value < -(1 << 31) or value >= 1 << 31:
-        return 0, BAD_RANGE
-    return value, 0
-
-
 @compiled
 def _is_missing(buffer, start, end, layout):
     """Whether the field is one of the literals that mean missing."""
@@ -236,7 +213,7 @@ def _parse_line(buffer, start, layout, group, row, scratch):  # noqa: PLR0912, P
             group.present[slot, row] = not missing
             group.dense[slot, row] = 0
             if not missing:
-                value, code = _integer(buffer, position, end)
+                value, code = integer(buffer, position, end)
                 if code != OK:
                     return position, code, field
                 group.dense[slot, row] = value
@@ -251,7 +228,9 @@ def _parse_line(buffer, start, layout, group, row, scratch):  # noqa: PLR0912, P
         elif kind == LABEL:
             value = 0 if missing else np.int64(buffer[position]) - _ZERO
             if not missing and (end - position != 1 or value < 0 or value > 1):
-                return position, BAD_LABEL, field
+                value, code = integer(buffer, position, end)
+                if code != OK or value < 0 or value > 1:
+                    return position, BAD_LABEL, field
             group.label[row] = value
         position = following
     return position, OK, 0
