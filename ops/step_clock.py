@@ -15,6 +15,9 @@ PHASES = ("data_wait", "transfer", "forward", "backward", "optimizer", "alpha", 
 
 NANOSECONDS = 1_000_000_000
 
+DATA_BOUND_SHARE = 0.1
+"""From this share of the time on, waiting for rows bounds training."""
+
 
 class BoundKind(StrEnum):
     """What limits the speed of training."""
@@ -77,7 +80,7 @@ class StepClock:
         self,
         *,
         window_steps: int = 200,
-        data_bound_share: float = 0.1,
+        data_bound_share: float = DATA_BOUND_SHARE,
         nanosecond_time: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         """`bound` looks back over `window_steps` steps and calls them data-bound from `data_bound_share` on.

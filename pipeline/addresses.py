@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-
-import pyarrow as pa
-from pyarrow import fs as arrow_fs
+from typing import TYPE_CHECKING
 
 from pipeline.errors import InputError, cause_of
+
+if TYPE_CHECKING:
+    from pyarrow import fs as arrow_fs
 
 
 def is_remote(name: str | Path) -> bool:
@@ -30,6 +31,9 @@ def open_filesystem(uri: str) -> tuple[arrow_fs.FileSystem, str]:
 
     Raises: InputError for a URI that pyarrow.fs does not understand.
     """
+    import pyarrow as pa  # here, because every configuration holds an address and few of them are remote
+    from pyarrow import fs as arrow_fs
+
     try:
         return arrow_fs.FileSystem.from_uri(uri)
     except (pa.ArrowException, OSError, ValueError) as error:

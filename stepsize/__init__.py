@@ -1,13 +1,25 @@
-"""The curvature-based step size α* = −dᵀg / dᵀGd for any PyTorch training loop."""
+"""The curvature-based step size α* = −dᵀg / dᵀGd for any PyTorch training loop.
+
+worker = StepSizeWorker(model, optimizer, loss)
+with worker.around_step(x1, y1, step=step):  # the next batch probes this one's step
+    optimizer.step()
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from stepsize.errors import MeasurementError
 from stepsize.estimate import Diagnostics, Estimate, Outcome, StepSizeNumbers
-from stepsize.losses import AutogradLoss, BCEWithLogits, CrossEntropy, Loss, SquaredError
-from stepsize.policies import L4, PAL, SGDBB, SPS, Policy, StepSizeConfig, make_policy, set_learning_rate
-from stepsize.pooling import PooledRate, RatioSums, Window, median_rate, per_rate, pool
-from stepsize.worker import StepSizeWorker
+from stepsize.options import MeasuringOptions
+from stepsize.policies import Policy, StepSizeConfig, make_policy, set_learning_rate
+from stepsize.pooling import PooledRate, RatioSums, median_rate, per_rate, pool
+
+if TYPE_CHECKING:
+    from stepsize.losses import AutogradLoss, BCEWithLogits, CrossEntropy, Loss, SquaredError
+    from stepsize.policies import L4, PAL, SGDBB, SPS
+    from stepsize.worker import StepSizeWorker, first_rows
 
 __all__ = [
     "L4",
@@ -21,6 +33,7 @@ __all__ = [
     "Estimate",
     "Loss",
     "MeasurementError",
+    "MeasuringOptions",
     "Outcome",
     "Policy",
     "PooledRate",
@@ -29,10 +42,31 @@ __all__ = [
     "StepSizeConfig",
     "StepSizeNumbers",
     "StepSizeWorker",
-    "Window",
+    "first_rows",
     "make_policy",
     "median_rate",
     "per_rate",
     "pool",
     "set_learning_rate",
 ]
+
+_FILES = {
+    "L4": "policies",
+    "PAL": "policies",
+    "SGDBB": "policies",
+    "SPS": "policies",
+    "AutogradLoss": "losses",
+    "BCEWithLogits": "losses",
+    "CrossEntropy": "losses",
+    "Loss": "losses",
+    "SquaredError": "losses",
+    "StepSizeWorker": "worker",
+    "first_rows": "worker",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch, imported when it is first asked for (PEP 562)."""
+    if name not in _FILES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_FILES[name]}"), name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,42 +62,58 @@ class BCEWithLogits:
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Softmax cross-entropy; z (R, C), y class indices (R,) or probabilities (R, C).
+    """Softmax cross-entropy; z (R, C) with class indices (R,) or probabilities (R, C), averaged over rows.
 
-    A row of index −100 counts as zero, as in torch, but stays among the rows that a mean divides by.
+    Token by token as in torch: z (R, C, T, ...) with indices (R, T, ...) or probabilities of z's shape; a row is then
+    the R sequences' own sum over its tokens. Indices of −100 count for nothing, neither in sums nor in what the mean
+    divides by, so that the mean over rows is torch's in every case.
     """
 
     def per_sample(self, z: Tensor, y: Tensor) -> Tensor:
-        return functional.cross_entropy(z, self._targets(z, y), reduction="none")
+        return self._rows(functional.cross_entropy(z, self._targets(z, y), reduction="none"), y, z)
 
     def slope(self, z: Tensor, y: Tensor, t: Tensor) -> Tensor:
         y = self._targets(z, y)
         expected = (torch.softmax(z, 1) * t).sum(1)
-        if y.ndim == 2:
-            return expected * y.sum(1) - (y * t).sum(1)
-        return torch.where(y < 0, 0, expected - t.gather(1, y.clamp(min=0)[:, None]).squeeze(1))
+        if y.ndim == z.ndim:
+            return self._rows(expected * y.sum(1) - (y * t).sum(1), y, z)
+        here = t.gather(1, y.clamp(min=0).unsqueeze(1)).squeeze(1)
+        return self._rows(torch.where(y < 0, 0, expected - here), y, z)
 
     def curvature(self, z: Tensor, y: Tensor, t: Tensor) -> Tensor:
         y = self._targets(z, y)
         p = torch.softmax(z, 1)
         # Σ p t² − (Σ p t)² would cancel, below zero even, where all logits move together.
         form = (p * (t - (p * t).sum(1, keepdim=True)).square()).sum(1)
-        return form * y.sum(1) if y.ndim == 2 else torch.where(y < 0, 0, form)
+        return self._rows(form * y.sum(1) if y.ndim == z.ndim else torch.where(y < 0, 0, form), y, z)
 
     def curvature_error(self, z: Tensor, y: Tensor, t: Tensor, eps: float) -> Tensor:
+        """Each t's error counts as much as its class does: a class of probability 0 has no say."""
         p = torch.softmax(z, 1)
+        t = torch.where(p > 0, t, 0)
+        error = 2 * eps * (t.abs() + (p * t.abs()).sum(1, keepdim=True))
         centered = t - (p * t).sum(1, keepdim=True)
-        rounding = 2 * eps * t.abs().amax(1)
-        return 2 * rounding * (p * centered.abs()).sum(1) + rounding.square()
+        return self._rows((p * error * (2 * centered.abs() + error)).sum(1), self._targets(z, y), z)
+
+    @staticmethod
+    def _rows(values: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        """What torch's mean over the tokens that count divides by, spread over rows."""
+        if values.ndim == 1 and y.ndim == z.ndim:
+            return values
+        sums = values.reshape(values.shape[0], -1).sum(1)
+        counted = y.numel() // z.shape[1] if y.ndim == z.ndim else (y >= 0).sum()
+        return sums * values.shape[0] / counted
 
     @staticmethod
     def _targets(z: Tensor, y: Tensor) -> Tensor:
-        if z.ndim != 2 or y.shape not in (z.shape, z.shape[:1]):
+        if z.ndim < 2 or y.shape not in (z.shape, z.shape[:1] + z.shape[2:]):
+            swapped = z.ndim == 3 and y.shape == z.shape[:2]
             raise MeasurementError(
                 f"cross-entropy: logits {tuple(z.shape)} with targets {tuple(y.shape)}; "
                 "give (R, C) logits with (R,) class indices or (R, C) probabilities"
+                + (", and for tokens classes second: logits.transpose(1, 2)" if swapped else "")
             )
-        return y.to(z.dtype) if y.ndim == 2 else y.long()
+        return y.to(z.dtype) if y.ndim == z.ndim else y.long()
 
 
 @dataclass(frozen=True)
@@ -129,18 +145,21 @@ class SquaredError:
 class AutogradLoss:
     """A loss of the user's own, `function(z, y) -> (R,)`; its slope and Hessian form come from autograd in the logits.
 
-    Row i of the result may depend on row i of the logits alone. The curvature is negative where the loss is concave.
+    Row i of the result may depend on row i of the logits alone; of a result (R, T, ...) every row's mean is taken.
+    The curvature is negative where the loss is concave. The function may read no parameter that the optimizer moves.
     """
 
     function: Callable[[Tensor, Tensor], Tensor]
 
     def per_sample(self, z: Tensor, y: Tensor) -> Tensor:
         losses = self.function(z, y)
-        if losses.shape != z.shape[:1]:
+        if not isinstance(losses, Tensor) or losses.shape[:1] != z.shape[:1]:
+            shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise MeasurementError(
-                f"the loss function returned {tuple(losses.shape)} for {z.shape[0]} rows; return one loss a row, (R,)"
+                f"the loss function returned {shape} for {z.shape[0]} rows; return one loss a row, (R,), or one a "
+                'token, (R, T), such as by reduction="none"'
             )
-        return losses
+        return losses.reshape(losses.shape[0], -1).mean(1)
 
     def slope(self, z: Tensor, y: Tensor, t: Tensor) -> Tensor:
         return _columns(self._forms(z, y, t)[0]).sum(1)
@@ -164,30 +183,26 @@ class AutogradLoss:
         return slopes.detach(), t * product
 
 
+PLAIN = {nn.BCEWithLogitsLoss: BCEWithLogits, nn.CrossEntropyLoss: CrossEntropy, nn.MSELoss: SquaredError}
+USUAL = {"reduction": "mean", "weight": None, "pos_weight": None, "label_smoothing": 0.0, "ignore_index": -100}
+
+
 def as_loss(loss: Loss | nn.Module) -> Loss:
     """`loss` itself, or what stands for torch's `BCEWithLogitsLoss`, `CrossEntropyLoss` or `MSELoss`.
 
-    Raises: MeasurementError for any other module, and for one with weights, smoothing or a sum.
+    Raises: MeasurementError for any other module or function, and for one with weights, smoothing or a sum.
     """
-    if not isinstance(loss, nn.Module):
-        return loss
-    plain = {nn.BCEWithLogitsLoss: BCEWithLogits, nn.CrossEntropyLoss: CrossEntropy, nn.MSELoss: SquaredError}
-    found = plain.get(type(loss))
-    options = [
-        name
-        for name, usual in {
-            "reduction": "mean",
-            "weight": None,
-            "pos_weight": None,
-            "label_smoothing": 0.0,
-            "ignore_index": -100,
-        }.items()
-        if getattr(loss, name, usual) != usual
-    ]
+    methods = ("per_sample", "slope", "curvature", "curvature_error")
+    if not isinstance(loss, type) and all(callable(getattr(loss, name, None)) for name in methods):
+        return cast(Loss, loss)
+    found = PLAIN.get(type(loss))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    options = [name for name, usual in USUAL.items() if getattr(loss, name, usual) != usual] if found else []
     if found is None or options:
-        what = type(loss).__name__ + (f" with {options[0]}" if options else "")
+        name = getattr(loss, "__name__", type(loss).__name__) + (f" with {options[0]}" if options else "")
+        standard = ", ".join(f"nn.{kind.__name__}()" for kind in PLAIN)
         raise MeasurementError(
-            f"loss: {what} has no closed form here; give AutogradLoss(function) with function(z, y) -> one loss a row"
+            f"loss: {name} has no closed form here; give {standard}, or AutogradLoss(function) with "
+            "function(z, y) -> one loss a row"
         )
     return found()
 

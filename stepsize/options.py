@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,40 +9,67 @@ from stepsize.errors import MeasurementError
 
 Estimator = Literal["unbiased", "biased", "hybrid"]
 Method = Literal["jvp", "secant"]
+Precision = Literal["float32", "bfloat16"]
 Diagnosis = Literal["none", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """What to measure; each item beyond the unbiased estimate says what it costs."""
+class MeasuringOptions:
+    """What to measure, and at which price; checked once, here.
 
-    estimators: Collection[Estimator] = ("unbiased",)
-    """"biased" and "hybrid" cost one more pass, over B2, between them."""
+    Raises: MeasurementError for a value that is unknown or that contradicts another.
+    """
+
+    estimators: tuple[Estimator, ...] = ("unbiased",)
+    """Which α* to compute. unbiased: slope and curvature from B1, the probe batch; always computed. biased (both
+    from B2, the batch trained on) and hybrid (B1's slope, B2's curvature) cost one more pass between them."""
     method: Method = "jvp"
-    """"secant" takes the logits' difference between θ1 and θ0 for Jd: two forward passes (one, where the caller
-    has B1's logits at θ1 anyway), no copy of θ0, no forward-mode formulas. Its error is first order in the step.
-    On real click rows it lay within 2 % of a standard error of the JVP's α* up to a rate of 1e-3 and within 4 % at
-    1e-2, but that error is a bias, not noise: pooled over 300 steps it read 0 % less at 1e-5, 1 % at 1e-4, 5 % at
-    1e-3 and 65 % at 1e-2 (tests/bench/bench_cheaper.py). So the JVP is the default, and the secant is as good where
-    the rate is at most a tenth of what α* says or where forward mode has no formula."""
+    """jvp: the exact derivative of the logits along the step. secant: their difference before and after it, about
+    half the cost (a quarter where the caller has the logits after the step anyway) and no forward-mode formulas; the
+    unbiased estimate only. Its error is first order in the step and does not average out: on click rows 1 % at a
+    hundredth of the rate that α* names, 5 % at a seventh, 65 % at it."""
+    precision: Precision = "float32"
+    """bfloat16: the measuring pass runs under autocast, at about half the cost where the processor multiplies
+    bfloat16 (AVX-512 BF16, AMX, GPUs) and at more where it does not; training stays as it is. The rounding moves
+    an estimate by a small part of its standard error (tests/bench/RESULTS.md)."""
     curvature: str = "ggn"
-    """"hessian", "fisher" (Monte Carlo), "empirical_fisher" or the name of another curvlinops operator cost a dense
-    copy of the model and one product with that operator; the curvature then has no error bar."""
+    """Matrix of the curvature. ggn (Gauss-Newton) is what policies use. hessian, fisher (Monte Carlo),
+    empirical_fisher or the name of another curvlinops operator cost a dense copy of the model and one product with
+    that operator, and have no error bar; for comparison."""
     diagnostics: Diagnosis = "none"
-    """"full" adds norms, cosines and losses: one forward and backward over B1, and whole tables instead of rows."""
+    """full: also losses, norms and cosines of gradients and step, at the cost of a forward and backward pass over
+    B1 and a copy of the whole model, tables included."""
     per_group: bool = False
-    """Each parameter group's own α*, along its own part of d: one more pass a group."""
+    """Also α* of each of the optimizer's parameter groups along its own part of the step, a pass each."""
+    probe_fraction: float = 1.0
+    """Share of the probe batch's rows to measure on: the cost falls with it, the variance grows as its inverse."""
 
     def __post_init__(self) -> None:
-        unknown = set(self.estimators) - set(get_args(Estimator))
-        if unknown:
-            raise MeasurementError(f"estimators: {sorted(unknown)[0]!r} is unknown; choose unbiased, biased, hybrid")
-        for name, allowed in (("method", get_args(Method)), ("diagnostics", get_args(Diagnosis))):
-            if getattr(self, name) not in allowed:
-                raise MeasurementError(f"{name}: {getattr(self, name)!r} is unknown; choose {' or '.join(allowed)}")
-        if self.method == "secant" and (self.per_group or self.needs_whole or self.needs_b2):
+        for name in self.estimators:
+            if name not in get_args(Estimator):
+                raise MeasurementError(f"estimators: {name!r} is unknown; choose from {', '.join(get_args(Estimator))}")
+        for name, kind in (("method", Method), ("precision", Precision), ("diagnostics", Diagnosis)):
+            if getattr(self, name) not in get_args(kind):
+                raise MeasurementError(
+                    f"{name}: {getattr(self, name)!r} is unknown; choose {' or '.join(get_args(kind))}"
+                )
+        if not 0 < self.probe_fraction <= 1:
             raise MeasurementError(
-                'method "secant" keeps no θ0, so it has the unbiased GGN estimate alone; use "jvp" for the others'
+                f"probe_fraction: {self.probe_fraction} is no share of the probe batch; give one above 0, up to 1"
+            )
+        if self.method == "secant":
+            self._check_secant()
+
+    def _check_secant(self) -> None:
+        if self.per_group or self.needs_whole or self.needs_b2:
+            raise MeasurementError(
+                "method: 'secant' keeps no weights from before the step, so it has the unbiased ggn estimate alone; "
+                "use 'jvp' for other estimators, curvatures, diagnostics and groups"
+            )
+        if self.precision != "float32":
+            raise MeasurementError(
+                f"precision: {self.precision!r} would round away the difference of logits that the secant is; "
+                "use 'float32', or method 'jvp'"
             )
 
     @property

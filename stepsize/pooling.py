@@ -42,7 +42,7 @@ class PooledRate:
         return self.rate - half, self.rate + half
 
 
-class Moments(NamedTuple):
+class RateMoments(NamedTuple):
     """Slope and curvature of one step per unit of learning rate η, with the second moments of their means."""
 
     slope: float
@@ -69,7 +69,7 @@ def per_rate(estimate: Estimate) -> tuple[float, float] | None:
     return estimate.slope / estimate.learning_rate, estimate.curvature / estimate.learning_rate**2
 
 
-def moments(estimate: Estimate) -> Moments | None:
+def rate_moments(estimate: Estimate) -> RateMoments | None:
     """The estimate per unit of learning rate; None where it carries no number or no error bar (a single row)."""
     pair = per_rate(estimate)
     if pair is None or estimate.slope_variance is None:
@@ -77,7 +77,7 @@ def moments(estimate: Estimate) -> Moments | None:
     if estimate.curvature_variance is None or estimate.covariance is None:
         return None
     rate = estimate.learning_rate
-    return Moments(
+    return RateMoments(
         *pair, estimate.slope_variance / rate**2, estimate.curvature_variance / rate**4, estimate.covariance / rate**3
     )
 
@@ -146,32 +146,7 @@ class RatioSums:
         self._sums = [float(value) for value in state["sums"]]
 
 
-class Window:
-    """The ratio of plain averages over the last `length` pairs."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-        self._pairs: list[tuple[float, float]] = []
-
-    def add(self, slope: float, curvature: float) -> None:
-        """Take in one pair, slope/η and curvature/η², and forget the oldest beyond `length`."""
-        self._pairs = [*self._pairs, (slope, curvature)][-self.length :]
-
-    def pooled(self) -> PooledRate | None:
-        """What the window amounts to; None while it is empty or its curvature sums to zero."""
-        return pool(self._pairs)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything as plain JSON values."""
-        return {"length": self.length, "pairs": [list(pair) for pair in self._pairs]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`'s values."""
-        self.length = int(state["length"])
-        self._pairs = [(float(slope), float(curvature)) for slope, curvature in state["pairs"]]
-
-
-class MomentSums:
+class RateMomentSums:
     """The ratio of sums over steps at unchanged weights, with the error bar that the probed rows give.
 
     Where `RatioSums` learns its error from how estimates scatter, this one adds up the variances that
@@ -181,13 +156,13 @@ class MomentSums:
     def __init__(self) -> None:
         self._sums = [0.0] * 5
 
-    def add(self, one: Moments) -> None:
+    def add(self, one: RateMoments) -> None:
         """Take in one step."""
         self._sums = [total + value for total, value in zip(self._sums, one, strict=True)]
 
     def pooled(self) -> tuple[float, float] | None:
         """(rate, its standard error); None before the first step."""
-        total = Moments(*self._sums)
+        total = RateMoments(*self._sums)
         if total.curvature <= 0:
             return None
         rate = -total.slope / total.curvature

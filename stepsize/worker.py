@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map
 
 from stepsize.errors import MeasurementError
@@ -24,28 +24,37 @@ from stepsize.measuring import (
     LastTrainingForward,
     Pending,
     Quantities,
+    SelfCheck,
     Snapshot,
+    Steps,
     Tables,
     Tracker,
     dropped,
     estimate_from,
+    forward_pass,
+    in_precision,
     lane_for,
     measure,
-    moments,
+    operator_class,
+    optimizers_of,
+    refuse_evaluating,
     refuse_scripted,
+    refuse_sharded,
     row_forms,
-    run,
-    secant_rounding,
+    secant_noise,
+    summarize,
     unwrapped,
 )
-from stepsize.options import Diagnosis, Estimator, Method, Options
+from stepsize.options import MeasuringOptions
 
+CHECKS = 10
+"""Measurements after which a self-check that had nothing to compare, the steps having moved nothing, is given up."""
 TakeRows = Callable[[tuple[Any, ...], Tensor, int], tuple[tuple[Any, ...], Tensor]]
 """`(inputs, targets, rows)` to the inputs and targets of the first `rows` rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Probe:
+class _Measured:
     """One step under measurement: what was known before it. Of `snapshot` and `origin` (logits at θ0) one is there."""
 
     step: int
@@ -53,6 +62,7 @@ class _Probe:
     batches: tuple[Batch, ...]
     snapshot: Snapshot | None
     origin: Tensor | None
+    check: SelfCheck | None
 
 
 class StepSizeWorker:
@@ -90,60 +100,53 @@ class StepSizeWorker:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer | Sequence[Optimizer],
+        optimizer: Steps | Sequence[Steps],
         loss: Loss | nn.Module,
+        measuring: MeasuringOptions = MeasuringOptions(),  # noqa: B008 (frozen)
         *,
-        estimators: Sequence[Estimator] = ("unbiased",),
-        method: Method = "jvp",
-        curvature: str = "ggn",
-        diagnostics: Diagnosis = "none",
-        per_group: bool = False,
-        probe_fraction: float = 1.0,
         take_rows: TakeRows | None = None,
         tables: Tables = "rows",
         max_age: int | None = None,
         forward_context: ForwardContext = nullcontext,
+        self_check: bool = True,
+        **options: Any,
     ) -> None:
         """A worker for `model(*inputs)` -> logits (R,), (R, 1) or (R, C) and the optimizers that move it.
 
-        `estimators`, `method`, `curvature`, `diagnostics` and `per_group` are those of `options.Options`.
-        `probe_fraction` probes the first share of B1's rows only: the cost falls with it, the variance grows as its
-        inverse. Rows are cut along each input's first dimension of B1's length, or by `take_rows`.
+        `measuring` says what to measure; its fields may also be given one by one, as in `diagnostics="full"`.
+        With a `probe_fraction` rows are cut along each input's first dimension of B1's length, or by `take_rows`.
         `tables="dense"` clones embedding tables whole, for a model whose look-ups change from pass to pass.
         An estimate handed over more than `max_age` steps after its own is STALE.
-        `forward_context` makes the context the model runs in: the autocast of the training, or one to bfloat16 for
-        measuring alone, which about halves the cost where the processor has such products.
+        `forward_context` makes the context the model runs in, such as the autocast of the training.
+        `self_check` holds the first measurement against a backward pass through the model (`SelfCheck`).
 
-        Raises: MeasurementError for an unknown option, a loss without a closed form or a scripted model.
+        Raises: MeasurementError for an unknown option, a loss without a closed form or with weights of its own that
+        the optimizer moves, an optimizer without a rate, and a model that is scripted or sharded.
         """
-        if not 0 < probe_fraction <= 1:
-            raise MeasurementError(f"probe_fraction: {probe_fraction} is no share of B1; give one above 0, up to 1")
-        self.options = Options(
-            estimators=tuple(estimators),
-            method=method,
-            curvature=curvature,
-            diagnostics=diagnostics,
-            per_group=per_group,
-        )
+        self.options = replace(measuring, **options)
         self.model = unwrapped(model)
         refuse_scripted(self.model)
+        refuse_sharded(self.model)
         self.loss = as_loss(loss)
-        self.probe_fraction = probe_fraction
+        if self.options.curvature != "ggn":
+            operator_class(self.options.curvature)
         self.max_age = max_age
         self.counts: Counter[str] = Counter()
         """Estimates handed over, by outcome."""
         self._take_rows = take_rows or first_rows
-        self._context = forward_context
-        self._optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-        tables = "dense" if self.options.needs_whole else tables
-        self._tracker = Tracker(self.model, self._optimizers, tables=tables, context=forward_context)
-        self._tables = self._tracker.table_names()
+        self._optimizers = optimizers_of(optimizer)
         self._device = next(self.model.parameters()).device
+        self._context = in_precision(self.options.precision, self._device, forward_context)
+        tables = "dense" if self.options.needs_whole else tables
+        self._tracker = Tracker(self.model, self._optimizers, tables=tables, context=self._context)
+        self._tables = self._tracker.table_names()
+        self._tracker.refuse_moving(self.loss)
+        self._checks_left = CHECKS if self_check and self.options.method == "jvp" else 0
         self._lane = lane_for(self._device)
         self._last_forward = LastTrainingForward(self._device)
         self._hook = model.register_forward_pre_hook(self._last_forward) if self.options.needs_b2 else None
-        self._probe: _Probe | None = None
-        self._in_flight: tuple[_Probe, Pending] | None = None
+        self._open: _Measured | None = None
+        self._in_flight: tuple[_Measured, Pending] | None = None
         self._finished: list[Estimate] = []
 
     @contextmanager
@@ -164,7 +167,7 @@ class StepSizeWorker:
         try:
             yield measured
         except BaseException:
-            self._probe = None
+            self._open = None
             raise
         self.after_step()
 
@@ -184,6 +187,7 @@ class StepSizeWorker:
         Raises: MeasurementError where B2 is needed and not given, or the optimizer moves nothing of the model.
         """
         rates = [group["lr"] for optimizer in self._optimizers for group in optimizer.param_groups]
+        refuse_evaluating(self._optimizers)
         self._collect()
         if self._in_flight is not None:
             # A rate that lives on the device can't be read here without waiting for it.
@@ -192,12 +196,14 @@ class StepSizeWorker:
             return False
         batches = self._batches(inputs, targets, train_inputs, train_targets)
         secant = self.options.method == "secant"
-        self._probe = _Probe(
+        snapshot = None if secant else self._tracker.snapshot(batches)
+        self._open = _Measured(
             step=step,
             learning_rates=tuple(rate.detach().clone() if isinstance(rate, Tensor) else float(rate) for rate in rates),
             batches=batches,
-            snapshot=None if secant else self._tracker.snapshot(batches),
+            snapshot=snapshot,
             origin=self._logits(batches[0]) if secant else None,
+            check=self._self_check(batches[0], snapshot) if snapshot is not None and self._checks_left else None,
         )
         return True
 
@@ -207,12 +213,20 @@ class StepSizeWorker:
         `logits`, for the secant method alone, are the model's logits on B1 at θ1 where the caller has them anyway
         (B1 is the next batch trained on); it may then come as late as they do. Without them they are computed.
         """
-        probe, self._probe = self._probe, None
-        if probe is None:
+        measured, self._open = self._open, None
+        if measured is None:
             return
-        pending = self._submit_secant(probe, logits) if probe.snapshot is None else self._submit(probe, probe.snapshot)
-        self._in_flight = probe, pending
+        pending = (
+            self._submit_secant(measured, logits)
+            if measured.snapshot is None
+            else self._submit(measured, measured.snapshot)
+        )
+        self._in_flight = measured, pending
         self._collect()
+
+    def check_next(self) -> None:
+        """Hold the next measurement, too, against a backward pass; the secant, which is no derivative, has no check."""
+        self._checks_left = CHECKS if self.options.method == "jvp" else 0
 
     def poll(self, *, step: int | None = None) -> list[Estimate]:
         """Estimates finished since the last call, oldest first, without waiting for any.
@@ -245,7 +259,7 @@ class StepSizeWorker:
             self._in_flight[1].wait()
         if self._hook is not None:
             self._hook.remove()
-        self._in_flight = self._probe = None
+        self._in_flight = self._open = None
         self._finished.clear()
 
     def _batches(
@@ -257,7 +271,7 @@ class StepSizeWorker:
     ) -> tuple[Batch, ...]:
         """B1, under the dropout mask that the next forward pass will draw, and B2 under the one it was trained with."""
         now = Generators.capture(self._device)
-        rows = math.ceil(self.probe_fraction * len(targets))
+        rows = math.ceil(self.options.probe_fraction * len(targets))
         b1_inputs, b1_targets = _as_tuple(inputs), targets
         if rows < len(targets):
             b1_inputs, b1_targets = self._take_rows(b1_inputs, targets, rows)
@@ -273,10 +287,10 @@ class StepSizeWorker:
         trained_with = self._last_forward.generators or now
         return b1, Batch(inputs=_as_tuple(train_inputs), targets=train_targets, generators=trained_with)
 
-    def _submit(self, probe: _Probe, snapshot: Snapshot) -> Pending:
+    def _submit(self, measured: _Measured, snapshot: Snapshot) -> Pending:
         """Take the difference now, on the current stream, and leave the passes to the lane."""
         direction = snapshot.difference(gradients=self.options.diagnostics == "full")
-        leaves = tree_leaves([(batch.inputs, batch.targets) for batch in probe.batches])
+        leaves = tree_leaves([(batch.inputs, batch.targets) for batch in measured.batches])
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
         def work() -> Quantities:
@@ -284,18 +298,33 @@ class StepSizeWorker:
                 self.model,
                 self.loss,
                 direction,
-                probe.batches,
+                measured.batches,
                 self.options,
                 tables=self._tables,
                 context=self._context,
+                check=measured.check,
             )
 
-        return self._lane.submit(work, uses=[*direction.tensors(), *tensors])
+        pending = self._lane.submit(work, uses=[*direction.tensors(), *tensors])
+        if measured.check is not None:
+            self._checks_left = 0 if measured.check.told else self._checks_left - 1
+        return pending
+
+    def _self_check(self, batch: Batch, snapshot: Snapshot) -> SelfCheck:
+        called = snapshot.optimized
+        parameters = {
+            id(parameter): (parameter, called[id(parameter)])
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        kept = {id(snapshot.moving[name]): value for name, value in snapshot.values.items()}
+        return SelfCheck(self.model, self.loss, parameters, batch, kept=kept, context=self._context)
 
     def _logits(self, batch: Batch) -> Tensor:
         with torch.no_grad():
             buffers = {name: buffer.detach() for name, buffer in self.model.named_buffers()}
-            return run(
+            return forward_pass(
                 self.model,
                 batch.inputs,
                 substitutes={},
@@ -304,9 +333,9 @@ class StepSizeWorker:
                 context=self._context,
             )
 
-    def _submit_secant(self, probe: _Probe, logits: Tensor | None) -> Pending:
+    def _submit_secant(self, measured: _Measured, logits: Tensor | None) -> Pending:
         """Jd as the logits' difference; the passes run on the current stream, between its other work."""
-        z, batch = probe.origin, probe.batches[0]
+        z, batch = measured.origin, measured.batches[0]
         assert z is not None
         later = self._logits(batch) if logits is None else logits.detach()
         if later.shape != z.shape:
@@ -315,7 +344,9 @@ class StepSizeWorker:
             )
 
         def work() -> Quantities:
-            return {"b1": moments(row_forms(self.loss, z, later - z, batch.targets, secant_rounding(z)))}
+            tangent = torch.where(later == z, 0, later - z)  # −∞ − (−∞) where logits are masked
+            noise, live = secant_noise(z), self._tracker.optimized()
+            return {"b1": summarize(row_forms(self.loss, z, tangent, batch.targets, noise=noise, live=live))}
 
         return self._lane.submit(work, uses=[z, later, batch.targets])
 
@@ -323,9 +354,9 @@ class StepSizeWorker:
         """Turn the measurement in flight into an estimate once it is done."""
         if self._in_flight is None or not self._in_flight[1].done():
             return
-        (probe, pending), self._in_flight = self._in_flight, None
-        rates = [float(rate) for rate in probe.learning_rates]
-        self._finished.append(estimate_from(pending.read(), self.options, step=probe.step, learning_rates=rates))
+        (measured, pending), self._in_flight = self._in_flight, None
+        rates = [float(rate) for rate in measured.learning_rates]
+        self._finished.append(estimate_from(pending.read(), self.options, step=measured.step, learning_rates=rates))
 
     def _aged(self, estimate: Estimate, step: int | None) -> Estimate:
         age = 0 if step is None else step - estimate.step
@@ -336,16 +367,31 @@ class StepSizeWorker:
 def first_rows(inputs: tuple[Any, ...], targets: Tensor, rows: int) -> tuple[tuple[Any, ...], Tensor]:
     """The first `rows` rows: each tensor cut along its first dimension of the targets' length, others left whole.
 
-    Tensors in nested tuples, lists and mappings count too.
+    Tensors in nested tuples, lists and mappings (also a tokenizer's BatchEncoding) count too.
+
+    Raises: MeasurementError where no tensor has as many rows as the targets, so that nothing could be cut.
     """
-    length = len(targets)
+    length, found = len(targets), False
 
     def cut(value: Any) -> Any:
+        nonlocal found
+        if isinstance(value, MutableMapping):
+            fewer = copy.copy(value)
+            for key, item in value.items():
+                fewer[key] = tree_map(cut, item)
+            return fewer
         if not isinstance(value, Tensor) or length not in value.shape:
             return value
+        found = True
         return value.narrow(value.shape.index(length), 0, rows)
 
-    return tree_map(cut, inputs), targets[:rows]
+    fewer = tree_map(cut, inputs)
+    if not found:
+        raise MeasurementError(
+            f"probe_fraction: no tensor in the inputs ({', '.join(type(value).__name__ for value in inputs)}) has the "
+            f"targets' {length} rows, so none can be cut; give take_rows=function(inputs, targets, rows)"
+        )
+    return fewer, targets[:rows]
 
 
 def _as_tuple(inputs: Tensor | tuple[Any, ...]) -> tuple[Any, ...]:

@@ -13,8 +13,8 @@ import torch
 from safetensors.numpy import load_file
 from safetensors.torch import load, save
 
-from trainer.records.packing import pack, unpack
 from trainer.records.records import read_records
+from trainer.records.serialization import deserialize, serialize
 
 
 class Resumable(Protocol):
@@ -54,8 +54,8 @@ def assert_resumes(make: Callable[[], Resumable], *, steps: int = 6, cut: int = 
 
 def through_a_checkpoint(state: Any) -> Any:
     """The state after the forms it takes on disk, with no memory shared."""
-    packed, tensors = pack(state)
-    return unpack(json.loads(json.dumps(packed, allow_nan=False)), load(save(tensors)))
+    form, tensors = serialize(state)
+    return deserialize(json.loads(json.dumps(form, allow_nan=False)), load(save(tensors)))
 
 
 def assert_identical(found: Any, expected: Any, where: str = "value") -> None:

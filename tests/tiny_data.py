@@ -11,13 +11,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.device.open import DataConfig, DevicePair, Feed, open_feed
+from pipeline.device.config import DataConfig
+from pipeline.device.feed import DevicePair, Feed
+from pipeline.device.opening import open_feed
+from pipeline.rows.choices import OnDamage, Shuffle
 from pipeline.rows.groups import GroupReader
-from pipeline.rows.order import Order, Shuffle
-from pipeline.rows.reader import OnDamage, RowReader
+from pipeline.rows.order import Order
+from pipeline.rows.reader import RowReader
 from pipeline.schema import LogFormat
-from pipeline.shards.manifest import Compression, Manifest, Shard, ShardWriter, Split
+from pipeline.shards.manifest import Compression, Manifest, Shard, Split
 from pipeline.shards.shard_files import LocalShards
+from pipeline.shards.writer import ShardWriter
 from pipeline.stages import StageTotals
 
 TINY = LogFormat(
@@ -109,7 +113,9 @@ TABLE_ROWS = 1_000
 
 def feed(data: Path | str, *, position=None, rank=0, ranks=1, device=CPU, **changes: Any) -> Feed:
     config = DataConfig(**{"path": str(data), "batch_rows": 10, "shuffle_row_groups": 3, "seed": 5, **changes})
-    return open_feed(config, table_rows=TABLE_ROWS, device=device, position=position, rank=rank, ranks=ranks)
+    return open_feed(
+        config, Manifest.load(data), table_rows=TABLE_ROWS, device=device, position=position, rank=rank, ranks=ranks
+    )
 
 
 def take(data: Path | str, count: int, **changes: Any) -> list[DevicePair]:

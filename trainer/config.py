@@ -17,13 +17,16 @@ from pipeline.addresses import without_secrets
 from pipeline.device import DataConfig
 from pipeline.errors import InputError
 from stepsize.policies import StepSizeConfig
+from trainer.budget import BudgetConfig, EvalConfig
 from trainer.learner import ModelConfig, OptimizerConfig, ScheduleConfig
-from trainer.loop import BudgetConfig, EvalConfig
 from trainer.records import CheckpointConfig
 
 MISSING_PATH = (
     "data.path is missing; give the folder that `alphastream preprocess` wrote, in the file or as --data.path"
 )
+
+FIXED_SECTIONS = ("data", "model", "optimizer", "schedule", "stepsize")
+"""Sections that decide what a run computes, and that a continued one may not change but for where its rows lie."""
 
 
 class ConfigError(InputError):
@@ -106,6 +109,7 @@ def config_from(values: Mapping[str, Any], *, where: str) -> Config:
 
     Raises: ConfigError as `load_config` does.
     """
+    values = _renewed(values, where=where)
     _refuse_unknown(values, Config, prefix="", where=where)
     values = {**values, "data": {"path": "", **values.get("data", {})}}
     try:
@@ -131,6 +135,44 @@ def differing_keys(one: Config, other: Config, *, sections: tuple[str, ...]) -> 
         if (mine := getattr(getattr(one, section), item.name))
         != (theirs := getattr(getattr(other, section), item.name))
     ]
+
+
+MOVED_KEYS = {
+    f"stepsize.{name}": f"stepsize.measuring.{name}"
+    for name in ("estimators", "method", "precision", "curvature", "diagnostics", "per_group", "probe_fraction")
+}
+"""Keys that earlier versions wrote, and where they are now."""
+FIXED_KEYS = {
+    "stepsize.pooling": 100,
+    "stepsize.drift": 0.02,
+    "stepsize.clip": 1.25,
+    "stepsize.min_rate": 1e-8,
+    "stepsize.max_rate": 1.0,
+    "stepsize.max_age": None,
+}
+"""Keys that earlier versions had and wrote out, with the one value that each has now."""
+
+
+def _renewed(values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """`values` with the keys of earlier versions under their present names.
+
+    Raises: ConfigError for a key that is there under both names, or whose value is fixed at another one now.
+    """
+    renewed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for key, fixed in FIXED_KEYS.items():
+        section, name = key.split(".")
+        table = renewed.get(section)
+        if isinstance(table, dict) and name in table and (given := table.pop(name)) != fixed:
+            raise ConfigError(f"{where}: {key} = {given!r}, but it can no longer be set, and is {fixed}; leave it out")
+    for key, now in MOVED_KEYS.items():
+        section, name = key.split(".")
+        table = renewed.get(section)
+        place = now.split(".")[1]
+        if isinstance(table, dict) and name in table and isinstance(moved := table.get(place, {}), Mapping):
+            if name in moved:
+                raise ConfigError(f"{where}: {key} and {now} are the same setting; leave out {key}")
+            table[place] = {**moved, name: table.pop(name)}
+    return renewed
 
 
 def _refuse_unknown(values: Mapping[str, Any], owner: type, *, prefix: str, where: str) -> None:

@@ -14,58 +14,14 @@ from pipeline.device import DevicePair
 from stepsize.estimate import Estimate
 from stepsize.policies import Policy
 from stepsize.worker import StepSizeWorker
+from trainer.budget import BudgetConfig, EvalConfig
+from trainer.records import CheckpointConfig
 from trainer.step import PendingLoss, TrainStep
 
-
-@dataclass(frozen=True, kw_only=True)
-class BudgetConfig:
-    """When a run is over: at whichever of these comes first."""
-
-    steps: int | None = None
-    """Optimizer steps."""
-    epochs: float | None = None
-    """Passes over the training split."""
-    seconds: float | None = None
-    """Seconds of training; evaluation and checkpoints are not counted."""
-    target_loss: float | None = None
-    """Stop once the validation loss is below this."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "epochs", "seconds", "target_loss"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"budget.{name} is {value}; give a positive number or leave it out")
-
-    def total_steps(self, steps_per_epoch: int) -> int | None:
-        """Steps until `steps` or `epochs` is reached, or None where neither is set."""
-        # rounded, because 1.1 · 10 is a little more than 11
-        by_epochs = None if self.epochs is None else math.ceil(round(self.epochs * steps_per_epoch, 6))
-        return min((bound for bound in (self.steps, by_epochs) if bound is not None), default=None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """When and on what the model is evaluated; every split is also evaluated when the run ends."""
-
-    every_steps: int | None = None
-    """Evaluate after every so many steps."""
-    every_seconds: float | None = None
-    """Evaluate after every so many seconds of training."""
-    rows: int | None = None
-    """Rows of each split to evaluate on, from its start; by default all of them."""
-    splits: tuple[str, ...] = ("validation", "test")
-    """Splits to evaluate on; `train` may be among them."""
-    batch_rows: int = 8192
-    """Rows a forward pass."""
-
-    def __post_init__(self) -> None:
-        for name in ("every_steps", "every_seconds", "rows", "batch_rows"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"eval.{name} is {value}; give a positive number or leave it out")
-        unknown = set(self.splits) - {"train", "validation", "test"}
-        if unknown:
-            raise ValueError(f"eval.splits names {sorted(unknown)[0]!r}; known are train, validation and test")
+NONFINITE_STEPS = 5
+"""So many consecutive steps whose loss is not finite are called divergence."""
+IN_FLIGHT_STEPS = 2
+"""On a device that runs asynchronously a step's loss is read this many steps later, when it is there."""
 
 
 class Stop(Enum):
@@ -103,6 +59,59 @@ class Position:
     """Of the latest evaluation that had one."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Timetable:
+    """When a run evaluates, saves and ends, judged by how far it has come; by default never."""
+
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    total_steps: int | None = None
+    """Steps until the budget's steps or epochs are used up; None if it counts neither."""
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig | None = None
+    """When to save before the end; None: never."""
+
+    def evaluation_due(self, done: Position) -> bool:
+        config = self.evaluation
+        by_steps = config.every_steps and done.step - done.last_evaluation_step >= config.every_steps
+        by_time = config.every_seconds and done.training_seconds - done.last_evaluation_seconds >= config.every_seconds
+        return bool(by_steps or by_time)
+
+    def checkpoint_due(self, done: Position) -> bool:
+        config = self.checkpoint
+        if config is None or done.step == done.last_checkpoint_step:
+            return False
+        by_steps = config.every_steps and done.step % config.every_steps == 0
+        by_time = config.every_seconds and done.training_seconds - done.last_checkpoint_seconds >= config.every_seconds
+        return bool(by_steps or by_time)
+
+    def end(self, done: Position, *, nonfinite_steps: int) -> Stop | None:
+        """Why the run is over, its last so many losses not being finite; None while there is work left."""
+        budget = self.budget
+        out_of_steps = self.total_steps is not None and done.step >= self.total_steps
+        out_of_time = budget.seconds is not None and done.training_seconds >= budget.seconds
+        used_up = out_of_steps or out_of_time
+        loss = 0.0 if done.validation_loss is None else done.validation_loss
+        if not math.isfinite(loss) or nonfinite_steps >= (1 if used_up else NONFINITE_STEPS):
+            return Stop.DIVERGED
+        if budget.target_loss is not None and done.validation_loss is not None and loss < budget.target_loss:
+            return Stop.TARGET
+        return Stop.BUDGET if used_up else None
+
+
+class Host(Protocol):
+    """What the loop asks of whoever runs it."""
+
+    def evaluate(self, position: Position) -> Mapping[str, float] | None:
+        """Evaluates and returns the loss of every split; None if a signal cut it short, so that it will be repeated."""
+
+    def save(self, position: Position, *, final: bool) -> None:
+        """Writes a checkpoint; after the `final` one nothing will make up for a failure."""
+
+    def stopping(self) -> bool:
+        """Whether a signal asked the run to stop."""
+        ...
+
+
 class Observer(Protocol):
     """What the loop tells the outside; it never decides anything."""
 
@@ -121,12 +130,6 @@ class Pairs(Protocol):
     def __next__(self) -> DevicePair: ...
 
 
-NONFINITE_STEPS = 5
-"""So many consecutive steps whose loss is not finite are called divergence."""
-IN_FLIGHT_STEPS = 2
-"""On a device that runs asynchronously a step's loss is read this many steps later, when it is there."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class _UnreadStep:
     """A finished step whose loss is still on its way from the device."""
@@ -139,32 +142,30 @@ class _UnreadStep:
 
 @dataclass(kw_only=True)
 class Loop:
-    """Everything a run needs, put together by the daemon."""
+    """The steps of a run, and what comes between them."""
 
     feed: Pairs
     train_step: TrainStep
     policy: Policy
-    worker: StepSizeWorker
-    clock: StepClock
-    observer: Observer
-    budget: BudgetConfig
-    evaluation: EvalConfig
-    total_steps: int | None
-    checkpoint_every_steps: int | None
-    checkpoint_every_seconds: float | None
     scheduled_rate: Callable[[int], float]
-    evaluate: Callable[[], Mapping[str, float] | None]
-    """Evaluates and returns the loss of every split; None where a signal cut it short, so that it will be repeated."""
-    save: Callable[[bool], None]
-    """Writes a checkpoint; told whether it is the run's last, after which nothing will make up for a failure."""
-    stopping: Callable[[], bool]
-    """Whether a signal asked the run to stop."""
+    """The rate that the schedule gives a step, for the policy to heed or not."""
+    timetable: Timetable
+    host: Host
+    observer: Observer
     position: Position = field(default_factory=Position)
-    _unread: deque[_UnreadStep] = field(default_factory=deque)
-    _nonfinite: int = 0
+    _unread: deque[_UnreadStep] = field(default_factory=deque, init=False)
+    _nonfinite: int = field(default=0, init=False)
+
+    @property
+    def clock(self) -> StepClock:
+        return self.train_step.clock
+
+    @property
+    def worker(self) -> StepSizeWorker:
+        return self.train_step.worker
 
     def ended(self) -> Stop | None:
-        """How the run has ended, where it has and its last evaluation is made; None where there is work left."""
+        """How the run has ended, if it has and its last evaluation is made; None if there is work left."""
         stop = self._stop_reason()
         return stop if stop in (Stop.BUDGET, Stop.TARGET) and self._evaluated_here() else None
 
@@ -172,9 +173,9 @@ class Loop:
         """Trains until the budget, the target, divergence or a signal, and leaves a checkpoint behind."""
         self.observer.on_pause(self.clock.finish_outside())  # building and loading are no training
         while (stop := self._stop_reason()) is None:
-            if self._evaluation_due():
+            if self.timetable.evaluation_due(self.position):
                 self._evaluate()
-            elif self._checkpoint_due():
+            elif self.timetable.checkpoint_due(self.position):
                 self._save()
             else:
                 self._train()
@@ -232,49 +233,27 @@ class Loop:
                 self.observer.on_message(message, step=step)
 
     def _stop_reason(self) -> Stop | None:
-        done, budget = self.position, self.budget
-        out_of_steps = self.total_steps is not None and done.step >= self.total_steps
-        out_of_time = budget.seconds is not None and done.training_seconds >= budget.seconds
-        ended = out_of_steps or out_of_time
-        loss = 0.0 if done.validation_loss is None else done.validation_loss
-        if not math.isfinite(loss) or self._nonfinite >= (1 if ended else NONFINITE_STEPS):
-            return Stop.DIVERGED
-        if budget.target_loss is not None and done.validation_loss is not None and loss < budget.target_loss:
-            return Stop.TARGET
-        if ended:
-            return Stop.BUDGET
-        return Stop.INTERRUPTED if self.stopping() else None
-
-    def _evaluation_due(self) -> bool:
-        done, config = self.position, self.evaluation
-        by_steps = config.every_steps and done.step - done.last_evaluation_step >= config.every_steps
-        by_time = config.every_seconds and done.training_seconds - done.last_evaluation_seconds >= config.every_seconds
-        return bool(by_steps or by_time)
+        stop = self.timetable.end(self.position, nonfinite_steps=self._nonfinite)
+        return stop or (Stop.INTERRUPTED if self.host.stopping() else None)
 
     def _evaluated_here(self) -> bool:
         return self.position.last_evaluation_step == self.position.step
 
     def _evaluate(self) -> None:
         with self.clock.phase("evaluation"):
-            losses = self.evaluate()
+            losses = self.host.evaluate(self.position)
         self.observer.on_pause(self.clock.finish_outside())
         if losses is not None:
             self.position.last_evaluation_step = self.position.step
             self.position.last_evaluation_seconds = self.position.training_seconds
             self.position.validation_loss = losses.get("validation")
 
-    def _checkpoint_due(self) -> bool:
-        done, every_seconds = self.position, self.checkpoint_every_seconds
-        by_steps = self.checkpoint_every_steps and done.step % self.checkpoint_every_steps == 0
-        by_time = every_seconds and done.training_seconds - done.last_checkpoint_seconds >= every_seconds
-        return bool(by_steps or by_time) and done.step != done.last_checkpoint_step
-
     def _save(self, *, final: bool = False) -> None:
         self._settle()
         self.position.last_checkpoint_step = self.position.step
         self.position.last_checkpoint_seconds = self.position.training_seconds
         with self.clock.phase("checkpoint"):
-            self.save(final)
+            self.host.save(self.position, final=final)
         self.observer.on_pause(self.clock.finish_outside())
 
     def _settle(self) -> None:

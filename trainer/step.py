@@ -1,4 +1,4 @@
-"""One training step: B2 moves the weights; where the policy asks, B1 measures how far they should have moved."""
+"""One training step: B2 moves the weights; if the policy asks, B1 measures how far they should have moved."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ops.step_clock import StepClock
 from pipeline.device import DevicePair
+from stepsize.policies import set_learning_rate
 from stepsize.worker import StepSizeWorker
-from trainer.learner import WeightAverage, set_learning_rate
+from trainer.learner import WeightAverage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,11 @@ class TrainStep:
         return loss.detach()
 
 
-def first_rows(inputs: tuple[Any, ...], targets: Tensor, rows: int) -> tuple[tuple[Any, ...], Tensor]:
-    """The first `rows` rows of the model's inputs, dense (R, D) and ids (S, R), and of their labels (R,)."""
+def first_click_rows(inputs: tuple[Any, ...], targets: Tensor, rows: int) -> tuple[tuple[Any, ...], Tensor]:
+    """The first `rows` rows of the model's inputs, dense (R, D) and ids (S, R), and of their labels (R,).
+
+    Cut by place: in a batch of S rows, `stepsize.worker.first_rows` would take the ids' columns for rows.
+    """
     dense, ids = inputs
     return (dense[:rows], ids[:, :rows]), targets[:rows]
 

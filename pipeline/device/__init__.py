@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from pipeline.device.open import DataConfig, DevicePair, Feed, ModelInputs, open_feed, open_rows
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pipeline.device.config import DataConfig
+
+if TYPE_CHECKING:
+    from pipeline.device.feed import DevicePair, Feed
+    from pipeline.device.model_inputs import ModelInputs
+    from pipeline.device.opening import open_feed, open_rows
 
 __all__ = [
     "DataConfig",
@@ -12,3 +20,18 @@ __all__ = [
     "open_feed",
     "open_rows",
 ]
+
+_FILES = {
+    "DevicePair": "feed",
+    "Feed": "feed",
+    "ModelInputs": "model_inputs",
+    "open_feed": "opening",
+    "open_rows": "opening",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch, imported when it is first asked for (PEP 562)."""
+    if name not in _FILES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_FILES[name]}"), name)

@@ -120,6 +120,7 @@ class EncodedPart:
             row_group_bytes=shard.row_group_bytes if shard else (),
             counts_bytes=counts_file.stat().st_size,
             rejects_bytes=rejects_file.stat().st_size if self._encoder.rejected_rows else 0,
+            row_group_crc32=shard.row_group_crc32 if shard else (),
         )
         save_record(place, record)
         return record

@@ -36,6 +36,8 @@ class PartRecord:
     sha256: str
     row_groups: tuple[int, ...]
     row_group_bytes: tuple[int, ...]
+    row_group_crc32: tuple[int, ...] = ()
+    """() for a part that an earlier version encoded."""
     counts_bytes: int | None = None
     """Sizes of the files beside the shard; None in records of versions that did not keep them."""
     rejects_bytes: int | None = None
@@ -49,6 +51,7 @@ class PartRecord:
             sha256=self.sha256,
             row_groups=tuple(self.row_groups),
             row_group_bytes=tuple(self.row_group_bytes),
+            row_group_crc32=tuple(self.row_group_crc32),
         )
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
-from io import FileIO
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import FetchError, StorageError
@@ -17,10 +14,8 @@ from pipeline.parquet import Encode, fill_column, read_chunks
 from pipeline.rows.buffers import BufferPool
 from pipeline.rows.columns import logarithms, rows_of_table, take_rows
 from pipeline.schema import LogFormat
-from pipeline.shards import Compression, Shard, ShardFiles
+from pipeline.shards import Compression, Shard, ShardFiles, codec_of, columns_of, read_row_group
 from pipeline.stages import StageTotals
-
-_MAGIC_BYTES = 4
 
 
 class GroupReader:
@@ -41,9 +36,9 @@ class GroupReader:
         stages: StageTotals,
     ) -> None:
         self._files, self._shards, self._format, self._stages = files, shards, log_format, stages
-        self._codec = {"lz4": "lz4_raw", "zstd": "zstd", "none": None}[compression]
+        self._compression: Compression = compression
         self._encodes = _encodes(log_format, table_rows)
-        self._optional = [False, *[True] * len(log_format.dense), *[False] * len(log_format.sparse)]
+        self._optional = [column.optional for column in columns_of(log_format)]
         self._buffers = BufferPool(spare=8)
 
     def name(self, shard: int) -> str:
@@ -94,16 +89,16 @@ class GroupReader:
         rows = len(label)
         try:
             with self._files.open(shard, rows) as file, self._stages.timed("source_read", rows):
-                raw = self._read_bytes(file, self._shards[shard], group)
+                raw = self._buffers.take((self._shards[shard].row_group_bytes[group],), np.uint8)
+                read_row_group(file, self._shards[shard], group, raw)
         except FileNotFoundError:
             raise StorageError("it is missing") from None
         except StorageError:
             raise
         except OSError as error:
             raise StorageError(error.strerror or str(error)) from error
-        # A codec is not safe to share between threads.
-        codec = pa.Codec(self._codec) if self._codec else None
         with self._stages.timed("decompress", rows):
+            codec = codec_of(self._compression)
             chunks = read_chunks(raw, rows=rows, columns=len(self._encodes), codec=codec)
         start, shuffling = time.perf_counter(), 0.0
         # Four bytes a row hold any column; the same ones every time stay in cache.
@@ -118,21 +113,6 @@ class GroupReader:
         self._stages.add("decode", time.perf_counter() - start - shuffling, rows)
         if order is not None:
             self._stages.add("shuffle", shuffling, 0)  # whoever mixes the groups counts the rows
-
-    def _read_bytes(self, file: FileIO, listed: Shard, group: int) -> NDArray[np.uint8]:
-        """The bytes of a row group."""
-        size = os.fstat(file.fileno()).st_size
-        if size != listed.bytes:
-            raise StorageError(f"it has {size} bytes where the manifest says {listed.bytes}")
-        offset = _MAGIC_BYTES + sum(listed.row_group_bytes[:group])
-        raw = self._buffers.take((listed.row_group_bytes[group],), np.uint8)
-        done = 0
-        while done < len(raw):
-            count = os.preadv(file.fileno(), [raw[done:].data], offset + done)
-            if count == 0:
-                raise StorageError("it became shorter while it was read")
-            done += count
-        return raw
 
 
 def _encodes(log_format: LogFormat, table_rows: int | None) -> list[Encode | None]:

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compiled import compiled
-
-Shuffle = Literal["none", "files", "rows"]
+from pipeline.rows.choices import Shuffle
 
 _WORD = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15

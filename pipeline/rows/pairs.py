@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 from pipeline.errors import InputError, StorageError
+from pipeline.rows.choices import Pairing
 from pipeline.rows.order import StreamPosition
 from pipeline.rows.reader import RowBatch, RowReader
 
-Pairing = Literal["sliding", "disjoint"]
 Span = tuple[int, int]
 """Rows [start, stop) of an epoch's sequence."""
 T = TypeVar("T")

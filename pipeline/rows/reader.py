@@ -7,20 +7,18 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count, islice, pairwise
-from typing import Literal
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from pipeline.errors import FetchError, StorageError
 from pipeline.rows.buffers import BufferPool
+from pipeline.rows.choices import OnDamage
 from pipeline.rows.columns import mix_rows
 from pipeline.rows.groups import GroupReader
 from pipeline.rows.order import Mixture, Order, Window
 from pipeline.schema import LogFormat
 from pipeline.stages import StageTotals
-
-OnDamage = Literal["fail", "skip"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -1,24 +1,24 @@
-"""Shards on disk: the atomic Parquet writer, the manifest that lists them, and what verifying one finds."""
+"""The manifest of a data folder: which shards it has, what is in them, and a hash that finds any change of its own."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline.addresses import is_remote
 from pipeline.errors import InputError, StorageError
-from pipeline.parquet import Column, Compression, ParquetWriter
+from pipeline.parquet import Compression
 from pipeline.schema import FORMAT_VERSION, LogFormat
+from pipeline.shards.durable import write_atomically
 from pipeline.shards.remote import RemoteFolder
 
 MANIFEST = "manifest.json"
+_CHECKSUMS = "row_group_crc32"
+"""Beside the shards, by path, because earlier versions refuse a shard with a field that they do not know."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +35,9 @@ class Shard:
     row_group_bytes: tuple[int, ...]
     """Bytes of each row group, in order, the first after the four that open the file: with these nobody has to trust
     the file's footer, which carries no checksum."""
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Shard:
-        """The shard whose fields a manifest lists as JSON values."""
-        lists = {name: tuple(values[name]) for name in ("row_groups", "row_group_bytes")}
-        return cls(**{**values, **lists})
+    row_group_crc32: tuple[int, ...] = ()
+    """CRC-32 of the bytes of each row group, in order, so that a reader notices one that is another's; () for a shard
+    that an earlier version wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,14 +138,14 @@ class Manifest:
             raise InputError(
                 f"{name} has format version {version}, this program reads up to {FORMAT_VERSION}; upgrade it"
             )
-        splits = {
-            name: Split(shards=tuple(Shard.from_dict(shard) for shard in shards))
-            for name, shards in values["splits"].items()
-        }
+        checksums = values.get(_CHECKSUMS, {})
         return cls(
             folder=folder,
             format=LogFormat.from_dict(values["format"]),
-            splits=splits,
+            splits={
+                name: Split(shards=tuple(_shard_from(shard, checksums) for shard in shards))
+                for name, shards in values["splits"].items()
+            },
             compression=values["compression"],
             statistics=values["statistics"],
             rejected_rows=values["rejected_rows"],
@@ -162,7 +159,13 @@ class Manifest:
             "format_version": FORMAT_VERSION,
             "format": self.format.to_dict(),
             "compression": self.compression,
-            "splits": {name: [asdict(shard) for shard in split.shards] for name, split in self.splits.items()},
+            "splits": {name: [_shard_values(shard) for shard in split.shards] for name, split in self.splits.items()},
+            _CHECKSUMS: {
+                shard.path: shard.row_group_crc32
+                for split in self.splits.values()
+                for shard in split.shards
+                if shard.row_group_crc32
+            },
             "statistics": self.statistics,
             "rejected_rows": self.rejected_rows,
             "rejects": [asdict(rejects) for rejects in self.rejects],
@@ -172,120 +175,16 @@ class Manifest:
         write_atomically(self.root / MANIFEST, _canonical({**values, "sha256": _digest(values)}))
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` such that a crash leaves the old or the new, whole and durable."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+def _shard_from(values: Mapping[str, Any], checksums: Mapping[str, list[int]]) -> Shard:
+    lists = {name: tuple(values[name]) for name in ("row_groups", "row_group_bytes")}
+    return Shard(**{**values, **lists}, row_group_crc32=tuple(checksums.get(values["path"], ())))
 
 
-def sync_file(path: Path) -> None:
-    """Make what was written to a file durable."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames within `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def columns_of(log_format: LogFormat) -> tuple[Column, ...]:
-    """Columns of a shard: label uint8, dense int32 nullable, sparse int32."""
-    return (
-        Column(name=log_format.label, unsigned_byte=True),
-        *(Column(name=name, optional=True) for name in log_format.dense),
-        *(Column(name=name) for name in log_format.sparse),
-    )
-
-
-class ShardWriter:
-    """Writes one shard under a temporary name; `finish` makes it durable and gives it its own.
-
-    A context manager: leaving it without `finish` removes what was written.
-    """
-
-    def __init__(self, path: Path, log_format: LogFormat, compression: Compression) -> None:
-        self._path = path
-        self._temporary = path.with_name(path.name + ".tmp")
-        self._row_groups: list[int] = []
-        self._row_group_bytes: list[int] = []
-        self._sink = _HashingFile(self._temporary)
-        self._writer = ParquetWriter(self._sink, columns_of(log_format), compression)
-
-    def write_group(
-        self, label_R: np.ndarray, dense_DR: np.ndarray, present_DR: np.ndarray, buckets_SR: np.ndarray
-    ) -> None:
-        """Append one row group of up to 65,536 rows: label uint8, dense int32, present uint8 (0 = missing), buckets
-        int32."""
-        start = self._sink.written
-        sparse = ((buckets_R, None) for buckets_R in buckets_SR)
-        self._writer.write_group([(label_R, None), *zip(dense_DR, present_DR, strict=True), *sparse])
-        self._row_groups.append(len(label_R))
-        self._row_group_bytes.append(self._sink.written - start)
-
-    def finish(self, listed_as: str) -> Shard:
-        """Make the shard durable under its own name; `listed_as` becomes its path in the manifest."""
-        self._writer.finish()
-        self._sink.sync_and_close()
-        self._temporary.replace(self._path)
-        sync_folder(self._path.parent)
-        return Shard(
-            path=listed_as,
-            rows=sum(self._row_groups),
-            bytes=self._sink.written,
-            sha256=self._sink.hash.hexdigest(),
-            row_groups=tuple(self._row_groups),
-            row_group_bytes=tuple(self._row_group_bytes),
-        )
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.abandon()
-
-    def abandon(self) -> None:
-        """Remove what was written, unless it is finished."""
-        if not self._sink.closed:
-            try:
-                self._sink.close()
-            finally:
-                self._temporary.unlink(missing_ok=True)
-
-
-class _HashingFile:
-    """A file that hashes what is written to it."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
-        self.hash = hashlib.sha256()
-        self.written = 0
-
-    @property
-    def closed(self) -> bool:
-        return self._file.closed
-
-    def write(self, data: bytes) -> None:
-        self._file.write(data)
-        self.hash.update(data)
-        self.written += len(data)
-
-    def sync_and_close(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-    def close(self) -> None:
-        self._file.close()
+def _shard_values(shard: Shard) -> dict[str, Any]:
+    """What the list of a split says of a shard."""
+    values = asdict(shard)
+    del values["row_group_crc32"]
+    return values
 
 
 def _canonical(values: Mapping[str, Any]) -> bytes:

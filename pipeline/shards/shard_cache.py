@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock
 
 from pipeline.errors import FetchError, InputError, StorageError, cause_of
-from pipeline.shards.manifest import sync_folder
+from pipeline.shards.durable import sync_folder
 
 FOLDER = "alphastream-shards"
 MARKER = "CACHEDIR.TAG"

@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 
 from pipeline.errors import FetchError
+from pipeline.parquet import fill_column, read_chunks
 from pipeline.shards.manifest import Manifest, RejectsFile, Shard
 from pipeline.shards.remote import RemoteFolder
+from pipeline.shards.row_groups import codec_of, read_row_group
+from pipeline.shards.writer import columns_of
 from pipeline.stages import usable_cores
 
 
@@ -26,26 +30,32 @@ class ShardReport:
     problem: str
     """Empty where it is whole."""
     readable_rows: int
-    """Rows in row groups that still decode with every checksum right."""
+    """Rows that training still reads with data.damaged = "skip"."""
 
 
-def verify_shard(folder: Path | RemoteFolder, shard: Shard) -> ShardReport:
+def verify_shard(manifest: Manifest, shard: Shard) -> ShardReport:
     """Re-hash a shard; where it is damaged, count the rows that can still be read.
 
     A remote shard is streamed, not stored. Raises: FetchError where it cannot be fetched.
     """
+    problem = _problem(manifest.folder, shard)
+    readable_rows = _readable_rows(manifest, shard) if problem else shard.rows
+    return ShardReport(shard=shard, whole=not problem, problem=problem, readable_rows=readable_rows)
+
+
+def _problem(folder: Path | RemoteFolder, shard: Shard) -> str:
+    """What is wrong with a shard, or an empty text. Raises: FetchError."""
     try:
         found, size = _digest(folder, shard.path)
     except FileNotFoundError:
-        return ShardReport(shard=shard, whole=False, problem="is missing", readable_rows=0)
+        return "is missing"
     except FetchError:
         raise
     except OSError as error:
-        return ShardReport(shard=shard, whole=False, problem=f"cannot be read ({error.strerror})", readable_rows=0)
-    if found == shard.sha256:
-        return ShardReport(shard=shard, whole=True, problem="", readable_rows=shard.rows)
-    problem = f"has {size} bytes instead of {shard.bytes}" if size != shard.bytes else "differs from what was written"
-    return ShardReport(shard=shard, whole=False, problem=problem, readable_rows=_readable_rows(folder, shard))
+        return f"cannot be read ({error.strerror})"
+    if size != shard.bytes:
+        return f"has {size} bytes instead of {shard.bytes}"
+    return "" if found == shard.sha256 else "differs from what was written"
 
 
 def _digest(folder: Path | RemoteFolder, name: str) -> tuple[str, int]:
@@ -64,21 +74,27 @@ def _digest(folder: Path | RemoteFolder, name: str) -> tuple[str, int]:
     return folder.retried(name, stream)
 
 
-def _readable_rows(folder: Path | RemoteFolder, shard: Shard) -> int:
-    try:
-        source = folder / shard.path if isinstance(folder, Path) else folder.open(shard.path)
-        file = pq.ParquetFile(source, page_checksum_verification=True)
-    except (OSError, pa.ArrowException):
+def _readable_rows(manifest: Manifest, shard: Shard) -> int:
+    """Rows in row groups that decode; none of a remote shard, which a reader takes whole or not at all."""
+    if not isinstance(manifest.folder, Path):
         return 0
     rows = 0
-    with file:
+    with suppress(OSError), (manifest.folder / shard.path).open("rb", buffering=0) as file:
         for group, expected in enumerate(shard.row_groups):
-            try:
-                if file.read_row_group(group, use_threads=False).num_rows == expected:
-                    rows += expected
-            except (OSError, pa.ArrowException, IndexError):
-                continue
+            with suppress(OSError):  # StorageError is one
+                _decode(file, manifest, shard, group)
+                rows += expected
     return rows
+
+
+def _decode(file: FileIO, manifest: Manifest, shard: Shard, group: int) -> None:
+    """Raises: OSError for a row group that a reader would refuse."""
+    raw = np.empty(shard.row_group_bytes[group], np.uint8)
+    read_row_group(file, shard, group, raw)
+    rows, columns = shard.row_groups[group], columns_of(manifest.format)
+    chunks = read_chunks(raw, rows=rows, columns=len(columns), codec=codec_of(manifest.compression))
+    for chunk, column in zip(chunks, columns, strict=True):
+        fill_column(chunk, None, np.empty(rows, np.int32), optional=column.optional)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +133,7 @@ class DataReport:
 
     @property
     def readable_rows(self) -> int:
-        """Rows whose row group still decodes with every checksum right."""
+        """Rows that training still reads with data.damaged = "skip"."""
         return sum(report.readable_rows for report in self.shards)
 
     def lines(self) -> list[str]:
@@ -144,7 +160,7 @@ def verify_data(data: str | Path, *, report: Callable[[VerifyProgress], None] | 
     done_bytes = 0
     pool = ThreadPoolExecutor(usable_cores())
     try:
-        waiting = [pool.submit(verify_shard, manifest.folder, shard) for shard in shards]
+        waiting = [pool.submit(verify_shard, manifest, shard) for shard in shards]
         for future in as_completed(waiting):
             found = future.result()
             reports[found.shard.path] = found

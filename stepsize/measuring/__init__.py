@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from stepsize.measuring.curvature import moments, row_forms, secant_rounding
-from stepsize.measuring.direction import Batch, Snapshot, Tables, Tracker
+from stepsize.measuring.curvature import row_forms, secant_noise, summarize
+from stepsize.measuring.curvlinops_backend import operator_class
+from stepsize.measuring.direction import Batch, Snapshot, Steps, Tables, Tracker, optimizers_of, refuse_evaluating
 from stepsize.measuring.handoff import Pending, Quantities, lane_for
+from stepsize.measuring.kept import Generators
 from stepsize.measuring.measurement import dropped, estimate_from, measure
-from stepsize.measuring.passes import ForwardContext, Generators, LastTrainingForward, refuse_scripted, run, unwrapped
+from stepsize.measuring.passes import (
+    ForwardContext,
+    LastTrainingForward,
+    forward_pass,
+    in_precision,
+    refuse_scripted,
+    refuse_sharded,
+    unwrapped,
+)
+from stepsize.measuring.self_check import SelfCheck
 
 __all__ = [
     "Batch",
@@ -15,17 +26,26 @@ __all__ = [
     "LastTrainingForward",
     "Pending",
     "Quantities",
+    "SelfCheck",
     "Snapshot",
+    "Steps",
     "Tables",
     "Tracker",
     "dropped",
     "estimate_from",
+    "forward_pass",
+    "in_precision",
     "lane_for",
+    "loss_undisturbed",
     "measure",
-    "moments",
+    "modules_of",
+    "operator_class",
+    "optimizers_of",
+    "refuse_evaluating",
     "refuse_scripted",
+    "refuse_sharded",
     "row_forms",
-    "run",
-    "secant_rounding",
+    "secant_noise",
+    "summarize",
     "unwrapped",
 ]

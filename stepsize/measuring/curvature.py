@@ -7,7 +7,7 @@ no G, no vector of the model's size. Letters: R rows, C logits a row.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from torch.nn.utils import get_total_norm
 from stepsize.errors import MeasurementError
 from stepsize.losses import Loss
 from stepsize.measuring.direction import Batch, Direction
-from stepsize.measuring.passes import ForwardContext, run
+from stepsize.measuring.passes import ForwardContext, forward_pass, loss_undisturbed
 from stepsize.measuring.tables import Lookup, Replayer, StandIn, Whole
 
 
@@ -67,13 +67,14 @@ def logits_along(
             like = model.get_parameter(name)
             substitutes[name] = StandIn(name, like, Replayer(name, replayed))
         try:
-            logits = run(
+            logits = forward_pass(
                 model,
                 batch.inputs,
                 substitutes=substitutes,
                 buffers=direction.buffers,
                 generators=batch.generators,
                 context=context,
+                live=direction.optimized,
             )
         except NotImplementedError as error:
             raise MeasurementError(
@@ -89,8 +90,8 @@ def logits_along(
         return z.detach(), tangent
 
 
-def tangent_rounding(direction: Direction, z: Tensor) -> Tensor:
-    """What rounding alone can leave in Jd, as a root mean square: rms(z) · (ε_θ / 2 + 16 ε_z · ‖d‖ / ‖θ0‖), a scalar.
+def relative_rounding(direction: Direction, dtype: torch.dtype) -> Tensor:
+    """What rounding alone can leave in Jd, in units of the logits: ε_θ / 2 + 16 ε_z · ‖d‖ / ‖θ0‖, a scalar.
 
     The first term is that of d itself, the difference of two stored parameters, each rounded to half an ε_θ. The
     second is that of the pass: it adds up terms of the size of z times the parameters' relative change, each with an
@@ -100,39 +101,70 @@ def tangent_rounding(direction: Direction, z: Tensor) -> Tensor:
     before, change = direction.moved()
     ratio = get_total_norm(change) / get_total_norm(before).clamp(min=torch.finfo(torch.float32).tiny)
     stored = max(torch.finfo(value.dtype).eps for value in before)
-    return _root_mean_square(z) * (stored / 2 + 16 * torch.finfo(z.dtype).eps * ratio)
+    return stored / 2 + 16 * torch.finfo(dtype).eps * ratio
 
 
-def secant_rounding(z: Tensor) -> Tensor:
-    """What rounding alone can leave in a difference of two passes' logits, as a root mean square: 4 ε · rms(z)."""
-    return 4 * torch.finfo(z.dtype).eps * _root_mean_square(z)
+def secant_noise(z: Tensor) -> Tensor:
+    """A tangent such as rounding alone can leave in a difference of two passes' logits: ±4 ε z, signs alternating."""
+    signs = torch.arange(z.numel(), device=z.device).reshape(z.shape).remainder(2) * 2 - 1
+    return 4 * torch.finfo(z.dtype).eps * _bounded(z) * signs
 
 
-def row_forms(loss: Loss, z: Tensor, tangent: Tensor, targets: Tensor, tangent_error: Tensor | float = 0.0) -> RowForms:
+def row_forms(
+    loss: Loss,
+    z: Tensor,
+    tangent: Tensor,
+    targets: Tensor,
+    *,
+    rounding: Tensor | float = 0.0,
+    noise: Tensor | None = None,
+    live: Mapping[int, str] | None = None,
+) -> RowForms:
     """Every row's loss, slope and curvature; half-precision logits are taken to float32 first.
 
-    Where `tangent`'s root mean square is within `tangent_error` it is nothing but rounding, and the curvature's
-    error is infinite.
+    `rounding` (in units of the logits) or `noise` (a tangent) say what rounding alone can leave in `tangent`. Its size
+    is judged by what the loss makes of it: where the curvature along `tangent` is not larger than that along it, the
+    curvature's error is infinite. So logits without a say (masked ones, a part common to all) do not count.
+    `live` describes, by id, the parameters that a loss of the user's own must not read.
     """
     eps = torch.finfo(z.dtype).eps
     tiny = torch.finfo(z.dtype).tiny
     if z.dtype in (torch.float16, torch.bfloat16):
         z, tangent = z.float(), tangent.float()
-    with torch.no_grad():
+    with torch.no_grad(), loss_undisturbed(loss, z.device, live or {}):
         error = loss.curvature_error(z, targets, tangent, eps).double().mean().clamp(min=tiny)
+        curvature = loss.curvature(z, targets, tangent)
+        if noise is None:
+            least = rounding**2 * _seen(loss, z, targets)
+        else:
+            least = _size(loss.curvature(z, targets, noise.to(z.dtype)))
         return RowForms(
             loss=loss.per_sample(z, targets),
             slope=loss.slope(z, targets, tangent),
-            curvature=loss.curvature(z, targets, tangent),
-            curvature_error=torch.where(_root_mean_square(tangent) <= tangent_error, torch.inf, error),
+            curvature=curvature,
+            curvature_error=torch.where(_size(curvature) <= least, torch.inf, error),
         )
 
 
-def _root_mean_square(values: Tensor) -> Tensor:
-    return values.double().square().mean().sqrt()
+def _seen(loss: Loss, z: Tensor, targets: Tensor) -> Tensor:
+    """The logits' own size as the loss weighs it, less what all rows have in common, a scalar: the smaller of two."""
+    bounded = _bounded(z)
+    whole = _size(loss.curvature(z, targets, bounded))
+    if len(z) < 2:
+        return whole
+    return torch.minimum(whole, _size(loss.curvature(z, targets, bounded - bounded.mean(0))))
 
 
-MOMENTS: tuple[str, ...] = (
+def _bounded(z: Tensor) -> Tensor:
+    """Logits without infinities and masks, whose squares overflow."""
+    return torch.where(z.abs() < 1e15, z, 0)
+
+
+def _size(curvature: Tensor) -> Tensor:
+    return curvature.double().abs().mean()
+
+
+SUMMARY: tuple[str, ...] = (
     "rows",
     "loss",
     "slope",
@@ -142,11 +174,11 @@ MOMENTS: tuple[str, ...] = (
     "curvature_variance",
     "covariance",
 )
-"""What `moments` holds, in order; the variances are those of the means, not of a row."""
+"""What `summarize` holds, in order; the variances are those of the means, not of a row."""
 
 
-def moments(forms: RowForms) -> Tensor:
-    """Means over rows and the covariance of the two means, (len(MOMENTS),) float64 on the forms' device.
+def summarize(forms: RowForms) -> Tensor:
+    """Means over rows and the covariance of the two means, (len(SUMMARY),) float64 on the forms' device.
 
     NaN variances where one row leaves them undefined.
     """

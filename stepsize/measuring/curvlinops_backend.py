@@ -41,7 +41,7 @@ def quadratic_form(
     Raises: MeasurementError where curvlinops is missing, does not know the operator or cannot build it for this
     model and loss (its Fisher operators take the three standard losses only).
     """
-    kind = _operator_class(operator)
+    kind = operator_class(operator)
     replica = _at_origin(model, direction)
     moving = [parameter for name, parameter in replica.named_parameters() if name in direction.differences]
     change = [direction.differences[name] for name, _ in replica.named_parameters() if name in direction.differences]
@@ -67,12 +67,14 @@ def quadratic_form(
     return torch.stack([(c * p).sum(dtype=torch.float64) for c, p in zip(change, product, strict=True)]).sum()
 
 
-def _operator_class(operator: str) -> Any:
+def operator_class(operator: str) -> Any:
+    """The operator of that short or class name; raises MeasurementError where there is none, or no curvlinops."""
     try:
         import curvlinops
     except ImportError:
         raise MeasurementError(
-            f"curvature {operator!r} needs curvlinops; install the extra with pip install 'alphastream[curvlinops]'"
+            f"curvature {operator!r} needs curvlinops; install it with pip install curvlinops-for-pytorch, or take "
+            'curvature="ggn"'
         ) from None
     found = getattr(curvlinops, OPERATORS.get(operator, operator), None)
     if found is None:

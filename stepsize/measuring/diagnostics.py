@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stepsize.estimate import Diagnostics
 from stepsize.losses import Loss
 from stepsize.measuring.direction import Batch, Direction
-from stepsize.measuring.passes import ForwardContext, run
+from stepsize.measuring.passes import ForwardContext, forward_pass
 from stepsize.measuring.tables import StandIn, Whole
 
 PRODUCTS: tuple[str, ...] = ("g1g1", "g1d", "dd", "g2g2", "g2d", "loss_b2")
@@ -82,13 +82,14 @@ def _forward(
     substitutes = {
         name: StandIn(name, value, Whole(value)) if name in tables else value for name, value in values.items()
     }
-    return run(
+    return forward_pass(
         model,
         batch.inputs,
         substitutes=substitutes,
         buffers=direction.buffers,
         generators=batch.generators,
         context=context,
+        live=direction.optimized,
     )
 
 

@@ -8,17 +8,57 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from stepsize.errors import MeasurementError
-from stepsize.measuring.passes import ForwardContext, Generators, run
+from stepsize.losses import Loss
+from stepsize.measuring.kept import Generators
+from stepsize.measuring.passes import ForwardContext, forward_pass, modules_of
 from stepsize.measuring.tables import EveryTableRead, Lookup, ReadAsAWholeError, Recorder, StandIn
 
 Tables = Literal["rows", "dense"]
+
+
+class Steps(Protocol):
+    """What is needed of an optimizer: its parameter groups, each with `params` and `lr`."""
+
+    param_groups: list[dict[str, Any]]
+
+
+def optimizers_of(given: Steps | Sequence[Steps]) -> list[Steps]:
+    """The optimizers as a list.
+
+    Raises: MeasurementError for what has no parameter groups, and for groups without a rate.
+    """
+    found = list(given) if isinstance(given, Sequence) else [given]
+    for one in found:
+        groups = getattr(one, "param_groups", None)
+        if not isinstance(groups, list) or not all(isinstance(group, dict) and "params" in group for group in groups):
+            raise MeasurementError(
+                f"optimizer: {type(one).__name__} has no param_groups; give the torch.optim.Optimizer that steps, or "
+                "a list of them"
+            )
+        for index, group in enumerate(groups):
+            if not isinstance(group.get("lr"), float | int | Tensor):
+                raise MeasurementError(
+                    f"optimizer: parameter group {index} of {type(one).__name__} has lr = {group.get('lr')!r}, so a "
+                    "step length cannot be told from it; give it a rate (for Adafactor: relative_step=False, lr=1e-3)"
+                )
+    return found
+
+
+def refuse_evaluating(optimizers: Sequence[Steps]) -> None:
+    """Raises MeasurementError for a schedule-free optimizer whose weights are now those to evaluate, not to train."""
+    for one in optimizers:
+        modes = [getattr(one, "train_mode", True), *(group.get("train_mode", True) for group in one.param_groups)]
+        if False in modes:
+            raise MeasurementError(
+                f"optimizer: {type(one).__name__} is in evaluation mode, so its weights are not those it steps from; "
+                "call optimizer.train() before the step"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +83,8 @@ class Direction:
     lookups: tuple[dict[str, list[Lookup]], ...]
     buffers: dict[str, Tensor]
     groups: dict[str, int]
+    optimized: dict[int, str]
+    """What to call every parameter of the optimizer, the model's or not, by its id."""
     gradients: dict[str, Tensor]
     """B2's gradients as they lay in `.grad` after the step, where they were asked for and are still there."""
 
@@ -69,9 +111,21 @@ class Snapshot:
     lookups: tuple[dict[str, list[Lookup]], ...]
     buffers: dict[str, Tensor]
     groups: dict[str, int]
+    optimized: dict[int, str]
+    still: dict[str, tuple[nn.Parameter, int]]
+    """The model's other parameters with their versions: nothing may write to them before the step is measured."""
 
     def difference(self, *, gradients: bool = False) -> Direction:
-        """θ0 with d = θ1 − θ0, in new memory of the size of what was kept; a copy of the gradients on request."""
+        """θ0 with d = θ1 − θ0, in new memory of the size of what was kept; a copy of the gradients on request.
+
+        Raises: MeasurementError where a parameter changed that no optimizer of the worker moves.
+        """
+        for name, (parameter, version) in self.still.items():
+            if parameter._version != version:
+                raise MeasurementError(
+                    f"parameter {name!r} changed during the step, but no optimizer of the worker moves it; give the "
+                    "worker every optimizer that steps here, and update averages or targets outside of the step"
+                )
         with torch.no_grad():
             differences = {name: self.moving[name].detach() - value for name, value in self.values.items()}
             for tables in self.lookups:
@@ -84,6 +138,7 @@ class Snapshot:
             lookups=self.lookups,
             buffers=self.buffers,
             groups=self.groups,
+            optimized=self.optimized,
             gradients=self._gradients() if gradients else {},
         )
 
@@ -106,7 +161,7 @@ class Tracker:
     """
 
     model: nn.Module
-    optimizers: Sequence[Optimizer]
+    optimizers: Sequence[Steps]
     tables: Tables = "rows"
     context: ForwardContext = nullcontext
     _lookups: dict[str, int] | None = field(default=None, init=False)
@@ -145,12 +200,41 @@ class Tracker:
             lookups=lookups,
             buffers=buffers,
             groups={name: group_of[id(parameter)] for name, parameter in moving.items()},
+            optimized=self.optimized(),
+            still={
+                name: (parameter, parameter._version)
+                for name, parameter in self.model.named_parameters()
+                if name not in moving and not parameter.is_inference()
+            },
         )
+
+    def optimized(self) -> dict[int, str]:
+        """What to call every parameter that the optimizers move, by its id."""
+        groups = enumerate(group for one in self.optimizers for group in one.param_groups)
+        called = {
+            id(parameter): f"number {index} of parameter group {group_index}, of shape {tuple(parameter.shape)},"
+            for group_index, group in groups
+            for index, parameter in enumerate(group["params"])
+        }
+        names = {id(parameter): repr(name) for name, parameter in self.model.named_parameters()}
+        return {key: names.get(key, description) for key, description in called.items()}
 
     def table_names(self) -> set[str]:
         """Names of the weights of every `nn.Embedding` and `nn.EmbeddingBag`, tied ones under their first name."""
         found = {id(m.weight) for m in self.model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
         return {name for name, parameter in self.model.named_parameters() if id(parameter) in found}
+
+    def refuse_moving(self, loss: Loss) -> None:
+        """Raises MeasurementError for a loss whose own weights the optimizers move: they would be read after the step."""
+        moved = self.optimized()
+        for module in modules_of(getattr(loss, "function", loss)):
+            for name, parameter in module.named_parameters():
+                if id(parameter) in moved:
+                    raise MeasurementError(
+                        f"loss: its parameter {name!r} is moved by the optimizer, and α* is that of the model's "
+                        "weights; make it the model's last layer, so that the loss has none, or give it an optimizer "
+                        "of its own that does not step here"
+                    )
 
     def _record_all(
         self, moving: dict[str, nn.Parameter], batches: Sequence[Batch], buffers: dict[str, Tensor]
@@ -195,7 +279,7 @@ class Tracker:
             for name in expected
         }
         with suppress(EveryTableRead):
-            run(
+            forward_pass(
                 self.model,
                 batch.inputs,
                 substitutes=stand_ins,

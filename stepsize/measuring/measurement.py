@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from stepsize.estimate import Estimate, Outcome, StepSizeNumbers, solve
 from stepsize.losses import Loss
-from stepsize.measuring.curvature import MOMENTS, logits_along, moments, row_forms, tangent_rounding
+from stepsize.measuring.curvature import SUMMARY, logits_along, relative_rounding, row_forms, summarize
 from stepsize.measuring.curvlinops_backend import quadratic_form
 from stepsize.measuring.diagnostics import diagnose, diagnostics_from
 from stepsize.measuring.direction import Batch, Direction
 from stepsize.measuring.handoff import Quantities
 from stepsize.measuring.passes import ForwardContext
-from stepsize.options import Options
+from stepsize.measuring.self_check import SelfCheck
+from stepsize.options import MeasuringOptions
 
 
 def measure(
@@ -28,27 +29,33 @@ def measure(
     loss: Loss,
     direction: Direction,
     batches: tuple[Batch, ...],
-    options: Options,
+    options: MeasuringOptions,
     *,
     tables: Collection[str],
     context: ForwardContext = nullcontext,
+    check: SelfCheck | None = None,
 ) -> Quantities:
     """Everything `options` asks for along `direction`; `batches` is B1 and, where it is given, B2.
 
-    `moments` of "b1", "b2" and "group.0", ...; "operator", dᵀCd of another matrix; "diagnostics".
+    With a `check`, its comparison is made on B1's pass, for which the host waits.
+
+    `summarize` of "b1", "b2" and "group.0", ...; "operator", dᵀCd of another matrix; "diagnostics".
     """
 
-    def probe(index: int, group: int | None = None) -> Tensor:
+    def along(index: int, group: int | None = None) -> Tensor:
         batch = batches[index]
         z, tangent = logits_along(model, direction, batch, index=index, tables=tables, group=group, context=context)
-        rounding = tangent_rounding(direction, z)
-        return moments(row_forms(loss, z, tangent, batch.targets, rounding))
+        rounding = relative_rounding(direction, z.dtype)
+        forms = row_forms(loss, z, tangent, batch.targets, rounding=rounding, live=direction.optimized)
+        if index == 0 and group is None and check is not None:
+            check.compare(forms)
+        return summarize(forms)
 
-    measured = {"b1": probe(0)}
+    measured = {"b1": along(0)}
     if options.needs_b2:
-        measured["b2"] = probe(1)
+        measured["b2"] = along(1)
     if options.per_group:
-        measured |= {f"group.{group}": probe(0, group) for group in sorted(set(direction.groups.values()))}
+        measured |= {f"group.{group}": along(0, group) for group in sorted(set(direction.groups.values()))}
     if options.curvature != "ggn":
         form = quadratic_form(options.curvature, model, loss, direction, batches[0], context=context)
         measured["operator"] = form.double().reshape(1)
@@ -59,7 +66,7 @@ def measure(
 
 def estimate_from(
     measured: dict[str, list[float]],
-    options: Options,
+    options: MeasuringOptions,
     *,
     step: int,
     learning_rates: list[float],
@@ -112,7 +119,7 @@ def dropped(*, step: int, learning_rate: float) -> Estimate:
 
 
 def _named(values: list[float]) -> dict[str, float]:
-    return dict(zip(MOMENTS, values, strict=True))
+    return dict(zip(SUMMARY, values, strict=True))
 
 
 def _solvable(values: dict[str, float]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -18,29 +18,17 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointFunction
 
 from stepsize.errors import MeasurementError
+from stepsize.losses import AutogradLoss, Loss
+from stepsize.measuring.forward_mode import TrueToReverse
+from stepsize.measuring.kept import Generators, attributes_kept
 from stepsize.measuring.tables import StandIn
+from stepsize.options import Precision
+
+_measuring: ContextVar[bool] = ContextVar("measuring", default=False)
+"""Whether the model is being measured: what watches it train looks away."""
 
 ForwardContext = Callable[[], AbstractContextManager[Any]]
 """Makes the context the user's forward runs in, such as `lambda: torch.autocast("cuda", torch.bfloat16)`."""
-
-
-@dataclass(frozen=True)
-class Generators:
-    """The random states of the CPU and of one CUDA device at one moment."""
-
-    cpu: Tensor
-    cuda: Tensor | None
-    device: torch.device
-
-    @classmethod
-    def capture(cls, device: torch.device) -> Generators:
-        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        return cls(torch.get_rng_state(), cuda, device)
-
-    def restore(self) -> None:
-        torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda, self.device)
 
 
 class LastTrainingForward:
@@ -54,19 +42,38 @@ class LastTrainingForward:
         self.generators: Generators | None = None
 
     def __call__(self, module: nn.Module, arguments: Any) -> None:
-        if torch.is_grad_enabled():
-            self.generators = Generators.capture(self.device)
+        if torch.is_grad_enabled() and not _measuring.get():
+            self.generators = Generators.capture(self.device, module)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module whose parameters carry the user's names: what `DistributedDataParallel` or `torch.compile` wraps."""
+    """The module whose parameters carry the user's names: what `DistributedDataParallel`, `DataParallel` or
+    `torch.compile` wraps."""
     while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel):
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
             model = model._orig_mod  # pyright: ignore[reportAssignmentType]
         else:
             return model
+
+
+def refuse_sharded(model: nn.Module) -> None:
+    """Raises MeasurementError for parameters of which this process holds a part only."""
+    for name, parameter in model.named_parameters():
+        kinds = {kind.__name__ for kind in type(parameter).__mro__}
+        sharded = kinds & {"DTensor", "ShardedTensor", "FlatParameter"}
+        if sharded or hasattr(parameter, "ds_id") or parameter.is_meta:
+            what = min(sharded) if sharded else "on the meta device" if parameter.is_meta else "split by DeepSpeed"
+            raise MeasurementError(
+                f"parameter {name!r} is sharded ({what}), and forward mode loses what the step changes in it; measure "
+                "a model that holds its parameters whole, such as under DistributedDataParallel"
+            )
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise MeasurementError(
+            "the model's parameters are sharded (FullyShardedDataParallel), and forward mode loses what the step "
+            "changes in them; measure a model that holds them whole, such as under DistributedDataParallel"
+        )
 
 
 def refuse_scripted(model: nn.Module) -> None:
@@ -77,7 +84,7 @@ def refuse_scripted(model: nn.Module) -> None:
         raise MeasurementError(f"{what} is scripted or traced by torch.jit; give the worker the model it was made from")
 
 
-def run(
+def forward_pass(
     model: nn.Module,
     inputs: tuple[Any, ...],
     *,
@@ -85,16 +92,27 @@ def run(
     buffers: Mapping[str, Tensor],
     generators: Generators,
     context: ForwardContext = nullcontext,
+    live: Mapping[int, str] | None = None,
 ) -> Tensor:
     """`model(*inputs)` with `substitutes` for its parameters, drawing what `generators` draw next.
 
-    The model writes into clones of `buffers`; everything else is left as `undisturbed` leaves it.
+    The model writes into clones of `buffers`; everything else is left as `undisturbed` leaves it. Parameters without
+    a substitute count as constants, and the model's own `no_grad` holds in forward mode too. `live` has the ids and
+    descriptions of parameters that must not be read but through their substitutes.
 
-    Raises: MeasurementError where the model does not return a floating-point tensor of logits.
+    Raises: MeasurementError where the model reads one of `live`, uses an operation whose forward mode is wrong, or
+    does not return a floating-point tensor of logits.
     """
     copies = {name: buffer.clone() for name, buffer in buffers.items()}
-    with undisturbed(generators), context():
-        logits = torch.func.functional_call(model, {**copies, **substitutes}, inputs)
+    constants = {name: value.detach() for name, value in model.named_parameters() if name not in substitutes}
+    # With gradients on, the model takes the ways it takes in training; nothing here requires any.
+    with torch.enable_grad(), undisturbed(generators, model), true_to_reverse(live or {}), context():
+        logits = torch.func.functional_call(model, {**copies, **constants, **substitutes}, inputs)
+    return as_logits(logits)
+
+
+def as_logits(logits: Any) -> Tensor:
+    """`logits` as they are; raises MeasurementError for what is no floating-point tensor."""
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         raise MeasurementError(
             f"the model returned {type(logits).__name__}; wrap it so that it returns its logits as one tensor"
@@ -103,8 +121,64 @@ def run(
 
 
 @contextmanager
-def undisturbed(generators: Generators) -> Iterator[None]:
-    """Draw what `generators` draw next, then put the present state back.
+def loss_undisturbed(loss: Loss, device: torch.device, live: Mapping[int, str]) -> Iterator[None]:
+    """Whatever a loss of the user's own draws or changes is put back; the closed forms here do neither.
+
+    Raises: MeasurementError where it reads a parameter that the optimizer moves, described in `live`.
+    """
+    if not isinstance(loss, AutogradLoss):
+        yield
+        return
+    owners = modules_of(loss.function)
+    now = Generators.capture(device, *owners)
+    with attributes_kept(*owners, buffers=True), true_to_reverse(live):
+        try:
+            yield
+        finally:
+            now.restore()
+
+
+def modules_of(function: Any) -> list[nn.Module]:
+    """The modules that `function` is, is a method of, holds in its closure or is a `partial` of."""
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _filled(cell)]
+    seen = [function, getattr(function, "__self__", None), getattr(function, "func", None), *cells]
+    return [item for item in seen if isinstance(item, nn.Module)]
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
+
+
+def in_precision(precision: Precision, device: torch.device, context: ForwardContext) -> ForwardContext:
+    """`context` with autocast within it where the measuring pass is to run in bfloat16."""
+    if precision == "float32":
+        return context
+
+    @contextmanager
+    def both() -> Iterator[None]:
+        with context(), torch.autocast(device.type, torch.bfloat16):
+            yield
+
+    return both
+
+
+@contextmanager
+def true_to_reverse(live: Mapping[int, str]) -> Iterator[None]:
+    """`TrueToReverse`, after which forward mode is switched on or off as it was."""
+    enabled = torch._C._is_fwd_grad_enabled()
+    try:
+        with TrueToReverse(live):
+            yield
+    finally:
+        torch._C._set_fwd_grad_enabled(enabled)
+
+
+@contextmanager
+def undisturbed(generators: Generators, *owners: nn.Module) -> Iterator[None]:
+    """Draw what `generators` draw next, then put the present state back, and every attribute of `owners`.
 
     Meanwhile compiled parts and checkpointed ones run as written (compiled functions and reentrant checkpoints lose
     tangents silently), attention takes the math kernels (the fused ones have no forward mode), and what an autograd
@@ -112,9 +186,11 @@ def undisturbed(generators: Generators) -> Iterator[None]:
 
     Raises: MeasurementError where such a function reads a tensor with a tangent.
     """
-    now = Generators.capture(generators.device)
+    now = Generators.capture(generators.device, *owners)
     with ExitStack() as stack:
         stack.callback(now.restore)
+        stack.callback(_measuring.reset, _measuring.set(True))
+        stack.enter_context(attributes_kept(*owners))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_without_fused_encoder())
         stack.enter_context(_without_checkpoints())

@@ -113,7 +113,7 @@ class StandIn(torch.Tensor):
             return _embedding(*args, **kwargs)
         if func is functional.embedding_bag:
             return _embedding_bag(*args, **kwargs)
-        if func in _METADATA:
+        if func in METADATA:
             return super().__torch_function__(func, types, args, kwargs)
         standing_in = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, cls)]
         whole = [arg for arg in standing_in if isinstance(arg.reader, Whole)]
@@ -127,7 +127,7 @@ class StandIn(torch.Tensor):
         raise ReadAsAWholeError("of the model", str(func))
 
 
-_METADATA = {
+METADATA = {
     torch.Tensor.dim,
     torch.Tensor.size,
     torch.Tensor.numel,
@@ -137,7 +137,7 @@ _METADATA = {
         for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda", "is_sparse")
     ),
 }
-"""What may be asked of a stand-in without reading the table."""
+"""What may be asked of a parameter without reading its values."""
 
 
 def _opened(value: Any) -> Any:

@@ -17,17 +17,17 @@ from stepsize.policies.rates import set_learning_rate
 
 
 def parabolic_length(
-    loss: float, probed_loss: float, slope: float, *, probe: float, longest: float, stretch: float
+    loss: float, trial_loss: float, slope: float, *, trial: float, longest: float, stretch: float
 ) -> float:
-    """Where a parabola through the losses at 0 and at `probe` with `slope` at 0 is least, stretched and bounded.
+    """Where a parabola through the losses at 0 and at `trial` with `slope` at 0 is least, stretched and bounded.
 
     b = `slope`, a = (ℓ(μ) − ℓ(0) − bμ) / μ²: −κb / 2a where the parabola opens upwards (a > 0, b < 0), μ where it
     opens downwards, 0 where the direction climbs or a loss is not finite; never more than `longest`.
     """
-    if not (math.isfinite(loss) and math.isfinite(probed_loss)) or not slope < 0:
+    if not (math.isfinite(loss) and math.isfinite(trial_loss)) or not slope < 0:
         return 0.0
-    bend = (probed_loss - loss - slope * probe) / probe**2
-    return min(-stretch * slope / (2 * bend) if bend > 0 else probe, longest)
+    bend = (trial_loss - loss - slope * trial) / trial**2
+    return min(-stretch * slope / (2 * bend) if bend > 0 else trial, longest)
 
 
 def barzilai_borwein_rate(change: float, product: float, steps: int) -> float | None:
@@ -74,17 +74,17 @@ class _UnitStep:
 class PAL:
     """Parabolic approximation line search (Mutschler and Zell 2020, arXiv 1903.11991) along the optimizer's direction.
 
-    Measures the batch's loss at distance `probe` along the direction and goes to the minimum of the parabola that it
+    Measures the batch's loss at distance `trial` along the direction and goes to the minimum of the parabola that it
     and the slope at 0 define (`parabolic_length`). With `torch.optim.SGD(momentum=0.4)` it is the published method;
     of other optimizers it takes the direction, for which their step must be proportional to their rate.
-    Costs one forward pass a step and two copies of the parameters. Where the probed loss is not finite the probe step
+    Costs one forward pass a step and two copies of the parameters. Where that loss is not finite the trial step
     is taken back, and the step with it.
     """
 
     def __init__(
-        self, optimizer: Optimizer, *, probe: float = 1.0, longest: float = 3.16, stretch: float = 1 / 0.6
+        self, optimizer: Optimizer, *, trial: float = 1.0, longest: float = 3.16, stretch: float = 1 / 0.6
     ) -> None:
-        self.optimizer, self.probe, self.longest, self.stretch = optimizer, probe, longest, stretch
+        self.optimizer, self.trial, self.longest, self.stretch = optimizer, trial, longest, stretch
 
     def step(self, loss: float | Tensor, evaluate: Callable[[], float | Tensor]) -> float:
         """The step's length, after `backward` on a batch whose loss is `loss`; `evaluate` gives that loss anew."""
@@ -94,11 +94,11 @@ class PAL:
             line.place(0.0)
             return 0.0
         slope = _dot(gradients, line.change) / line.length
-        line.place(self.probe / line.length)
+        line.place(self.trial / line.length)
         with torch.no_grad():
-            probed = _number(evaluate())
+            there = _number(evaluate())
         length = parabolic_length(
-            _number(loss), probed, slope, probe=self.probe, longest=self.longest, stretch=self.stretch
+            _number(loss), there, slope, trial=self.trial, longest=self.longest, stretch=self.stretch
         )
         line.place(length / line.length)
         return length

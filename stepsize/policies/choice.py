@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
 from stepsize.estimate import Estimate
-from stepsize.options import Diagnosis, Estimator, Method
-from stepsize.policies.follow import Auto, Bounds, Ema, Measuring
+from stepsize.options import MeasuringOptions
+from stepsize.policies.auto import Auto
+from stepsize.policies.cadence import Cadence
+from stepsize.policies.ema import Ema
 from stepsize.policies.median_hold import MedianHold
+from stepsize.policies.observe import NoMeasurements, Observe
 
 PolicyName = Literal["none", "observe", "median_hold", "ema", "auto"]
-CurvatureName = Literal["ggn", "hessian", "fisher", "empirical_fisher"]
-Precision = Literal["float32", "bfloat16"]
 STUDY_START = 2000
 COOLDOWN = 0.15
 
@@ -34,46 +35,16 @@ class StepSizeConfig:
     start: int | None = None
     """First step measured; before it the schedule rules. Default: 0, and for median_hold and ema, which begin at the
     schedule's rate, a fortieth of the budget's steps, just past the warm-up (2000 where the budget is not in steps)."""
-    pooling: int = 100
-    """Estimates that the averages of ema reach back over."""
-    drift: float = 0.02
-    """How far auto takes the best rate to drift in one step, relative to it; more drift, fewer estimates pooled."""
-    clip: float = 1.25
-    """Largest factor by which one estimate may move the rate of ema and auto, up or down."""
     warmup: int = 20
     """Steps over which auto comes up to the rate it found."""
     cooldown: float | None = None
     """Last share of the budget's steps over which auto lets its rate fall linearly to zero. Default: 0.15, and 0 where
     the budget is not in steps. Weights that are not averaged need it; averaged ones lose nothing by it."""
-    min_rate: float = 1e-8
-    """Lowest rate that ema and auto may set."""
-    max_rate: float = 1.0
-    """Highest rate that ema and auto may set."""
-    estimators: tuple[Estimator, ...] = ("unbiased",)
-    """Which α* to compute. unbiased (slope and curvature from the probe batch) is what policies use and is
-    always among them; biased and hybrid stand beside it in alpha.jsonl for comparison."""
-    method: Method = "jvp"
-    """jvp: the exact derivative of the logits along the step. secant: their difference before and after it, about
-    half the cost, with an error that grows with the step and does not average out; the unbiased estimate only."""
-    precision: Precision = "float32"
-    """bfloat16: the measuring pass runs under autocast, at about half the cost where the processor multiplies
-    bfloat16 (AVX-512 BF16, AMX, GPUs) and at more where it does not; training stays as it is. The rounding moves
-    an estimate by a small part of its standard error (tests/bench/RESULTS.md)."""
-    curvature: CurvatureName = "ggn"
-    """Matrix of the curvature. ggn is what policies use; the others, by curvlinops at many times the cost, are for
-    comparison under policy observe."""
-    diagnostics: Diagnosis = "none"
-    """full: alpha.jsonl also has losses, norms and cosines of gradients and step; that costs a backward pass on B1
-    and a copy of the whole model."""
-    per_group: bool = False
-    """Also α* of each of the optimizer's parameter groups along its own part of the step, a pass each."""
-    probe_fraction: float = 1.0
-    """Share of the probe batch's rows to measure on: the cost falls with it, the variance grows as its inverse."""
-    max_age: int | None = None
-    """Steps after which an estimate that arrives late no longer counts; by default none is too old."""
+    measuring: MeasuringOptions = field(default_factory=MeasuringOptions)
+    """What is measured, and how."""
 
     def __post_init__(self) -> None:
-        known = PolicyName.__args__
+        known = get_args(PolicyName)
         if self.policy not in known:
             raise ValueError(f"stepsize.policy: {self.policy!r} is not a policy; choose one of {', '.join(known)}")
         if self.interval < 1:
@@ -85,66 +56,24 @@ class StepSizeConfig:
             )
         if self.start is not None and self.start < 0:
             raise ValueError(f"stepsize.start: {self.start} is negative; give the first step to measure, from 0")
-        self._check_following()
-        self._check_measuring()
-
-    def _check_following(self) -> None:
-        if self.pooling < 2:
-            raise ValueError(f"stepsize.pooling: {self.pooling} is no average; give at least 2 estimates")
-        if not 0 <= self.drift < math.inf:
-            raise ValueError(f"stepsize.drift: {self.drift} is not a change per step; give 0 or more, such as 0.02")
-        if not 1 < self.clip < math.inf:
-            raise ValueError(f"stepsize.clip: {self.clip} is not a factor above 1; give one such as 1.25")
         if self.warmup < 0:
             raise ValueError(f"stepsize.warmup: {self.warmup} is negative; give 0 steps or more")
         if self.cooldown is not None and not 0 <= self.cooldown < 1:
             raise ValueError(f"stepsize.cooldown: {self.cooldown} is not a share of the budget; give 0 to below 1")
-        if not 0 < self.min_rate < self.max_rate < math.inf:
-            raise ValueError(
-                f"stepsize.min_rate: {self.min_rate} and stepsize.max_rate: {self.max_rate} bound nothing; "
-                "give 0 < min_rate < max_rate"
-            )
+        self._check_measuring()
 
     def _check_measuring(self) -> None:
-        for name in self.estimators:
-            if name not in get_args(Estimator):
-                known = ", ".join(get_args(Estimator))
-                raise ValueError(f"stepsize.estimators: {name!r} is not an estimator; known are {known}")
-        if "unbiased" not in self.estimators:
+        if "unbiased" not in self.measuring.estimators:
             raise ValueError(
-                f"stepsize.estimators: {list(self.estimators)} lacks 'unbiased', which every policy reads; add it"
+                f"stepsize.measuring.estimators: {list(self.measuring.estimators)} lacks 'unbiased', "
+                "which every policy reads; add it"
             )
-        for key, kind in (
-            ("method", Method),
-            ("precision", Precision),
-            ("curvature", CurvatureName),
-            ("diagnostics", Diagnosis),
-        ):
-            if getattr(self, key) not in get_args(kind):
-                known = ", ".join(get_args(kind))
-                raise ValueError(f"stepsize.{key}: {getattr(self, key)!r} is unknown; choose one of {known}")
-        if self.curvature != "ggn" and self.policy not in ("none", "observe"):
+        curvature = self.measuring.curvature
+        if curvature != "ggn" and self.policy not in ("none", "observe"):
             raise ValueError(
-                f"stepsize.curvature: {self.curvature!r} is for comparison and policy {self.policy!r} would act on it; "
-                "use 'ggn', or policy 'observe'"
+                f"stepsize.measuring.curvature: {curvature!r} is for comparison and policy {self.policy!r} would act "
+                "on it; use 'ggn', or policy 'observe'"
             )
-        more = len(self.estimators) > 1 or self.curvature != "ggn" or self.diagnostics != "none" or self.per_group
-        if self.method == "secant" and more:
-            raise ValueError(
-                "stepsize.method: 'secant' has the unbiased ggn estimate alone; use 'jvp' for other estimators, "
-                "curvatures, diagnostics and groups"
-            )
-        if self.method == "secant" and self.precision != "float32":
-            raise ValueError(
-                f"stepsize.precision: {self.precision!r} would round away the difference of logits that the secant is; "
-                "use 'float32', or stepsize.method 'jvp'"
-            )
-        if not 0 < self.probe_fraction <= 1:
-            raise ValueError(
-                f"stepsize.probe_fraction: {self.probe_fraction} is no share of a batch; give one above 0, up to 1"
-            )
-        if self.max_age is not None and self.max_age < 0:
-            raise ValueError(f"stepsize.max_age: {self.max_age} is negative; give 0 steps or more, or leave it out")
 
 
 class Policy(Protocol):
@@ -220,8 +149,7 @@ def make_policy(config: StepSizeConfig, *, initial_rate: float, total_steps: int
     if start is None and config.policy in ("median_hold", "ema"):
         start = STUDY_START if total_steps is None else total_steps // 40
     start = start or 0
-    measuring = Measuring(interval=config.interval, count=config.count, start=start)
-    bounds = Bounds(low=config.min_rate, high=config.max_rate)
+    cadence = Cadence(interval=config.interval, count=config.count, start=start)
     match config.policy:
         case "none":
             return NoMeasurements()
@@ -230,14 +158,11 @@ def make_policy(config: StepSizeConfig, *, initial_rate: float, total_steps: int
         case "median_hold":
             return MedianHold(interval=config.interval, count=config.count, start=start)
         case "ema":
-            return Ema(measuring=measuring, bounds=bounds, pooling=config.pooling, clip=config.clip)
+            return Ema(cadence=cadence)
         case "auto":
             return Auto(
                 guess=initial_rate,
-                measuring=measuring,
-                bounds=bounds,
-                drift=config.drift,
-                clip=config.clip,
+                cadence=cadence,
                 warmup=config.warmup,
                 cooldown=_cooldown_steps(config.cooldown, total_steps),
             )
@@ -254,40 +179,3 @@ def _cooldown_steps(share: float | None, total_steps: int | None) -> tuple[int, 
             "set budget.steps or budget.epochs, or leave it 0"
         )
     return min(round((1 - share) * total_steps), total_steps - 1), total_steps
-
-
-class NoMeasurements:
-    """Measures nothing; the schedule rules."""
-
-    def wants(self, step: int) -> bool:
-        """Never."""
-        return False
-
-    def observe(self, estimate: Estimate) -> str | None:
-        """Ignores it."""
-        return None
-
-    def learning_rate(self, step: int, scheduled: float) -> float:
-        """The schedule's."""
-        return scheduled
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing to keep."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
-
-
-class Observe(NoMeasurements):
-    """Measures the first `count` steps of every `interval` from `start` on; the schedule rules.
-
-    The protocol of the study's experiment 1. An outcome without a number is not repeated.
-    """
-
-    def __init__(self, *, interval: int, count: int, start: int) -> None:
-        self.interval, self.count, self.start = interval, count, start
-
-    def wants(self, step: int) -> bool:
-        """Whether `step` is one of the first `count` of its interval."""
-        return step >= self.start and (step - self.start) % self.interval < self.count

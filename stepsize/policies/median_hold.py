@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from stepsize.estimate import Estimate
+from stepsize.policies.rates import format_rate
 from stepsize.pooling import COUNTED, median_rate
 
 
@@ -99,11 +100,3 @@ class MedianHold:
         self._rate, self._series, self._decided = state["rate"], state["series"], state["decided"]
         self._rates = list(state["rates"])
         self._failures = Counter(state["failures"])
-
-
-def format_rate(rate: float | None) -> str:
-    """A rate as people write it, 1.20e-4; "unset" for None."""
-    if rate is None:
-        return "unset"
-    mantissa, exponent = f"{rate:.2e}".split("e")
-    return f"{mantissa}e{int(exponent)}"

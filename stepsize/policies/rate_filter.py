@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from stepsize.pooling import Moments
+from stepsize.pooling import RateMoments
 
 
 class RateFilter:
@@ -49,7 +49,7 @@ class RateFilter:
         """Begin at a positive `rate` known to `standard_error`."""
         self._log_rate, self._variance, self._step = math.log(rate), (standard_error / rate) ** 2, step
 
-    def add(self, one: Moments, *, step: int) -> None:
+    def add(self, one: RateMoments, *, step: int) -> None:
         """Take in the estimate of `step`."""
         self._variance += max(0, step - self._step) * self.drift**2
         self._step = max(step, self._step)

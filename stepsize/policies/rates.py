@@ -1,9 +1,31 @@
-"""Setting an optimizer's learning rate from outside."""
+"""Learning rates: their bounds, how they are written, and setting an optimizer's from outside."""
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.optim import Optimizer
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # so that policies are chosen without importing torch
+    from torch.optim import Optimizer
+
+SAID_FACTOR = 1.5
+"""A rate that moved by less than this since it was last reported is not reported again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """The lowest and the highest rate a policy may set."""
+
+    low: float = 1e-8
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low < self.high < float("inf"):
+            raise ValueError(f"bounds: {self.low} and {self.high} bound nothing; give 0 < low < high")
+
+    def clamp(self, rate: float) -> float:
+        """The nearest rate within the bounds."""
+        return min(max(rate, self.low), self.high)
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
@@ -17,7 +39,20 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     first = float(optimizer.param_groups[0]["initial_lr"])
     for group in optimizer.param_groups:
         share = float(group["initial_lr"]) / first if first else 1.0
-        if isinstance(group["lr"], Tensor):
+        if hasattr(group["lr"], "fill_"):
             group["lr"].fill_(share * rate)
         else:
             group["lr"] = share * rate
+
+
+def moved(before: float | None, after: float) -> bool:
+    """Whether a rate is worth reporting again."""
+    return before is None or not 1 / SAID_FACTOR < after / before < SAID_FACTOR
+
+
+def format_rate(rate: float | None) -> str:
+    """A rate as people write it, 1.20e-4; "unset" for None."""
+    if rate is None:
+        return "unset"
+    mantissa, exponent = f"{rate:.2e}".split("e")
+    return f"{mantissa}e{int(exponent)}"

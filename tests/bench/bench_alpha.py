@@ -19,8 +19,9 @@ from curvlinops import GGNLinearOperator
 from torch import Tensor, nn
 
 from stepsize import BCEWithLogits, StepSizeWorker
-from trainer.learner.model import ModelConfig, build_model
-from trainer.learner.optimizers import OptimizerConfig, build_optimizer
+from trainer.learner.config import ModelConfig, OptimizerConfig
+from trainer.learner.model import build_model
+from trainer.learner.optimizers import build_optimizer
 
 PLAIN = "α*, one JVP"
 SLOW_ROWS = 1_000_000

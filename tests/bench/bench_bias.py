@@ -16,11 +16,14 @@ from contextlib import ExitStack
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from pipeline.device.open import DataConfig, open_feed
+from pipeline.device.config import DataConfig
+from pipeline.device.opening import open_feed
+from pipeline.shards.manifest import Manifest
 from stepsize import BCEWithLogits, Estimate, StepSizeNumbers, StepSizeWorker, set_learning_rate
 from tests.bench.rows import add_data_argument, data_folder
-from trainer.learner.model import ModelConfig, build_model
-from trainer.learner.optimizers import OptimizerConfig, build_optimizer
+from trainer.learner.config import ModelConfig, OptimizerConfig
+from trainer.learner.model import build_model
+from trainer.learner.optimizers import build_optimizer
 from trainer.learner.schedules import ScheduleConfig, scheduled_rate
 
 THREE = ("unbiased", "biased", "hybrid")
@@ -35,9 +38,8 @@ def observe(data: str, *, batch_rows: int, steps: int, peak: float, seed: int) -
     rows = config.resolved().table_rows
     assert rows is not None
     schedule = ScheduleConfig()
-    feed = open_feed(
-        DataConfig(path=data, batch_rows=batch_rows, seed=seed), table_rows=rows, device=torch.device("cpu")
-    )
+    data_config = DataConfig(path=data, batch_rows=batch_rows, seed=seed)
+    feed = open_feed(data_config, Manifest.load(data), table_rows=rows, device=torch.device("cpu"))
     with feed:
         for step, pair in enumerate(itertools.islice(feed, steps)):
             set_learning_rate(optimizer, scheduled_rate(schedule, step=step, total_steps=steps, peak=peak))

@@ -16,11 +16,14 @@ from functools import partial
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from pipeline.device.open import DataConfig, open_feed
+from pipeline.device.config import DataConfig
+from pipeline.device.opening import open_feed
+from pipeline.shards.manifest import Manifest
 from stepsize import BCEWithLogits, Estimate, StepSizeWorker
 from tests.bench.rows import add_data_argument, data_folder
-from trainer.learner.model import ModelConfig, build_model
-from trainer.learner.optimizers import OptimizerConfig, build_optimizer
+from trainer.learner.config import ModelConfig, OptimizerConfig
+from trainer.learner.model import build_model
+from trainer.learner.optimizers import build_optimizer
 
 RATES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 CHEAPER = {
@@ -40,7 +43,8 @@ def estimates_at(rate: float, data: str, *, batch_rows: int, steps: int) -> dict
     }
     rows = config.resolved().table_rows
     assert rows is not None
-    with open_feed(DataConfig(path=data, batch_rows=batch_rows), table_rows=rows, device=torch.device("cpu")) as feed:
+    data_config = DataConfig(path=data, batch_rows=batch_rows)
+    with open_feed(data_config, Manifest.load(data), table_rows=rows, device=torch.device("cpu")) as feed:
         for step, pair in enumerate(itertools.islice(feed, steps)):
             optimizer.zero_grad(set_to_none=True)
             binary_cross_entropy_with_logits(model(pair.b2.dense, pair.b2.ids), pair.b2.label).backward()

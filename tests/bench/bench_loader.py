@@ -24,7 +24,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.device.open import DataConfig, open_feed
+from pipeline.device.config import DataConfig
+from pipeline.device.opening import open_feed
 from pipeline.preprocess.command import preprocess
 from pipeline.preprocess.plan import PreprocessConfig
 from pipeline.rows.order import Order
@@ -43,7 +44,7 @@ SECONDS = 4.0
 
 def ours(data: Path, shuffle: str) -> Iterator[int]:
     config = DataConfig(path=str(data), batch_rows=BATCH_ROWS, read_threads=THREADS, shuffle=shuffle)  # type: ignore[arg-type]
-    with open_feed(config, table_rows=TABLE_ROWS, device=torch.device("cpu")) as feed:
+    with open_feed(config, Manifest.load(data), table_rows=TABLE_ROWS, device=torch.device("cpu")) as feed:
         for pair in feed:
             yield pair.rows
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.learner.model import DLRM, ModelConfig, build_model
-from trainer.learner.optimizers import OptimizerConfig, build_optimizer
+from trainer.learner.config import ModelConfig, OptimizerConfig
+from trainer.learner.model import DLRM, build_model
+from trainer.learner.optimizers import build_optimizer
 
 T = TypeVar("T")
 

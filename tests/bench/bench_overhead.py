@@ -20,9 +20,11 @@ from pathlib import Path
 import torch
 
 from ops.step_clock import StepClock
+from pipeline.shards.manifest import Manifest
 from tests.bench.rows import add_data_argument, data_folder
 from trainer.config import config_from
-from trainer.job.assembly import Parts
+from trainer.job.training_state import open_training
+from trainer.learner.optimizers import learning_rate
 from trainer.step import TrainStep
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
@@ -40,11 +42,13 @@ class Job:
             "stepsize": {"policy": "observe", "interval": arguments.interval, "count": arguments.count},
             "budget": {"steps": arguments.interval * arguments.intervals},
         }
-        self.parts = Parts(config_from(values, where="benchmark"), stack)
+        config, manifest = config_from(values, where="benchmark"), Manifest.load(data)
+        self.state = stack.enter_context(open_training(config, manifest))
+        self.peak = learning_rate(self.state.learner.optimizer)
         self.train_step = TrainStep(
-            model=self.parts.model,
-            optimizer=self.parts.optimizer,
-            worker=self.parts.worker,
+            model=self.state.learner.model,
+            optimizer=self.state.learner.optimizer,
+            worker=self.state.worker,
             average=None,
             clock=StepClock(),
         )
@@ -53,11 +57,11 @@ class Job:
     def run(self, *, observe: bool) -> tuple[bool, Seconds]:
         """One step, as policy `observe` has it or as `none`: whether it was measured, and what it took."""
         began = {name: clock() for name, clock in CLOCKS.items()}
-        pair = next(self.parts.feed)
-        measure = observe and pair.fresh and self.parts.policy.wants(self.step)
-        self.train_step(pair, step=self.step, learning_rate=self.parts.peak, measure=measure)
-        for estimate in self.parts.worker.poll(step=self.step):
-            self.parts.policy.observe(estimate)
+        pair = next(self.state.feed)
+        measure = observe and pair.fresh and self.state.policy.wants(self.step)
+        self.train_step(pair, step=self.step, learning_rate=self.peak, measure=measure)
+        for estimate in self.state.worker.poll(step=self.step):
+            self.state.policy.observe(estimate)
         self.step += 1
         return measure, {name: clock() - began[name] for name, clock in CLOCKS.items()}
 

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.device.open import DataConfig, open_feed
+from pipeline.device.config import DataConfig
+from pipeline.device.opening import open_feed
 from pipeline.errors import InputError, StorageError
 from pipeline.preprocess.command import preprocess, verify_data
 from pipeline.preprocess.plan import PreprocessConfig
@@ -157,10 +158,11 @@ def test_killed_anywhere_and_run_again_gives_the_same_bytes(log: Path, tmp_path:
 def trained_on(data: Path) -> list[torch.Tensor]:
     """Everything that one epoch over each split would hand to the model, from the stream that training uses."""
     tensors = []
-    for split, found in Manifest.load(data).splits.items():
+    manifest = Manifest.load(data)
+    for split, found in manifest.splits.items():
         config = DataConfig(path=str(data), batch_rows=50, shuffle_row_groups=4, read_threads=1)
         plan = PairPlan(rows=found.rows, batch_rows=50, probe_rows=50, pairing=config.pairing)
-        with open_feed(config, table_rows=1000, device=torch.device("cpu"), split=split) as feed:
+        with open_feed(config, manifest, table_rows=1000, device=torch.device("cpu"), split=split) as feed:
             for pair in itertools.islice(feed, plan.steps_per_epoch):
                 tensors += [tensor.clone() for batch in (pair.b1, pair.b2) for tensor in batch]
     return tensors

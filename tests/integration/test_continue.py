@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from trainer.cli import main
-from trainer.job import assembly as parts
+from trainer.job import training_state
 from trainer.records.records import read_records
 
 WriteConfig = Callable[..., Path]
@@ -130,14 +130,14 @@ def test_a_run_that_never_saved_may_start_over_with_other_settings(write_config:
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Saving fails at the steps that the test puts in."""
     steps: list[int] = []
-    save = parts.save_checkpoint
+    save = training_state.save_checkpoint
 
     def save_or_fail(run: Path, step: int, **values: Any) -> Path:
         if step in steps:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run))
         return save(run, step, **values)
 
-    monkeypatch.setattr(parts, "save_checkpoint", save_or_fail)
+    monkeypatch.setattr(training_state, "save_checkpoint", save_or_fail)
     return steps
 
 

@@ -9,21 +9,24 @@ from typing import Any
 import pytest
 import torch
 
-from stepsize.worker import first_rows as any_first_rows
+from stepsize.worker import first_rows
 from trainer.cli import main
-from trainer.records.history import RunLog
+from trainer.records.history import RunHistory
 from trainer.records.records import read_records
-from trainer.step import first_rows
+from trainer.step import first_click_rows
 
 Estimates = Callable[[str], list[dict[str, Any]]]
 
 
 @pytest.fixture
 def estimates(write_config: Callable[..., Path], tmp_path: Path) -> Estimates:
-    """The lines of alpha.jsonl of three steps with further [stepsize] settings."""
+    """The lines of alpha.jsonl of three steps with further [stepsize.measuring] settings."""
 
     def train(settings: str) -> list[dict[str, Any]]:
-        config = write_config(f'[budget]\nsteps = 3\n[eval]\nsplits = []\n[stepsize]\npolicy = "observe"\n{settings}')
+        config = write_config(
+            '[budget]\nsteps = 3\n[eval]\nsplits = []\n[stepsize]\npolicy = "observe"\n'
+            f"[stepsize.measuring]\n{settings}"
+        )
         assert main(["train", str(config), "--run", str(tmp_path / "run")]) == 0
         return list(read_records(tmp_path / "run" / "alpha.jsonl"))
 
@@ -56,7 +59,7 @@ def test_groups_and_diagnostics_are_nested_objects(estimates: Estimates, tmp_pat
         assert record["diagnostics"]["cosine_b1"] * d * g1 == pytest.approx(record["slope"], rel=1e-3)
     losses = [record["loss"] for record in read_records(tmp_path / "run" / "steps.jsonl")]
     assert [record["diagnostics"]["loss_b2"] for record in records] == pytest.approx(losses, rel=1e-5)
-    assert len(RunLog.load(tmp_path / "run").alpha["step"]) == 3, "the run's readers take such lines"
+    assert len(RunHistory.load(tmp_path / "run").alpha["step"]) == 3, "the run's readers take such lines"
 
 
 def test_a_share_of_the_probe_rows(estimates: Estimates) -> None:
@@ -97,16 +100,16 @@ def test_another_curvature_stands_in_its_place(estimates: Estimates, tmp_path: P
 def test_an_option_that_contradicts_another_stops_the_run(
     write_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = write_config('[stepsize]\nmethod = "secant"\nper_group = true')
+    config = write_config('[stepsize.measuring]\nmethod = "secant"\nper_group = true')
     assert main(["train", str(config), "--run", str(tmp_path / "run")]) == 2
-    assert "stepsize.method: 'secant'" in capsys.readouterr().err
+    assert "stepsize.measuring: method: 'secant'" in capsys.readouterr().err
 
 
 def test_rows_are_cut_by_their_place_and_not_by_their_number() -> None:
     """26 rows of 26 columns: what looks for a dimension of the batch's length would cut the columns."""
     dense, ids, label = torch.rand(26, 13), torch.arange(26 * 26).reshape(26, 26), torch.rand(26)
-    (few_dense, few_ids), few_label = first_rows((dense, ids), label, 5)
+    (few_dense, few_ids), few_label = first_click_rows((dense, ids), label, 5)
     assert torch.equal(few_dense, dense[:5])
     assert torch.equal(few_ids, ids[:, :5])
     assert torch.equal(few_label, label[:5])
-    assert any_first_rows((dense, ids), label, 5)[0][1].shape == (5, 26)
+    assert first_rows((dense, ids), label, 5)[0][1].shape == (5, 26)

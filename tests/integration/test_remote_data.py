@@ -18,7 +18,7 @@ from pipeline.shards.remote import RemoteFolder
 from tests.store import SECRET, Store, serve
 from trainer.cli.entry import EXIT_INTERRUPTED, main
 from trainer.records.records import read_records
-from trainer.stall.runs import Stopwatch
+from trainer.stall.trials import Stopwatch
 
 pytest.importorskip("moto.server", reason="moto serves the store; it is part of the extra `dev`")
 
@@ -117,6 +117,34 @@ def test_what_cannot_work_is_one_line(
         (line,) = capfd.readouterr().err.splitlines()
         assert words in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_manifest_is_fetched_once_a_command(
+    write_config: Callable[..., Path], tmp_path: Path, sharded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    chunks = RemoteFolder.chunks
+
+    def watched(folder: RemoteFolder, name: str) -> Iterator[pa.Buffer]:
+        fetched.append(name)
+        return chunks(folder, name)
+
+    monkeypatch.setattr(RemoteFolder, "chunks", watched)
+    run, data = str(tmp_path / "run"), ["--data.path", sharded.as_uri(), "--data.cache_path", str(tmp_path / "cache")]
+    config = str(write_config("[eval]\nevery_steps = 5\nsplits = ['validation', 'test']"))
+    for steps, evaluations_at in (("20", [5, 10, 15, 20]), ("30", [25, 30])):  # a run, and its continuation
+        fetched.clear()
+        assert main(["train", config, "--run", run, "--budget.steps", steps, *data]) == 0
+        assert fetched.count("manifest.json") == 1
+        done = [(step, split) for step, split, _ in evaluations(Path(run)) if step in evaluations_at]
+        assert done == [(step, split) for step in evaluations_at for split in ("validation", "test")]
+    for command in (
+        ["evaluate", run],
+        ["stall", config, "--steps", "2", "--warmup-steps", "1", "--budget.steps", "9", *data],
+    ):
+        fetched.clear()
+        assert main(command) == 0
+        assert fetched.count("manifest.json") == 1
 
 
 def test_stall_begins_with_an_empty_cache_of_its_own(

@@ -11,7 +11,9 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from pipeline.device.open import DataConfig, open_feed
+from pipeline.device.config import DataConfig
+from pipeline.device.opening import open_feed
+from pipeline.shards.manifest import Manifest
 from stepsize.estimate import Estimate, Outcome
 from stepsize.policies.choice import PolicyName, StepSizeConfig, make_policy
 from tests.resume import assert_resumes
@@ -73,7 +75,8 @@ class ReadFeed:
     """A feed whose pairs are looked at, bit for bit."""
 
     def __init__(self, config: DataConfig, stack: ExitStack) -> None:
-        self.feed = stack.enter_context(open_feed(config, table_rows=1000, device=torch.device("cpu")))
+        manifest = Manifest.load(config.path)
+        self.feed = stack.enter_context(open_feed(config, manifest, table_rows=1000, device=torch.device("cpu")))
 
     def advance(self) -> Any:
         pair = next(self.feed)

@@ -108,7 +108,10 @@ def test_a_stopped_study_continues(write_config: Callable[..., Path], tmp_path: 
 
 
 def test_what_estimates_say_together_is_reported(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    measuring = 'estimators = ["unbiased", "biased", "hybrid"]\ndiagnostics = "full"\ninterval = 5\ncount = 3'
+    measuring = (
+        "interval = 5\ncount = 3\n"
+        '[stepsize.measuring]\nestimators = ["unbiased", "biased", "hybrid"]\ndiagnostics = "full"'
+    )
     study = write_config(f'[stepsize]\n{measuring}\n{QUICK}\n[[study.arm]]\nname = "observe"')
     out = tmp_path / "out"
     assert main(["study", str(study), "--out", str(out)]) == 0

@@ -64,7 +64,7 @@ def test_nothing_imports_past_the_face_of_a_room() -> None:
         "from pipeline.rows.reader import RowReader",
         "import pipeline.rows.reader",
         "from pipeline.rows import reader",
-        "def later():\n    from stepsize.measuring.curvature import moments",
+        "def later():\n    from stepsize.measuring.curvature import summarize",
     ],
 )
 def test_an_import_past_a_face_is_found(tmp_path: Path, statement: str) -> None:

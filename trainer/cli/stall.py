@@ -1,4 +1,4 @@
-"""The verb stall: three runs, and a table of where a step's time goes."""
+"""The verb stall: three trials, and a table of where a step's time goes."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ class StallOptions:
     config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG.toml")]
     """TOML file of a run's settings, by section."""
     steps: int | None = None
-    """Steps measured in each run; by default as many as the first run makes in --seconds, in whole shuffle windows."""
+    """Steps measured in each trial; by default as many as the first makes in --seconds, in whole shuffle windows."""
     seconds: float = 10.0
-    """About how long each of the three runs is measured; not for --steps."""
+    """About how long each of the three trials is measured; not for --steps."""
     warmup_steps: int = 10
-    """Steps at the start of each run that are not measured."""
+    """Steps at the start of each trial that are not measured."""
     json: bool = False
     """One JSON object instead of tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StallArguments(StallOptions):
-    """Find out where a step's time goes, from three runs of the same steps: rows from the disk (page cache dropped),
+    """Find out where a step's time goes, from three trials of the same steps: rows from the disk (page cache dropped),
     from the page cache, and one pair on the device again and again. Nothing is written. With a remote data.path the
-    first run starts with an empty cache of its own, removed afterwards, so its rows come from the store; the others
+    first trial starts with an empty cache of its own, removed afterwards, so its rows come from the store; the others
     have theirs from the cache, which keeps what they fetch.
 
     Every --section.key below is also a key of the TOML file; given here, it overrides the file's.
@@ -76,69 +76,88 @@ def _check(options: StallOptions) -> None:
 
 
 def as_json(report: StallReport) -> dict[str, Any]:
-    """The report as plain JSON values, with what follows from its fields."""
-    values = {**asdict(report), "verdict": report.verdict}
-    for run, found in zip(values["runs"], report.runs, strict=True):
-        run |= {"rows_per_second": found.rows_per_second, "computing_per_step": found.computing_per_step}
-        run["bottleneck"] = found.bottleneck.stage if found.bottleneck else None
-    return values
+    """The report as plain JSON values, with what follows from its fields; a trial is called a run there."""
+    trials = [
+        {
+            **asdict(trial),
+            "rows_per_second": trial.rows_per_second,
+            "computing_per_step": trial.computing_per_step,
+            "bottleneck": trial.bottleneck.stage if trial.bottleneck else None,
+        }
+        for trial in report.trials
+    ]
+    speedups = [
+        {"run" if key == "trial" else key: value for key, value in asdict(gain).items()} for gain in report.speedups
+    ]
+    return {
+        "runs": trials,
+        "parts": [asdict(component) for component in report.components],
+        "speedups": speedups,
+        "no_cold_run": report.no_cold_trial,
+        "verdict": report.verdict,
+    }
 
 
 def print_report(report: StallReport) -> None:
     """Tables on standard output; times in milliseconds a step."""
-    first = report.runs[0]
+    first = report.trials[0]
     print(f"{report.verdict}\n\n{first.steps:,} steps of {first.rows / first.steps:,.0f} rows; ms are of one step")
-    if report.no_cold_run:
-        print(f"no cold run: {report.no_cold_run}; what is to be fetched is not seen here")
+    if report.no_cold_trial:
+        print(f"no cold trial: {report.no_cold_trial}; what is to be fetched is not seen here")
     print_table(
-        ("run", "ms", "±", "rows/s", "ms waiting", "ms computing"),
+        ("trial", "ms", "±", "rows/s", "ms waiting", "ms computing"),
         [
             (
-                run.name,
-                _ms(run.seconds_per_step),
-                _ms(run.standard_error),
-                f"{run.rows_per_second:,.0f}",
-                _ms(run.waiting_per_step),
-                _ms(run.computing_per_step),
+                trial.name,
+                _ms(trial.seconds_per_step),
+                _ms(trial.standard_error),
+                f"{trial.rows_per_second:,.0f}",
+                _ms(trial.waiting_per_step),
+                _ms(trial.computing_per_step),
             )
-            for run in report.runs
+            for trial in report.trials
         ],
     )
     print_table(
         ("part of a step", "ms", "±", "share", "ms waiting", "ms computing"),
         [
             (
-                part.name,
-                _ms(part.seconds_per_step),
-                _ms(part.standard_error),
-                f"{part.share:.1%}",
-                _ms(part.waiting_per_step),
-                _ms(part.seconds_per_step - part.waiting_per_step),
+                component.name,
+                _ms(component.seconds_per_step),
+                _ms(component.standard_error),
+                f"{component.share:.1%}",
+                _ms(component.waiting_per_step),
+                _ms(component.seconds_per_step - component.waiting_per_step),
             )
-            for part in report.parts
+            for component in report.components
         ],
     )
     print_table(
-        ("stage", *(f"{run.name} {what}" for run in report.runs[1:] for what in ("thread ms", "threads busy"))),
+        ("stage", *(f"{trial.name} {what}" for trial in report.trials[1:] for what in ("thread ms", "threads busy"))),
         _stage_rows(report),
     )
     print_table(
         ("speed-up of", "by", "predicted", "measured"),
         [
-            (f"{gain.run} run", gain.change, f"{gain.predicted:.2f}×", f"{gain.measured:.2f}×" if gain.measured else "")
+            (
+                f"{gain.trial} trial",
+                gain.change,
+                f"{gain.predicted:.2f}×",
+                f"{gain.measured:.2f}×" if gain.measured else "",
+            )
             for gain in report.speedups
         ],
     )
 
 
 def _stage_rows(report: StallReport) -> list[tuple[str, ...]]:
-    """A row for each stage of the pipeline, the bottleneck of each run marked."""
+    """A row for each stage of the pipeline, the bottleneck of each trial marked."""
     rows = []
-    for stage in dict.fromkeys(use.stage for run in report.runs for use in run.stages):
+    for stage in dict.fromkeys(use.stage for trial in report.trials for use in trial.stages):
         cells = [stage]
-        for run in report.runs[1:]:
-            use = next((use for use in run.stages if use.stage == stage), None)
-            mark = "← " if use is not None and use == run.bottleneck else ""
+        for trial in report.trials[1:]:
+            use = next((use for use in trial.stages if use.stage == stage), None)
+            mark = "← " if use is not None and use == trial.bottleneck else ""
             cells += [_ms(use.seconds_per_step), f"{mark}{use.busy_share:.0%}"] if use else ["", ""]
         rows.append(tuple(cells))
     return rows

@@ -126,7 +126,7 @@ def study_verb(arguments: list[str]) -> int:
     default = StudyArguments(config=known.config, out=known.out, jobs=known.jobs, arms=known.arms, settings=file.base)
     given = parse(StudyArguments, arguments, "study", default=default, underscores=True)
     console = Console()
-    end = run_study(file.plan(given.settings), given.out, jobs=given.jobs, arms=given.arms, console=console)
+    end = run_study(file.unfold(given.settings), given.out, jobs=given.jobs, arms=given.arms, console=console)
     page = write_study_report(given.out)
     console.say(f"{end}; report {page.resolve().as_uri()}")
     return end.exit_code

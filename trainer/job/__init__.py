@@ -1,16 +1,21 @@
-"""One run: put together, resumed, observed and stopped."""
+"""One run: put together, resumed, observed and stopped.
+
+stop = train(load_config("config.toml"), "RUN", console=Console())
+raise SystemExit(stop.exit_code)
+"""
 
 from __future__ import annotations
 
-from trainer.job.assembly import Parts, evaluate_run
 from trainer.job.daemon import train
-from trainer.job.run_directory import FIXED_SECTIONS
+from trainer.job.learner import Learner, evaluate_run
 from trainer.job.signals import stop_signals
+from trainer.job.training_state import TrainingState, open_training
 
 __all__ = [
-    "FIXED_SECTIONS",
-    "Parts",
+    "Learner",
+    "TrainingState",
     "evaluate_run",
+    "open_training",
     "stop_signals",
     "train",
 ]

@@ -1,9 +1,11 @@
-"""The long-running training job: puts a run together, continues it where it stopped, and keeps it observable."""
+"""The long-running training job: builds a run, continues it from its checkpoint, serves its state, trains, closes."""
 
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from ops.live import LiveStatus
@@ -11,205 +13,209 @@ from ops.metrics import Metrics
 from ops.server import Server
 from ops.step_clock import StepClock
 from pipeline.addresses import without_secrets
-from trainer.config import Config, config_errors
+from pipeline.shards import Manifest
+from trainer.config import Config, MetricsConfig, config_errors
 from trainer.console import Console
-from trainer.job.assembly import Parts
-from trainer.job.observer import RunObserver
+from trainer.job.observer import Outlets, RunObserver
 from trainer.job.run_directory import RunDirectory
 from trainer.job.signals import stop_signals
-from trainer.learner import scheduled_rate
-from trainer.loop import Loop, Position, Stop
+from trainer.job.training_state import TrainingState, open_training
+from trainer.loop import Position, Stop, Timetable
 from trainer.records import Checkpoint, load_latest
-from trainer.step import TrainStep
 
 
 def train(config: Config, run: str | Path, *, console: Console) -> Stop:
     """Trains `config` in the run directory `run`, continuing from its newest whole checkpoint.
 
-    Raises: pipeline.errors.InputError for what the user gave (exit code 2), OSError where reading or writing failed
+    Raises: pipeline.errors.InputError for what the user gave (exit code 2), OSError if reading or writing failed
     (74); the run's event log has it too, unless the run directory could not be opened.
     """
     config = config.resolved()
-    with ExitStack() as stack:
-        parts = Parts(config, stack)
-        directory = stack.enter_context(RunDirectory(run, config))
-        try:
-            return Job(config, parts, directory, console, stack).run()
-        except Exception as error:
-            with suppress(OSError):  # a full disk, which the error tells of already
-                directory.event("failed", message=f"{type(error).__name__}: {error}")
-            raise
+    manifest = Manifest.load(config.data.path)
+    with (
+        open_training(config, manifest) as state,
+        RunDirectory(run, config) as directory,
+        failures_recorded(directory),
+    ):
+        outlets = open_outlets(config, state, directory, console)
+        with served(config.metrics, outlets) as mark_ready:
+            position = resume(config, state, outlets)
+            with (
+                stop_signals(lambda name: console.say(_stopping(name))) as stopping,
+                console.progress("training", state.total_steps, unit="steps", start=position.step) as line,
+            ):
+                observer = RunObserver(outlets, state.feed, line)
+                job = Job(config=config, state=state, outlets=outlets, observer=observer, stopping=stopping.is_set)
+                return job.run(position, mark_ready)
 
 
+@contextmanager
+def failures_recorded(directory: RunDirectory) -> Iterator[None]:
+    """Within it an error is written to the run's event log on its way out."""
+    try:
+        yield
+    except Exception as error:
+        with suppress(OSError):  # a full disk, which the error tells of already
+            directory.event("failed", message=f"{type(error).__name__}: {error}")
+        raise
+
+
+def open_outlets(config: Config, state: TrainingState, directory: RunDirectory, console: Console) -> Outlets:
+    """The outlets of a run that has said nothing yet; its clock starts here."""
+    clock = StepClock()
+    live = LiveStatus(
+        clock, run=str(directory.path), total_steps=state.total_steps, budget_seconds=config.budget.seconds
+    )
+    return Outlets(directory=directory, metrics=Metrics(), live=live, clock=clock, console=console)
+
+
+@contextmanager
+def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Callable[[], None]]:
+    """Within it metrics and live page are served, unless switched off; gives what to call once training begins.
+
+    Raises: ConfigError or ops.server.AddressError for an address that cannot be listened on.
+    """
+    if address.port < 0:
+        yield lambda: None
+        return
+    with config_errors():
+        server = Server(outlets.metrics, address.host, address.port, outlets.live.snapshot)
+    with closing(server):
+        server.start()
+        outlets.console.say(f"live page {server.url}  metrics {server.url}metrics")
+        yield server.mark_ready
+
+
+def resume(config: Config, state: TrainingState, outlets: Outlets) -> Position:
+    """Puts the run back to its newest whole checkpoint, its records cut back to it; or begins it, at step 0.
+
+    Raises: as `load_latest` and `TrainingState.load`.
+    """
+    directory = outlets.directory
+    found = load_latest(directory.path, device=state.learner.device)
+    if found is None:
+        directory.begin(config, records={})
+        directory.event("start", step=0)
+        return Position()
+    position = state.load(found, run=directory.path)
+    directory.begin(config, records=found.state["records"])
+    directory.event("resume", step=position.step, checkpoint=found.path.name)
+    _warn_of_changes(found, state, outlets)
+    outlets.live.resume(
+        step=position.step,
+        epoch=state.feed.position.epoch,
+        rows=position.rows,
+        training_seconds=position.training_seconds,
+    )
+    outlets.console.say(f"continuing {directory.path} at step {position.step:,}")
+    return position
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """One process's work on one run: resume, loop, evaluations, checkpoints, and what is told to the outside."""
+    """One process's work on one run: the loop, and what the loop asks for between its steps."""
 
-    def __init__(
-        self, config: Config, parts: Parts, directory: RunDirectory, console: Console, stack: ExitStack
-    ) -> None:
-        self.config, self.parts, self.directory, self.console = config, parts, directory, console
-        self.clock, self.metrics = StepClock(), Metrics()
-        self.live = LiveStatus(
-            self.clock,
-            run=str(directory.path),
-            total_steps=parts.total_steps,
-            budget_seconds=config.budget.seconds,
-        )
-        self.server = self._serve(stack)
-        self.position = self._resume()
-        self.stopping = stack.enter_context(stop_signals(self._on_signal))
-        line = stack.enter_context(
-            console.progress("training", parts.total_steps, unit="steps", start=self.position.step)
-        )
-        self.observer = RunObserver(
-            directory=directory,
-            metrics=self.metrics,
-            live=self.live,
-            clock=self.clock,
-            feed=parts.feed,
-            console=console,
-            line=line,
-        )
+    config: Config
+    state: TrainingState
+    outlets: Outlets
+    observer: RunObserver
+    stopping: Callable[[], bool]
 
-    def run(self) -> Stop:
-        """Trains to the end of the budget, the target, divergence or a signal."""
-        config, parts = self.config, self.parts
-        loop = Loop(
-            feed=parts.feed,
-            train_step=TrainStep(
-                model=parts.model,
-                optimizer=parts.optimizer,
-                worker=parts.worker,
-                average=parts.average,
-                clock=self.clock,
+    def run(self, position: Position, mark_ready: Callable[[], None]) -> Stop:
+        """Trains from `position` to the end of the budget, the target, divergence or a signal."""
+        loop = self.state.loop(
+            clock=self.outlets.clock,
+            timetable=Timetable(
+                budget=self.config.budget,
+                total_steps=self.state.total_steps,
+                evaluation=self.config.eval,
+                checkpoint=self.config.checkpoint,
             ),
-            policy=parts.policy,
-            worker=parts.worker,
-            clock=self.clock,
+            host=self,
             observer=self.observer,
-            budget=config.budget,
-            evaluation=config.eval,
-            total_steps=parts.total_steps,
-            checkpoint_every_steps=config.checkpoint.every_steps,
-            checkpoint_every_seconds=config.checkpoint.every_seconds,
-            scheduled_rate=lambda step: scheduled_rate(
-                config.schedule, step=step, total_steps=parts.total_steps, peak=parts.peak
-            ),
-            evaluate=self._evaluate,
-            save=self._save,
-            stopping=self.stopping.is_set,
-            position=self.position,
+            position=position,
         )
         ended = loop.ended()
         if ended is not None:
-            self.console.say(
-                f"{self.directory.path}: nothing to do, {ended.text} at step {self.position.step:,} already"
+            self.outlets.console.say(
+                f"{self.outlets.directory.path}: nothing to do, {ended.text} at step {position.step:,} already"
             )
             return ended
-        missing = [name for name in config.eval.splits if name not in parts.splits]
-        if missing:
-            self.console.warn(
-                f"{without_secrets(config.data.path)}: has no rows in {', '.join(missing)}; nothing to evaluate there"
-            )
-        self.live.state("training")
-        if self.server is not None:
-            self.server.mark_ready()
+        self._warn_of_missing_splits()
+        self.outlets.live.state("training")
+        mark_ready()
         stop = loop.run()
-        self.live.state(stop.text)
-        skipped = parts.feed.skipped_rows
-        self.directory.event("stop", step=self.position.step, reason=stop.name.lower(), skipped_rows=skipped)
-        (self.directory.path / "metrics.prom").write_text(self.metrics.exposition(), encoding="utf-8")
-        left_out = f" ({skipped:,} damaged rows left out)" if skipped else ""
-        self.console.say(f"{stop.text} at step {self.position.step:,}{left_out}; run directory {self.directory.path}")
+        self._record_end(stop, position)
         return stop
 
-    def _serve(self, stack: ExitStack) -> Server | None:
-        """The metrics server, listening before the first step; None where it is switched off."""
-        address = self.config.metrics
-        if address.port < 0:
-            return None
-        with config_errors():
-            server = Server(self.metrics, address.host, address.port, self.live.snapshot)
-        stack.callback(server.close)
-        server.start()
-        self.console.say(f"live page {server.url}  metrics {server.url}metrics")
-        return server
-
-    def _resume(self) -> Position:
-        """Continues from the newest whole checkpoint, or starts at step 0; records are cut back to it."""
-        found = load_latest(self.directory.path, device=self.parts.device)
-        if found is None:
-            self.directory.begin(self.config, records={})
-            self.directory.event("start", step=0)
-            return Position()
-        position = self.parts.load(found.tensors, found.state, where=self.directory.path)
-        self.directory.begin(self.config, records=found.state["records"])
-        self.directory.event("resume", step=position.step, checkpoint=found.path.name)
-        self._warn_of_changes(found)
-        self.live.resume(
-            step=position.step,
-            epoch=self.parts.feed.position.epoch,
-            rows=position.rows,
-            training_seconds=position.training_seconds,
-        )
-        self.console.say(f"continuing {self.directory.path} at step {position.step:,}")
-        return position
-
-    def _warn_of_changes(self, found: Checkpoint) -> None:
-        """What makes this run another than it would have been without the stop."""
-        for damaged in found.damaged:
-            self._warn(f"{damaged}; continuing from {found.path.name}", step=found.step)
-        before, now = found.state["total_steps"], self.parts.total_steps
-        if before != now:
-            self._warn(
-                f"the budget was {before} steps and is {now}; a schedule or policy that counts on it changes with it",
-                step=found.step,
-            )
-
-    def _warn(self, message: str, *, step: int) -> None:
-        self.directory.event("warning", step=step, message=message)
-        self.console.warn(message)
-
-    def _save(self, final: bool) -> None:
-        """Saves a checkpoint. One that fails mid-run is counted and tried again when due; the last one raises."""
-        step = self.position.step
-        if not self.parts.finite():
-            self._warn(f"no checkpoint at step {step:,}: weights are not finite, the one before stays", step=step)
-            return
-        self.live.state("saving")
-        try:
-            path = self.parts.save(
-                self.directory.path, self.position, self.directory.lengths(), keep=self.config.checkpoint.keep
-            )
-        except OSError as error:
-            self.metrics.checkpoint(ok=False)
-            if final:
-                raise
-            self._warn(f"no checkpoint at step {step:,} ({error}); training goes on", step=step)
-        else:
-            self.metrics.checkpoint(ok=True)
-            self.directory.event("checkpoint", step=step, checkpoint=path.name)
-        self.live.state("training")
-
-    def _evaluate(self) -> dict[str, float] | None:
-        """The loss of every split; None, and nothing recorded, where a signal came in between."""
-        self.live.state("evaluating")
+    def evaluate(self, position: Position) -> dict[str, float] | None:
+        """The loss of every split; None, and nothing recorded, if a signal came in between."""
+        self.outlets.live.state("evaluating")
         found = []
-        for split in self.parts.splits:
+        for split in self.state.splits:
             began = time.monotonic()
-            evaluation = self.parts.evaluate(self.config.data, self.config.eval, split, stopping=self.stopping.is_set)
-            if self.stopping.is_set():
+            evaluation = self.state.learner.evaluate(
+                self.config.data, self.state.manifest, self.config.eval, split, stopping=self.stopping
+            )
+            if self.stopping():
                 return None
             found.append((evaluation, time.monotonic() - began))
         for evaluation, seconds in found:
             self.observer.on_evaluation(
-                evaluation,
-                step=self.position.step,
-                seconds=seconds,
-                training_seconds=self.position.training_seconds,
+                evaluation, step=position.step, seconds=seconds, training_seconds=position.training_seconds
             )
-        self.live.state("training")
+        self.outlets.live.state("training")
         return {evaluation.split: evaluation.loss for evaluation, _ in found}
 
-    def _on_signal(self, name: str) -> None:
-        self.console.say(f"{name}: stopping after this step, then saving; again to stop at once")
+    def save(self, position: Position, *, final: bool) -> None:
+        """Saves a checkpoint. One that fails mid-run is counted and tried again when due; the last one raises."""
+        outlets, step = self.outlets, position.step
+        if not self.state.learner.finite():
+            outlets.warn(f"no checkpoint at step {step:,}: weights are not finite, the one before stays", step=step)
+            return
+        outlets.live.state("saving")
+        try:
+            path = self.state.save(
+                outlets.directory.path, position, outlets.directory.lengths(), keep=self.config.checkpoint.keep
+            )
+        except OSError as error:
+            outlets.metrics.checkpoint(ok=False)
+            if final:
+                raise
+            outlets.warn(f"no checkpoint at step {step:,} ({error}); training goes on", step=step)
+        else:
+            outlets.metrics.checkpoint(ok=True)
+            outlets.directory.event("checkpoint", step=step, checkpoint=path.name)
+        outlets.live.state("training")
+
+    def _warn_of_missing_splits(self) -> None:
+        missing = [name for name in self.config.eval.splits if name not in self.state.splits]
+        if missing:
+            self.outlets.console.warn(
+                f"{without_secrets(self.config.data.path)}: has no rows in {', '.join(missing)}; nothing to evaluate "
+                "there"
+            )
+
+    def _record_end(self, stop: Stop, position: Position) -> None:
+        outlets, skipped = self.outlets, self.state.feed.skipped_rows
+        outlets.live.state(stop.text)
+        outlets.directory.event("stop", step=position.step, reason=stop.name.lower(), skipped_rows=skipped)
+        (outlets.directory.path / "metrics.prom").write_text(outlets.metrics.exposition(), encoding="utf-8")
+        left_out = f" ({skipped:,} damaged rows left out)" if skipped else ""
+        outlets.console.say(f"{stop.text} at step {position.step:,}{left_out}; run directory {outlets.directory.path}")
+
+
+def _warn_of_changes(found: Checkpoint, state: TrainingState, outlets: Outlets) -> None:
+    """Says what makes this run another than it would have been without the stop."""
+    for damaged in found.damaged:
+        outlets.warn(f"{damaged}; continuing from {found.path.name}", step=found.step)
+    before, now = found.state["total_steps"], state.total_steps
+    if before != now:
+        outlets.warn(
+            f"the budget was {before} steps and is {now}; a schedule or policy that counts on it changes with it",
+            step=found.step,
+        )
+
+
+def _stopping(signal_name: str) -> str:
+    return f"{signal_name}: stopping after this step, then saving; again to stop at once"

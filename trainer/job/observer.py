@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ops.live import LiveStatus
@@ -22,22 +22,28 @@ SMOOTHING = 0.98
 """Share of the old value in the terminal's loss."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outlets:
+    """Where a run's news goes: its directory, the metrics, the live page, the terminal; and the clock it goes by."""
+
+    directory: RunDirectory
+    metrics: Metrics
+    live: LiveStatus
+    clock: StepClock
+    console: Console
+
+    def warn(self, message: str, *, step: int) -> None:
+        """A sentence that people should see, in the event log and on the terminal."""
+        self.directory.event("warning", step=step, message=message)
+        self.console.warn(message)
+
+
 class RunObserver:
     """Writes RUN/*.jsonl and keeps metrics, live page and terminal up to date. It never decides anything."""
 
-    def __init__(
-        self,
-        *,
-        directory: RunDirectory,
-        metrics: Metrics,
-        live: LiveStatus,
-        clock: StepClock,
-        feed: Feed,
-        console: Console,
-        line: ProgressLine,
-    ) -> None:
-        self._directory, self._metrics, self._live = directory, metrics, live
-        self._clock, self._feed, self._console, self._line = clock, feed, console, line
+    def __init__(self, outlets: Outlets, feed: Feed, line: ProgressLine) -> None:
+        self._outlets, self._feed, self._line = outlets, feed, line
+        self._directory, self._metrics, self._live = outlets.directory, outlets.metrics, outlets.live
         self._smooth_loss = math.nan
         self._recent_seconds = math.nan
         self._alpha: float | None = None
@@ -67,9 +73,9 @@ class RunObserver:
         skipped = self._feed.skipped_rows - self._skipped_rows
         if skipped and not self._warned:
             self._warned = True
-            message = "damaged rows are left out, and counted; run `alphastream verify` on the data"
-            self._directory.event("warning", step=step, message=message)
-            self._console.warn(message)
+            self._outlets.warn(
+                "damaged rows are left out, and counted; run `alphastream verify` on the data", step=step
+            )
         self._skipped_rows += skipped
         self._metrics.rejected_rows(skipped)
 
@@ -78,7 +84,7 @@ class RunObserver:
         self._recent_seconds = _smooth(self._recent_seconds, timing.seconds)
         alpha = "" if self._alpha is None else f"  α* {self._alpha:.2e}"
         speed = rows / self._recent_seconds
-        wait = self._clock.bound().data_share
+        wait = self._outlets.clock.bound().data_share
         self._line.update(
             step + 1, f"loss {self._smooth_loss:.4f}  lr {rate:.2e}{alpha}  {speed:,.0f} rows/s  data wait {wait:.0%}"
         )
@@ -102,7 +108,7 @@ class RunObserver:
         """A sentence for people, such as what a policy just changed."""
         self._directory.event("policy", step=step, message=message)
         self._live.message(step, message)
-        self._console.say(message)
+        self._outlets.console.say(message)
 
     def on_evaluation(self, evaluation: Evaluation, *, step: int, seconds: float, training_seconds: float) -> None:
         """One split's evaluation after `step` steps."""
@@ -114,13 +120,13 @@ class RunObserver:
         self._metrics.evaluation(evaluation.split, evaluation.loss, evaluation.auc, evaluation.normalized_entropy)
         self._live.evaluation(step, evaluation.split, loss=evaluation.loss, auc=evaluation.auc)
         auc = "" if evaluation.auc is None else f"  AUC {evaluation.auc:.4f}"
-        self._console.say(
+        self._outlets.console.say(
             f"step {step}: {evaluation.split} loss {evaluation.loss:.5f}{auc}  ({evaluation.rows:,} rows)"
         )
 
 
 OPTIONAL = ("biased", "hybrid", "diagnostics", "groups")
-"""Fields of alpha.jsonl that stand there only where they were asked for."""
+"""Fields of alpha.jsonl that are left out unless they were asked for."""
 
 
 def _smooth(old: float, new: float) -> float:

@@ -12,13 +12,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.shards import MANIFEST, write_atomically
-from trainer.config import Config, ConfigError, config_to_toml, differing_keys, load_config
+from trainer.config import FIXED_SECTIONS, Config, ConfigError, config_to_toml, differing_keys, load_config
 from trainer.records import Records
 
 CONFIG = "config.toml"
 RECORD_FILES = ("steps", "alpha", "evals", "events")
-FIXED_SECTIONS = ("data", "model", "optimizer", "schedule", "stepsize")
-"""Sections that decide what a run computes, and that a continued one may not change, except for `FREE_KEYS`."""
 FREE_KEYS = (
     "data.path",
     "data.cache_path",

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from trainer.learner.averaging import WeightAverage, build_average
-from trainer.learner.evaluation import Evaluation, evaluate
-from trainer.learner.model import ModelConfig, build_model, count_parameters
-from trainer.learner.optimizers import (
-    OptimizerConfig,
-    build_optimizer,
-    evaluation_mode,
-    learning_rate,
-    set_learning_rate,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from trainer.learner.config import ModelConfig, OptimizerConfig, load_preset
 from trainer.learner.schedules import ScheduleConfig, scheduled_rate
+
+if TYPE_CHECKING:
+    from trainer.learner.averaging import WeightAverage, build_average
+    from trainer.learner.evaluation import Evaluation, evaluate
+    from trainer.learner.model import build_model, count_parameters
+    from trainer.learner.optimizers import build_optimizer, evaluation_mode, learning_rate
 
 __all__ = [
     "Evaluation",
@@ -27,6 +27,25 @@ __all__ = [
     "evaluate",
     "evaluation_mode",
     "learning_rate",
+    "load_preset",
     "scheduled_rate",
-    "set_learning_rate",
 ]
+
+_FILES = {
+    "Evaluation": "evaluation",
+    "WeightAverage": "averaging",
+    "build_average": "averaging",
+    "build_model": "model",
+    "build_optimizer": "optimizers",
+    "count_parameters": "model",
+    "evaluate": "evaluation",
+    "evaluation_mode": "optimizers",
+    "learning_rate": "optimizers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch, imported when it is first asked for (PEP 562)."""
+    if name not in _FILES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_FILES[name]}"), name)

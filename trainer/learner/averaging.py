@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from trainer.learner.optimizers import OptimizerConfig
+from trainer.learner.config import OptimizerConfig
 
 UPDATES = "#updates"
 """Key of the count in the state; no parameter can have this name."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,12 +125,6 @@ def evaluate(model: nn.Module, batches: Iterable[ModelInputs], *, split: str) ->
     finally:
         model.train(training)
     return evaluator.result(split)
-
-
-def evaluate_splits(model: nn.Module, splits: Mapping[str, Iterable[ModelInputs]]) -> Iterator[Evaluation]:
-    """`evaluate` for every split by name, in order, each when it is asked for."""
-    for split, batches in splits.items():
-        yield evaluate(model, batches, split=split)
 
 
 def _twice_ordered_pairs(negatives: NDArray[np.float32], positives: NDArray[np.float32]) -> int:

@@ -4,83 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-PRESETS_FOLDER = Path(__file__).with_name("presets")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The `[model]` section. What is None comes from the preset."""
-
-    preset: str = "dlrm-tiny"
-    """Named sizes: "dlrm-small" (AlgoPerf's, 539M parameters) or "dlrm-tiny" (4M, for one machine)."""
-    table_rows: int | None = None
-    """Rows of the one embedding table that all sparse features share."""
-    embedding_dim: int | None = None
-    """Width of an embedding, and of the bottom MLP's output."""
-    bottom: tuple[int, ...] | None = None
-    """Widths of the bottom MLP's layers; the last must equal `embedding_dim`."""
-    top: tuple[int, ...] | None = None
-    """Widths of the top MLP's layers; the last must be 1."""
-    dropout: float | None = None
-    """Share of the last hidden layer of the top MLP that is dropped while training."""
-
-    def __post_init__(self) -> None:
-        for name in ("table_rows", "embedding_dim"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value < 2**31:
-                raise ValueError(f"model.{name} is {value}; give a whole number from 1 to 2³¹ − 1")
-        for name in ("bottom", "top"):
-            widths = getattr(self, name)
-            if widths is not None and (not widths or min(widths) < 1):
-                raise ValueError(f"model.{name} is {list(widths)}; give at least one width, all positive")
-        if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"model.dropout is {self.dropout}; give a share from 0 to below 1")
-
-    def resolved(self) -> ModelConfig:
-        """The same with every None filled from the preset.
-
-        Where `embedding_dim` is given and `bottom` is not, the preset's bottom MLP ends in that width.
-
-        Raises: ValueError for an unknown preset or sizes that do not fit one another.
-        """
-        values = load_preset(self.preset)["model"]
-        given = {name: getattr(self, name) for name in values if getattr(self, name) is not None}
-        merged = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()} | given
-        if "embedding_dim" in given and "bottom" not in given:
-            merged["bottom"] = (*merged["bottom"][:-1], merged["embedding_dim"])
-        if merged["bottom"][-1] != merged["embedding_dim"]:
-            raise ValueError(
-                f"model.bottom ends in {merged['bottom'][-1]} and model.embedding_dim is {merged['embedding_dim']}; "
-                "make them equal, the interaction multiplies both"
-            )
-        if merged["top"][-1] != 1:
-            raise ValueError(f"model.top ends in {merged['top'][-1]}; end it in 1, for the logit")
-        return replace(self, **merged)
-
-
-def preset_names() -> list[str]:
-    """The names that `model.preset` accepts."""
-    return sorted(path.stem for path in PRESETS_FOLDER.glob("*.toml"))
-
-
-def load_preset(name: str) -> dict[str, dict[str, Any]]:
-    """The preset's TOML: section → key → value, with at least `[model]` and `[optimizer]`.
-
-    Raises: ValueError for a name that is none of `preset_names()`.
-    """
-    if name not in preset_names():
-        raise ValueError(f"model.preset is {name!r}; known presets are {', '.join(preset_names())}")
-    return tomllib.loads((PRESETS_FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+from trainer.learner.config import ModelConfig
 
 
 class DLRM(nn.Module):

@@ -6,38 +6,15 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from trainer.learner.model import load_preset
+from trainer.learner.config import OWN, PACKAGED, OptimizerConfig
 from trainer.learner.muon import MuonWithAdamW
 from trainer.learner.nadamw import NAdamW
-
-OWN = {"nadamw": NAdamW, "muon": MuonWithAdamW}
-
-PACKAGED = {
-    "schedulefree_adamw": ("schedulefree", "AdamWScheduleFree"),
-    "schedulefree_radam": ("schedulefree", "RAdamScheduleFree"),
-    "schedulefree_sgd": ("schedulefree", "SGDScheduleFree"),
-    "prodigy": ("prodigyopt", "Prodigy"),
-    "dadapt_adagrad": ("dadaptation", "DAdaptAdaGrad"),
-    "dadapt_adam": ("dadaptation", "DAdaptAdam"),
-    "dadapt_adan": ("dadaptation", "DAdaptAdan"),
-    "dadapt_lion": ("dadaptation", "DAdaptLion"),
-    "dadapt_sgd": ("dadaptation", "DAdaptSGD"),
-    "dog": ("dog", "DoG"),
-    "ldog": ("dog", "LDoG"),
-}
-"""Our name → module and class, of what the extra `optimizers` installs."""
-
-REFUSED = {
-    "lbfgs": "evaluates the loss several times a step through a closure, which the training step does not give",
-    "sparseadam": "needs sparse gradients, and the table's are dense",
-}
 
 ALGOPERF_SCHEDULE_FREE = {
     "lr": 0.0025,
@@ -47,51 +24,6 @@ ALGOPERF_SCHEDULE_FREE = {
     "weight_lr_power": 2.0,
 }
 """AlgoPerf's self-tuning winner; its warm-up is left to `schedule.name = "warmup_constant"`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """The `[optimizer]` section. What is None comes from the preset (for its own optimizer) or the optimizer itself."""
-
-    name: str = "nadamw"
-    """nadamw, any class of torch.optim in lower case, or one of the extra `optimizers`, e.g. schedulefree_adamw."""
-    lr: float | None = None
-    """Learning rate: the peak of the schedule."""
-    betas: tuple[float, float] | None = None
-    """Decay rates of the first and second moment, where the optimizer has them."""
-    eps: float | None = None
-    """Added to the denominator, where the optimizer has one."""
-    weight_decay: float | None = None
-    """Decay λ; decoupled from the gradient in nadamw and adamw."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Any further keyword argument of the optimizer, e.g. momentum = 0.9."""
-    average: Literal["none", "ema", "polyak"] = "none"
-    """What is evaluated: the weights themselves, their exponential moving average, or their mean since the start."""
-    average_decay: float = 0.99
-    """Share of the old average that survives one step of "ema"."""
-
-    def __post_init__(self) -> None:
-        if self.lr is not None and not 0.0 <= self.lr < float("inf"):
-            raise ValueError(f"optimizer.lr is {self.lr}; give a finite number from 0")
-        if not 0.0 <= self.average_decay < 1.0:
-            raise ValueError(f"optimizer.average_decay is {self.average_decay}; give a number from 0 to below 1")
-        _class_of(self.name)
-
-    def resolved(self, preset: str) -> OptimizerConfig:
-        """The same with every None that `preset` has a value for filled, if the preset is for this optimizer.
-
-        Raises: ValueError for an unknown preset.
-        """
-        values = load_preset(preset)["optimizer"]
-        if values["name"] != self.name.lower():
-            return self
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        return replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})
-
-
-def optimizer_names() -> list[str]:
-    """Every name that `optimizer.name` accepts, whether its package is installed or not."""
-    return sorted((set(OWN) | set(_torch_classes()) | set(PACKAGED)) - set(REFUSED))
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
@@ -128,15 +60,6 @@ def learning_rate(optimizer: Optimizer) -> float:
     return float(optimizer.param_groups[0]["lr"])
 
 
-def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give every parameter group the rate, in place where it is a tensor."""
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
-
-
 @contextmanager
 def evaluation_mode(optimizer: Optimizer) -> Iterator[None]:
     """Within it the weights are those to evaluate (schedule-free optimizers train at other points than they answer).
@@ -164,31 +87,13 @@ def _switch(optimizer: Optimizer, mode: Literal["train", "eval"]) -> None:
         switch()
 
 
-def _torch_classes() -> dict[str, Callable[..., Optimizer]]:
-    classes = vars(torch.optim).values()
-    return {
-        value.__name__.lower(): value
-        for value in classes
-        if inspect.isclass(value) and issubclass(value, Optimizer) and value is not Optimizer
-    }
-
-
 def _class_of(name: str) -> Callable[..., Optimizer]:
+    """The class that a checked name stands for."""
     key = name.lower()
-    if key in REFUSED:
-        raise ValueError(f"optimizer.name is {name!r}, which {REFUSED[key]}; choose another, e.g. nadamw")
-    if key in OWN:
-        return OWN[key]
     if key in PACKAGED:
         module, attribute = PACKAGED[key]
-        try:
-            return getattr(importlib.import_module(module), attribute)
-        except ImportError:
-            raise ValueError(
-                f"optimizer.name is {name!r}, but the package {module!r} is not installed; "
-                "install the extra: pip install 'alphastream[optimizers]'"
-            ) from None
-    classes = _torch_classes()
-    if key not in classes:
-        raise ValueError(f"optimizer.name is {name!r}; known are {', '.join(optimizer_names())}")
+        return getattr(importlib.import_module(module), attribute)
+    if key in OWN:
+        return {"nadamw": NAdamW, "muon": MuonWithAdamW}[key]
+    classes = {attribute.lower(): value for attribute, value in vars(torch.optim).items()}
     return classes[key]

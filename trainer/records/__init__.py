@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from trainer.records.checkpoint import (
-    Checkpoint,
-    CheckpointConfig,
-    load_latest,
-    random_state,
-    restore_random_state,
-    save_checkpoint,
-    seed_generators,
-    verify_checkpoints,
-)
-from trainer.records.history import EVALUATION_FIELDS, Column, RunLog
-from trainer.records.records import Records, read_records
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from trainer.records.config import CheckpointConfig
+
+if TYPE_CHECKING:
+    from trainer.records.checkpoint import (
+        Checkpoint,
+        load_latest,
+        random_state,
+        restore_random_state,
+        save_checkpoint,
+        seed_generators,
+        verify_checkpoints,
+    )
+    from trainer.records.history import EVALUATION_FIELDS, Column, RunHistory
+    from trainer.records.records import Records, read_records
 
 __all__ = [
     "EVALUATION_FIELDS",
@@ -21,7 +26,7 @@ __all__ = [
     "CheckpointConfig",
     "Column",
     "Records",
-    "RunLog",
+    "RunHistory",
     "load_latest",
     "random_state",
     "read_records",
@@ -30,3 +35,25 @@ __all__ = [
     "seed_generators",
     "verify_checkpoints",
 ]
+
+_FILES = {
+    "EVALUATION_FIELDS": "history",
+    "Checkpoint": "checkpoint",
+    "Column": "history",
+    "Records": "records",
+    "RunHistory": "history",
+    "load_latest": "checkpoint",
+    "random_state": "checkpoint",
+    "read_records": "records",
+    "restore_random_state": "checkpoint",
+    "save_checkpoint": "checkpoint",
+    "seed_generators": "checkpoint",
+    "verify_checkpoints": "checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs numpy or torch, imported when it is first asked for (PEP 562)."""
+    if name not in _FILES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_FILES[name]}"), name)

@@ -21,32 +21,12 @@ from torch import Tensor
 
 from pipeline.errors import InputError, StorageError
 from pipeline.shards import sync_folder
-from trainer.records.packing import pack, unpack
+from trainer.records.serialization import deserialize, serialize
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
 _NAME = re.compile(r"step-(\d{8,})(\.replaced)?")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """The `[checkpoint]` section: how often a run can be continued from, and how many such points are kept."""
-
-    every_steps: int | None = None
-    """Save after every so many steps; a run saves when it ends or is stopped in any case."""
-    every_seconds: float | None = 600.0
-    """Save after every so many seconds of training."""
-    keep: int = 3
-    """Newest checkpoints to keep."""
-
-    def __post_init__(self) -> None:
-        for name in ("every_steps", "every_seconds"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"checkpoint.{name} is {value}; give a positive number or leave it out")
-        if self.keep < 1:
-            raise ValueError(f"checkpoint.keep is {self.keep}; keep at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +63,7 @@ def save_checkpoint(
 ) -> Path:
     """Writes RUN/checkpoints/step-XXXXXXXX and deletes older ones beyond the `keep` newest.
 
-    `tensors` maps a file name to its named tensors. `state` is anything `packing.pack` takes, tensors
+    `tensors` maps a file name to its named tensors. `state` is anything `serialize` takes, tensors
     included, so `optimizer.state_dict()` of any optimizer goes in as it is.
     The folder appears under its name only when it is whole and on the disk; on any error it does not, and
     nothing older is lost. Checkpoints of later steps (of a future that was abandoned) are left alone.
@@ -203,13 +183,13 @@ def _manifest_or_damage(path: Path) -> dict[str, Any] | str:
 def _write_content(
     partial: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
 ) -> None:
-    packed_tensors: dict[str, Any] = {}
+    tensor_forms: dict[str, Any] = {}
     for name, values in tensors.items():
-        packed_tensors[name], stored = pack(dict(values))
+        tensor_forms[name], stored = serialize(dict(values))
         _save_tensors(stored, partial / f"{name}.safetensors")
-    packed_state, stored = pack(dict(state))
+    state_form, stored = serialize(dict(state))
     _save_tensors(stored, partial / "state.safetensors")
-    content = {"state": packed_state, "tensors": packed_tensors}
+    content = {"state": state_form, "tensors": tensor_forms}
     (partial / STATE).write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
     for path in partial.glob("*.safetensors"):
         path.chmod((partial / STATE).stat().st_mode)  # the library lets nobody but the owner read them
@@ -248,10 +228,10 @@ def _publish(partial: Path, final: Path) -> None:
 def _read_content(path: Path, device: torch.device | str) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     content = json.loads((path / STATE).read_text(encoding="utf-8"))
     tensors = {
-        name: unpack(packed, load_file(path / f"{name}.safetensors", device=str(device)))
-        for name, packed in content["tensors"].items()
+        name: deserialize(form, load_file(path / f"{name}.safetensors", device=str(device)))
+        for name, form in content["tensors"].items()
     }
-    return tensors, unpack(content["state"], load_file(path / "state.safetensors"))
+    return tensors, deserialize(content["state"], load_file(path / "state.safetensors"))
 
 
 def _listed(folder: Path) -> list[tuple[int, Path]]:

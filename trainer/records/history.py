@@ -9,14 +9,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.records.records import read_records
+
 Column = NDArray[np.float64]
-Line = TypeVar("Line")
 
 STEP_FIELDS = ("step", "epoch", "rows", "loss", "learning_rate", "scheduled_rate", "seconds")
 ALPHA_FIELDS = ("step", "age", "slope", "curvature", "relative", "absolute", "standard_error", "learning_rate")
@@ -25,7 +26,7 @@ VARIANTS = ("biased", "hybrid")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunLog:
+class RunHistory:
     """What a run recorded, each table as columns of equal length, NaN where a line has no number."""
 
     path: Path
@@ -42,23 +43,23 @@ class RunLog:
     messages: tuple[tuple[int | None, str], ...]
     """Sentences of the event log with the step they belong to, oldest first."""
     damaged_lines: int
-    """Lines that are no JSON object; a process that was killed leaves at most one a file."""
+    """Lines that are not JSON objects; a process that was killed leaves at most one a file."""
 
     @classmethod
-    def load(cls, run: Path) -> RunLog:
+    def load(cls, run: Path) -> RunHistory:
         """Reads the files that are there; a run in progress gives what is written so far."""
-        reader = _Reader()
-        steps, phases = _read_steps(reader.objects(run / "steps.jsonl", _StepLine))
-        alpha, outcomes = _read_alpha(reader.objects(run / "alpha.jsonl", dict))
+        damaged: list[int] = []
+        steps, phases = _read_steps(read_records(run / "steps.jsonl", _StepLine, damaged=damaged.append))
+        alpha, outcomes = _read_alpha(read_records(run / "alpha.jsonl", damaged=damaged.append))
         return cls(
             path=run,
             steps=steps,
             phases=phases,
             alpha=alpha,
             outcomes=outcomes,
-            evaluations=_read_evaluations(reader.objects(run / "evals.jsonl", dict)),
-            messages=tuple(_messages(reader.objects(run / "events.jsonl", dict))),
-            damaged_lines=reader.damaged,
+            evaluations=_read_evaluations(read_records(run / "evals.jsonl", damaged=damaged.append)),
+            messages=tuple(_messages(read_records(run / "events.jsonl", damaged=damaged.append))),
+            damaged_lines=len(damaged),
         )
 
     @cached_property
@@ -86,25 +87,6 @@ class _StepLine(msgspec.Struct):
     scheduled_rate: float | None = math.nan
     seconds: float | None = math.nan
     phases: dict[str, float | None] = {}
-
-
-class _Reader:
-    def __init__(self) -> None:
-        self.damaged = 0
-
-    def objects(self, path: Path, kind: type[Line]) -> Iterator[Line]:
-        """The JSON objects of a file, one a line; what is none is counted and passed over."""
-        if not path.is_file():
-            return
-        decode = msgspec.json.Decoder(kind).decode
-        with path.open("rb") as lines:
-            for line in lines:
-                try:
-                    value = decode(line)
-                except (msgspec.DecodeError, UnicodeDecodeError):
-                    self.damaged += bool(line.strip())
-                    continue
-                yield value
 
 
 def _number(value: Any) -> float:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
+
+import msgspec
+
+from pipeline.errors import StorageError
+
+Line = TypeVar("Line")
 
 
 class Records:
@@ -56,14 +62,37 @@ class Records:
             raise
 
 
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file, passing over a last line that was not written whole."""
-    if not path.exists():
+@overload
+def read_records(path: Path, *, damaged: Callable[[int], None] | None = None) -> Iterator[dict[str, Any]]: ...
+@overload
+def read_records(path: Path, kind: type[Line], *, damaged: Callable[[int], None] | None = None) -> Iterator[Line]: ...
+def read_records(path: Path, kind: Any = dict, *, damaged: Callable[[int], None] | None = None) -> Iterator[Any]:
+    """The objects of a JSON-lines file as `kind`, one a line, in order; none if there is no such file.
+
+    A line that is not such an object is damaged. Every one of them is passed over and told to `damaged` by its number,
+    counted from 1. Without `damaged` only a last line without its end, which a writer may still be at or may have been
+    killed at, is passed over.
+
+    Raises: StorageError for any other damaged line, if there is no `damaged` to tell.
+    """
+    if not path.is_file():
         return
+    decode = msgspec.json.Decoder(kind).decode
     with path.open("rb") as lines:
-        for line in lines:
-            if line.endswith(b"\n"):
-                yield json.loads(line)
+        for number, line in enumerate(lines, 1):
+            try:
+                record = decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                if not line.strip():
+                    continue
+                if damaged is not None:
+                    damaged(number)
+                elif line.endswith(b"\n"):
+                    raise StorageError(
+                        f"{path}: line {number} is damaged; restore the file from a backup, or delete that line"
+                    ) from None
+                continue
+            yield record
 
 
 def _finite(value: Any) -> Any:

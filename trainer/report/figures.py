@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
 
-from trainer.records import RunLog
+from trainer.records import RunHistory
 from trainer.report.plotting import (
     AMBER,
     BLUE,
@@ -59,7 +59,7 @@ MOST_RELATIVE = 1e4
 """The largest α* relative that an axis reaches for."""
 
 
-def figures(log: RunLog) -> dict[str, Figure]:
+def figures(log: RunHistory) -> dict[str, Figure]:
     """Every figure that the run has data for, by file stem, in the order of the report."""
     drawn = {"loss": loss_figure(log), "learning_rate": rate_figure(log), "time": time_figure(log)}
     if log.outcomes:
@@ -69,7 +69,7 @@ def figures(log: RunLog) -> dict[str, Figure]:
     return drawn
 
 
-def loss_figure(log: RunLog) -> Figure:
+def loss_figure(log: RunHistory) -> Figure:
     """Training loss, raw and smoothed, with the evaluations of every split."""
     figure, axes = new_figure("Loss", "mean binary cross-entropy (nats)")
     step, loss = log.steps["step"], log.steps["loss"]
@@ -92,7 +92,7 @@ def loss_figure(log: RunLog) -> Figure:
     return figure
 
 
-def rate_figure(log: RunLog) -> Figure:
+def rate_figure(log: RunHistory) -> Figure:
     """The learning rate that was applied against the one that α* stands for, and how often α* was negative."""
     windows = alpha_windows(log)
     if not windows:
@@ -129,7 +129,7 @@ def rate_figure(log: RunLog) -> Figure:
     return figure
 
 
-def time_figure(log: RunLog) -> Figure:
+def time_figure(log: RunHistory) -> Figure:
     """Where the time went: the phases of the steps along the run, and their share of all of it."""
     figure = Figure(figsize=(9.6, 4.8), layout="constrained")
     along, total = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -166,7 +166,7 @@ def time_figure(log: RunLog) -> Figure:
     return figure
 
 
-def alpha_figure(log: RunLog) -> Figure:
+def alpha_figure(log: RunHistory) -> Figure:
     """What came of the estimates of α*, and how the finite ones are spread."""
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     counts_axes, spread = figure.subplots(1, 2, width_ratios=(2, 3))
@@ -188,7 +188,7 @@ def alpha_figure(log: RunLog) -> Figure:
     return figure
 
 
-def bias_figure(log: RunLog) -> Figure:
+def bias_figure(log: RunHistory) -> Figure:
     """The estimators side by side: from one batch (biased), from two (unbiased), and from a mix (hybrid)."""
     figure, axes = new_figure("Biased against unbiased α*", "α* relative to the applied step")
     colors = {"relative": BLUE, "hybrid": PINK, "biased": ORANGE}
@@ -213,7 +213,7 @@ def _thin(values: np.ndarray) -> np.ndarray:
     return window_means(values, POINTS)
 
 
-def _loss_limits(axes: Axes, log: RunLog, smooth: np.ndarray) -> None:
+def _loss_limits(axes: Axes, log: RunHistory, smooth: np.ndarray) -> None:
     """Frame the curve, not its first steps: those may start far above."""
     losses = [smooth[len(smooth) // 50 :], *(table["loss"] for table in log.evaluations.values())]
     shown = np.concatenate(losses)
@@ -232,7 +232,7 @@ def _loss_limits(axes: Axes, log: RunLog, smooth: np.ndarray) -> None:
         axes.text(0.99, 0.97, text, transform=axes.transAxes, va="top", ha="right", fontsize=9)
 
 
-def _epochs(axes: Axes, log: RunLog) -> None:
+def _epochs(axes: Axes, log: RunHistory) -> None:
     starts = log.steps["step"][1:][np.diff(log.steps["epoch"]) > 0]
     if 0 < len(starts) <= 20:
         for start in starts:
@@ -240,12 +240,12 @@ def _epochs(axes: Axes, log: RunLog) -> None:
         axes.plot([], [], color=GREY, linewidth=0.8, linestyle=":", label="start of an epoch")
 
 
-def _applied(axes: Axes, log: RunLog) -> None:
+def _applied(axes: Axes, log: RunHistory) -> None:
     step, rate = log.steps["step"], log.steps["learning_rate"]
     axes.plot(_thin(step), _thin(rate), color=ORANGE, linewidth=2, label="applied")
 
 
-def _rate_scale(axes: Axes, log: RunLog, alphas: list[float]) -> None:
+def _rate_scale(axes: Axes, log: RunHistory, alphas: list[float]) -> None:
     rates = log.steps["learning_rate"]
     rates = rates[np.isfinite(rates) & (rates > 0)]
     typical = float(np.median(rates)) if len(rates) else float(np.median(np.abs(alphas)))
@@ -261,7 +261,7 @@ def _signed_log(axes: Axes, values: np.ndarray, *, edge: float) -> None:
     axes.axhline(0, color=GREY, linewidth=1)
 
 
-def _spread(axes: Axes, log: RunLog) -> None:
+def _spread(axes: Axes, log: RunHistory) -> None:
     relative = log.alpha["relative"][log.measured]
     style(axes, "Spread of α* relative to the applied step", "estimates")
     if len(relative) == 0:

@@ -14,7 +14,7 @@ import jinja2
 import numpy as np
 
 from pipeline.errors import InputError
-from trainer.records import EVALUATION_FIELDS, Column, RunLog
+from trainer.records import EVALUATION_FIELDS, Column, RunHistory
 from trainer.report.figures import figures
 from trainer.report.summary import alpha_windows, best_evaluation, bound, evaluation_at, rate_summary
 
@@ -56,7 +56,7 @@ def write_report(run: Path) -> Path:
     """
     if not run.is_dir():
         raise ReportError(f"{run}: is no run directory; give the folder that `alphastream train --run` wrote")
-    log = RunLog.load(run)
+    log = RunHistory.load(run)
     if len(log.steps["step"]) == 0:
         raise ReportError(f"{run}: holds no finished step in steps.jsonl; train it for at least one step first")
     folder = run / "report"
@@ -80,7 +80,7 @@ def write_report(run: Path) -> Path:
     return page
 
 
-def sentences(log: RunLog) -> list[str]:
+def sentences(log: RunHistory) -> list[str]:
     """The run in a few plain sentences."""
     steps = log.steps
     seconds, rows = float(np.nansum(steps["seconds"])), float(np.nansum(steps["rows"]))
@@ -123,7 +123,7 @@ def _times(factor: float) -> str:
     return f"{factor:.2g}×" if abs(factor) < 100 else f"{factor:,.0f}×"
 
 
-def _summary_table(log: RunLog) -> Table:
+def _summary_table(log: RunHistory) -> Table:
     steps, verdict, best, rates = log.steps, bound(log), best_evaluation(log), rate_summary(log)
     applied, step_seconds = _finite(steps["learning_rate"]), _finite(steps["seconds"])
     seconds, rows = float(np.nansum(steps["seconds"])), float(np.nansum(steps["rows"]))
@@ -162,7 +162,7 @@ def _finite(values: Column) -> Column:
     return finite if len(finite) else np.array([math.nan])
 
 
-def _evaluation_table(log: RunLog) -> Table:
+def _evaluation_table(log: RunHistory) -> Table:
     rows = [
         (split, *(float(table[name][index]) for name in EVALUATION_FIELDS))
         for split, table in log.evaluations.items()
@@ -171,7 +171,7 @@ def _evaluation_table(log: RunLog) -> Table:
     return Table(stem="evaluations", title="Evaluations", columns=("split", *EVALUATION_FIELDS), rows=rows)
 
 
-def _rate_table(log: RunLog) -> Table:
+def _rate_table(log: RunHistory) -> Table:
     columns = (
         "first_step",
         "last_step",
@@ -187,13 +187,13 @@ def _rate_table(log: RunLog) -> Table:
     return Table(stem="rates", title="α* absolute, along the run", columns=columns, rows=rows)
 
 
-def _phase_table(log: RunLog) -> Table:
+def _phase_table(log: RunHistory) -> Table:
     spent = sum(log.phase_totals.values())
     rows = [(name, seconds, seconds / spent) for name, seconds in log.phase_totals.items()]
     return Table(stem="phases", title="Time by phase", columns=("phase", "seconds", "share"), rows=rows)
 
 
-def _outcome_table(log: RunLog) -> Table:
+def _outcome_table(log: RunHistory) -> Table:
     total = len(log.outcomes)
     rows = [(name, count, count / total) for name, count in Counter(log.outcomes).most_common()]
     return Table(stem="outcomes", title="α* outcomes", columns=("outcome", "estimates", "share"), rows=rows)

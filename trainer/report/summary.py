@@ -9,15 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ops.step_clock import Bound, BoundKind
+from ops.step_clock import DATA_BOUND_SHARE, Bound, BoundKind
 from stepsize.pooling import pool
-from trainer.records import Column, RunLog
+from trainer.records import Column, RunHistory
 
 WINDOWS = 40
 """At most so many stretches of steps along a figure of α*."""
 WINDOW_ESTIMATES = 20
 """A stretch should hold about so many estimates for its quartiles to mean something."""
-DATA_BOUND_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ class RateSummary:
     pooled_error: float | None
 
 
-def bound(log: RunLog) -> Bound:
+def bound(log: RunHistory) -> Bound:
     """Whether the run's steps were bound by data or by computing.
 
     The first step, which waits for the pipeline to fill, is left out where there are others.
@@ -70,7 +69,7 @@ def bound(log: RunLog) -> Bound:
     return Bound(kind=kind, data_share=share, seconds=seconds, steps=len(log.steps["step"]))
 
 
-def alpha_windows(log: RunLog) -> list[AlphaWindow]:
+def alpha_windows(log: RunHistory) -> list[AlphaWindow]:
     """Quartiles of α_abs over stretches of the run; stretches with fewer than 3 estimates are left out.
 
     Estimates taken in bursts are kept together by burst, others are cut into stretches of equally many steps.
@@ -124,7 +123,7 @@ def _window(table: dict[str, Column]) -> AlphaWindow:
     )
 
 
-def rate_summary(log: RunLog) -> RateSummary | None:
+def rate_summary(log: RunHistory) -> RateSummary | None:
     """What α* says of the applied rate over the whole run; None without a single finite estimate."""
     chosen = log.measured
     if not chosen.any():
@@ -154,7 +153,7 @@ def _per_rate(table: dict[str, Column]) -> list[tuple[float, float]]:
     return list(zip(slope.tolist(), curvature.tolist(), strict=True))
 
 
-def best_evaluation(log: RunLog, split: str = "validation") -> dict[str, float] | None:
+def best_evaluation(log: RunHistory, split: str = "validation") -> dict[str, float] | None:
     """The evaluation of `split` with the lowest loss; None without a finite one."""
     table = log.evaluations.get(split)
     if table is None or not np.isfinite(table["loss"]).any():
@@ -163,7 +162,7 @@ def best_evaluation(log: RunLog, split: str = "validation") -> dict[str, float] 
     return {name: float(column[index]) for name, column in table.items()}
 
 
-def evaluation_at(log: RunLog, split: str, step: float) -> dict[str, float] | None:
+def evaluation_at(log: RunHistory, split: str, step: float) -> dict[str, float] | None:
     """The evaluation of `split` after exactly `step` steps; None without one."""
     table = log.evaluations.get(split)
     if table is None or step not in table["step"]:

@@ -1,10 +1,20 @@
-"""The `study` command: a grid of runs from one file, its tables and figures."""
+"""The `study` command: a grid of runs from one file, its tables and figures.
+
+study = read_study("my.toml").unfold()
+end = run_study(study, Path("DIR"), console=Console())
+page = write_study_report(Path("DIR"))
+"""
 
 from __future__ import annotations
 
-from trainer.study.command import run_study
-from trainer.study.definition import read_study
-from trainer.study.report import is_study, write_study_report
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from trainer.study.definition import is_study, read_study
+
+if TYPE_CHECKING:
+    from trainer.study.report import write_study_report
+    from trainer.study.runner import run_study
 
 __all__ = [
     "is_study",
@@ -12,3 +22,15 @@ __all__ = [
     "run_study",
     "write_study_report",
 ]
+
+_FILES = {
+    "run_study": "runner",
+    "write_study_report": "report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch or matplotlib, imported when it is first asked for (PEP 562)."""
+    if name not in _FILES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_FILES[name]}"), name)

@@ -50,7 +50,7 @@ class Estimates:
             cosines={name: _column(diagnoses, name) for name in ("cosine_b1", "cosine_b2")} if any(diagnoses) else {},
         )
 
-    def windows(self) -> list[slice]:
+    def bursts(self) -> list[slice]:
         """Estimates of consecutive steps, one slice a burst; all of them where there is but one burst."""
         cuts = np.flatnonzero(np.diff(self.step) > 1) + 1
         edges = [0, *cuts.tolist(), len(self.step)]
@@ -106,35 +106,35 @@ def _correlation(x: Column, y: Column) -> float:
     return float(np.corrcoef(x[both], y[both])[0, 1])
 
 
-def window_figure(estimates: Estimates, *, title: str) -> Figure:
-    """Means, medians and spread of α* per window of measured steps: relative, absolute with the rate, and its parts."""
+def burst_figure(estimates: Estimates, *, title: str) -> Figure:
+    """Means, medians and spread of α* by burst of measured steps: relative, absolute with the rate, and its parts."""
     figure = Figure(figsize=(9.6, 11.0), layout="constrained")
     relative, absolute, parts = figure.subplots(3, 1)
-    windows = estimates.windows()
-    middle = np.array([estimates.step[window].mean() for window in windows])
+    bursts = estimates.bursts()
+    middle = np.array([estimates.step[burst].mean() for burst in bursts])
     colors = {"unbiased": BLUE, "biased": ORANGE}
-    style(relative, f"{title}: mean α* relative to the step, by window", "α* relative")
-    style(absolute, "α* absolute by window, with the rate applied", "learning rate")
-    style(parts, "Slope and curvature along the step, mean by window", "loss per step")
+    style(relative, f"{title}: mean α* relative to the step, by burst", "α* relative")
+    style(absolute, "α* absolute by burst, with the rate applied", "learning rate")
+    style(parts, "Slope and curvature along the step, mean by burst", "loss per step")
     for kind, color in colors.items():
         numbers = estimates.kinds.get(kind)
         if numbers is None:
             continue
-        by_window = {name: [column[window] for window in windows] for name, column in numbers.items()}
-        relative.plot(middle, [np.nanmean(part) for part in by_window["relative"]], color=color, marker=".", label=kind)
-        mean = np.array([np.nanmean(part) for part in by_window["absolute"]])
-        sd = np.array([np.nanstd(part) for part in by_window["absolute"]])
-        median = [np.nanmedian(part) for part in by_window["absolute"]]
+        by_burst = {name: [column[burst] for burst in bursts] for name, column in numbers.items()}
+        relative.plot(middle, [np.nanmean(part) for part in by_burst["relative"]], color=color, marker=".", label=kind)
+        mean = np.array([np.nanmean(part) for part in by_burst["absolute"]])
+        sd = np.array([np.nanstd(part) for part in by_burst["absolute"]])
+        median = [np.nanmedian(part) for part in by_burst["absolute"]]
         absolute.plot(middle, mean, color=color, marker=".", label=f"{kind}, mean ± sd")
         absolute.plot(middle, median, color=color, linestyle=":", label=f"{kind}, median")
         absolute.fill_between(middle, mean - sd, mean + sd, color=color, alpha=0.15, linewidth=0)
-        slope = [abs(np.nanmean(part)) for part in by_window["slope"]]
-        curvature = [np.nanmean(part) for part in by_window["curvature"]]
+        slope = [abs(np.nanmean(part)) for part in by_burst["slope"]]
+        curvature = [np.nanmean(part) for part in by_burst["curvature"]]
         parts.plot(middle, slope, color=color, marker=".", label=f"|dᵀg|, {kind}")
         parts.plot(middle, curvature, color=color, linestyle=":", label=f"dᵀGd, {kind}")
     relative.set_yscale("symlog", linthresh=1.0)
     relative.axhline(1.0, color=GREY, linewidth=1)
-    rates = [np.nanmedian(estimates.learning_rate[window]) for window in windows]
+    rates = [np.nanmedian(estimates.learning_rate[burst]) for burst in bursts]
     absolute.plot(middle, rates, color=INK, linewidth=1.6, label="applied")
     absolute.set_yscale("symlog", linthresh=max(float(np.median(rates)), 1e-12), linscale=0.7)
     parts.set_yscale("log")

@@ -14,6 +14,7 @@ import msgspec
 import tomli_w
 
 from trainer.config import (
+    FIXED_SECTIONS,
     MISSING_PATH,
     Config,
     ConfigError,
@@ -23,7 +24,6 @@ from trainer.config import (
     readable,
     without_none,
 )
-from trainer.job import FIXED_SECTIONS
 from trainer.study.grid import assign, cell_name, combinations, settings_of, short_names, value_of
 
 STUDIES_FOLDER = Path(__file__).with_name("studies")
@@ -79,7 +79,7 @@ class StudyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedRun:
+class StudyRun:
     """One run of a study."""
 
     arm: str
@@ -108,7 +108,7 @@ class Study:
     base: Config
     varied: Mapping[str, tuple[str, ...]]
     """Keys with more than one value, by arm."""
-    runs: tuple[PlannedRun, ...]
+    runs: tuple[StudyRun, ...]
     """First seed of every cell, then the second, and so on: the whole picture is there early."""
 
     @property
@@ -131,7 +131,7 @@ class StudyFile:
     base: Config
     """The sections of a run's configuration; `data.path` is empty where the file leaves it to the command line."""
 
-    def plan(self, base: Config | None = None) -> Study:
+    def unfold(self, base: Config | None = None) -> Study:
         """The study with `base`, the file's sections after overrides, as the base of every run.
 
         Raises: ConfigError for a key or value that no run can have, an override of what an arm sets, two runs
@@ -160,7 +160,7 @@ class StudyFile:
 
     def _run(
         self, base: Config, arm: ArmConfig, values: Mapping[str, Any], cell: str, *, seed: int, keys: list[str]
-    ) -> PlannedRun:
+    ) -> StudyRun:
         where = f"{self.path}: arm {arm.name!r}"
         nested = msgspec.to_builtins(base)
         for key, value in {**values, SEED_KEY: seed}.items():
@@ -172,7 +172,7 @@ class StudyFile:
             shown = {key: value_of(config, key) for key in keys}
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from None
-        return PlannedRun(arm=arm.name, cell=cell, values=shown, seed=seed, config=config)
+        return StudyRun(arm=arm.name, cell=cell, values=shown, seed=seed, config=config)
 
     def _refuse_overridden(self, base: Config) -> None:
         sections = tuple(item.name for item in fields(Config))
@@ -210,15 +210,20 @@ def read_study(path: str | Path) -> StudyFile:
     return StudyFile(path=path, settings=settings, base=config_from(values, where=str(path)))
 
 
+def is_study(folder: Path) -> bool:
+    """Whether `folder` is one that `alphastream study` wrote."""
+    return (folder / RESOLVED).is_file()
+
+
 def shipped_studies() -> list[str]:
     """Names of the studies that come with the package."""
     return sorted(path.stem for path in STUDIES_FOLDER.glob("*.toml"))
 
 
-def changed_key(planned: Config, kept: Config) -> tuple[str, Any, Any] | None:
+def changed_key(wanted: Config, kept: Config) -> tuple[str, Any, Any] | None:
     """The first key that decides a run's result and in which two configurations differ, with both values."""
     sections = (*FIXED_SECTIONS, "budget", "eval")
-    return next(iter(differing_keys(planned.without_secrets().resolved(), kept.resolved(), sections=sections)), None)
+    return next(iter(differing_keys(wanted.without_secrets().resolved(), kept.resolved(), sections=sections)), None)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import rich.console
 
 from trainer.console import Console, ProgressLine
-from trainer.study.definition import PlannedRun
+from trainer.study.definition import StudyRun
 
 SAID_SECONDS = 0.2
 """A run tells how far it is at most once in so many seconds."""
@@ -92,7 +92,7 @@ class StudyLine:
         self._done = done
         self._shares: dict[str, float] = {}
 
-    def listen(self, run: PlannedRun, message: Message) -> None:
+    def listen(self, run: StudyRun, message: Message) -> None:
         """Takes in what a run sent."""
         if isinstance(message, RunWarning):
             self._console.warn(f"{run.name}: {message.text}")
@@ -104,7 +104,7 @@ class StudyLine:
         others = len(self._shares) - 1
         self._update(f"{run.name} {message.detail}" + (f" (and {others} more)" if others else ""))
 
-    def finished(self, run: PlannedRun) -> None:
+    def finished(self, run: StudyRun) -> None:
         """The run is over."""
         self._shares.pop(run.name, None)
         self._done += 1

@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from trainer.report import DPI, Table, duration, write_page, write_table
-from trainer.study.alpha import Estimates, statistics, window_figure
+from trainer.study.alpha import Estimates, burst_figure, statistics
 from trainer.study.definition import RESOLVED, Study, read_study
 from trainer.study.figures import heat_map, loss_along_training, losses_by_cell, losses_by_rate, rates_along_training
 from trainer.study.grid import value_text
@@ -21,15 +21,10 @@ CAPTIONS = {
     "bands their standard deviation, dots single runs. Triangles at the top stand for runs beyond the frame.",
     "cells": "Best validation loss of every run, by cell; bars are means over seeds, dots are single runs.",
     "progress": "Validation loss along training, of each arm's best cell.",
-    "alpha": "Estimates of α* from two batches (unbiased) and from the one that made the step (biased), by window of "
+    "alpha": "Estimates of α* from two batches (unbiased) and from the one that made the step (biased), by burst of "
     "measured steps.",
     "rates": "The learning rate that was applied, one line a cell (its first seed).",
 }
-
-
-def is_study(folder: Path) -> bool:
-    """Whether `folder` is one that `alphastream study` wrote."""
-    return (folder / RESOLVED).is_file()
 
 
 def write_study_report(out: Path) -> Path:
@@ -37,7 +32,7 @@ def write_study_report(out: Path) -> Path:
 
     Raises: ConfigError where `out` holds no study; OSError where it cannot be written.
     """
-    study = read_study(out / RESOLVED).plan()
+    study = read_study(out / RESOLVED).unfold()
     results = list(collect(study, out).values())
     tables = write_results(study, out, results) + _written(out, [_alpha_table(study, out)])
     pictures = []
@@ -70,6 +65,12 @@ def sentences(study: Study, results: Sequence[Result]) -> list[str]:
     grouped = cells(study, results)
     said = [study.settings.question] if study.settings.question else []
     said.append(_progress(results))
+    damaged = [result for result in results if result.damaged_lines]
+    if damaged:
+        said.append(
+            f"{sum(result.damaged_lines for result in damaged):,} lines of the records could not be read and were left "
+            f"out, the first of them in {damaged[0].run.path}."
+        )
     reference: Cell | None = None
     for arm in study.varied:
         mine = [cell for cell in grouped if cell.arm == arm and math.isfinite(cell.best_loss.mean)]
@@ -131,12 +132,12 @@ def _figures(study: Study, results: Sequence[Result]) -> Iterator[tuple[str, str
 
 
 def _alpha_figures(study: Study, out: Path) -> Iterator[tuple[str, str, Figure]]:
-    """For each arm that compares estimators: its first run's windows."""
+    """For each arm that compares estimators: its first run's bursts."""
     for arm in study.varied:
         run = next(run for run in study.runs if run.arm == arm)
         estimates = Estimates.load(out / run.path)
         if estimates is not None and "biased" in estimates.kinds:
-            yield f"alpha_{arm}", f"{CAPTIONS['alpha']} Run {run.name}.", window_figure(estimates, title=run.name)
+            yield f"alpha_{arm}", f"{CAPTIONS['alpha']} Run {run.name}.", burst_figure(estimates, title=run.name)
 
 
 def _summary_table(study: Study, grouped: Sequence[Cell]) -> Table:

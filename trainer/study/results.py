@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from trainer.config import Config
-from trainer.records import Column, RunLog, read_records
+from trainer.records import Column, RunHistory, read_records
 from trainer.report import best_evaluation, evaluation_at
-from trainer.study.definition import PlannedRun, Study
+from trainer.study.definition import Study, StudyRun
 
 NOTHING = np.zeros(0)
 
@@ -69,7 +69,7 @@ class Spread:
 class Result:
     """What one run came to; nan for what it does not have."""
 
-    run: PlannedRun
+    run: StudyRun
     outcome: RunOutcome
     steps: int
     best_loss: float
@@ -90,6 +90,8 @@ class Result:
     """Steps and the rate of each."""
     evaluations: tuple[Column, Column]
     """Steps and the validation loss after each."""
+    damaged_lines: int
+    """Lines of its records that could not be read and are left out of every number here."""
 
 
 def collect(study: Study, out: Path) -> dict[str, Result]:
@@ -97,14 +99,14 @@ def collect(study: Study, out: Path) -> dict[str, Result]:
     return {run.name: collect_run(study, run, out) for run in study.runs}
 
 
-def collect_run(study: Study, run: PlannedRun, out: Path) -> Result:
+def collect_run(study: Study, run: StudyRun, out: Path) -> Result:
     """What `out`/runs has of one run; one in progress gives what it has so far."""
-    log = RunLog.load(out / run.path)
-    steps, rates = log.steps["step"], log.steps["learning_rate"]
-    validation = log.evaluations.get("validation", {"step": NOTHING, "loss": NOTHING, "training_seconds": NOTHING})
-    best = best_evaluation(log)
-    test = evaluation_at(log, "test", best["step"]) if best else None
-    after = rates[_warmup_steps(run.config, log) :]
+    history = RunHistory.load(out / run.path)
+    steps, rates = history.steps["step"], history.steps["learning_rate"]
+    validation = history.evaluations.get("validation", {"step": NOTHING, "loss": NOTHING, "training_seconds": NOTHING})
+    best = best_evaluation(history)
+    test = evaluation_at(history, "test", best["step"]) if best else None
+    after = rates[_warmup_steps(run.config, history) :]
     return Result(
         run=run,
         outcome=_outcome(out / run.path, len(steps), validation["loss"]),
@@ -113,12 +115,13 @@ def collect_run(study: Study, run: PlannedRun, out: Path) -> Result:
         best_step=best["step"] if best else math.nan,
         final_loss=float(validation["loss"][-1]) if len(validation["loss"]) else math.nan,
         test_loss=test["loss"] if test else math.nan,
-        training_seconds=float(np.nansum(log.steps["seconds"])),
+        training_seconds=float(np.nansum(history.steps["seconds"])),
         rate=Spread.of(after),
         rate_median=float(np.nanmedian(after)) if np.isfinite(after).any() else math.nan,
-        within=_within(study, log, validation),
+        within=_within(study, history, validation),
         rates=(steps, rates),
         evaluations=(validation["step"], validation["loss"]),
+        damaged_lines=history.damaged_lines,
     )
 
 
@@ -133,10 +136,10 @@ def _outcome(run: Path, steps: int, losses: Column) -> RunOutcome:
     return RunOutcome.DIVERGED if diverged else RunOutcome.FINISHED
 
 
-def _warmup_steps(config: Config, log: RunLog) -> int:
+def _warmup_steps(config: Config, history: RunHistory) -> int:
     """Steps before the rate is the schedule's peak or the policy's own."""
     stepsize = config.stepsize
-    scheduled = log.steps["scheduled_rate"]
+    scheduled = history.steps["scheduled_rate"]
     warmup = int(np.nanargmax(scheduled)) if np.isfinite(scheduled).any() else 0
     match stepsize.policy:
         case "auto":
@@ -147,11 +150,11 @@ def _warmup_steps(config: Config, log: RunLog) -> int:
             return warmup
 
 
-def _within(study: Study, log: RunLog, validation: Mapping[str, Column]) -> dict[str, float]:
+def _within(study: Study, history: RunHistory, validation: Mapping[str, Column]) -> dict[str, float]:
     values: dict[str, float] = {}
     for steps in study.settings.within_steps:
         values[f"best_loss_within_{steps}_steps"] = _lowest(validation["loss"][validation["step"] <= steps])
-    clock = np.cumsum(np.nan_to_num(log.steps["seconds"]))
+    clock = np.cumsum(np.nan_to_num(history.steps["seconds"]))
     for seconds in study.settings.within_seconds:
         values[f"steps_within_{seconds:g}_seconds"] = float(np.searchsorted(clock, seconds, side="right"))
         inside = validation["training_seconds"] <= seconds

@@ -21,7 +21,7 @@ from pipeline.stages import usable_cores
 from trainer.config import Config
 from trainer.job import train
 from trainer.loop import Stop
-from trainer.study.definition import PlannedRun
+from trainer.study.definition import StudyRun
 from trainer.study.progress import Message, RunConsole
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -31,18 +31,18 @@ POLL_SECONDS = 0.2
 class RunError(Exception):
     """A run could not be made; the cause is the error as the run raised it."""
 
-    def __init__(self, run: PlannedRun) -> None:
+    def __init__(self, run: StudyRun) -> None:
         super().__init__(run.name)
         self.run = run
 
 
 def runs_in_turn(
-    runs: Sequence[PlannedRun],
+    runs: Sequence[StudyRun],
     out: Path,
     *,
-    listen: Callable[[PlannedRun, Message], None],
+    listen: Callable[[StudyRun, Message], None],
     stopping: Callable[[], bool],
-) -> Iterator[tuple[PlannedRun, Stop]]:
+) -> Iterator[tuple[StudyRun, Stop]]:
     """Makes the runs in this process, one after the other; each with how it ended. A signal ends the last of them.
 
     Raises: RunError.
@@ -60,13 +60,13 @@ def runs_in_turn(
 
 
 def runs_at_once(
-    runs: Sequence[PlannedRun],
+    runs: Sequence[StudyRun],
     out: Path,
     *,
     jobs: int,
-    listen: Callable[[PlannedRun, Message], None],
+    listen: Callable[[StudyRun, Message], None],
     stopping: Callable[[], bool],
-) -> Iterator[tuple[PlannedRun, Stop]]:
+) -> Iterator[tuple[StudyRun, Stop]]:
     """Makes up to `jobs` runs at a time, in processes; each with how it ended, in the order in which they do.
 
     Once `stopping`, the runs in progress are told to stop and no other is begun.
@@ -103,9 +103,9 @@ class _Worker:
 
     process: SpawnProcess
     connection: Connection
-    run: PlannedRun | None = None
+    run: StudyRun | None = None
 
-    def begin(self, run: PlannedRun, out: Path) -> None:
+    def begin(self, run: StudyRun, out: Path) -> None:
         self.connection.send((run.config, out / run.path))
         self.run = run
 

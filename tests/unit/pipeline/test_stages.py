@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.device.open import DataConfig
+from pipeline.device import DataConfig
 from pipeline.stages import usable_cores
 
 

@@ -89,12 +89,15 @@ def test_curvature_is_never_negative_where_all_logits_move_together():
     assert (certain > 1e3 * CrossEntropy().curvature_error(z, y, apart, torch.finfo(torch.float32).eps)).all()
 
 
-def test_ignored_rows_count_as_zero():
+def test_ignored_rows_count_for_nothing_in_sums_and_in_the_mean():
     y = CLASSES.clone()
     y[2] = -100
+    rest = [0, 1, 3, 4, 5, 6]
     for form in (CrossEntropy().slope, CrossEntropy().curvature):
         assert form(Z5, y, T5)[2] == 0
-        assert form(Z5, y, T5)[3] == form(Z5, CLASSES, T5)[3]
+        alone = form(Z5[rest], CLASSES[rest], T5[rest])
+        torch.testing.assert_close(form(Z5, y, T5).mean(), alone.mean(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(CrossEntropy().per_sample(Z5, y).mean(), nn.CrossEntropyLoss()(Z5, y))
 
 
 def test_a_loss_linear_in_its_logits_has_no_curvature():

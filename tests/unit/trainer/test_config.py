@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -10,7 +11,12 @@ from typing import Any
 import pytest
 
 from pipeline.errors import InputError
+from stepsize.options import MeasuringOptions
+from stepsize.policies.auto import Auto
+from stepsize.policies.ema import Ema
+from stepsize.policies.rates import Bounds
 from trainer.config import (
+    FIXED_KEYS,
     Config,
     ConfigError,
     config_errors,
@@ -43,6 +49,7 @@ steps = 100
 policy = "median_hold"
 interval = 50
 count = 5
+[stepsize.measuring]
 estimators = ["unbiased", "biased"]
 [budget]
 steps = 10
@@ -74,6 +81,43 @@ def test_toml_has_the_defaults_too() -> None:
     written = tomllib.loads(config_to_toml(from_toml('data.path = "DATA"')))
     assert (written["data"]["batch_rows"], written["stepsize"]["interval"]) == (2048, 100)
     assert "probe_rows" not in written["data"], "TOML has no null"
+
+
+def test_keys_of_earlier_versions_are_read_under_their_present_names() -> None:
+    earlier = from_toml(
+        '[data]\npath = "DATA"\n[stepsize]\npolicy = "observe"\npooling = 100\nmax_rate = 1.0\nprobe_fraction = 0.5\n'
+        'estimators = ["unbiased", "biased"]\nmeasuring = { diagnostics = "full" }'
+    )
+    assert earlier.stepsize.measuring == MeasuringOptions(
+        estimators=("unbiased", "biased"), probe_fraction=0.5, diagnostics="full"
+    )
+    assert "pooling" not in config_to_toml(earlier)
+
+
+def test_what_can_no_longer_be_set_has_the_value_that_earlier_versions_wrote() -> None:
+    assert {key: value for key, value in FIXED_KEYS.items() if key != "stepsize.max_age"} == {
+        "stepsize.pooling": inspect.signature(Ema).parameters["pooling"].default,
+        "stepsize.drift": inspect.signature(Auto).parameters["drift"].default,
+        "stepsize.clip": inspect.signature(Auto).parameters["clip"].default,
+        "stepsize.min_rate": Bounds().low,
+        "stepsize.max_rate": Bounds().high,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("max_rate = 0.5", r"run\.toml: stepsize\.max_rate = 0\.5, but it can no longer be set, and is 1\.0; leave it"),
+        ("max_age = 3", r"stepsize\.max_age = 3, but it can no longer be set"),
+        ('method = "jvp"\nmeasuring = { method = "jvp" }', r"stepsize\.method and stepsize\.measuring\.method are the"),
+        ('method = "jvp"\nmeasuring = "x"', "unknown key 'stepsize.method'"),
+        ('method = "jvpp"', r"stepsize\.measuring"),
+    ],
+)
+def test_earlier_keys_that_cannot_be_heeded_are_refused(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as refused:
+        from_toml(f'data.path = "DATA"\n[stepsize]\n{text}')
+    assert "\n" not in str(refused.value)
 
 
 def test_every_section_has_defaults_but_the_path() -> None:

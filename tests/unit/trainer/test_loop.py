@@ -13,7 +13,9 @@ import torch
 
 from ops.step_clock import NANOSECONDS, StepClock, StepTiming
 from stepsize.estimate import Estimate, Outcome
-from trainer.loop import NONFINITE_STEPS, BudgetConfig, EvalConfig, Loop, Position, Stop
+from trainer.budget import BudgetConfig, EvalConfig
+from trainer.loop import NONFINITE_STEPS, Loop, Position, Stop, Timetable
+from trainer.records.config import CheckpointConfig
 
 
 def estimate_of(step: int) -> Estimate:
@@ -64,8 +66,14 @@ class Scene:
         step = self.position.step
         return SimpleNamespace(fresh=self.fresh(step), rows=4, epoch=0, start=4 * step)
 
-    # the step
-    def train(self, pair: Any, *, step: int, learning_rate: float, measure: bool) -> torch.Tensor:
+    # the step, with its clock and worker
+    clock: StepClock = field(init=False)
+
+    @property
+    def worker(self) -> Any:
+        return self
+
+    def __call__(self, pair: Any, *, step: int, learning_rate: float, measure: bool) -> torch.Tensor:
         self.pass_time(1)
         if measure:
             self.in_flight.append(step)
@@ -105,14 +113,14 @@ class Scene:
     def on_message(self, message: str, *, step: int) -> None:
         self.events.append(message)
 
-    # what the job does
-    def evaluate(self) -> Mapping[str, float] | None:
+    # the host
+    def evaluate(self, position: Position) -> Mapping[str, float] | None:
         self.pass_time(self.evaluation_seconds)
-        self.events.append(("evaluate", self.position.step))
-        return self.evaluations(self.position.step)
+        self.events.append(("evaluate", position.step))
+        return self.evaluations(position.step)
 
-    def save(self, final: bool) -> None:
-        self.events.append(("save", self.position.step, final))
+    def save(self, position: Position, *, final: bool) -> None:
+        self.events.append(("save", position.step, final))
 
     def stopping(self) -> bool:
         return self.signal_after is not None and self.position.step >= self.signal_after
@@ -125,25 +133,22 @@ class Scene:
         save_every: int | None = None,
         save_seconds: float | None = None,
     ) -> Loop:
-        clock = StepClock(nanosecond_time=lambda: self.now)
+        self.clock = StepClock(nanosecond_time=lambda: self.now)
         self.pass_time(self.start_seconds)
         scene = cast(Any, self)
         return Loop(
             feed=scene,
-            train_step=cast(Any, self.train),
+            train_step=scene,
             policy=scene,
-            worker=scene,
-            clock=clock,
-            observer=scene,
-            budget=budget,
-            evaluation=evaluation or EvalConfig(),
-            total_steps=budget.total_steps(10),
-            checkpoint_every_steps=save_every,
-            checkpoint_every_seconds=save_seconds,
             scheduled_rate=lambda step: 0.1 * (step + 1),
-            evaluate=self.evaluate,
-            save=self.save,
-            stopping=self.stopping,
+            timetable=Timetable(
+                budget=budget,
+                total_steps=budget.total_steps(10),
+                evaluation=evaluation or EvalConfig(),
+                checkpoint=CheckpointConfig(every_steps=save_every, every_seconds=save_seconds),
+            ),
+            host=scene,
+            observer=scene,
             position=self.position,
         )
 

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ops.step_clock import StepClock, StepTiming
-from pipeline.device.open import DevicePair, ModelInputs, StreamPosition
+from pipeline.device.feed import DevicePair
+from pipeline.device.model_inputs import ModelInputs
+from pipeline.rows.order import StreamPosition
 from stepsize.losses import BCEWithLogits
 from stepsize.policies.choice import StepSizeConfig, make_policy
 from stepsize.worker import StepSizeWorker
-from trainer.loop import BudgetConfig, EvalConfig, Loop, Observer
+from trainer.loop import Host, Loop, Observer, Position, Timetable
 from trainer.step import TrainStep
 
 MILLISECOND = 1_000_000
@@ -44,7 +46,7 @@ class CopyingFeed:
 
 
 class Timings:
-    """The observer that keeps every step's time."""
+    """The observer that keeps every step's time, and a host that has nothing to do."""
 
     def __init__(self) -> None:
         self.steps: list[StepTiming] = []
@@ -54,6 +56,15 @@ class Timings:
 
     def on_pause(self, timing: StepTiming) -> None:
         pass
+
+    def evaluate(self, position: Position) -> None:
+        pass
+
+    def save(self, position: Position, *, final: bool) -> None:
+        pass
+
+    def stopping(self) -> bool:
+        return False
 
 
 def test_the_wait_for_the_copy_is_transfer_and_not_waiting_for_data() -> None:
@@ -65,18 +76,10 @@ def test_the_wait_for_the_copy_is_transfer_and_not_waiting_for_data() -> None:
         feed=feed,
         train_step=TrainStep(model=model, optimizer=optimizer, worker=worker, average=None, clock=clock),
         policy=make_policy(StepSizeConfig(policy="none"), initial_rate=0.1, total_steps=3),
-        worker=worker,
-        clock=clock,
-        observer=cast(Observer, timings),
-        budget=BudgetConfig(),
-        evaluation=EvalConfig(),
-        total_steps=3,
-        checkpoint_every_steps=None,
-        checkpoint_every_seconds=None,
         scheduled_rate=lambda step: 0.1,
-        evaluate=lambda: None,
-        save=lambda final: None,
-        stopping=lambda: False,
+        timetable=Timetable(total_steps=3),
+        host=cast(Host, timings),
+        observer=cast(Observer, timings),
     )
     loop.run()
     for timing in timings.steps:

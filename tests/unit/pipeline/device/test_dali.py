@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from pipeline.device.dali import DaliPairs
-from pipeline.device.open import DevicePair, Feed, StreamPosition
+from pipeline.device.feed import DevicePair, Feed
 from pipeline.errors import StorageError
+from pipeline.rows.order import StreamPosition
 from pipeline.rows.pairs import PairPlan, PairStream
 from pipeline.stages import StageTotals
 from tests.resume import assert_identical, assert_resumes

@@ -171,4 +171,4 @@ def test_a_manifest_of_another_shard_does_not_fit(tiny_data):
     with pytest.raises(StorageError, match="do not fit together"):
         read(tiny_data, dataclasses.replace(first, row_groups=(8, 7, 7, 2)))
     with pytest.raises(StorageError, match="page"):
-        read(tiny_data, dataclasses.replace(first, row_group_bytes=(600, 600, 600, 600)))
+        read(tiny_data, dataclasses.replace(first, row_group_bytes=(600, 600, 600, 600), row_group_crc32=()))

@@ -13,8 +13,9 @@ import pytest
 
 from pipeline.errors import InputError, StorageError
 from pipeline.schema import LogFormat
-from pipeline.shards.manifest import Compression, Manifest, Shard, ShardWriter, Split
+from pipeline.shards.manifest import Compression, Manifest, Shard, Split
 from pipeline.shards.verify import verify_shard
+from pipeline.shards.writer import ShardWriter
 
 TOY = LogFormat(name="toy", columns=("y", "n", "c"), label="y", dense=("n",), sparse=("c",), bucket_sizes=(2**31 - 1,))
 
@@ -127,24 +128,26 @@ def test_another_format_says_what_to_do(
 
 
 def test_verifying_finds_what_is_missing_short_or_changed(tmp_path: Path) -> None:
-    shard = write_shard(tmp_path)
-    assert verify_shard(tmp_path, shard).whole
+    manifest = write_manifest(tmp_path)
+    (shard,) = manifest.splits["train"].shards
+    assert verify_shard(manifest, shard).whole
     path = tmp_path / shard.path
     content = path.read_bytes()
     path.write_bytes(content[:-1])
-    report = verify_shard(tmp_path, shard)
+    report = verify_shard(manifest, shard)
     assert (report.problem, report.readable_rows) == (f"has {len(content) - 1} bytes instead of {len(content)}", 0)
     path.unlink()
-    assert verify_shard(tmp_path, shard).problem == "is missing"
+    assert verify_shard(manifest, shard).problem == "is missing"
 
 
 def test_verifying_counts_the_rows_that_can_still_be_read(tmp_path: Path) -> None:
-    shard = write_shard(tmp_path)
+    manifest = write_manifest(tmp_path)
+    (shard,) = manifest.splits["train"].shards
     path = tmp_path / shard.path
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
-    report = verify_shard(tmp_path, shard)
+    report = verify_shard(manifest, shard)
     assert (report.whole, report.problem, report.readable_rows) == (False, "differs from what was written", 77)
 
 

@@ -14,7 +14,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.device.open import DataConfig, DevicePair, open_rows
+from pipeline.device.config import DataConfig
+from pipeline.device.feed import DevicePair
+from pipeline.device.model_inputs import ModelInputs
+from pipeline.device.opening import open_rows
 from pipeline.errors import FetchError, InputError, StorageError
 from pipeline.shards.manifest import Manifest, Shard
 from pipeline.shards.remote import RemoteFolder
@@ -62,6 +65,13 @@ def shards_of(data: Path, split: str = "train") -> tuple[Shard, ...]:
 
 def uri(data: Path) -> str:
     return data.as_uri()
+
+
+def evaluated(config: DataConfig, *, limit_rows: int | None = None) -> list[ModelInputs]:
+    """The rows of `validation` as an evaluation reads them."""
+    manifest = Manifest.load(config.path)
+    options: dict[str, Any] = {"table_rows": 9, "device": CPU, "split": "validation", "batch_rows": 70}
+    return list(open_rows(config, manifest, **options, limit_rows=limit_rows))
 
 
 def cached(options: dict[str, Any]) -> list[Path]:
@@ -168,10 +178,7 @@ def test_evaluation_fetches_what_it_reads_and_no_more(
     largest = max(shard.bytes for shard in shards_of(many_data, "validation"))
     config = DataConfig(path=uri(many_data), cache_path=options["cache_path"], cache_bytes=largest)
     for limit, shards in ((60, 2), (None, 5)):
-        found, expected = (
-            list(open_rows(each, table_rows=9, device=CPU, split="validation", batch_rows=70, limit_rows=limit))
-            for each in (config, DataConfig(path=str(many_data)))
-        )
+        found, expected = (evaluated(each, limit_rows=limit) for each in (config, DataConfig(path=str(many_data))))
         for a, b in zip(found, expected, strict=True):
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
         assert len(set(downloads.names)) == shards
@@ -195,7 +202,7 @@ def test_a_shard_larger_than_the_cache_is_said(many_data: Path, options: dict[st
     largest = max(shard.bytes for shard in shards)
     config = DataConfig(path=uri(many_data), cache_path=options["cache_path"], cache_bytes=largest - 1)
     with pytest.raises(InputError, match=rf"has {largest} bytes.*data\.cache_bytes to at least {largest},") as caught:
-        list(open_rows(config, table_rows=9, device=CPU, split="validation", batch_rows=70))
+        evaluated(config)
     assert str(Path(options["cache_path"], FOLDER)) in str(caught.value)
 
 
@@ -351,10 +358,13 @@ def test_a_remote_folder_is_verified_without_storing_it(tmp_path: Path, store: S
     (data / "train/extra.parquet").touch()
     address = store.upload(data, "clicks/verified")
     store.files.delete_file("clicks/verified/train/part-00003.parquet")
-    lines = verify_data(address).lines()
+    far = verify_data(address).lines()
     (data / "train/part-00003.parquet").unlink()
-    assert lines == verify_data(data).lines()
-    assert len(lines) == 4
+    near = verify_data(data).lines()
+    assert near[0].endswith("; 9 of its 18 rows can be read")
+    assert far[0].endswith("; 0 of its 18 rows can be read"), "a remote shard is read whole or not at all"
+    assert far[1:] == near[1:]
+    assert len(far) == 4
 
 
 def test_the_users_own_cache_folder_is_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

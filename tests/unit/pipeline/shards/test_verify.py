@@ -12,9 +12,8 @@ from pipeline.errors import FetchError, InputError, StorageError
 from pipeline.preprocess.command import preprocess
 from pipeline.preprocess.dry_run import forecast
 from pipeline.preprocess.plan import PreprocessConfig
-from pipeline.shards.manifest import Shard
+from pipeline.shards.manifest import Manifest, Shard
 from pipeline.shards.overview import inspect_data
-from pipeline.shards.remote import RemoteFolder
 from pipeline.shards.verify import ShardReport, VerifyProgress, verify_data, verify_shard
 from tests.logs import log_lines, write_log
 
@@ -76,12 +75,12 @@ def test_an_error_ends_it_without_the_shards_that_wait(
     begun: list[str] = []
     raised = threading.Event()
 
-    def fail_first(folder: Path | RemoteFolder, shard: Shard) -> ShardReport:
+    def fail_first(manifest: Manifest, shard: Shard) -> ShardReport:
         begun.append(shard.path)
         if len(begun) == 1:
             raise error
         raised.wait(10)
-        return verify_shard(folder, shard)
+        return verify_shard(manifest, shard)
 
     monkeypatch.setattr("pipeline.shards.verify.usable_cores", lambda: 2)
     monkeypatch.setattr("pipeline.shards.verify.verify_shard", fail_first)

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from stepsize import BCEWithLogits, Outcome, SquaredError, StepSizeWorker
-from stepsize.measuring.curvature import MOMENTS, RowForms, moments, row_forms
+from stepsize.measuring.curvature import SUMMARY, RowForms, row_forms, summarize
 from tests.cases import CASES
 
 
-def test_moments_are_means_and_the_covariance_of_the_means():
+def test_a_summary_has_means_and_the_covariance_of_the_means():
     rng = np.random.default_rng(1)
     loss, slope, curvature = rng.normal(size=(3, 50))
     forms = RowForms(
@@ -23,7 +23,7 @@ def test_moments_are_means_and_the_covariance_of_the_means():
         curvature=torch.tensor(curvature),
         curvature_error=torch.tensor(0.25),
     )
-    found = dict(zip(MOMENTS, moments(forms).tolist(), strict=True))
+    found = dict(zip(SUMMARY, summarize(forms).tolist(), strict=True))
     spread = np.cov(slope, curvature) / 50
     assert found == pytest.approx(
         {
@@ -42,7 +42,7 @@ def test_moments_are_means_and_the_covariance_of_the_means():
 
 def test_one_row_has_no_spread():
     forms = row_forms(SquaredError(), torch.ones(1), torch.ones(1), torch.zeros(1))
-    found = dict(zip(MOMENTS, moments(forms).tolist(), strict=True))
+    found = dict(zip(SUMMARY, summarize(forms).tolist(), strict=True))
     assert found["curvature"] == 2
     assert math.isnan(found["slope_variance"])
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from stepsize.errors import MeasurementError
 from stepsize.measuring.direction import Batch, Tracker
-from stepsize.measuring.passes import Generators
+from stepsize.measuring.kept import Generators
 from tests.cases import CASES, SmallDLRM
 
 

@@ -263,9 +263,9 @@ def test_a_secant_of_no_step_is_flat():
     ("options", "message"),
     [
         ({"method": "taylor"}, "jvp or secant"),
-        ({"method": "secant", "per_group": True}, 'use "jvp"'),
+        ({"method": "secant", "per_group": True}, "use 'jvp'"),
         ({"diagnostics": "some"}, "none or full"),
-        ({"probe_fraction": 0.0}, "share of B1"),
+        ({"probe_fraction": 0.0}, "share of the probe batch"),
     ],
 )
 def test_options_that_make_no_sense_are_named(options, message):

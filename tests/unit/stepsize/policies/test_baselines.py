@@ -63,7 +63,7 @@ def sgd(momentum: float = 0.0) -> Callable[[list[Tensor]], torch.optim.Optimizer
 
 def test_pal_is_the_published_method_around_sgd_with_momentum():
     problem = Problem(sgd(momentum=0.4))
-    rule = PAL(problem.optimizer, probe=0.1, longest=1.5)
+    rule = PAL(problem.optimizer, trial=0.1, longest=1.5)
     x, m = START.copy(), np.zeros(3)
     for step in range(40):
         g = gradient_of(x, step)
@@ -80,7 +80,7 @@ def test_pal_is_the_published_method_around_sgd_with_momentum():
 def test_pal_lands_on_the_minimum_along_any_direction_of_a_quadratic():
     """With nothing stretched the slope along the direction is zero at the end of the step."""
     problem = Problem(lambda parameters: torch.optim.Adam(parameters, lr=1e-3))
-    rule = PAL(problem.optimizer, probe=0.1, longest=100.0, stretch=1.0)
+    rule = PAL(problem.optimizer, trial=0.1, longest=100.0, stretch=1.0)
     before, loss = problem.x.copy(), problem.backward(0)
     length = rule.step(loss, lambda: problem.loss(0))
     d = problem.x - before
@@ -105,22 +105,22 @@ def test_pal_lands_on_the_minimum_along_any_direction_of_a_quadratic():
     ],
 )
 def test_parabolic_length(losses, slope, expected):
-    loss, probed = losses
-    found = parabolic_length(loss, probed, slope, probe=1.0, longest=3.0, stretch=2.0)
+    loss, there = losses
+    found = parabolic_length(loss, there, slope, trial=1.0, longest=3.0, stretch=2.0)
     assert found == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("probed", [math.nan, math.inf])
-def test_pal_takes_its_probe_step_back_where_the_loss_is_not_finite(probed):
+@pytest.mark.parametrize("there", [math.nan, math.inf])
+def test_pal_takes_its_trial_step_back_where_the_loss_is_not_finite(there):
     problem = Problem(sgd(momentum=0.4))
     before, seen = problem.x.copy(), []
 
     def evaluate() -> float:
         seen.append(problem.x.copy())
-        return probed
+        return there
 
     assert PAL(problem.optimizer).step(problem.backward(0), evaluate) == 0.0
-    assert np.linalg.norm(seen[0] - before) == pytest.approx(1.0), "the probe step had been taken"
+    assert np.linalg.norm(seen[0] - before) == pytest.approx(1.0), "the trial step had been taken"
     assert (problem.x == before).all()
 
 
@@ -131,7 +131,7 @@ def test_pal_stays_where_a_step_is_not_finite_or_zero():
     for value in (0.0, math.nan):
         for part in problem.parts:
             part.grad = torch.full_like(part, value)
-        assert PAL(problem.optimizer).step(1.0, lambda: pytest.fail("nothing to probe")) == 0.0
+        assert PAL(problem.optimizer).step(1.0, lambda: pytest.fail("nothing to try")) == 0.0
         assert (problem.x == before).all()
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from stepsize.policies.rate_filter import RateFilter
-from stepsize.pooling import Moments
+from stepsize.pooling import RateMoments
 from tests.resume import assert_resumes
 
 
-def one(rate: float, error: float, *, curvature: float = 3.0) -> Moments:
+def one(rate: float, error: float, *, curvature: float = 3.0) -> RateMoments:
     """A step whose −slope/curvature is `rate`, known to `error`, all of it the slope's."""
-    return Moments(-rate * curvature, curvature, (error * curvature) ** 2, 0.0, 0.0)
+    return RateMoments(-rate * curvature, curvature, (error * curvature) ** 2, 0.0, 0.0)
 
 
 def started(rate: float, error: float, *, drift: float = 0.0, largest_factor: float = 1e9) -> RateFilter:
@@ -40,7 +40,7 @@ def test_agrees_with_the_formulas_written_out():
     for step in (1, 2, 5, 6, 40, 41, 42):
         s, c = draw.gauss(-3e-3, 1e-3), draw.uniform(1.0, 4.0)
         var_s, var_c, cov = 1e-6, 0.04, 1e-5
-        followed.add(Moments(s, c, var_s, var_c, cov), step=step)
+        followed.add(RateMoments(s, c, var_s, var_c, cov), step=step)
         P, last = P + (step - last) * 0.05**2, step
         rate = math.exp(x)
         V = (var_s + rate**2 * var_c + 2 * rate * cov) / c**2

@@ -7,6 +7,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
 from stepsize import StepSizeConfig, make_policy, set_learning_rate
+from stepsize.policies.rates import Bounds
 
 
 def optimizer_with(*rates: float) -> torch.optim.Optimizer:
@@ -59,3 +60,8 @@ def test_a_torch_schedule_rules_as_if_alone_until_the_policy_takes_over(make, po
         for optimizer, each in ((driven, schedule), (alone, expected)):
             optimizer.step()
             each.step()
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(1e-9, 1e-4), (3e-3, 3e-3), (7.0, 0.5)])
+def test_bounds_give_the_nearest_rate_within(rate, expected):
+    assert Bounds(low=1e-4, high=0.5).clamp(rate) == expected

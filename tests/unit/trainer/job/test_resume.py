@@ -9,17 +9,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from stepsize.policies.rates import set_learning_rate
 from tests.resume import assert_resumes
 from trainer.learner.averaging import WeightAverage
-from trainer.learner.model import ModelConfig, build_model
-from trainer.learner.optimizers import (
-    PACKAGED,
-    OptimizerConfig,
-    build_optimizer,
-    evaluation_mode,
-    optimizer_names,
-    set_learning_rate,
-)
+from trainer.learner.config import PACKAGED, ModelConfig, OptimizerConfig, optimizer_names
+from trainer.learner.model import build_model
+from trainer.learner.optimizers import build_optimizer, evaluation_mode
 
 
 class TrainedModel:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from trainer.learner.averaging import WeightAverage, build_average
-from trainer.learner.optimizers import OptimizerConfig
+from trainer.learner.config import OptimizerConfig
 
 
 def walk(model: nn.Linear, average: WeightAverage, steps: range) -> list[torch.Tensor]:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from trainer.learner.model import DLRM, ModelConfig, build_model, count_parameters, load_preset, preset_names
+from trainer.learner.config import ModelConfig, load_preset, preset_names
+from trainer.learner.model import DLRM, build_model, count_parameters
 
 SMALL = ModelConfig(preset="dlrm-small", table_rows=97, embedding_dim=8, bottom=(12, 8), top=(20, 16, 1))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 from collections.abc import Iterator
@@ -18,13 +19,13 @@ import trainer.records.checkpoint
 from pipeline.errors import InputError, StorageError
 from tests.resume import assert_identical
 from trainer.records.checkpoint import (
-    CheckpointConfig,
     load_latest,
     random_state,
     restore_random_state,
     save_checkpoint,
     verify_checkpoints,
 )
+from trainer.records.config import CheckpointConfig
 
 
 def content(step: int) -> dict[str, Any]:
@@ -197,7 +198,7 @@ def test_dying_midway_leaves_nothing_listed(tmp_path: Path, monkeypatch: pytest.
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer.records.checkpoint, "_publish", die)
+    monkeypatch.setattr(Path, "rename", die)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, 2)
     monkeypatch.undo()
@@ -218,14 +219,22 @@ def test_state_without_a_form_is_refused_and_leaves_nothing(tmp_path: Path) -> N
 
 def test_every_file_is_synced_before_the_name_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    sync_file, rename = trainer.records.checkpoint._sync_file, Path.rename
-    monkeypatch.setattr(
-        trainer.records.checkpoint, "_sync_file", lambda path: (events.append(path.name), sync_file(path))
-    )
-    monkeypatch.setattr(Path, "rename", lambda path, target: (events.append("rename"), rename(path, target))[1])
+    fsync, rename = os.fsync, Path.rename
+
+    def watched_fsync(descriptor: int) -> None:
+        events.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def watched_rename(path: Path, target: Path) -> Path:
+        events.append("rename")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(Path, "rename", watched_rename)
     save(tmp_path, 1)
-    assert sorted(events[:-1]) == ["manifest.json", "model.safetensors", "state.json", "state.safetensors"]
-    assert events[-1] == "rename"
+    files = ["manifest.json", "model.safetensors", "state.json", "state.safetensors"]
+    assert sorted(events[:4]) == files
+    assert events[4:] == [".partial-step-00000001", "rename", "checkpoints"]
 
 
 def test_manifest_lists_every_file_with_its_hash(tmp_path: Path) -> None:

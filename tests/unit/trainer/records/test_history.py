@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.synthetic_run import alpha_records, evaluation_records, step_records, write_lines, write_run
-from trainer.records.history import RunLog
+from trainer.records.history import RunHistory
 
 
 def step_line(step: int, **changes: object) -> dict[str, object]:
@@ -18,17 +18,17 @@ def step_line(step: int, **changes: object) -> dict[str, object]:
 
 
 def test_every_field_arrives(tmp_path: Path) -> None:
-    log = RunLog.load(write_run(tmp_path, 100, variants=True))
+    history = RunHistory.load(write_run(tmp_path, 100, variants=True))
     expected = step_records(100)
-    assert log.steps["loss"].tolist() == [record["loss"] for record in expected]
-    assert log.phases["data_wait"].tolist() == [record["phases"]["data_wait"] for record in expected]
+    assert history.steps["loss"].tolist() == [record["loss"] for record in expected]
+    assert history.phases["data_wait"].tolist() == [record["phases"]["data_wait"] for record in expected]
     estimates = alpha_records(expected, variants=True)
-    assert log.outcomes == tuple(record["outcome"] for record in estimates)
-    np.testing.assert_array_equal(log.alpha["biased"], [record["biased"]["relative"] for record in estimates])
+    assert history.outcomes == tuple(record["outcome"] for record in estimates)
+    np.testing.assert_array_equal(history.alpha["biased"], [record["biased"]["relative"] for record in estimates])
     evaluations = [record for record in evaluation_records(expected) if record["split"] == "test"]
-    assert log.evaluations["test"]["auc"].tolist() == [record["auc"] for record in evaluations]
-    assert log.messages[-1][0] == 50
-    assert log.damaged_lines == 0
+    assert history.evaluations["test"]["auc"].tolist() == [record["auc"] for record in evaluations]
+    assert history.messages[-1][0] == 50
+    assert history.damaged_lines == 0
 
 
 def test_events_read_as_sentences(tmp_path: Path) -> None:
@@ -38,45 +38,45 @@ def test_events_read_as_sentences(tmp_path: Path) -> None:
         {"time": 3.5, "event": "policy", "step": 10, "message": "rate doubled"},
     ]
     write_lines(tmp_path / "events.jsonl", events)
-    assert RunLog.load(tmp_path).messages == ((0, "start"), (9, "checkpoint: step-9"), (10, "rate doubled"))
+    assert RunHistory.load(tmp_path).messages == ((0, "start"), (9, "checkpoint: step-9"), (10, "rate doubled"))
 
 
 def test_missing_files_are_empty_tables(tmp_path: Path) -> None:
-    log = RunLog.load(tmp_path)
-    assert len(log.steps["step"]) == 0
-    assert log.outcomes == ()
-    assert log.evaluations == {}
-    assert log.phase_totals == {}
+    history = RunHistory.load(tmp_path)
+    assert len(history.steps["step"]) == 0
+    assert history.outcomes == ()
+    assert history.evaluations == {}
+    assert history.phase_totals == {}
 
 
 @pytest.mark.parametrize("cut", [1, 10, 60])
 def test_a_torn_last_line_costs_that_line_only(tmp_path: Path, cut: int) -> None:
     path = write_run(tmp_path, 20) / "steps.jsonl"
     path.write_bytes(path.read_bytes()[:-cut])
-    log = RunLog.load(tmp_path)
+    history = RunHistory.load(tmp_path)
     # Without only its newline the last line is still whole.
     kept = 20 if cut == 1 else 19
-    assert log.steps["step"].tolist() == list(range(kept))
-    assert len(log.phases["forward"]) == kept
-    assert log.damaged_lines == 20 - kept
+    assert history.steps["step"].tolist() == list(range(kept))
+    assert len(history.phases["forward"]) == kept
+    assert history.damaged_lines == 20 - kept
 
 
 def test_a_line_torn_in_the_middle_is_counted_and_passed_over(tmp_path: Path) -> None:
     lines = [json.dumps(step_line(step)) for step in range(4)]
     lines[2] = lines[2][:10]
     (tmp_path / "steps.jsonl").write_text("\n".join([*lines, "", "7", "\ufffd\x00"]) + "\n", encoding="utf-8")
-    log = RunLog.load(tmp_path)
-    assert log.steps["step"].tolist() == [0, 1, 3]
-    assert log.damaged_lines == 3
+    history = RunHistory.load(tmp_path)
+    assert history.steps["step"].tolist() == [0, 1, 3]
+    assert history.damaged_lines == 3
 
 
 def test_steps_that_were_run_again_count_once(tmp_path: Path) -> None:
     first = [step_line(step, loss=1.0) for step in range(8)]
     again = [step_line(step, loss=2.0) for step in range(5, 7)]
     write_lines(tmp_path / "steps.jsonl", [*first, *again])
-    log = RunLog.load(tmp_path)
-    assert log.steps["step"].tolist() == [0, 1, 2, 3, 4, 5, 6]
-    assert log.steps["loss"].tolist() == [1.0] * 5 + [2.0] * 2
+    history = RunHistory.load(tmp_path)
+    assert history.steps["step"].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert history.steps["loss"].tolist() == [1.0] * 5 + [2.0] * 2
 
 
 def test_an_estimate_and_an_evaluation_written_again_count_once(tmp_path: Path) -> None:
@@ -85,25 +85,25 @@ def test_an_estimate_and_an_evaluation_written_again_count_once(tmp_path: Path) 
         [{"step": step, "outcome": "ok", "relative": relative} for step, relative in [(4, 1.0), (9, 2.0), (4, 3.0)]],
     )
     write_lines(tmp_path / "evals.jsonl", [{"step": 4, "split": "test", "loss": loss} for loss in (0.5, 0.25)])
-    log = RunLog.load(tmp_path)
-    assert log.alpha["step"].tolist() == [4, 9]
-    assert log.alpha["relative"].tolist() == [3.0, 2.0]
-    assert log.evaluations["test"]["loss"].tolist() == [0.25]
+    history = RunHistory.load(tmp_path)
+    assert history.alpha["step"].tolist() == [4, 9]
+    assert history.alpha["relative"].tolist() == [3.0, 2.0]
+    assert history.evaluations["test"]["loss"].tolist() == [0.25]
 
 
 def test_null_and_missing_numbers_are_nan(tmp_path: Path) -> None:
     write_lines(tmp_path / "steps.jsonl", [step_line(0, loss=None), {"step": 1}])
     write_lines(tmp_path / "alpha.jsonl", [{"step": 0, "outcome": "flat", "relative": None}])
-    log = RunLog.load(tmp_path)
-    assert all(math.isnan(loss) for loss in log.steps["loss"])
-    assert not log.measured.any()
+    history = RunHistory.load(tmp_path)
+    assert all(math.isnan(loss) for loss in history.steps["loss"])
+    assert not history.measured.any()
 
 
 def test_a_phase_that_appears_late_is_zero_before(tmp_path: Path) -> None:
     lines = [step_line(0, phases={"forward": 1.0}), step_line(1), step_line(2, phases={"alpha": 2.0, "other": 0.0})]
     write_lines(tmp_path / "steps.jsonl", lines)
-    log = RunLog.load(tmp_path)
-    assert {name: seconds.tolist() for name, seconds in log.phases.items()} == {
+    history = RunHistory.load(tmp_path)
+    assert {name: seconds.tolist() for name, seconds in history.phases.items()} == {
         "forward": [1.0, 0.0, 0.0],
         "alpha": [0.0, 0.0, 2.0],
     }
@@ -116,4 +116,4 @@ def test_time_spent_evaluating_joins_the_totals(tmp_path: Path) -> None:
     write_lines(
         tmp_path / "evals.jsonl", [{"step": 2, "split": s, "loss": 0.5, "seconds": 3.0} for s in ("test", "train")]
     )
-    assert RunLog.load(tmp_path).phase_totals == {"evaluation": 6.0, "forward": 5.0}
+    assert RunHistory.load(tmp_path).phase_totals == {"evaluation": 6.0, "forward": 5.0}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import StorageError
 from trainer.records.records import Records, read_records
 
 
@@ -89,6 +90,16 @@ def test_a_line_that_a_kill_left_begun_is_forgotten(path: Path, whole: bytes, be
     records.append({"step": 3})
     records.close()
     assert path.read_bytes() == whole + b'{"step": 3}\n'
+
+
+@pytest.mark.parametrize("broken", [b'{"step": 1', b"7", b"[]", b"\xff\xfe", b'{"step": NaN}'])
+def test_a_damaged_line_is_an_error_or_told_by_its_number(path: Path, broken: bytes) -> None:
+    path.write_bytes(b'{"step": 0}\n\n' + broken + b'\n{"step": 2}\n{"st')
+    with pytest.raises(StorageError, match=r"steps\.jsonl: line 3 is damaged"):
+        list(read_records(path))
+    damaged: list[int] = []
+    assert list(read_records(path, damaged=damaged.append)) == [{"step": 0}, {"step": 2}]
+    assert damaged == [3, 5]
 
 
 def test_a_missing_file_has_no_records(path: Path) -> None:

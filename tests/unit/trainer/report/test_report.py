@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
 from tests.synthetic_run import step_records, write_lines, write_run
-from trainer.records.history import RunLog
+from trainer.records.history import RunHistory
 from trainer.report.figures import figures
 from trainer.report.report import ReportError, duration, sentences, shown, write_report
 
@@ -77,7 +77,7 @@ def test_pictures_are_large_and_not_blank(run: Path, stem: str) -> None:
 
 
 def test_the_curves_drawn_are_those_of_the_log(run: Path) -> None:
-    log = RunLog.load(run)
+    log = RunHistory.load(run)
     drawn = figures(log)
     lines = {line.get_label(): line for line in drawn["loss"].axes[0].lines}
     np.testing.assert_array_equal(lines["validation"].get_ydata(), log.evaluations["validation"]["loss"])
@@ -87,7 +87,7 @@ def test_the_curves_drawn_are_those_of_the_log(run: Path) -> None:
 
 
 def test_the_summary_says_what_the_log_holds(run: Path) -> None:
-    log = RunLog.load(run)
+    log = RunHistory.load(run)
     text = " ".join(sentences(log))
     seconds = float(log.steps["seconds"].sum())
     assert f"600 steps over 153,600 rows in {duration(seconds)}" in text
@@ -102,7 +102,7 @@ def test_the_summary_says_what_the_log_holds(run: Path) -> None:
 
 
 def test_tables_agree_with_the_log(run: Path) -> None:
-    log = RunLog.load(run)
+    log = RunHistory.load(run)
     phases = {row["phase"]: float(row["seconds"]) for row in rows(run, "phases")}
     assert phases == pytest.approx(log.phase_totals)
     assert sum(float(row["share"]) for row in rows(run, "phases")) == pytest.approx(1.0)
@@ -138,7 +138,7 @@ def test_a_loss_that_explodes_gets_a_logarithmic_axis(tmp_path: Path) -> None:
     for step in steps[150:]:
         step["loss"] = 1e4 * step["loss"]
     write_lines(tmp_path / "steps.jsonl", steps)
-    assert figures(RunLog.load(tmp_path))["loss"].axes[0].get_yscale() == "log"
+    assert figures(RunHistory.load(tmp_path))["loss"].axes[0].get_yscale() == "log"
 
 
 def test_writing_again_replaces_the_report(run: Path) -> None:
@@ -172,7 +172,7 @@ def test_names_in_the_log_cannot_become_markup(tmp_path: Path) -> None:
 
 
 def test_long_runs_are_drawn_with_few_points(tmp_path: Path) -> None:
-    log = RunLog.load(write_run(tmp_path, 5000))
+    log = RunHistory.load(write_run(tmp_path, 5000))
     for axes in (axes for figure in figures(log).values() for axes in figure.axes):
         assert all(len(np.asarray(line.get_xdata())) <= 1200 for line in axes.lines)
 
@@ -213,7 +213,7 @@ def test_one_wild_estimate_does_not_empty_the_pictures(tmp_path: Path) -> None:
     wild = {"step": 99, "outcome": "ok", "relative": 1e13, "biased": {"relative": 1e13}, "absolute": 10.0}
     with (tmp_path / "alpha.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(wild | {"learning_rate": 1e-12}) + "\n")
-    log = RunLog.load(tmp_path)
+    log = RunHistory.load(tmp_path)
     drawn = figures(log)
     spread = drawn["alpha"].axes[1]
     labels = [label.get_text() for label in spread.get_xticklabels()]

@@ -10,7 +10,7 @@ import pytest
 
 from ops.step_clock import BoundKind
 from tests.synthetic_run import write_lines, write_run
-from trainer.records.history import RunLog
+from trainer.records.history import RunHistory
 from trainer.report.summary import (
     WINDOWS,
     alpha_windows,
@@ -25,8 +25,8 @@ from trainer.report.summary import (
 
 
 @pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> RunLog:
-    return RunLog.load(write_run(tmp_path_factory.mktemp("run"), 2000))
+def log(tmp_path_factory: pytest.TempPathFactory) -> RunHistory:
+    return RunHistory.load(write_run(tmp_path_factory.mktemp("run"), 2000))
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 100, 1001])
@@ -55,13 +55,13 @@ def test_bound_is_the_share_of_waiting(tmp_path: Path) -> None:
     lines = [{"step": step, "seconds": 2.0, "phases": {"data_wait": 0.5, "forward": 1.5}} for step in range(3)]
     lines[0] = {"step": 0, "seconds": 9.0, "phases": {"data_wait": 9.0}}  # the pipeline fills
     write_lines(tmp_path / "steps.jsonl", lines)
-    verdict = bound(RunLog.load(tmp_path))
+    verdict = bound(RunHistory.load(tmp_path))
     assert verdict.kind is BoundKind.DATA
     assert verdict.data_share == 0.25
-    assert bound(RunLog.load(tmp_path / "nowhere")).kind is BoundKind.UNKNOWN
+    assert bound(RunHistory.load(tmp_path / "nowhere")).kind is BoundKind.UNKNOWN
 
 
-def test_alpha_windows_are_quartiles_of_every_measured_estimate(log: RunLog) -> None:
+def test_alpha_windows_are_quartiles_of_every_measured_estimate(log: RunHistory) -> None:
     windows = alpha_windows(log)
     assert 5 < len(windows) <= WINDOWS
     assert sum(window.estimates for window in windows) == log.measured.sum()
@@ -82,7 +82,7 @@ def test_estimates_taken_in_bursts_are_kept_together(tmp_path: Path) -> None:
         for step in steps
     ]
     write_lines(tmp_path / "alpha.jsonl", lines)
-    windows = alpha_windows(RunLog.load(tmp_path))
+    windows = alpha_windows(RunHistory.load(tmp_path))
     assert [(window.first_step, window.last_step) for window in windows] == [(s, s + 9) for s in range(0, 1000, 100)]
     assert [window.median for window in windows] == [1.0 + burst for burst in range(10)]
 
@@ -91,7 +91,7 @@ def test_a_long_burst_is_cut(tmp_path: Path) -> None:
     steps = [*range(100), *range(200, 210), *range(300, 310)]
     lines = [{"step": s, "outcome": "ok", "relative": 1.0, "absolute": 1.0, "learning_rate": 1.0} for s in steps]
     write_lines(tmp_path / "alpha.jsonl", lines)
-    windows = alpha_windows(RunLog.load(tmp_path))
+    windows = alpha_windows(RunHistory.load(tmp_path))
     assert [window.first_step for window in windows] == [0, 20, 40, 60, 80, 200, 300]
 
 
@@ -99,12 +99,12 @@ def test_many_bursts_are_joined(tmp_path: Path) -> None:
     steps = [start + i for start in range(0, 20_000, 100) for i in range(5)]
     lines = [{"step": s, "outcome": "ok", "relative": 1.0, "absolute": 1.0, "learning_rate": 1.0} for s in steps]
     write_lines(tmp_path / "alpha.jsonl", lines)
-    windows = alpha_windows(RunLog.load(tmp_path))
+    windows = alpha_windows(RunHistory.load(tmp_path))
     assert len(windows) == WINDOWS
     assert sum(window.estimates for window in windows) == len(steps)
 
 
-def test_rate_summary_finds_the_factor_the_log_was_made_with(log: RunLog) -> None:
+def test_rate_summary_finds_the_factor_the_log_was_made_with(log: RunHistory) -> None:
     rates = rate_summary(log)
     assert rates is not None
     assert rates.pooled is not None
@@ -121,7 +121,7 @@ def test_pooled_rate_of_estimates_without_noise_is_exact(tmp_path: Path) -> None
         for step in range(9)
     ]
     write_lines(tmp_path / "alpha.jsonl", lines)
-    rates = rate_summary(RunLog.load(tmp_path))
+    rates = rate_summary(RunHistory.load(tmp_path))
     assert rates is not None
     assert rates.pooled == pytest.approx(2.0)
     assert rates.pooled_error == pytest.approx(0.0, abs=1e-6)
@@ -129,12 +129,12 @@ def test_pooled_rate_of_estimates_without_noise_is_exact(tmp_path: Path) -> None
 
 def test_without_a_finite_estimate_there_is_no_rate_summary(tmp_path: Path) -> None:
     write_lines(tmp_path / "alpha.jsonl", [{"step": 0, "outcome": "dropped", "relative": None}])
-    empty = RunLog.load(tmp_path)
+    empty = RunHistory.load(tmp_path)
     assert rate_summary(empty) is None
     assert alpha_windows(empty) == []
 
 
-def test_the_best_evaluation_passes_over_what_is_not_finite(log: RunLog, tmp_path: Path) -> None:
+def test_the_best_evaluation_passes_over_what_is_not_finite(log: RunHistory, tmp_path: Path) -> None:
     best = best_evaluation(log)
     assert best is not None
     assert best["step"] == 1750
@@ -143,4 +143,4 @@ def test_the_best_evaluation_passes_over_what_is_not_finite(log: RunLog, tmp_pat
     assert test["loss"] == pytest.approx(best["loss"] + 0.006)
     assert evaluation_at(log, "test", 1) is None
     write_lines(tmp_path / "evals.jsonl", [{"step": 1, "split": "validation", "loss": None}])
-    assert best_evaluation(RunLog.load(tmp_path)) is None
+    assert best_evaluation(RunHistory.load(tmp_path)) is None

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from tests.synthetic_run import write_lines
-from trainer.study.alpha import Estimates, statistics, window_figure
+from trainer.study.alpha import Estimates, burst_figure, statistics
 
 RNG = np.random.default_rng(0)
 
@@ -80,14 +80,14 @@ def test_the_parts_of_the_bias_sum_to_it(records: tuple[Path, list[dict[str, Any
     assert found["hybrid_less_biased"] == pytest.approx(slope_share)
 
 
-def test_windows_are_the_bursts(records: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_estimates_of_consecutive_steps_are_a_burst(records: tuple[Path, list[dict[str, Any]]]) -> None:
     estimates = Estimates.load(records[0])
     assert estimates is not None
-    assert [estimates.step[window].tolist() for window in estimates.windows()] == [
+    assert [estimates.step[burst].tolist() for burst in estimates.bursts()] == [
         [1, 2, 3, 4],
         [100, 101, 102, 103, 104],
     ]
-    lines = {line.get_label(): line for line in window_figure(estimates, title="a run").axes[0].lines}
+    lines = {line.get_label(): line for line in burst_figure(estimates, title="a run").axes[0].lines}
     expected = [np.mean([record["relative"] for record in records[1][part]]) for part in (slice(4), slice(4, 9))]
     np.testing.assert_allclose(np.asarray(lines["unbiased"].get_ydata()), expected)
 

@@ -34,7 +34,7 @@ def study_file(folder: Path, text: str, *, base: str = BASE) -> StudyFile:
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    return study_file(tmp_path, GRID).plan()
+    return study_file(tmp_path, GRID).unfold()
 
 
 def test_every_combination_is_run_with_every_seed(study: Study) -> None:
@@ -69,7 +69,7 @@ def test_values_are_those_the_run_will_use(study: Study) -> None:
 
 def test_the_resolved_file_is_the_same_study(study: Study, tmp_path: Path) -> None:
     (tmp_path / RESOLVED).write_text(study.to_toml(), encoding="utf-8")
-    again = read_study(tmp_path / RESOLVED).plan()
+    again = read_study(tmp_path / RESOLVED).unfold()
     assert [(run.name, config_to_toml(run.config)) for run in again.runs] == [
         (run.name, config_to_toml(run.config)) for run in study.runs
     ]
@@ -79,27 +79,27 @@ def test_the_resolved_file_is_the_same_study(study: Study, tmp_path: Path) -> No
 def test_overrides_reach_every_run(tmp_path: Path) -> None:
     file = study_file(tmp_path, GRID)
     base = replace(file.base, data=replace(file.base.data, path="ELSEWHERE", batch_rows=8))
-    assert {(run.config.data.path, run.config.data.batch_rows) for run in file.plan(base).runs} == {("ELSEWHERE", 8)}
+    assert {(run.config.data.path, run.config.data.batch_rows) for run in file.unfold(base).runs} == {("ELSEWHERE", 8)}
 
 
 def test_what_an_arm_sets_cannot_be_overridden(tmp_path: Path) -> None:
     file = study_file(tmp_path, GRID)
     base = replace(file.base, optimizer=replace(file.base.optimizer, lr=0.5))
     with pytest.raises(ConfigError, match=r"my\.toml: optimizer\.lr is set by arm 'grid'"):
-        file.plan(base)
+        file.unfold(base)
 
 
 def test_keys_that_end_alike_are_told_apart(tmp_path: Path) -> None:
     keys = '"eval.rows" = [1, 2], "eval.batch_rows" = [3, 4], "data.batch_rows" = [5, 6]'
     text = f'[[study.arm]]\nname = "a"\nset = {{{keys}}}'
-    names = {run.name for run in study_file(tmp_path, text).plan().runs}
+    names = {run.name for run in study_file(tmp_path, text).unfold().runs}
     assert "a/rows=1,eval.batch_rows=3,data.batch_rows=5-seed0" in names
     assert len(names) == 8
 
 
 def test_values_become_names_that_any_file_system_takes(tmp_path: Path) -> None:
     text = '[[study.arm]]\nname = "a"\nset = {"data.path" = ["/x/y", "z z"]}'
-    assert [run.name for run in study_file(tmp_path, text).plan().runs] == ["a/path=-x-y-seed0", "a/path=z-z-seed0"]
+    assert [run.name for run in study_file(tmp_path, text).unfold().runs] == ["a/path=-x-y-seed0", "a/path=z-z-seed0"]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_values_become_names_that_any_file_system_takes(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_is_named_with_the_file(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        study_file(tmp_path, text).plan()
+        study_file(tmp_path, text).unfold()
     assert said in str(caught.value)
     assert "my.toml" in str(caught.value)
 
@@ -136,15 +136,15 @@ def test_what_is_wrong_is_named_with_the_file(tmp_path: Path, text: str, said: s
 def test_a_study_without_data_path_asks_for_it(tmp_path: Path) -> None:
     file = study_file(tmp_path, '[[study.arm]]\nname = "a"', base="")
     with pytest.raises(ConfigError, match=r"my\.toml: data\.path is missing.* --data\.path"):
-        file.plan()
-    run = file.plan(replace(file.base, data=replace(file.base.data, path="DATA"))).runs[0]
+        file.unfold()
+    run = file.unfold(replace(file.base, data=replace(file.base.data, path="DATA"))).runs[0]
     assert run.config.data.path == "DATA"
 
 
 @pytest.mark.parametrize("name", shipped_studies())
 def test_shipped_studies_need_nothing_but_data(name: str) -> None:
     file = read_study(name)
-    study = file.plan(replace(file.base, data=replace(file.base.data, path="DATA")))
+    study = file.unfold(replace(file.base, data=replace(file.base.data, path="DATA")))
     assert study.settings.question.endswith("?")
     assert f"alphastream study {name} --out DIR --data.path DATA" in file.path.read_text(encoding="utf-8")
 
@@ -157,7 +157,7 @@ def test_the_shipped_studies_are_those_promised() -> None:
 
 def test_learning_rate_free_compares_each_guess_with_a_grid_of_nine_rates() -> None:
     file = read_study("learning-rate-free")
-    runs = file.plan(replace(file.base, data=replace(file.base.data, path="DATA"))).runs
+    runs = file.unfold(replace(file.base, data=replace(file.base.data, path="DATA"))).runs
     schedule = [run.config for run in runs if run.arm == "schedule"]
     auto = [run.config for run in runs if run.arm == "auto"]
     assert len({config.optimizer.lr for config in schedule}) == 9
@@ -169,7 +169,7 @@ def test_learning_rate_free_compares_each_guess_with_a_grid_of_nine_rates() -> N
 
 def test_the_thesis_grid_is_complete() -> None:
     file = read_study("thesis-apply")
-    runs = file.plan(replace(file.base, data=replace(file.base.data, path="DATA"))).runs
+    runs = file.unfold(replace(file.base, data=replace(file.base.data, path="DATA"))).runs
     for arm in ("alpha", "alpha-seconds"):
         grid = {(run.values["stepsize.interval"], run.values["stepsize.count"]) for run in runs if run.arm == arm}
         assert grid == {(interval, count) for interval in (1000, 2000, 5000) for count in (10, 25, 50)}

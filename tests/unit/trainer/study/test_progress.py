@@ -12,7 +12,7 @@ import pytest
 import rich.console
 
 from trainer.console import PLAIN_LINE_SECONDS, Console, ProgressLine
-from trainer.study.definition import PlannedRun, read_study
+from trainer.study.definition import StudyRun, read_study
 from trainer.study.progress import Message, RunConsole, RunNote, RunProgress, RunWarning, StudyLine
 
 
@@ -25,9 +25,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> tuple[PlannedRun, ...]:
+def runs(tmp_path: Path) -> tuple[StudyRun, ...]:
     (tmp_path / "my.toml").write_text('data.path = "D"\nstudy = { seeds = [0, 1], arm = [{ name = "a" }] }')
-    return read_study(tmp_path / "my.toml").plan().runs
+    return read_study(tmp_path / "my.toml").unfold().runs
 
 
 class Line:
@@ -60,7 +60,7 @@ def test_a_budget_in_seconds_counts_where_it_is_nearer(clock: SimpleNamespace) -
     assert [message.share for message in sent] == [pytest.approx(0.4), 1.0]
 
 
-def test_the_line_sums_runs_in_progress(runs: tuple[PlannedRun, ...]) -> None:
+def test_the_line_sums_runs_in_progress(runs: tuple[StudyRun, ...]) -> None:
     line = Line()
     study = StudyLine(line, Console(quiet=True), done=3)  # pyright: ignore[reportArgumentType]
     study.listen(runs[0], RunProgress(share=0.25, detail="step 1"))
@@ -73,7 +73,7 @@ def test_the_line_sums_runs_in_progress(runs: tuple[PlannedRun, ...]) -> None:
     assert line.detail == "a/seed1 validation loss 0.5"
 
 
-def test_warnings_name_their_run(runs: tuple[PlannedRun, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_warnings_name_their_run(runs: tuple[StudyRun, ...], capsys: pytest.CaptureFixture[str]) -> None:
     StudyLine(Line(), Console(), done=0).listen(runs[1], RunWarning(text="the disk is full"))  # pyright: ignore[reportArgumentType]
     assert "warning: a/seed1: the disk is full" in capsys.readouterr().err
 

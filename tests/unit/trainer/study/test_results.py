@@ -15,8 +15,8 @@ from matplotlib.image import imread
 from scipy import stats
 
 from tests.synthetic_run import step_records, write_lines
-from trainer.study.definition import RESOLVED, PlannedRun, Study, read_study
-from trainer.study.report import is_study, sentences, write_study_report
+from trainer.study.definition import RESOLVED, Study, StudyRun, is_study, read_study
+from trainer.study.report import sentences, write_study_report
 from trainer.study.results import RunOutcome, cells, collect, correlations, pearson
 
 STUDY = """
@@ -42,7 +42,7 @@ STEPS = 60
 
 
 def write_result(
-    out: Path, run: PlannedRun, loss: float, *, reason: str | None = "budget", worse_end: float = 0.0
+    out: Path, run: StudyRun, loss: float, *, reason: str | None = "budget", worse_end: float = 0.0
 ) -> None:
     """A run with evaluations after 30 steps (loss + 0.01), 50 (loss) and 60 (loss + worse_end)."""
     folder = out / run.path
@@ -69,7 +69,7 @@ def write_result(
     write_lines(folder / "events.jsonl", events)
 
 
-def loss_of(run: PlannedRun) -> float:
+def loss_of(run: StudyRun) -> float:
     """Lowest at a rate of 1e-2; in `hold` it grows with the interval alone; the second seed is a little worse."""
     if run.arm == "base":
         loss = 0.5 + 0.01 * abs(math.log10(run.values["optimizer.lr"] / 1e-2))
@@ -81,7 +81,7 @@ def loss_of(run: PlannedRun) -> float:
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
     (tmp_path / "my.toml").write_text(STUDY, encoding="utf-8")
-    return read_study(tmp_path / "my.toml").plan()
+    return read_study(tmp_path / "my.toml").unfold()
 
 
 @pytest.fixture
@@ -234,6 +234,14 @@ def test_sentences_say_what_the_runs_came_to(study: Study, out: Path) -> None:
         "its cells range from 0.50100 to 0.51100."
     )
     assert "Against the best of base: +0.00100 ± 0.00100 (standard error); at worst +0.01100 ± 0.00100" in said[3]
+
+
+def test_lines_that_are_left_out_are_said(study: Study, out: Path) -> None:
+    run = study.runs[1]
+    with (out / run.path / "steps.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 60, "loss"\n{"step"')
+    said = sentences(study, list(collect(study, out).values()))
+    assert said[2] == f"2 lines of the records could not be read and were left out, the first of them in {run.path}."
 
 
 def test_a_study_in_progress_is_reported_as_far_as_it_is(study: Study, tmp_path: Path) -> None:

@@ -1,23 +1,20 @@
-"""The [data] section, and what it opens: a feed of pairs to train on, rows in file order to evaluate on."""
+"""What the [data] section opens: a feed of pairs to train on, rows in file order to evaluate on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal, get_args
 
 import torch
 
-from pipeline.device.feed import DevicePair, Feed, PairMaker, PairSource, PairUploader
+from pipeline.device.config import DataConfig
+from pipeline.device.feed import Feed, PairMaker, PairSource, PairUploader
 from pipeline.device.model_inputs import ModelInputs
 from pipeline.device.ring import make_uploader
 from pipeline.errors import InputError
 from pipeline.rows import (
     GroupReader,
-    OnDamage,
     Order,
-    Pairing,
     PairPlan,
     PairStream,
     RowReader,
@@ -25,73 +22,12 @@ from pipeline.rows import (
     StreamPosition,
 )
 from pipeline.shards import Manifest, check_cache, open_shards
-from pipeline.stages import StageTotals, usable_cores
-
-__all__ = ["DataConfig", "DevicePair", "Feed", "ModelInputs", "StreamPosition", "open_feed", "open_rows"]
-
-FeedKind = Literal["ring", "dali"]
-
-MOST_READER_THREADS = 4
-"""Unless more are asked for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """The [data] section: which rows are trained on, in which order, and how they reach the device."""
-
-    path: str
-    """Folder that `alphastream preprocess` wrote, or a URI (s3://, gs://, hdfs://, file://) of a copy of one."""
-    cache_path: str | None = None
-    """Folder for downloaded shards of a remote data.path, used by processes of one machine; by default
-    $XDG_CACHE_HOME or ~/.cache, then alphastream."""
-    cache_bytes: int | None = None
-    """Most bytes of downloaded shards, those of other runs included; by default half of what the disk has free."""
-    batch_rows: int = 2048
-    """Rows of a training batch, over all ranks."""
-    probe_rows: int | None = None
-    """Rows of the batch that α* is measured on; by default as many as batch_rows."""
-    pairing: Pairing = "sliding"
-    """sliding: the next training batch probes this step; disjoint: probe rows are not trained on."""
-    seed: int = 0
-    """Seed of the order of rows."""
-    shuffle: Shuffle = "rows"
-    """none: file order; files: shards in random order; rows: row groups in random order, then rows within windows."""
-    shuffle_row_groups: int = 16
-    """Row groups in a window whose rows are shuffled; memory: 10 MB for each of them, four or five times."""
-    prefetch_batches: int = 4
-    """Pairs made ahead of the trainer."""
-    read_threads: int | None = None
-    """Threads that read, decode and shuffle; by default one for each core that may be used, at most 4."""
-    feed: FeedKind = "ring"
-    """ring: this project's own feed; dali: NVIDIA DALI (extra `dali`), same batches."""
-    damaged: OnDamage = "fail"
-    """Where a row group is damaged: fail, or skip its rows (of a remote folder: its shard's) and count them."""
-
-    def __post_init__(self) -> None:
-        for name in (
-            "cache_bytes",
-            "batch_rows",
-            "probe_rows",
-            "shuffle_row_groups",
-            "prefetch_batches",
-            "read_threads",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"data.{name} = {value}; give a whole number of at least 1")
-        choices = {"pairing": Pairing, "shuffle": Shuffle, "feed": FeedKind, "damaged": OnDamage}
-        for name, kind in choices.items():
-            if getattr(self, name) not in get_args(kind):
-                raise InputError(f"data.{name} = {getattr(self, name)!r}; choose one of {', '.join(get_args(kind))}")
-
-    @property
-    def reader_threads(self) -> int:
-        """`read_threads`, or its default here."""
-        return self.read_threads or min(usable_cores(), MOST_READER_THREADS)
+from pipeline.stages import StageTotals
 
 
 def open_feed(
     config: DataConfig,
+    manifest: Manifest,
     *,
     table_rows: int,
     device: torch.device,
@@ -102,11 +38,11 @@ def open_feed(
 ) -> Feed:
     """The pairs of `split` on `device` from `position` (by default the beginning) on, epoch after epoch.
 
-    With several ranks each gets its share of every batch of the same global sequence.
+    `manifest` is that of the folder `config.path`, loaded once for all that is opened of it. With several ranks each
+    gets its share of every batch of the same global sequence.
     Raises: InputError for data, split or batch sizes that cannot be used, or where `config.feed` is not installed;
     StorageError for damaged data.
     """
-    manifest = Manifest.load(config.path)
     stages = StageTotals()
     order = _order(manifest, split, seed=config.seed, shuffle=config.shuffle, window_groups=config.shuffle_row_groups)
     check_cache(
@@ -146,6 +82,7 @@ def open_feed(
 
 def open_rows(
     config: DataConfig,
+    manifest: Manifest,
     *,
     table_rows: int,
     device: torch.device,
@@ -157,7 +94,6 @@ def open_rows(
 
     `limit_rows` ends it early. Threads end with the iterator. Raises: as `open_feed`, when first asked for a batch.
     """
-    manifest = Manifest.load(config.path)
     order = _order(manifest, split, seed=0, shuffle="none", window_groups=1, limit_rows=limit_rows)
     stages = StageTotals()
     encode_rows = table_rows if device.type == "cpu" else None

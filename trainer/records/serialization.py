@@ -16,40 +16,40 @@ _TAG = "$"
 """A JSON object with this key stands for a value that JSON has no form for."""
 
 
-def pack(value: Any) -> tuple[Any, dict[str, Tensor]]:
+def serialize(value: Any) -> tuple[Any, dict[str, Tensor]]:
     """The JSON form of `value`, and its tensors by name.
 
     Takes what state dicts hold: None, bool, int, float (nan and ±inf too), str, bytes, list, tuple, set, deque,
     dict with any of these as keys, torch tensors, dtypes, devices and sizes, numpy arrays and scalars.
-    A tensor that occurs in several places is stored once and is one tensor again after `unpack`; tensors
+    A tensor that occurs in several places is stored once and is one tensor again after `deserialize`; tensors
     that merely overlap become separate. The tensors returned are contiguous, detached, on the CPU, and
     share no memory with one another (but may with `value`).
 
     Raises: TypeError naming the place of anything else.
     """
-    packer = _Packer()
-    return packer.pack(value, ""), packer.tensors
+    writer = _Writer()
+    return writer.write(value, ""), writer.tensors
 
 
-def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The value that `pack` took apart."""
-    if isinstance(packed, list):
-        return [unpack(item, tensors) for item in packed]
-    if not isinstance(packed, dict):
-        return packed
-    kind = packed.get(_TAG)
+def deserialize(form: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The value that `serialize` took apart."""
+    if isinstance(form, list):
+        return [deserialize(item, tensors) for item in form]
+    if not isinstance(form, dict):
+        return form
+    kind = form.get(_TAG)
     if kind is None:
-        return {key: unpack(item, tensors) for key, item in packed.items()}
-    return _UNPACK[kind](packed["value"], tensors)
+        return {key: deserialize(item, tensors) for key, item in form.items()}
+    return _READERS[kind](form["value"], tensors)
 
 
-class _Packer:
+class _Writer:
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
         self._seen: dict[Any, dict[str, Any]] = {}
         self._storages: set[int] = set()
 
-    def pack(self, value: Any, place: str) -> Any:
+    def write(self, value: Any, place: str) -> Any:
         if value is None or type(value) in {bool, int, str}:
             return value
         if type(value) is float:
@@ -61,11 +61,11 @@ class _Packer:
         if isinstance(value, np.generic):
             return _tagged("scalar", self._tensor(torch.from_numpy(np.array(value)), place))
         if type(value) is list:
-            return [self.pack(item, f"{place}.{index}") for index, item in enumerate(value)]
+            return [self.write(item, f"{place}.{index}") for index, item in enumerate(value)]
         if type(value) is deque:
-            return _tagged("deque", [value.maxlen, self.pack(list(value), place)])
+            return _tagged("deque", [value.maxlen, self.write(list(value), place)])
         if type(value) in _SEQUENCES:
-            return _tagged(_SEQUENCES[type(value)], [self.pack(x, f"{place}.{i}") for i, x in enumerate(value)])
+            return _tagged(_SEQUENCES[type(value)], [self.write(x, f"{place}.{i}") for i, x in enumerate(value)])
         if type(value) in {dict, OrderedDict, defaultdict}:
             return self._dict(value, place)
         if isinstance(value, bytes):
@@ -76,8 +76,8 @@ class _Packer:
 
     def _dict(self, value: Mapping[Any, Any], place: str) -> Any:
         if all(type(key) is str for key in value) and _TAG not in value:
-            return {key: self.pack(item, f"{place}.{key}") for key, item in value.items()}
-        items = [[self.pack(key, place), self.pack(item, f"{place}.{key}")] for key, item in value.items()]
+            return {key: self.write(item, f"{place}.{key}") for key, item in value.items()}
+        items = [[self.write(key, place), self.write(item, f"{place}.{key}")] for key, item in value.items()]
         return _tagged("dict", items)
 
     def _tensor(self, tensor: Tensor, place: str) -> dict[str, Any]:
@@ -89,16 +89,16 @@ class _Packer:
         if storage and identity in self._seen:
             return self._seen[identity]
         name = self._new_name(place.lstrip(".") or "value")
-        packed = _tagged("tensor", {"name": name})
+        form = _tagged("tensor", {"name": name})
         if not tensor.is_contiguous() and _is_dense(tensor):
-            packed["value"]["stride"] = list(tensor.stride())
+            form["value"]["stride"] = list(tensor.stride())
         host = tensor.resolve_conj().resolve_neg().cpu().contiguous()
         if host.untyped_storage().data_ptr() == storage and storage in self._storages:
             host = host.clone()
         self._storages.add(storage)
-        self._seen[identity] = packed
+        self._seen[identity] = form
         self.tensors[name] = host
-        return packed
+        return form
 
     def _new_name(self, wanted: str) -> str:
         name, number = wanted, 1
@@ -117,7 +117,7 @@ def _is_dense(tensor: Tensor) -> bool:
     return torch.empty_like(tensor, memory_format=torch.preserve_format, device="meta").stride() == tensor.stride()
 
 
-def _unpack_tensor(value: dict[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+def _tensor_of(value: dict[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
     tensor = tensors[value["name"]]
     if "stride" not in value:
         return tensor
@@ -126,22 +126,22 @@ def _unpack_tensor(value: dict[str, Any], tensors: Mapping[str, Tensor]) -> Tens
 
 
 def _items(value: list[Any], tensors: Mapping[str, Tensor]) -> list[Any]:
-    return [unpack(item, tensors) for item in value]
+    return [deserialize(item, tensors) for item in value]
 
 
 _SEQUENCES = {tuple: "tuple", set: "set", torch.Size: "size"}
 
-_UNPACK = {
+_READERS = {
     "float": lambda value, _: float(value),
     "bytes": lambda value, _: base64.b64decode(value),
     "dtype": lambda value, _: getattr(torch, value),
     "device": lambda value, _: torch.device(value),
-    "tensor": _unpack_tensor,
-    "array": lambda value, tensors: unpack(value, tensors).numpy(),
-    "scalar": lambda value, tensors: unpack(value, tensors).numpy()[()],
+    "tensor": _tensor_of,
+    "array": lambda value, tensors: deserialize(value, tensors).numpy(),
+    "scalar": lambda value, tensors: deserialize(value, tensors).numpy()[()],
     "tuple": lambda value, tensors: tuple(_items(value, tensors)),
     "set": lambda value, tensors: set(_items(value, tensors)),
-    "deque": lambda value, tensors: deque(unpack(value[1], tensors), maxlen=value[0]),
+    "deque": lambda value, tensors: deque(deserialize(value[1], tensors), maxlen=value[0]),
     "size": lambda value, tensors: torch.Size(_items(value, tensors)),
-    "dict": lambda value, tensors: {unpack(key, tensors): unpack(item, tensors) for key, item in value},
+    "dict": lambda value, tensors: {deserialize(key, tensors): deserialize(item, tensors) for key, item in value},
 }

@@ -1,12 +1,12 @@
-"""Known delays of loader and model, in simulated time, come out of the three runs as they went in."""
+"""Known delays of loader and model, in simulated time, come out of the three trials as they went in."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -14,16 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from ops.step_clock import StepClock
-from pipeline.device.open import DataConfig, DevicePair, ModelInputs, StreamPosition
+from pipeline.device.feed import DevicePair, Feed
+from pipeline.device.model_inputs import ModelInputs
+from pipeline.rows.order import StreamPosition
+from pipeline.shards.manifest import Manifest
 from stepsize.losses import BCEWithLogits
 from stepsize.policies.choice import PolicyName, StepSizeConfig, make_policy
 from stepsize.worker import StepSizeWorker
-from trainer.config import Config, ConfigError
+from trainer.config import ConfigError
 from trainer.console import Console
-from trainer.job.assembly import Parts
-from trainer.learner.schedules import ScheduleConfig
+from trainer.job.learner import Learner
+from trainer.job.training_state import TrainingState
 from trainer.stall.comparison import StallReport
-from trainer.stall.runs import Rows, StallMeasurement, StallPlan, Stopwatch
+from trainer.stall.trials import Rows, StallMeasurement, StallSetup, Stopwatch
 
 MILLISECOND = 1_000_000
 QUEUE = 4
@@ -125,51 +128,49 @@ class Rig:
     models: dict[str, SlowModel] = field(default_factory=dict)
     time: FakeTime = field(default_factory=FakeTime)
 
-    def make(self, rows: Rows, stack: ExitStack) -> Parts:
+    @contextmanager
+    def open(self, rows: Rows) -> Iterator[TrainingState]:
         delays = {**self.stages, "source_read": self.fetch} if rows == "cold" else self.stages
         self.feeds[rows] = feed = SlowFeed(self.time, delays)
         self.models[rows] = model = SlowModel(self.time, self.compute, start=math.nan if self.broken else 0.0)
         optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
         config = StepSizeConfig(policy=self.policy, interval=4, count=4)
-        parts = SimpleNamespace(
-            feed=feed,
-            model=model,
-            optimizer=optimizer,
-            average=None,
+        yield TrainingState(
+            learner=Learner(model=model, optimizer=optimizer, average=None, table_rows=1, device=torch.device("cpu")),
+            feed=cast(Feed, feed),
             policy=make_policy(config, initial_rate=RATE, total_steps=None),
             worker=StepSizeWorker(model, optimizer, BCEWithLogits()),
+            scheduled_rate=lambda step: RATE,
             total_steps=None,
-            peak=RATE,
+            splits=(),
+            manifest=cast(Manifest, None),
         )
-        return cast(Parts, parts)
 
     def measure(
-        self, *, steps: int | None = 40, seconds: float = 1.0, window_rows: float = 27, no_cold_run: str | None = None
+        self, *, steps: int | None = 40, seconds: float = 1.0, window_rows: float = 27, no_cold_trial: str | None = None
     ) -> StallReport:
-        plan = StallPlan(
+        setup = StallSetup(
             steps=steps,
             seconds=seconds,
             warmup_steps=8,
             window_rows=window_rows,
             reader_threads=1,
-            no_cold_run=no_cold_run,
+            no_cold_trial=no_cold_trial,
         )
-        config = Config(data=DataConfig(path="unused"), schedule=ScheduleConfig(name="constant"))
-        measurement = StallMeasurement(
-            config, plan, make_parts=self.make, console=Console(quiet=True), nanosecond_time=self.time
-        )
-        return measurement.run()
+        return StallMeasurement(
+            setup, open_state=self.open, console=Console(quiet=True), nanosecond_time=self.time
+        ).run()
 
 
 def milliseconds(report: StallReport) -> dict[str, float]:
-    return {part.name: 1000 * part.seconds_per_step for part in report.parts}
+    return {part.name: 1000 * part.seconds_per_step for part in report.components}
 
 
 def test_known_delays_are_recovered() -> None:
     """Computing 20 ms; preparing 30 ms beside it, so 10 ms are waited for; 25 ms more from a cold cache."""
     report = Rig(compute=20, stages={"decode": 30}, fetch=25).measure()
     assert milliseconds(report) == pytest.approx({"compute": 20, "preparation stall": 10, "fetch stall": 25})
-    assert [1000 * run.waiting_per_step for run in report.runs] == pytest.approx([0, 10, 35])
+    assert [1000 * trial.waiting_per_step for trial in report.trials] == pytest.approx([0, 10, 35])
 
 
 def test_a_loader_that_keeps_up_costs_nothing() -> None:
@@ -180,45 +181,45 @@ def test_a_loader_that_keeps_up_costs_nothing() -> None:
 
 def test_the_gain_without_waiting_is_predicted_as_measured() -> None:
     report = Rig(compute=20, stages={"decode": 30}, fetch=25).measure()
-    gains = {(gain.run, gain.change): gain for gain in report.speedups}
-    for run, ratio in (("warm", 1.5), ("cold", 2.75)):
-        gain = gains[run, "no waiting for rows"]
+    gains = {(gain.trial, gain.change): gain for gain in report.speedups}
+    for trial, ratio in (("warm", 1.5), ("cold", 2.75)):
+        gain = gains[trial, "no waiting for rows"]
         assert gain.predicted == pytest.approx(ratio)
         assert gain.measured == pytest.approx(ratio)
 
 
 @pytest.mark.parametrize("compute", [10, 38])
 def test_a_wider_bottleneck_gives_what_was_predicted(compute: float) -> None:
-    slow = Rig(compute=compute, stages={"decode": 30, "shuffle": 12}).measure(no_cold_run="not here")
-    fast = Rig(compute=compute, stages={"decode": 15, "shuffle": 12}).measure(no_cold_run="not here")
+    slow = Rig(compute=compute, stages={"decode": 30, "shuffle": 12}).measure(no_cold_trial="not here")
+    fast = Rig(compute=compute, stages={"decode": 15, "shuffle": 12}).measure(no_cold_trial="not here")
     (gain,) = [gain for gain in slow.speedups if gain.change == "decode 2× as fast"]
-    assert gain.predicted == pytest.approx(slow.runs[1].seconds_per_step / fast.runs[1].seconds_per_step)
+    assert gain.predicted == pytest.approx(slow.trials[1].seconds_per_step / fast.trials[1].seconds_per_step)
     assert gain.predicted > 1.1
 
 
-def test_computing_repeats_the_other_runs_batches_without_a_loader() -> None:
+def test_computing_repeats_the_other_trials_batches_without_a_loader() -> None:
     rig = Rig(compute=5, stages={"decode": 1})
     report = rig.measure()
     assert rig.models["compute"].seen == rig.models["warm"].seen == rig.models["cold"].seen
     assert set(rig.models["compute"].seen) == set(EPOCH)
-    assert len({run.rows for run in report.runs}) == 1
+    assert len({trial.rows for trial in report.trials}) == 1
     assert rig.feeds["compute"].log == ["next", "close"]
 
 
-def test_rows_are_read_ahead_of_the_warm_run_and_again_from_its_start() -> None:
+def test_rows_are_read_ahead_of_the_warm_trial_and_again_from_its_start() -> None:
     rig = Rig(compute=5, stages={"decode": 1})
     rig.measure()
     assert rig.feeds["warm"].log == ["next"] * 48 + ["reset"] + ["next"] * 48
 
 
-def test_alpha_is_measured_in_every_run_at_the_same_steps() -> None:
+def test_alpha_is_measured_in_every_trial_at_the_same_steps() -> None:
     """The policy asks at every step; a stale probe, at every fourth, is left out, also from one cached pair."""
     rig = Rig(compute=5, stages={"decode": 1}, policy="observe")
     report = rig.measure()
     plain = Rig(compute=5, stages={"decode": 1}).measure()
     assert rig.models["compute"].seen == rig.models["warm"].seen
-    assert report.runs[0].seconds_per_step == report.runs[1].seconds_per_step
-    assert report.runs[0].seconds_per_step > plain.runs[0].seconds_per_step
+    assert report.trials[0].seconds_per_step == report.trials[1].seconds_per_step
+    assert report.trials[0].seconds_per_step > plain.trials[0].seconds_per_step
 
 
 def test_stages_are_counted_from_the_end_of_the_warmup() -> None:
@@ -241,14 +242,14 @@ def test_stages_are_counted_from_the_end_of_the_warmup() -> None:
 def test_the_time_given_is_rounded_to_whole_windows(window_rows: float, steps: int) -> None:
     """34 steps take a second; four steps train on 27 rows."""
     report = Rig(compute=30, stages={"decode": 1}).measure(steps=None, seconds=1.0, window_rows=window_rows)
-    assert [run.steps for run in report.runs] == [steps] * 3
+    assert [trial.steps for trial in report.trials] == [steps] * 3
 
 
-def test_without_a_cold_run_the_report_says_why() -> None:
+def test_without_a_cold_trial_the_report_says_why() -> None:
     rig = Rig(compute=20, stages={"decode": 30})
-    report = rig.measure(no_cold_run="the disk is memory")
-    assert [run.name for run in report.runs] == ["compute", "warm"]
-    assert report.no_cold_run == "the disk is memory"
+    report = rig.measure(no_cold_trial="the disk is memory")
+    assert [trial.name for trial in report.trials] == ["compute", "warm"]
+    assert report.no_cold_trial == "the disk is memory"
     assert "cold" not in rig.feeds
 
 

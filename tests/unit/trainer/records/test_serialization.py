@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.resume import assert_identical, through_a_checkpoint
-from trainer.records.packing import pack, unpack
+from trainer.records.serialization import deserialize, serialize
 
 VALUES: dict[str, Any] = {
     "none": None,
@@ -57,20 +57,20 @@ def test_a_bounded_deque_stays_bounded() -> None:
 
 
 def test_json_is_strict() -> None:
-    packed, _ = pack({"a": [math.nan, -math.inf], "b": {1: torch.zeros(2)}})
-    assert json.loads(json.dumps(packed, allow_nan=False)) == packed
+    form, _ = serialize({"a": [math.nan, -math.inf], "b": {1: torch.zeros(2)}})
+    assert json.loads(json.dumps(form, allow_nan=False)) == form
 
 
 def test_names_tell_where_tensors_stood_and_never_clash() -> None:
-    _, tensors = pack({"state": {0: {"exp_avg": torch.ones(1)}}, "a.b": torch.zeros(1), "a": {"b": torch.ones(1)}})
+    _, tensors = serialize({"state": {0: {"exp_avg": torch.ones(1)}}, "a.b": torch.zeros(1), "a": {"b": torch.ones(1)}})
     assert set(tensors) == {"state.0.exp_avg", "a.b", "a.b#2"}
 
 
 def test_a_shared_tensor_is_stored_once_and_shared_again() -> None:
     shared = torch.arange(4.0)
-    packed, tensors = pack({"one": shared, "other": [shared.view(4)]})
+    form, tensors = serialize({"one": shared, "other": [shared.view(4)]})
     assert len(tensors) == 1
-    restored = unpack(packed, tensors)
+    restored = deserialize(form, tensors)
     restored["one"].add_(1)
     assert torch.equal(restored["other"][0], shared)
 
@@ -78,11 +78,11 @@ def test_a_shared_tensor_is_stored_once_and_shared_again() -> None:
 def test_views_that_overlap_become_separate() -> None:
     base = torch.arange(10.0)
     value = {"whole": base, "head": base[:4], "square": base[:4].view(2, 2), "every second": base[::2]}
-    packed, tensors = pack(value)
+    form, tensors = serialize(value)
     pointers = [tensor.untyped_storage().data_ptr() for tensor in tensors.values()]
     assert len(set(pointers)) == len(pointers) == 4
     assert all(tensor.is_contiguous() for tensor in tensors.values())
-    assert_identical(unpack(packed, tensors), value)
+    assert_identical(deserialize(form, tensors), value)
 
 
 def test_permuted_tensors_keep_their_layout() -> None:
@@ -101,4 +101,4 @@ def test_parameters_are_saved_without_their_graph() -> None:
 @pytest.mark.parametrize("value", [object(), torch.ones(2).to_sparse(), lambda: 0, 1j], ids=repr)
 def test_what_has_no_form_is_refused_with_its_place(value: object) -> None:
     with pytest.raises(TypeError, match=r"cannot save policy\.history\.1: no form"):
-        pack({"policy": {"history": [1, value]}})
+        serialize({"policy": {"history": [1, value]}})

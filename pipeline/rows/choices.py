@@ -1,0 +1,12 @@
+"""The choices of how rows are read, for configurations, which must not wait for compiled code to be imported."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Shuffle = Literal["none", "files", "rows"]
+"""See `Order`."""
+Pairing = Literal["sliding", "disjoint"]
+"""See `PairPlan`."""
+OnDamage = Literal["fail", "skip"]
+"""What `RowReader` does with a row group that is damaged."""

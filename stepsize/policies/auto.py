@@ -1,0 +1,170 @@
+"""`auto`: finds the rate by itself from any first guess, and follows single estimates by their error bars."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stepsize.estimate import Estimate, Outcome
+from stepsize.policies.cadence import Cadence
+from stepsize.policies.rate_filter import RateFilter
+from stepsize.policies.rates import Bounds, format_rate, moved
+from stepsize.pooling import RateMoments, RateMomentSums, rate_moments
+
+FIRST_TRIAL = 1e-6
+"""Longest first step of `auto`: too short to harm anything, and long enough for float32 to resolve d = θ1 − θ0
+where a step of rate 1 moves weights by about 1, as Adam-like optimizers do."""
+PATIENCE = 10
+"""Estimates without evidence after which `auto` takes trial steps ten times as long."""
+
+
+class Auto:
+    """Finds the rate by itself from any first guess and follows it; the schedule has no say from `start` on.
+
+    1. Searching. Trial steps of min(guess, 1e-6): α_abs of a step does not depend on how long that step was, so a
+       harmless one tells as much as a long one. Estimates are summed until the pooled α* lies two standard
+       errors above zero, often the first. After ten estimates without that, steps get ten times longer, up to
+       the guess. That is all the guess is used for: a bound on the steps taken before there is evidence. Only
+       steps that are too short to be told from none go past it, up to the highest rate allowed.
+    2. Following. The rate is a `RateFilter`'s: every estimate counts by its error bar, so a step at most goes as
+       far as the evidence does, and no estimate moves it by more than `clip`. Over the first `warmup` steps
+       the rate is multiplied by a ramp from 1/warmup to 1, because one step's α* knows of no step after it,
+       and an optimizer's first directions are its wildest.
+    3. Cooling down, unless told not to: over the last part of the budget the rate falls linearly to zero. Nothing is
+       measured or heeded then: as the rate falls so does the α* that is measured, and would chase it to nothing.
+
+    `bounds` hold for the guess, the trial steps and the filter; warm-up and cool-down pass through lower rates.
+
+    Outcomes: ok and ascent (with its negative α*) enter the filter. flat: no evidence, ignored; while
+    searching, steps get ten times longer at once, past the guess too. nonfinite: the rate is halved; while
+    searching, nothing.
+    stale and dropped: ignored, yet the filter's uncertainty grows with every step that passes.
+    """
+
+    def __init__(
+        self,
+        *,
+        guess: float,
+        cadence: Cadence,
+        bounds: Bounds = Bounds(),  # noqa: B008 (frozen)
+        drift: float = 0.02,
+        clip: float = 1.25,
+        warmup: int = 20,
+        cooldown: tuple[int, int] | None = None,
+    ) -> None:
+        """`drift` is how far the best rate is taken to move in one step, relative to it: more of it, fewer estimates
+        pooled. One estimate moves the rate by a factor of `clip` at most. `cooldown` is its first step and the first
+        after the budget.
+        """
+        self.cadence, self.bounds, self.warmup = cadence, bounds, warmup
+        self.guess = bounds.clamp(guess)
+        self.cooldown = cooldown
+        self._filter = RateFilter(drift=drift, largest_factor=clip)
+        self._sums = RateMomentSums()
+        self._trial = bounds.clamp(min(self.guess, FIRST_TRIAL))
+        self._tried = 0  # estimates without evidence at the present length of trial steps
+        self._found: int | None = None  # first step after the search
+        self._said: float | None = None
+
+    def wants(self, step: int) -> bool:
+        """Every step while searching and of the first interval, then the first `count` of every; none in cool-down."""
+        if step < self.cadence.start or self._cooling(step):
+            return False
+        return self._found is None or self.cadence.wants(step)
+
+    def learning_rate(self, step: int, scheduled: float) -> float:
+        """The schedule's before `start`; then trial steps, then the filter's rate under warm-up and cool-down."""
+        if step < self.cadence.start:
+            return scheduled
+        if self._found is None:
+            return self._trial * self._left(step)
+        ramp = min(1.0, max(1, step - self._found + 1) / self.warmup) if self.warmup else 1.0
+        return self.bounds.clamp(self._filter.rate) * ramp * self._left(step)
+
+    def observe(self, estimate: Estimate) -> str | None:
+        """Weigh it by its error bar; says so when the search ends and when the rate has moved by half since."""
+        if estimate.step < self.cadence.start or self._cooling(estimate.step):
+            return None
+        if self._found is None:
+            return self._search(estimate)
+        after = estimate.step + estimate.age + 1
+        if estimate.outcome is Outcome.NONFINITE:
+            return self._halve(after)
+        one = rate_moments(estimate)
+        if one is None:
+            return None
+        self._filter.add(one, step=estimate.step)
+        self._clamp()
+        if not moved(self._said, self._filter.rate):
+            return None
+        return self._say(after, f"α* followed to within {self._filter.relative_error:.0%}")
+
+    def _search(self, estimate: Estimate) -> str | None:
+        after = estimate.step + estimate.age + 1
+        one = rate_moments(estimate)
+        if one is not None:
+            self._tried += 1
+            found = self._evidence(one)
+            if found is not None:
+                rate, error = found
+                self._filter.start(rate, error, step=estimate.step)
+                self._clamp()
+                self._found, before = after, self._trial
+                self._said = self._filter.rate
+                return (
+                    f"step {after}: rate {format_rate(before)} → {format_rate(self._said)}, reached over "
+                    f"{self.warmup} steps (α* of trial steps {format_rate(rate)} ± {format_rate(error)})"
+                )
+        flat = estimate.outcome is Outcome.FLAT
+        longest = self.bounds.high if flat else self.guess
+        if not (flat or self._tried >= PATIENCE) or self._trial >= 0.99 * longest:
+            return None
+        before, self._trial, self._tried = self._trial, min(10 * self._trial, longest), 0
+        why = "too short a step to tell from none" if flat else "no evidence of α* yet"
+        return f"step {after}: rate {format_rate(before)} → {format_rate(self._trial)} ({why})"
+
+    def _evidence(self, one: RateMoments) -> tuple[float, float] | None:
+        self._sums.add(one)
+        pooled = self._sums.pooled()
+        return pooled if pooled is not None and pooled[0] - 2 * pooled[1] > 0 else None
+
+    def _halve(self, after: int) -> str:
+        self._filter.scale(0.5)
+        self._clamp()
+        return self._say(after, "halved: the probe rows gave no finite number")
+
+    def _say(self, after: int, why: str) -> str:
+        before, self._said = self._said, self._filter.rate
+        return f"step {after}: rate {format_rate(before)} → {format_rate(self._said)} ({why})"
+
+    def _clamp(self) -> None:
+        rate = self._filter.rate
+        if (bounded := self.bounds.clamp(rate)) != rate:
+            self._filter.scale(bounded / rate)
+
+    def _cooling(self, step: int) -> bool:
+        return self.cooldown is not None and step >= self.cooldown[0]
+
+    def _left(self, step: int) -> float:
+        """What the cool-down leaves of a rate: 1 before it, falling linearly to 0 at the end of the budget."""
+        if self.cooldown is None:
+            return 1.0
+        first, end = self.cooldown
+        return min(1.0, max(0.0, (end - step) / (end - first)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Phase, sums and filter, as JSON values; "probe" and "probed" are the search's, under their first names."""
+        return {
+            "filter": self._filter.state_dict(),
+            "sums": self._sums.state_dict(),
+            "probe": self._trial,
+            "probed": self._tried,
+            "found": self._found,
+            "said": self._said,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`'s values."""
+        self._filter.load_state_dict(state["filter"])
+        self._sums.load_state_dict(state["sums"])
+        self._trial, self._tried = state["probe"], state["probed"]
+        self._found, self._said = state["found"], state["said"]

@@ -1,0 +1,57 @@
+"""The [budget] and [eval] sections of a configuration: when a run is over, and what is evaluated until then."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    """When a run is over: at whichever of these comes first."""
+
+    steps: int | None = None
+    """Optimizer steps."""
+    epochs: float | None = None
+    """Passes over the training split."""
+    seconds: float | None = None
+    """Seconds of training; evaluation and checkpoints are not counted."""
+    target_loss: float | None = None
+    """Stop once the validation loss is below this."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "epochs", "seconds", "target_loss"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"budget.{name} is {value}; give a positive number or leave it out")
+
+    def total_steps(self, steps_per_epoch: int) -> int | None:
+        """Steps until `steps` or `epochs` is reached, or None where neither is set."""
+        # rounded, because 1.1 · 10 is a little more than 11
+        by_epochs = None if self.epochs is None else math.ceil(round(self.epochs * steps_per_epoch, 6))
+        return min((bound for bound in (self.steps, by_epochs) if bound is not None), default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """When and on what the model is evaluated; every split is also evaluated when the run ends."""
+
+    every_steps: int | None = None
+    """Evaluate after every so many steps."""
+    every_seconds: float | None = None
+    """Evaluate after every so many seconds of training."""
+    rows: int | None = None
+    """Rows of each split to evaluate on, from its start; by default all of them."""
+    splits: tuple[str, ...] = ("validation", "test")
+    """Splits to evaluate on; `train` may be among them."""
+    batch_rows: int = 8192
+    """Rows a forward pass."""
+
+    def __post_init__(self) -> None:
+        for name in ("every_steps", "every_seconds", "rows", "batch_rows"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"eval.{name} is {value}; give a positive number or leave it out")
+        unknown = set(self.splits) - {"train", "validation", "test"}
+        if unknown:
+            raise ValueError(f"eval.splits names {sorted(unknown)[0]!r}; known are train, validation and test")

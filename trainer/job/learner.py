@@ -1,0 +1,164 @@
+"""What learns in a run: built from its settings, loaded from a checkpoint, scored on a split."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pipeline.device import DataConfig, ModelInputs, open_rows
+from pipeline.schema import LogFormat
+from pipeline.shards import Manifest
+from trainer.budget import EvalConfig
+from trainer.config import Config, ConfigError, config_errors, load_config
+from trainer.learner import (
+    Evaluation,
+    ModelConfig,
+    WeightAverage,
+    build_average,
+    build_model,
+    build_optimizer,
+    count_parameters,
+    evaluate,
+    evaluation_mode,
+)
+from trainer.records import Checkpoint, load_latest, seed_generators
+
+GIGABYTE = 1_000_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """The model and what moves it: the optimizer and, if asked for, the average of the weights."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    average: WeightAverage | None
+    table_rows: int
+    device: torch.device
+
+    @classmethod
+    def build(cls, config: Config, log_format: LogFormat) -> Learner:
+        """As `config` has it, before its first step; seeds the global generators.
+
+        Raises: ConfigError for a model or an optimizer that cannot be made, alone or of this size.
+        """
+        config, device = config.resolved(), training_device()
+        features = {"dense_features": len(log_format.dense), "sparse_features": len(log_format.sparse)}
+        _refuse_too_large(config.model, features)
+        seed_generators(config.data.seed)
+        model = build_model(config.model, **features, seed=config.data.seed).to(device)
+        with config_errors():
+            optimizer = build_optimizer(config.optimizer, model)
+        return cls(
+            model=model,
+            optimizer=optimizer,
+            average=build_average(config.optimizer, model),
+            table_rows=cast(int, config.model.table_rows),
+            device=device,
+        )
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """The weights, and their average if there is one, as a checkpoint holds them; no copies."""
+        return {"model": self.model.state_dict()} | ({"average": self.average.state_dict()} if self.average else {})
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Puts weights, average and optimizer where the checkpoint has them."""
+        self.model.load_state_dict(checkpoint.tensors["model"])
+        if self.average is not None:
+            self.average.load_state_dict(checkpoint.tensors["average"])
+        self.optimizer.load_state_dict(checkpoint.state["optimizer"])
+
+    def finite(self) -> bool:
+        """Whether every weight is a finite number."""
+        largest = (torch.linalg.vector_norm(weight.detach(), math.inf) for weight in self.model.parameters())
+        return all(math.isfinite(value) for value in largest)
+
+    def evaluate(
+        self,
+        data: DataConfig,
+        manifest: Manifest,
+        evaluation: EvalConfig,
+        split: str,
+        *,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> Evaluation:
+        """The weights that answer (the averaged ones, if the run averages) on `split`, or on its rows until `stopping`.
+
+        `manifest` is that of data.path.
+        Raises: as `pipeline.device.open_rows`.
+        """
+        batches = open_rows(
+            data,
+            manifest,
+            table_rows=self.table_rows,
+            device=self.device,
+            split=split,
+            batch_rows=evaluation.batch_rows,
+            limit_rows=evaluation.rows,
+        )
+        averaged = self.average.applied() if self.average else nullcontext()
+        with evaluation_mode(self.optimizer), averaged:
+            return evaluate(self.model, _until(batches, stopping), split=split)
+
+
+def evaluate_run(run: Path, *, split: str, rows: int | None, data: str | None) -> tuple[int, Evaluation]:
+    """The newest whole checkpoint of `run` on a split of its data, or of the folder `data`; with the checkpoint's step.
+
+    Raises: ConfigError for a missing run, checkpoint or split; StorageError if all checkpoints are damaged.
+    """
+    if not (run / "config.toml").is_file():
+        raise ConfigError(f"{run}: is no run directory; give the folder that `alphastream train --run` wrote")
+    config = load_config(run / "config.toml")
+    folder = config.data if data is None else replace(config.data, path=data)
+    with config_errors():
+        evaluation = replace(config.eval, rows=rows)
+    manifest = Manifest.load(folder.path)
+    found = load_latest(run)
+    if found is None:
+        raise ConfigError(f"{run}: has no checkpoint yet; wait for its first, or train it longer")
+    if found.state["data"]["columns"] != columns_of(manifest.format):
+        raise ConfigError(
+            f"{manifest.folder}: has other columns than {run} was trained on; give data of the same format"
+        )
+    learner = Learner.build(config, manifest.format)
+    learner.load(found)
+    return found.step, learner.evaluate(folder, manifest, evaluation, split)
+
+
+def training_device() -> torch.device:
+    """The GPU, or the CPU if there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def columns_of(log_format: LogFormat) -> dict[str, Any]:
+    """What two data folders must share for one model to read both."""
+    values = log_format.to_dict()
+    return {name: values[name] for name in ("dense", "sparse", "bucket_sizes")}
+
+
+def _refuse_too_large(model: ModelConfig, features: Mapping[str, int]) -> None:
+    """Says so before the system kills the process, or another one, for memory."""
+    needed = 4 * count_parameters(model, **features)
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > available:
+        raise ConfigError(
+            f"model.table_rows = {model.table_rows} and model.embedding_dim = {model.embedding_dim}: the weights alone "
+            f"take {needed / GIGABYTE:,.0f} GB and this machine has {available / GIGABYTE:,.0f}; lower one of them"
+        )
+
+
+def _until(batches: Iterator[ModelInputs], stopping: Callable[[], bool]) -> Iterator[ModelInputs]:
+    """`batches`, at least one, up to the one in which a signal came."""
+    for batch in batches:
+        yield batch
+        if stopping():
+            return

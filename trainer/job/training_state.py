@@ -1,0 +1,160 @@
+"""All that the steps of a run change, and that its checkpoints therefore hold: built, saved, put back, set going."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from ops.step_clock import StepClock
+from pipeline.device import Feed, open_feed
+from pipeline.shards import Manifest
+from stepsize.losses import BCEWithLogits
+from stepsize.policies import Policy, make_policy
+from stepsize.worker import StepSizeWorker
+from trainer.config import Config, ConfigError, config_errors
+from trainer.job.learner import Learner, columns_of, training_device
+from trainer.learner import learning_rate, scheduled_rate
+from trainer.loop import Host, Loop, Observer, Pairs, Position, Timetable
+from trainer.records import Checkpoint, random_state, restore_random_state, save_checkpoint
+from trainer.step import TrainStep, first_click_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """The learner, the stream it learns from, and the policy with its measurements."""
+
+    learner: Learner
+    feed: Feed
+    policy: Policy
+    worker: StepSizeWorker
+    scheduled_rate: Callable[[int], float]
+    """The schedule's learning rate by step."""
+    total_steps: int | None
+    """Steps until the budget's steps or epochs are used up; None if it counts neither."""
+    splits: tuple[str, ...]
+    """The splits to evaluate on, in order: those asked for that have rows."""
+    manifest: Manifest
+    """Of the data folder."""
+
+    def loop(
+        self,
+        *,
+        clock: StepClock,
+        timetable: Timetable,
+        host: Host,
+        observer: Observer,
+        position: Position | None = None,
+        pairs: Pairs | None = None,
+    ) -> Loop:
+        """The training loop from `position` on, by default from the start, on `pairs`, by default the feed's."""
+        learner = self.learner
+        return Loop(
+            feed=self.feed if pairs is None else pairs,
+            train_step=TrainStep(
+                model=learner.model,
+                optimizer=learner.optimizer,
+                worker=self.worker,
+                average=learner.average,
+                clock=clock,
+            ),
+            policy=self.policy,
+            scheduled_rate=self.scheduled_rate,
+            timetable=timetable,
+            host=host,
+            observer=observer,
+            position=Position() if position is None else position,
+        )
+
+    def save(self, run: Path, position: Position, records: Mapping[str, int], *, keep: int) -> Path:
+        """Writes a checkpoint of everything that the next step depends on, and of how long the records were."""
+        state = {
+            "position": asdict(position),
+            "data": data_identity(self.manifest),
+            "total_steps": self.total_steps,
+            "feed": self.feed.state_dict(),
+            "optimizer": self.learner.optimizer.state_dict(),
+            "policy": self.policy.state_dict(),
+            "worker": self.worker.state_dict(),
+            "random": random_state(),
+            "records": records,
+        }
+        return save_checkpoint(run, position.step, tensors=self.learner.tensors(), state=state, keep=keep)
+
+    def load(self, checkpoint: Checkpoint, *, run: Path) -> Position:
+        """Puts everything back to where `save` found it; `run` is named in errors.
+
+        Raises: ConfigError if the run was trained on other rows.
+        """
+        state = checkpoint.state
+        if state["data"] != data_identity(self.manifest):
+            raise ConfigError(
+                f"{run}: was trained on other rows than data.path holds now; give the data folder it was started "
+                "with, or another --run"
+            )
+        self.learner.load(checkpoint)
+        self.feed.load_state_dict(state["feed"])
+        self.policy.load_state_dict(state["policy"])
+        self.worker.load_state_dict(state["worker"])
+        restore_random_state(state["random"])
+        return Position(**state["position"])
+
+
+@contextmanager
+def open_training(config: Config, manifest: Manifest) -> Iterator[TrainingState]:
+    """A run of `config` before its first step; its feed and worker are closed afterwards.
+
+    `manifest` is that of config.data.path.
+
+    Raises: ConfigError and InputError for settings that cannot be used, alone or together.
+    """
+    config, device = config.resolved(), training_device()
+    splits = _evaluated_splits(config, manifest)
+    with ExitStack() as stack:
+        with config_errors():
+            # first what is quick to refuse: the model can be large
+            table_rows = cast(int, config.model.table_rows)
+            feed = stack.enter_context(open_feed(config.data, manifest, table_rows=table_rows, device=device))
+            total_steps = config.budget.total_steps(feed.steps_per_epoch)
+            scheduled_rate(config.schedule, step=0, total_steps=total_steps, peak=1.0)
+            learner = Learner.build(config, manifest.format)
+            peak = learning_rate(learner.optimizer)
+            policy = make_policy(config.stepsize, initial_rate=peak, total_steps=total_steps)
+            worker = StepSizeWorker(
+                learner.model,
+                learner.optimizer,
+                BCEWithLogits(),
+                config.stepsize.measuring,
+                take_rows=first_click_rows,
+            )
+        stack.callback(worker.close)
+        yield TrainingState(
+            learner=learner,
+            feed=feed,
+            policy=policy,
+            worker=worker,
+            scheduled_rate=lambda step: scheduled_rate(config.schedule, step=step, total_steps=total_steps, peak=peak),
+            total_steps=total_steps,
+            splits=splits,
+            manifest=manifest,
+        )
+
+
+def data_identity(manifest: Manifest) -> dict[str, Any]:
+    """What tells one training split from another wherever it lies: its columns and the content of its shards."""
+    content = hashlib.sha256("".join(shard.sha256 for shard in manifest.splits["train"].shards).encode())
+    return {"columns": columns_of(manifest.format), "train": content.hexdigest()}
+
+
+def _evaluated_splits(config: Config, manifest: Manifest) -> tuple[str, ...]:
+    """The splits to evaluate on, in order, less those that the data has no rows for."""
+    splits = tuple(name for name in config.eval.splits if manifest.splits[name].rows)
+    if config.budget.target_loss is not None and "validation" not in splits:
+        raise ConfigError(
+            f"budget.target_loss is {config.budget.target_loss}, but there is no validation loss to compare; "
+            "put 'validation' into eval.splits, and preprocess with rows for it"
+        )
+    return splits

@@ -1,0 +1,165 @@
+"""The [model] and [optimizer] sections of a configuration; importing them costs nothing."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+PRESETS_FOLDER = Path(__file__).with_name("presets")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The `[model]` section. What is None comes from the preset."""
+
+    preset: str = "dlrm-tiny"
+    """Named sizes: "dlrm-small" (AlgoPerf's, 539M parameters) or "dlrm-tiny" (4M, for one machine)."""
+    table_rows: int | None = None
+    """Rows of the one embedding table that all sparse features share."""
+    embedding_dim: int | None = None
+    """Width of an embedding, and of the bottom MLP's output."""
+    bottom: tuple[int, ...] | None = None
+    """Widths of the bottom MLP's layers; the last must equal `embedding_dim`."""
+    top: tuple[int, ...] | None = None
+    """Widths of the top MLP's layers; the last must be 1."""
+    dropout: float | None = None
+    """Share of the last hidden layer of the top MLP that is dropped while training."""
+
+    def __post_init__(self) -> None:
+        for name in ("table_rows", "embedding_dim"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value < 2**31:
+                raise ValueError(f"model.{name} is {value}; give a whole number from 1 to 2³¹ − 1")
+        for name in ("bottom", "top"):
+            widths = getattr(self, name)
+            if widths is not None and (not widths or min(widths) < 1):
+                raise ValueError(f"model.{name} is {list(widths)}; give at least one width, all positive")
+        if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"model.dropout is {self.dropout}; give a share from 0 to below 1")
+
+    def resolved(self) -> ModelConfig:
+        """The same with every None filled from the preset.
+
+        Where `embedding_dim` is given and `bottom` is not, the preset's bottom MLP ends in that width.
+
+        Raises: ValueError for an unknown preset or sizes that do not fit one another.
+        """
+        values = load_preset(self.preset)["model"]
+        given = {name: getattr(self, name) for name in values if getattr(self, name) is not None}
+        merged = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()} | given
+        if "embedding_dim" in given and "bottom" not in given:
+            merged["bottom"] = (*merged["bottom"][:-1], merged["embedding_dim"])
+        if merged["bottom"][-1] != merged["embedding_dim"]:
+            raise ValueError(
+                f"model.bottom ends in {merged['bottom'][-1]} and model.embedding_dim is {merged['embedding_dim']}; "
+                "make them equal, the interaction multiplies both"
+            )
+        if merged["top"][-1] != 1:
+            raise ValueError(f"model.top ends in {merged['top'][-1]}; end it in 1, for the logit")
+        return replace(self, **merged)
+
+
+def preset_names() -> list[str]:
+    """The names that `model.preset` accepts."""
+    return sorted(path.stem for path in PRESETS_FOLDER.glob("*.toml"))
+
+
+def load_preset(name: str) -> dict[str, dict[str, Any]]:
+    """The preset's TOML: section → key → value, with at least `[model]` and `[optimizer]`.
+
+    Raises: ValueError for a name that is none of `preset_names()`.
+    """
+    if name not in preset_names():
+        raise ValueError(f"model.preset is {name!r}; known presets are {', '.join(preset_names())}")
+    return tomllib.loads((PRESETS_FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+OWN = ("nadamw", "muon")
+"""Optimizers of this project."""
+
+OF_TORCH = (
+    *("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "asgd", "nadam", "radam", "rmsprop", "rprop"),
+    "sgd",
+)
+"""Classes of torch.optim in lower case, written down so that a name can be checked without importing torch."""
+
+PACKAGED = {
+    "schedulefree_adamw": ("schedulefree", "AdamWScheduleFree"),
+    "schedulefree_radam": ("schedulefree", "RAdamScheduleFree"),
+    "schedulefree_sgd": ("schedulefree", "SGDScheduleFree"),
+    "prodigy": ("prodigyopt", "Prodigy"),
+    "dadapt_adagrad": ("dadaptation", "DAdaptAdaGrad"),
+    "dadapt_adam": ("dadaptation", "DAdaptAdam"),
+    "dadapt_adan": ("dadaptation", "DAdaptAdan"),
+    "dadapt_lion": ("dadaptation", "DAdaptLion"),
+    "dadapt_sgd": ("dadaptation", "DAdaptSGD"),
+    "dog": ("dog", "DoG"),
+    "ldog": ("dog", "LDoG"),
+}
+"""Our name → module and class, of what the extra `optimizers` installs."""
+
+REFUSED = {
+    "lbfgs": "evaluates the loss several times a step through a closure, which the training step does not give",
+    "sparseadam": "needs sparse gradients, and the table's are dense",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The `[optimizer]` section. What is None comes from the preset (for its own optimizer) or the optimizer itself."""
+
+    name: str = "nadamw"
+    """nadamw, any class of torch.optim in lower case, or one of the extra `optimizers`, e.g. schedulefree_adamw."""
+    lr: float | None = None
+    """Learning rate: the peak of the schedule."""
+    betas: tuple[float, float] | None = None
+    """Decay rates of the first and second moment, where the optimizer has them."""
+    eps: float | None = None
+    """Added to the denominator, where the optimizer has one."""
+    weight_decay: float | None = None
+    """Decay λ; decoupled from the gradient in nadamw and adamw."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Any further keyword argument of the optimizer, e.g. momentum = 0.9."""
+    average: Literal["none", "ema", "polyak"] = "none"
+    """What is evaluated: the weights themselves, their exponential moving average, or their mean since the start."""
+    average_decay: float = 0.99
+    """Share of the old average that survives one step of "ema"."""
+
+    def __post_init__(self) -> None:
+        if self.lr is not None and not 0.0 <= self.lr < float("inf"):
+            raise ValueError(f"optimizer.lr is {self.lr}; give a finite number from 0")
+        if not 0.0 <= self.average_decay < 1.0:
+            raise ValueError(f"optimizer.average_decay is {self.average_decay}; give a number from 0 to below 1")
+        _check_name(self.name)
+
+    def resolved(self, preset: str) -> OptimizerConfig:
+        """The same with every None that `preset` has a value for filled, if the preset is for this optimizer.
+
+        Raises: ValueError for an unknown preset.
+        """
+        values = load_preset(preset)["optimizer"]
+        if values["name"] != self.name.lower():
+            return self
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})
+
+
+def optimizer_names() -> list[str]:
+    """Every name that `optimizer.name` accepts, whether its package is installed or not."""
+    return sorted((*OWN, *OF_TORCH, *PACKAGED))
+
+
+def _check_name(name: str) -> None:
+    key = name.lower()
+    if key in REFUSED:
+        raise ValueError(f"optimizer.name is {name!r}, which {REFUSED[key]}; choose another, e.g. nadamw")
+    if key not in optimizer_names():
+        raise ValueError(f"optimizer.name is {name!r}; known are {', '.join(optimizer_names())}")
+    if key in PACKAGED and find_spec(PACKAGED[key][0]) is None:
+        raise ValueError(
+            f"optimizer.name is {name!r}, but the package {PACKAGED[key][0]!r} is not installed; "
+            "install the extra: pip install 'alphastream[optimizers]'"
+        )

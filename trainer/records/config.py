@@ -1,0 +1,25 @@
+"""The [checkpoint] section of a configuration; importing it costs nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """The `[checkpoint]` section: how often a run can be continued from, and how many such points are kept."""
+
+    every_steps: int | None = None
+    """Save after every so many steps; a run saves when it ends or is stopped in any case."""
+    every_seconds: float | None = 600.0
+    """Save after every so many seconds of training."""
+    keep: int = 3
+    """Newest checkpoints to keep."""
+
+    def __post_init__(self) -> None:
+        for name in ("every_steps", "every_seconds"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"checkpoint.{name} is {value}; give a positive number or leave it out")
+        if self.keep < 1:
+            raise ValueError(f"checkpoint.keep is {self.keep}; keep at least 1")
