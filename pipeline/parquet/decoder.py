@@ -96,6 +96,8 @@ def fill_column(chunk: Chunk, encode: Encode | None, out: NDArray, *, optional: 
 def _decompress(body: NDArray[np.uint8], size: int, codec: pa.Codec | None) -> pa.Buffer:
     buffer = pa.py_buffer(body)
     if codec is None or size == 0:
+        if size > len(body):
+            raise StorageError("a page does not hold what its header says")
         return buffer[:size]
     try:
         return codec.decompress(buffer, size)

@@ -79,15 +79,17 @@ def _fill_runs(body, width, words, out):  # pragma: no cover - compiled
         at, header = read_varint(body, at)
         if at < 0 or header < 2:
             return False
-        packed = header & 1
-        end = at + ((header >> 1) * width if packed else (width + 7) // 8)
+        packed, length = header & 1, header >> 1
+        if packed and width > 0 and length > body.size:  # so that no product below overflows
+            return False
+        end = at + (length * width if packed else (width + 7) // 8)
         if end > body.size:
             return False
         if packed:
-            count = min((header >> 1) * 8, out.size - i)
+            count = min(min(length, out.size) * 8, out.size - i)
             largest = max(largest, _fill_packed(body, at, width, padded, out[i : i + count]))
         else:
-            count = min(header >> 1, out.size - i)
+            count = min(length, out.size - i)
             index = np.uint64(0)
             for b in range(end - at):
                 index |= np.uint64(body[at + b]) << np.uint64(8 * b)
