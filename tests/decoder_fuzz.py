@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from isal import isal_zlib
 
@@ -197,9 +197,13 @@ def groups(draw: st.DrawFn) -> tuple[Page, list[Page], bool]:
 
 
 codecs = st.sampled_from([None, "lz4_raw", "zstd"])
+ONE_VALUE = Page(DICTIONARY, bytes(4), 1, 0)
+TOO_MANY_GROUPS = Page(DATA, b"\x03" + varint(2**63 - 1), 60, 8)
+"""A packed run of 3 bits an index, whose length in bytes is a negative int64."""
 
 
 @MANY
+@example(group=(ONE_VALUE, [TOO_MANY_GROUPS], False), codec=None, at_end=True)
 @given(group=groups(), codec=codecs, at_end=st.booleans())
 def any_body(group: tuple[Page, list[Page], bool], codec: str | None, at_end: bool) -> None:
     """Headers that tell the truth: exactly the reference's rows, or a StorageError where it finds none."""
