@@ -19,7 +19,6 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
-    make_wsgi_app,
 )
 
 from ops.step_clock import PHASES
@@ -86,6 +85,18 @@ SERIES = (
         kind="histogram",
         help="Estimates of the factor by which a step should have been longer; 1 means just right.",
         buckets=RELATIVE_BUCKETS,
+    ),
+    Series(
+        name="alpha_pooled_relative",
+        kind="gauge",
+        help="α* pooled over the latest estimates: how many times as long the steps should have been; from 10 on.",
+        initial=math.nan,
+    ),
+    Series(
+        name="alpha_pooled_relative_standard_error",
+        kind="gauge",
+        help="Standard error of alpha_pooled_relative.",
+        initial=math.nan,
     ),
     Series(
         name="alpha_estimates_total",
@@ -166,6 +177,8 @@ class Metrics:
         self._alpha_relative = self._histogram("alpha_relative")
         self._alpha_estimates = self._counter("alpha_estimates_total")
         self._alpha_age = self._gauge("alpha_age_steps")
+        self._alpha_pooled = self._gauge("alpha_pooled_relative")
+        self._alpha_pooled_error = self._gauge("alpha_pooled_relative_standard_error")
         self._evaluation = {name: self._gauge(f"evaluation_{name}") for name in ("loss", "auc", "normalized_entropy")}
         self._start = self._gauge("start_timestamp_seconds")
         self._last_progress = self._gauge("last_progress_timestamp_seconds")
@@ -176,8 +189,6 @@ class Metrics:
         self._started = False
         self._build_info()
         ProcessCollector(registry=self.registry)
-        self.application = make_wsgi_app(self.registry)
-        """A WSGI application that serves the series, as OpenMetrics where the client accepts it."""
 
     def step(  # noqa: PLR0917 (the six numbers of a step, in the order its record has them)
         self,
@@ -230,6 +241,11 @@ class Metrics:
             self._alpha_relative.observe(relative)
         if age_steps is not None:
             self._alpha_age.set(age_steps)
+
+    def pooled_alpha(self, factor: float | None, standard_error: float | None) -> None:
+        """Set α* as pooled over the latest estimates, and its standard error; None while they say nothing."""
+        self._alpha_pooled.set(math.nan if factor is None else factor)
+        self._alpha_pooled_error.set(math.nan if standard_error is None else standard_error)
 
     def evaluation(self, split: str, loss: float, auc: float | None, normalized_entropy: float | None) -> None:
         """Set the latest evaluation of a split; what one label class alone leaves undefined is None."""

@@ -12,8 +12,10 @@ import threading
 from collections.abc import Callable, Iterable
 from importlib import resources
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
+from ops.exposition import expose
 from ops.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ CONTENT_POLICY = (
 )
 TEXT, HTML, JSON = "text/plain; charset=utf-8", "text/html; charset=utf-8", "application/json; charset=utf-8"
 IDLE_SECONDS = 10
+NOT_ACCEPTABLE = b"not acceptable; there are text/plain and application/openmetrics-text, as they are or with gzip\n"
 
 Answer = tuple[str, bytes, list[tuple[str, str]]]
 """Status line, body, headers."""
@@ -41,7 +44,7 @@ class PortInUseError(AddressError):
 class Server:
     """Serves one run from threads of its own.
 
-    `/metrics` (OpenMetrics where the client accepts it), `/healthz` (200 while the process lives),
+    `/metrics` (in the format and coding that the client prefers), `/healthz` (200 while the process lives),
     `/readyz` (503 until `mark_ready`), `/` (the live page) and `/status.json` (what `status` returns:
     plain JSON values, called for every request, from another thread).
 
@@ -103,8 +106,8 @@ class Server:
             allow = [("Content-Type", TEXT), ("Allow", "GET, HEAD")]
             return _respond(environ, start_response, "405 Method Not Allowed", b"only GET and HEAD\n", headers=allow)
         if path == "/metrics":
-            body = self._metrics.application({**environ, "REQUEST_METHOD": "GET"}, start_response)
-            return [] if method == "HEAD" else body
+            status, body, headers = self._exposition(environ)
+            return _respond(environ, start_response, status, body, headers=headers)
         pages = {
             "/": self._live_page,
             "/status.json": self._live_status,
@@ -113,6 +116,17 @@ class Server:
         }
         status, body, headers = pages.get(path, _nowhere)()
         return _respond(environ, start_response, status, body, headers=headers)
+
+    def _exposition(self, environ: WSGIEnvironment) -> Answer:
+        exposition = expose(
+            self._metrics.registry,
+            accept=environ.get("HTTP_ACCEPT"),
+            accept_encoding=environ.get("HTTP_ACCEPT_ENCODING"),
+            names=parse_qs(environ.get("QUERY_STRING", "")).get("name[]", ()),
+        )
+        if exposition is None:
+            return "406 Not Acceptable", NOT_ACCEPTABLE, [("Content-Type", TEXT)]
+        return "200 OK", exposition.body, list(exposition.headers)
 
     def _live_page(self) -> Answer:
         return "200 OK", self._page, [("Content-Type", HTML), ("Content-Security-Policy", CONTENT_POLICY)]

@@ -79,14 +79,15 @@ class StepClock:
     def __init__(
         self,
         *,
-        window_steps: int = 200,
+        recent_steps: int = 200,
         data_bound_share: float = DATA_BOUND_SHARE,
         nanosecond_time: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
-        """`bound` looks back over `window_steps` steps and calls them data-bound from `data_bound_share` on.
+        """`bound` looks back over `recent_steps` steps and calls them data-bound from `data_bound_share` on.
 
         The share need not be near one half: with prefetching, a pipeline that keeps up is hardly
-        waited for at all, so a wait that can be seen is a pipeline that cannot.
+        waited for at all, so a wait that can be seen is a pipeline that cannot. The first step, which waits for the
+        pipeline to fill and for compilation, is left out once there is another.
         """
         self._now = nanosecond_time
         self._threshold = data_bound_share
@@ -94,7 +95,8 @@ class StepClock:
         self._open: list[str] = []
         self._interval: dict[str, int] = dict.fromkeys(PHASES, 0)
         self._totals: dict[str, int] = dict.fromkeys(PHASES, 0)
-        self._recent: deque[StepTiming] = deque(maxlen=window_steps)
+        self._recent: deque[StepTiming] = deque(maxlen=recent_steps)
+        self._first: StepTiming | None = None
         self._mark = self._now()
 
     @contextmanager
@@ -127,8 +129,17 @@ class StepClock:
         """End the interval since the last finish as a step: it counts in `bound`."""
         timing = self._finish()
         with self._lock:
+            if self._first is None:
+                self._first = timing
+            elif self._recent and self._recent[0] is self._first:
+                self._recent.clear()
             self._recent.append(timing)
         return timing
+
+    @property
+    def first_step(self) -> StepTiming | None:
+        """The first step's time, which no later one is like; None before its end."""
+        return self._first
 
     def finish_outside(self) -> StepTiming:
         """End the interval since the last finish as time between steps (evaluation, checkpoint, start-up)."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from difflib import get_close_matches
+from typing import Any, Literal
 
 from pipeline.errors import InputError
 
 FORMAT_VERSION = 2
 ROW_GROUP_ROWS = 65_536
 SPLITS = ("train", "validation", "test")
+Compression = Literal["lz4", "zstd", "none"]
 
 CRITEO_BUCKET_SIZES = (
     39_884_406, 39_043, 17_289, 7_420, 20_263, 3, 7_120, 1_543, 63, 38_532_951, 2_953_546, 403_346, 10, 2_208,
@@ -46,21 +48,8 @@ class LogFormat:
     """What a missing category is hashed as."""
 
     def __post_init__(self) -> None:
-        used = (self.label, *self.dense, *self.sparse)
-        unknown = [name for name in used if name not in self.columns]
-        if unknown:
-            raise InputError(f"format {self.name!r}: {unknown[0]!r} is not among its columns; add it to `columns`")
-        if len(set(used)) != len(used) or len(set(self.columns)) != len(self.columns):
-            raise InputError(f"format {self.name!r}: a column is named twice; name each column once")
-        if len(self.bucket_sizes) != len(self.sparse):
-            raise InputError(
-                f"format {self.name!r}: {len(self.bucket_sizes)} bucket sizes for {len(self.sparse)} sparse columns; "
-                "give one each"
-            )
-        if any(not 0 < size < 2**31 for size in self.bucket_sizes):
-            raise InputError(f"format {self.name!r}: bucket sizes must lie between 1 and 2³¹ − 1")
-        if len(self.delimiter.encode()) != 1 or self.delimiter in "\r\n":
-            raise InputError(f"format {self.name!r}: the delimiter must be one byte and no line end")
+        for complaint in _complaints_of_columns(self):
+            raise InputError(f"format {self.name!r}: {complaint}")
 
     def to_dict(self) -> dict[str, Any]:
         """The description as plain JSON values; `from_dict` gives it back."""
@@ -70,19 +59,113 @@ class LogFormat:
     def from_dict(cls, values: Mapping[str, Any]) -> LogFormat:
         """The format that `to_dict` described.
 
-        Raises: InputError for a missing or unknown key.
+        Raises: InputError for a missing or unknown key. Types are those that were stored: see describe_format for what
+        a person wrote.
         """
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise InputError(f"format: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        known = {field.name: field for field in fields(cls)}
+        if unknown := [str(key) for key in values if key not in known]:
+            raise InputError(f"format: unknown key {unknown[0]!r}; {_nearest(unknown[0], known)}")
+        required = [name for name, field in known.items() if field.default is MISSING]
+        if missing := [name for name in required if name not in values]:
+            raise InputError(f"format: `{missing[0]}` is missing; give {', '.join(required)}")
         arguments: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
-        try:
-            return cls(**arguments)
-        except TypeError as error:
-            raise InputError(f"format: {error}; give every required key") from None
+        return cls(**arguments)
+
+
+def describe_format(values: Mapping[str, Any]) -> LogFormat:
+    """The format that a person describes by LogFormat's fields, tuples as lists.
+
+    Raises: InputError that names the first key that is missing or unknown, or whose value has the wrong type or cannot
+    be meant.
+    """
+    name = values.get("name")
+    where = f"format {name!r}" if isinstance(name, str) else "format"
+    for key in ("name", "label", "delimiter", "default_category"):
+        _demand(values, where, key, "a string", isinstance(values.get(key), str))
+    for key in ("columns", "dense", "sparse", "missing"):
+        _demand(values, where, key, "a list of strings", _all_of(values.get(key), str))
+    for key in ("header", "hexadecimal"):
+        _demand(values, where, key, "true or false", isinstance(values.get(key), bool))
+    sizes = values.get("bucket_sizes")
+    _demand(values, where, "bucket_sizes", "a whole number, or a list of them", _all_of(sizes, int))
+    log_format = LogFormat.from_dict(values)
+    for complaint in _complaints_of_text(log_format):
+        raise InputError(f"{where}: {complaint}")
+    return log_format
+
+
+def _all_of(values: object, kind: type) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) and type(value) is not bool for value in values)
+
+
+def _demand(values: Mapping[str, Any], where: str, key: str, wanted: str, holds: bool) -> None:
+    """Raises: InputError for a key that is there and does not hold what is wanted."""
+    if key in values and not holds:
+        raise InputError(f"{where}: `{key}` must be {wanted}, and {_shown(values[key])} was given")
+
+
+def _shown(value: object) -> str:
+    """A value as TOML and JSON write it, shortened."""
+    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+
+
+def _complaints_of_text(log_format: LogFormat) -> Iterator[str]:
+    """What is wrong with names, delimiter and literals, and was nevertheless accepted once."""
+    strings = (log_format.name, log_format.delimiter, log_format.default_category)
+    for text in (*strings, *log_format.columns, *log_format.missing):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            yield f"{text!r} is not valid Unicode; correct it"
+    delimiter = log_format.delimiter
+    if not log_format.name:
+        yield "`name` is empty; give it a name"
+    if delimiter.isalnum() or delimiter in "+-.":
+        yield f"the delimiter {delimiter!r} may be part of a number or a category; give another"
+    for column in log_format.columns:
+        if not column or any(character in column for character in (delimiter, "\r", "\n")):
+            yield f"column {_shown(column)} of `columns` is empty, or has a delimiter or a line end in it; correct it"
+    for literal in log_format.missing:
+        if any(character in literal for character in (delimiter, "\r", "\n")):
+            yield f"{_shown(literal)} in `missing` has a delimiter or a line end in it, and no field has; correct it"
+    if "1" in log_format.missing:
+        yield "'1' in `missing` would turn every label 1 into 0; take it out"
+    if not log_format.dense and not log_format.sparse:
+        yield "neither `dense` nor `sparse` names a column; name those to learn from"
+
+
+def _complaints_of_columns(log_format: LogFormat) -> Iterator[str]:
+    """What is wrong with which columns there are and how many buckets they have."""
+    used = (log_format.label, *log_format.dense, *log_format.sparse)
+    for name in used:
+        if name not in log_format.columns:
+            near = get_close_matches(name, log_format.columns, n=1)
+            remedy = f"did you mean {near[0]!r}?" if near else "add it to `columns`"
+            yield f"{_shown(name)} is not among its columns; {remedy}"
+    for key in ("columns", "dense", "sparse"):
+        names = getattr(log_format, key)
+        if len(set(names)) != len(names):
+            twice = next(name for i, name in enumerate(names) if name in names[:i])
+            yield f"column {twice!r} is named twice in `{key}`; name each column once"
+    for first, second in (("dense", "sparse"), ("label", "dense"), ("label", "sparse")):
+        names = (log_format.label,) if first == "label" else getattr(log_format, first)
+        if both := [name for name in names if name in getattr(log_format, second)]:
+            yield f"column {both[0]!r} is named twice, in `{first}` and in `{second}`; name each column once"
+    sizes = log_format.bucket_sizes
+    if len(sizes) != len(log_format.sparse):
+        yield f"{len(sizes)} bucket sizes for {len(log_format.sparse)} sparse columns; give one each, or one number"
+    for size in sizes:
+        if not 0 < size < 2**31:
+            yield f"bucket sizes must lie between 1 and 2³¹ − 1, and {_shown(size)} was given"
+    delimiter = log_format.delimiter
+    if len(delimiter.encode("utf-8", "replace")) != 1 or delimiter in "\r\n":
+        yield f"the delimiter must be one byte and no line end, and {_shown(delimiter)} was given"
 
 
 DENSE_COLUMNS = tuple(f"I{i}" for i in range(1, 14))

@@ -60,7 +60,7 @@ def through_a_checkpoint(state: Any) -> Any:
 
 def assert_identical(found: Any, expected: Any, where: str = "value") -> None:
     """Asserts equality of nested values to the last bit; nan equals the same nan, 0.0 does not equal −0.0."""
-    assert type(found) is type(expected), f"{where}: {type(found).__name__} is no {type(expected).__name__}"
+    assert type(found) is type(expected), f"{where}: {type(found).__name__} instead of {type(expected).__name__}"
     if isinstance(expected, torch.Tensor):
         assert (found.dtype, found.shape) == (expected.dtype, expected.shape), f"{where}: {found.dtype} {found.shape}"
         assert _bits(found) == _bits(expected), f"{where}: values differ"

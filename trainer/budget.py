@@ -26,7 +26,7 @@ class BudgetConfig:
                 raise ValueError(f"budget.{name} is {value}; give a positive number or leave it out")
 
     def total_steps(self, steps_per_epoch: int) -> int | None:
-        """Steps until `steps` or `epochs` is reached, or None where neither is set."""
+        """Steps until `steps` or `epochs` is reached, or None if neither is set."""
         # rounded, because 1.1 · 10 is a little more than 11
         by_epochs = None if self.epochs is None else math.ceil(round(self.epochs * steps_per_epoch, 6))
         return min((bound for bound in (self.steps, by_epochs) if bound is not None), default=None)
@@ -44,11 +44,9 @@ class EvalConfig:
     """Rows of each split to evaluate on, from its start; by default all of them."""
     splits: tuple[str, ...] = ("validation", "test")
     """Splits to evaluate on; `train` may be among them."""
-    batch_rows: int = 8192
-    """Rows a forward pass."""
 
     def __post_init__(self) -> None:
-        for name in ("every_steps", "every_seconds", "rows", "batch_rows"):
+        for name in ("every_steps", "every_seconds", "rows"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"eval.{name} is {value}; give a positive number or leave it out")

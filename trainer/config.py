@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import operator
+import re
 import tomllib
+import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 import tomli_w
@@ -18,6 +21,7 @@ from pipeline.device import DataConfig
 from pipeline.errors import InputError
 from stepsize.policies import StepSizeConfig
 from trainer.budget import BudgetConfig, EvalConfig
+from trainer.earlier_keys import renewed
 from trainer.learner import ModelConfig, OptimizerConfig, ScheduleConfig
 from trainer.records import CheckpointConfig
 
@@ -83,6 +87,7 @@ class Config:
 def load_config(path: str | Path) -> Config:
     """The configuration in the TOML file at `path`, checked; data.path may be left to the command line.
 
+    Keys of earlier versions are taken for what they are now.
     Raises: ConfigError for a file that is missing or no TOML, an unknown key (naming the nearest
     known one), a value of the wrong type or out of range.
     """
@@ -90,18 +95,36 @@ def load_config(path: str | Path) -> Config:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The TOML file at `path`.
+    """The TOML file at `path`, with or without a byte order mark.
 
-    Raises: ConfigError where it is missing or no TOML.
+    Raises: ConfigError if it is missing or no TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file; give the path of a TOML file") from None
-    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as TOML ({error}); correct it") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: cannot be read as TOML ({error}); save it as UTF-8") from None
+    except ValueError as error:  # a NUL in the name
+        raise ConfigError(f"{str(path)!r}: cannot be read ({error}); give the path of a TOML file") from None
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError(f"{path}: cannot be read as TOML (nested too deeply); correct it") from None
+    except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
+        raise ConfigError(f"{path}: cannot be read as TOML ({error}); {_toml_remedy(text, str(error))}") from None
+
+
+def _toml_remedy(text: str, error: str) -> str:
+    """What to do about a line that is no TOML; mostly it is a text without quotes."""
+    found = re.search(r"at line (\d+)", error)
+    lines = text.split("\n")
+    line = (lines[int(found[1]) - 1] if found else text.rstrip().rpartition("\n")[2]).strip()
+    if unquoted := re.fullmatch(r"([\w.-]+)\s*=\s*([A-Za-z_/~.][^\s\"'#\[\]{}]*)\s*(#.*)?", line):
+        return f'texts stand in quotes: {unquoted[1]} = "{unquoted[2]}"'
+    return f"correct {line[:80]!r}" if line else "correct it"
 
 
 def config_from(values: Mapping[str, Any], *, where: str) -> Config:
@@ -109,13 +132,27 @@ def config_from(values: Mapping[str, Any], *, where: str) -> Config:
 
     Raises: ConfigError as `load_config` does.
     """
-    values = _renewed(values, where=where)
+    with config_errors(where):
+        values = renewed(values)
     _refuse_unknown(values, Config, prefix="", where=where)
     values = {**values, "data": {"path": "", **values.get("data", {})}}
+    return convert(values, Config, where=where)
+
+
+Settings = TypeVar("Settings")
+
+
+def convert(values: Mapping[str, Any], owner: type[Settings], *, where: str) -> Settings:
+    """`values` as an instance of the dataclass `owner`.
+
+    Raises: ConfigError that names the key, its value and what it takes.
+    """
     try:
-        return msgspec.convert(values, Config)
+        return msgspec.convert(values, owner)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}: {readable(error)}") from None
+        raise ConfigError(f"{where}: {explained(error, values, owner)}") from None
+    except OverflowError:
+        raise ConfigError(f"{where}: a number is too large; give one that a float can hold") from None
 
 
 def config_to_toml(config: Config) -> str:
@@ -129,76 +166,106 @@ def config_to_toml(config: Config) -> str:
 def differing_keys(one: Config, other: Config, *, sections: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
     """Dotted keys of `sections` in which two configurations differ, with both values."""
     return [
-        (f"{section}.{item.name}", mine, theirs)
-        for section in sections
-        for item in fields(getattr(one, section))
-        if (mine := getattr(getattr(one, section), item.name))
-        != (theirs := getattr(getattr(other, section), item.name))
+        (key, mine, theirs)
+        for key in setting_types(Config)
+        if key.split(".")[0] in sections
+        and (mine := operator.attrgetter(key)(one)) != (theirs := operator.attrgetter(key)(other))
     ]
-
-
-MOVED_KEYS = {
-    f"stepsize.{name}": f"stepsize.measuring.{name}"
-    for name in ("estimators", "method", "precision", "curvature", "diagnostics", "per_group", "probe_fraction")
-}
-"""Keys that earlier versions wrote, and where they are now."""
-FIXED_KEYS = {
-    "stepsize.pooling": 100,
-    "stepsize.drift": 0.02,
-    "stepsize.clip": 1.25,
-    "stepsize.min_rate": 1e-8,
-    "stepsize.max_rate": 1.0,
-    "stepsize.max_age": None,
-}
-"""Keys that earlier versions had and wrote out, with the one value that each has now."""
-
-
-def _renewed(values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """`values` with the keys of earlier versions under their present names.
-
-    Raises: ConfigError for a key that is there under both names, or whose value is fixed at another one now.
-    """
-    renewed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
-    for key, fixed in FIXED_KEYS.items():
-        section, name = key.split(".")
-        table = renewed.get(section)
-        if isinstance(table, dict) and name in table and (given := table.pop(name)) != fixed:
-            raise ConfigError(f"{where}: {key} = {given!r}, but it can no longer be set, and is {fixed}; leave it out")
-    for key, now in MOVED_KEYS.items():
-        section, name = key.split(".")
-        table = renewed.get(section)
-        place = now.split(".")[1]
-        if isinstance(table, dict) and name in table and isinstance(moved := table.get(place, {}), Mapping):
-            if name in moved:
-                raise ConfigError(f"{where}: {key} and {now} are the same setting; leave out {key}")
-            table[place] = {**moved, name: table.pop(name)}
-    return renewed
 
 
 def _refuse_unknown(values: Mapping[str, Any], owner: type, *, prefix: str, where: str) -> None:
     known = get_type_hints(owner)
     for key, value in values.items():
         if key not in known:
-            elsewhere = [name for name in _dotted_names(Config) if name.endswith(f".{key}")]
-            close = [f"{prefix}{name}" for name in difflib.get_close_matches(key, known, n=1)]
-            near = next(iter(elsewhere + close), None)
-            remedy = f"did you mean {near!r}?" if near else f"known are {', '.join(known)}"
-            raise ConfigError(f"{where}: unknown key {prefix + key!r}; {remedy}")
+            raise ConfigError(f"{where}: unknown key {prefix + key!r}; {nearest(prefix + key)}")
         if is_dataclass(known[key]):
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{where}: {key!r} is a section; write [{key}] and its keys below")
-            _refuse_unknown(value, known[key], prefix=f"{key}.", where=where)
+                raise ConfigError(f"{where}: {prefix + key!r} is a section; write [{prefix}{key}] and its keys below")
+            _refuse_unknown(value, cast(type, known[key]), prefix=f"{prefix}{key}.", where=where)
 
 
-def _dotted_names(owner: type) -> list[str]:
-    return [f"{name}.{item.name}" for name, section in get_type_hints(owner).items() for item in fields(section)]
+ALSO_CALLED = {
+    "learning_rate": "optimizer.lr",
+    "batch_size": "data.batch_rows",
+    "max_steps": "budget.steps",
+    "num_epochs": "budget.epochs",
+    "optimizer": "optimizer.name",
+    "table_size": "model.table_rows",
+    "momentum": "optimizer.options.momentum",
+    "random_seed": "data.seed",
+}
+"""What other programs call a key → what it is called here."""
 
 
-def readable(error: msgspec.ValidationError) -> str:
-    """msgspec's "Expected `int` - at `$.data.batch_rows`" with the key first, where the message has it not itself."""
+def nearest(key: str) -> str:
+    """The remedy for a dotted key that is unknown: the key that was probably meant."""
+    names = list(setting_types(Config))
+    section, _, name = key.rpartition(".")
+    siblings = [known.rpartition(".")[2] for known in names if known.rpartition(".")[0] == section]
+    elsewhere = [known for known in names if known.endswith(f".{name}")]
+    if name in ALSO_CALLED and ALSO_CALLED[name] != key:
+        elsewhere = [ALSO_CALLED[name]]
+    sections = difflib.get_close_matches(key, [item.name for item in fields(Config)], n=1) if not section else []
+    near = [f"{section}.{each}" for each in difflib.get_close_matches(name, siblings, n=1)] if section else []
+    other = difflib.get_close_matches(key, names, n=1)
+    if found := next(iter(elsewhere + sections + near), None) or (None if siblings else next(iter(other), None)):
+        return f"did you mean {found!r}?"
+    return f"known are {', '.join(siblings or [item.name for item in fields(Config)])}"
+
+
+def setting_types(owner: type, prefix: str = "") -> dict[str, Any]:
+    """Dotted key → type, of every setting within the dataclass `owner`, those of nested tables included."""
+    found: dict[str, Any] = {}
+    for name, kind in get_type_hints(owner).items():
+        found |= (
+            setting_types(cast(type, kind), f"{prefix}{name}.") if is_dataclass(kind) else {f"{prefix}{name}": kind}
+        )
+    return found
+
+
+def explained(error: msgspec.ValidationError, values: Any, owner: type) -> str:
+    """msgspec's "Expected `int` - at `$.data.batch_rows`" as the key, its value and what to give.
+
+    A message that a dataclass raised itself is passed on; it begins with its key.
+    """
     text, _, place = str(error).partition(" - at `$.")
-    key = place.rstrip("`")
-    return text if not key or text.startswith(f"{key}.") else f"{key}: {text}"
+    key = re.sub(r"\[.*", "", place.rstrip("`"))
+    kind = setting_types(owner).get(key)
+    if not key or text.startswith(f"{key}.") or text.startswith(key):
+        return text
+    if kind is None or not text.startswith(("Expected", "Invalid enum")):
+        return f"{key}: {text}"
+    value = values
+    for name in key.split("."):
+        value = value[name]
+    return f"{key} is {shortened(value)}; give {what(kind)}"
+
+
+def shortened(value: Any) -> str:
+    """A value as an error shows it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def what(kind: Any, *, plural: bool = False) -> str:
+    """A setting's type in words."""
+    if kind is None or kind is type(None):
+        return "nothing"
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, inner))}"
+    if origin is tuple:
+        many = what(inner[0], plural=True)
+        return f"a list of {many}" if Ellipsis in inner else f"a list of {len(inner)} {many}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(what(each) for each in inner if each is not type(None))
+    one, several = {
+        int: ("a whole number", "whole numbers"),
+        float: ("a number", "numbers"),
+        bool: ("true or false", "true or false"),
+        str: ("a text in quotes", "texts in quotes"),
+    }.get(kind, ("a table", "tables"))
+    return several if plural else one
 
 
 def without_none(values: Any) -> Any:
@@ -209,11 +276,11 @@ def without_none(values: Any) -> Any:
 
 
 @contextmanager
-def config_errors() -> Iterator[None]:
-    """Turns the ValueError of a part that refuses its settings into a ConfigError."""
+def config_errors(where: str = "") -> Iterator[None]:
+    """Turns the ValueError of a part that refuses its settings into a ConfigError, `where` they are from first."""
     try:
         yield
     except InputError:
         raise
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"{where}: {error}" if where else str(error)) from error

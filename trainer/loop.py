@@ -171,7 +171,7 @@ class Loop:
 
     def run(self) -> Stop:
         """Trains until the budget, the target, divergence or a signal, and leaves a checkpoint behind."""
-        self.observer.on_pause(self.clock.finish_outside())  # building and loading are no training
+        self.observer.on_pause(self.clock.finish_outside())  # building and loading are not training
         while (stop := self._stop_reason()) is None:
             if self.timetable.evaluation_due(self.position):
                 self._evaluate()

@@ -105,7 +105,13 @@ def _glance() -> list[AnyPanel]:
             steps=[(None, "green"), (0.1, "orange")],
             description="From 10 % on, the pipeline is the bottleneck.",
         ),
-        _stat("α* suggests, times the step", f"avg({alpha_quantile(0.5)})", unit="none", decimals=2),
+        _stat(
+            "α*: length a step should have had",
+            f"avg({metric('alpha_pooled_relative')})",
+            unit="none",
+            decimals=2,
+            description="Times the applied step, pooled over the latest 200 estimates; nothing before the tenth.",
+        ),
         _stat(
             "Since the last step",
             f"max(time() - {metric('last_progress_timestamp_seconds')})",
@@ -171,16 +177,18 @@ def _learning() -> list[AnyPanel]:
         ),
         _lines("AUC", {metric("evaluation_auc"): "{{instance}} {{split}}"}, from_zero=False),
         _lines(
-            "Learning rate applied against α*",
+            "Learning rate applied, and the rate that α* suggests",
             {
                 metric("learning_rate"): "{{instance}} applied",
+                f"{metric('alpha_pooled_relative')} * on (instance) {metric('learning_rate')}": "{{instance}} by α*",
                 **{
-                    f"{alpha_quantile(share)} * on (instance) {metric('learning_rate')}": f"{{{{instance}}}} α* {name}"
-                    for share, name in ((0.25, "lower quartile"), (0.5, "median"), (0.75, "upper quartile"))
+                    f"{alpha_quantile(share)} * on (instance) {metric('learning_rate')}": f"{{{{instance}}}} {name}"
+                    for share, name in ((0.25, "lower quartile of estimates"), (0.75, "upper quartile of estimates"))
                 },
             },
             unit="sci",
-            description="α* of the last 30 minutes: where its median runs above the rate, longer steps would pay.",
+            description="Where the suggested rate runs above the applied one, longer steps would pay. The quartiles "
+            "are the spread of single estimates over 30 minutes.",
             from_zero=False,
         ),
     ]

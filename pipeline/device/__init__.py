@@ -1,4 +1,11 @@
-"""Pairs of batches → tensors on the device, made ahead of the trainer; the only room with torch."""
+"""Pairs of batches → tensors on the device, made ahead of the trainer; the only room with torch.
+
+>>> config = DataConfig(path="data", batch_rows=20)
+>>> with open_feed(config, Manifest.load(config.path), table_rows=1000, device=torch.device("cpu")) as feed:
+...     pair = next(feed)
+>>> pair.b2.dense.shape, pair.b2.ids.shape, feed.position
+(torch.Size([20, 2]), torch.Size([3, 20]), RowPosition(epoch=0, row=20))
+"""
 
 from __future__ import annotations
 

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.device.batch_layout import BatchLayout
 from pipeline.device.feed import DevicePair, Made
 from pipeline.device.model_inputs import ModelInputs, encoded_inputs, to_inputs
-from pipeline.device.packed import Packing
 from pipeline.errors import InputError
-from pipeline.rows import BatchPair, BufferPool, Gap, OncePerBatch, PairStream, RowBatch
+from pipeline.rows import BatchPair, BufferPool, Gap, HostPairs, OncePerBatch, RowBatch
 from pipeline.stages import StageTotals
 
 
 def import_dali() -> Any:
-    """The package `nvidia.dali`. Raises: InputError where it cannot be imported."""
+    """The package `nvidia.dali`. Raises: InputError if it cannot be imported."""
     try:
         return importlib.import_module("nvidia.dali")
     except ImportError as error:
@@ -34,7 +34,7 @@ def import_dali() -> Any:
 class DaliPairs:
     """Makes the pairs that `pairs` would give, from where it stands, by a DALI pipeline on `device`.
 
-    Iteration k of the pipeline is the k-th place of the plan, a pair or a gap, from where `pairs` stands: a function
+    Iteration k of the pipeline is the k-th pair, or the gap in its place, from where `pairs` stands: a function
     of k alone. A pipeline built with the `checkpoint` of another that started there goes on with the pair after the
     last that one made, however far it had read ahead.
 
@@ -49,7 +49,7 @@ class DaliPairs:
 
     def __init__(
         self,
-        pairs: PairStream,
+        pairs: HostPairs,
         *,
         device: torch.device,
         table_rows: int,
@@ -57,7 +57,7 @@ class DaliPairs:
         stages: StageTotals,
         checkpoint: bytes | None = None,
     ) -> None:
-        """Raises: InputError where DALI cannot be imported."""
+        """Raises: InputError if DALI cannot be imported."""
         self._pairs, self._table_rows, self._stages = pairs, table_rows, stages
         self._source = _Source(pairs, stages)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -65,7 +65,7 @@ class DaliPairs:
 
     def make(self) -> Made:
         skipped = 0
-        for _ in range(self._pairs.plan.steps_per_epoch):  # an epoch of nothing but gaps ends the stream
+        for _ in range(self._pairs.spans.steps_per_epoch):  # an epoch of nothing but gaps ends them
             self._pipeline.schedule_run()
             start = time.perf_counter()
             b2, b1 = self._outputs()
@@ -73,7 +73,7 @@ class DaliPairs:
             skipped += found.skipped
             if isinstance(found, BatchPair):
                 made = self._made(found, b1, b2, skipped)
-                rows = found.b2.rows + (found.b1.rows if self._pairs.plan.pairing == "disjoint" else 0)
+                rows = found.b2.rows + (found.b1.rows if self._pairs.spans.pairing == "disjoint" else 0)
                 self._stages.add("transfer", time.perf_counter() - start, rows)
                 return made
         raise self._pairs.nothing_left()
@@ -134,7 +134,7 @@ class DaliPairs:
         return Made(made, ready)
 
     def _inputs(self, batch: RowBatch, output: Any) -> ModelInputs:
-        parts = Packing.of(batch).unpack(torch.from_dlpack(output[0]))
+        parts = BatchLayout.of(batch).unpack(torch.from_dlpack(output[0]))
         return encoded_inputs(*parts) if self._stream is None else to_inputs(*parts, table_rows=self._table_rows)
 
 
@@ -149,7 +149,7 @@ class _Sent(NamedTuple):
 class _Source:
     """The pipeline's external source. An error ends DALI's stream, so that the pairs before it are handed over."""
 
-    def __init__(self, pairs: PairStream, stages: StageTotals) -> None:
+    def __init__(self, pairs: HostPairs, stages: StageTotals) -> None:
         self.sent: deque[_Sent] = deque()
         self.error: Exception | None = None
         self._pairs, self._start, self._stages = pairs, pairs.position, stages
@@ -159,7 +159,7 @@ class _Source:
     def __call__(self, info: Any) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """(b2, b1) of the pair at iteration `info.iteration`, as DALI batches (1, words); no words for a gap."""
         try:
-            found = self._pairs.at(self._pairs.plan.position_after(self._start, info.iteration))
+            found = self._pairs.at(self._pairs.spans.position_after(self._start, info.iteration))
             b1, b2 = self._packed(found) if isinstance(found, BatchPair) else (self._words(0), self._words(0))
         except Exception as error:
             self.error = error
@@ -168,10 +168,10 @@ class _Source:
         return b2[None], b1[None]
 
     def _pack(self, batch: RowBatch) -> NDArray[np.int32]:
-        packing = Packing.of(batch)
-        words = self._words(packing.words)
-        with self._stages.timed("stage", 0):  # the reader counts the rows of this stage
-            packing.pack(batch, torch.from_numpy(words))
+        layout = BatchLayout.of(batch)
+        words = self._words(layout.words)
+        with self._stages.timed("collate", 0):  # the reader counts the rows of this stage
+            layout.pack(batch, torch.from_numpy(words))
         return words
 
     def _words(self, count: int) -> NDArray[np.int32]:

@@ -15,7 +15,7 @@ from torchdata.nodes import BaseNode, Prefetcher
 from pipeline.device.model_inputs import ModelInputs
 from pipeline.device.ring import Uploader
 from pipeline.errors import InputError
-from pipeline.rows import BatchPair, OncePerBatch, PairPlan, PairStream, RowReader, StreamPosition
+from pipeline.rows import BatchPair, HostPairs, OncePerBatch, PairSpans, RowPosition, RowReader
 from pipeline.schema import LogFormat
 from pipeline.stages import StageTotals
 
@@ -27,13 +27,13 @@ class DevicePair:
     b1: ModelInputs
     b2: ModelInputs
     fresh: bool
-    """Whether no row of `b1` has been trained on in this epoch; make no estimate where it is False."""
+    """Whether no row of `b1` has been trained on in this epoch; make no estimate if it is False."""
     epoch: int
     start: int
     """Where in the epoch's sequence `b2` starts."""
     rows: int
     """Rows of `b2`."""
-    position: StreamPosition
+    position: RowPosition
     skipped: int
 
     @classmethod
@@ -62,7 +62,7 @@ class PairMaker(Protocol):
     """Makes one device pair after another, on one thread."""
 
     def make(self) -> Made:
-        """The next pair. Raises: what `PairStream` raises while iterating."""
+        """The next pair. Raises: what `HostPairs` raises."""
         ...
 
     def close(self) -> None:
@@ -73,7 +73,7 @@ class PairMaker(Protocol):
 class PairUploader:
     """Makes pairs by an uploader; with sliding pairs each row is uploaded once."""
 
-    def __init__(self, pairs: PairStream, uploader: Uploader) -> None:
+    def __init__(self, pairs: HostPairs, uploader: Uploader) -> None:
         self._pairs, self._uploader = pairs, uploader
         self._upload = OncePerBatch(uploader.upload)
 
@@ -86,7 +86,7 @@ class PairUploader:
         """Nothing to do: all it holds is memory."""
 
 
-class PairSource(BaseNode["Made | Exception"]):
+class PairNode(BaseNode["Made | Exception"]):
     """Node of the pairs of a maker; an error is its last item, so that it arrives as it was raised."""
 
     def __init__(self, reader: RowReader, maker: PairMaker) -> None:
@@ -133,29 +133,29 @@ class Feed:
 
     def __init__(
         self,
-        make_source: Callable[[StreamPosition], PairSource],
+        make_node: Callable[[RowPosition], PairNode],
         *,
-        position: StreamPosition,
-        plan: PairPlan,
+        position: RowPosition,
+        spans: PairSpans,
         log_format: LogFormat,
         stages: StageTotals,
         prefetch_batches: int,
     ) -> None:
         self.format = log_format
-        self.rows_per_epoch = plan.rows
-        self.steps_per_epoch = plan.steps_per_epoch
+        self.rows_per_epoch = spans.rows
+        self.steps_per_epoch = spans.steps_per_epoch
         self.skipped_rows = 0
         """Rows of damaged row groups passed over so far, those before a resume included."""
         self.last_transfer_seconds = 0.0
         """How long the last `next` took to hand over a pair that was ready: nearly 0, copies run on their own."""
-        self._make_source, self._stages, self._prefetch = make_source, stages, prefetch_batches
-        self._running: tuple[PairSource, Prefetcher[Made | Exception]] | None = None
+        self._make_node, self._stages, self._prefetch = make_node, stages, prefetch_batches
+        self._running: tuple[PairNode, Prefetcher[Made | Exception]] | None = None
         self._handed_out = 0
         self._position = self._checked(position)
 
     @property
-    def position(self) -> StreamPosition:
-        """Where the stream stands after the last pair handed out."""
+    def position(self) -> RowPosition:
+        """Where the last pair handed out ends."""
         return self._position
 
     def __iter__(self) -> Feed:
@@ -163,7 +163,7 @@ class Feed:
 
     def __next__(self) -> DevicePair:
         if self._running is None:
-            source = self._make_source(self._position)
+            source = self._make_node(self._position)
             self._running = source, Prefetcher(source, self._prefetch, snapshot_frequency=0)
             self._handed_out = 0
         item = next(self._running[1])
@@ -192,7 +192,7 @@ class Feed:
 
         Raises: InputError for a position that the data does not have.
         """
-        position = self._checked(StreamPosition(epoch=state["epoch"], row=state["row"]))
+        position = self._checked(RowPosition(epoch=state["epoch"], row=state["row"]))
         self.close()
         self._position, self.skipped_rows = position, state["skipped_rows"]
 
@@ -218,7 +218,7 @@ class Feed:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self.close()
 
-    def _checked(self, position: StreamPosition) -> StreamPosition:
+    def _checked(self, position: RowPosition) -> RowPosition:
         if position.epoch < 0 or not 0 <= position.row < self.rows_per_epoch:
             raise InputError(
                 f"row {position.row} of epoch {position.epoch} is not in this data of {self.rows_per_epoch} rows; "

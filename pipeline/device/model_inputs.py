@@ -28,8 +28,8 @@ class ModelInputs(NamedTuple):
 
 
 def encoded_inputs(label: Tensor, dense: Tensor, buckets: Tensor) -> ModelInputs:
-    """Model inputs from what the reader has encoded: label (R,) float32, dense (D, R) logarithms in int32's clothes,
-    buckets (S, R) table rows. Views; nothing is copied."""
+    """Model inputs from what the reader has encoded: label (R,) float32, dense (D, R) int32 that holds the bits of
+    float32 logarithms, buckets (S, R) table rows. Views; nothing is copied."""
     return ModelInputs(dense.view(torch.float32).T, buckets, label)
 
 

@@ -8,18 +8,18 @@ from itertools import accumulate
 import torch
 
 from pipeline.device.config import DataConfig
-from pipeline.device.feed import Feed, PairMaker, PairSource, PairUploader
+from pipeline.device.feed import Feed, PairMaker, PairNode, PairUploader
 from pipeline.device.model_inputs import ModelInputs
 from pipeline.device.ring import make_uploader
 from pipeline.errors import InputError
 from pipeline.rows import (
     GroupReader,
+    HostPairs,
     Order,
-    PairPlan,
-    PairStream,
+    PairSpans,
+    RowPosition,
     RowReader,
     Shuffle,
-    StreamPosition,
 )
 from pipeline.shards import Manifest, check_cache, open_shards
 from pipeline.stages import StageTotals
@@ -32,7 +32,7 @@ def open_feed(
     table_rows: int,
     device: torch.device,
     split: str = "train",
-    position: StreamPosition | None = None,
+    position: RowPosition | None = None,
     rank: int = 0,
     ranks: int = 1,
 ) -> Feed:
@@ -40,7 +40,7 @@ def open_feed(
 
     `manifest` is that of the folder `config.path`, loaded once for all that is opened of it. With several ranks each
     gets its share of every batch of the same global sequence.
-    Raises: InputError for data, split or batch sizes that cannot be used, or where `config.feed` is not installed;
+    Raises: InputError for data, split or batch sizes that cannot be used, or if `config.feed` is not installed;
     StorageError for damaged data.
     """
     stages = StageTotals()
@@ -52,7 +52,7 @@ def open_feed(
         cache_path=config.cache_path,
         cache_bytes=config.cache_bytes,
     )
-    plan = PairPlan(
+    spans = PairSpans(
         rows=order.rows,
         batch_rows=config.batch_rows,
         probe_rows=config.probe_rows or config.batch_rows,
@@ -62,18 +62,18 @@ def open_feed(
     encode_rows = table_rows if device.type == "cpu" else None
     make_maker = _maker(config, table_rows=table_rows, device=device, stages=stages)
 
-    def make_source(start: StreamPosition) -> PairSource:
+    def make_node(start: RowPosition) -> PairNode:
         reader = _reader(config, manifest, split, order, encode_rows=encode_rows, stages=stages)
         try:
-            return PairSource(reader, make_maker(PairStream(reader, plan, start, rank=rank, ranks=ranks)))
+            return PairNode(reader, make_maker(HostPairs(reader, spans, start, rank=rank, ranks=ranks)))
         except BaseException:
             reader.close()
             raise
 
     return Feed(
-        make_source,
-        position=position or StreamPosition(),
-        plan=plan,
+        make_node,
+        position=position or RowPosition(),
+        spans=spans,
         log_format=manifest.format,
         stages=stages,
         prefetch_batches=config.prefetch_batches,
@@ -114,12 +114,12 @@ def open_rows(
 
 def _maker(
     config: DataConfig, *, table_rows: int, device: torch.device, stages: StageTotals
-) -> Callable[[PairStream], PairMaker]:
-    """What makes device pairs of a stream of pairs by `config.feed`."""
+) -> Callable[[HostPairs], PairMaker]:
+    """What makes device pairs of the host's, by `config.feed`."""
     if config.feed == "dali":
         from pipeline.device import dali
 
-        dali.import_dali()  # where it is missing this raises now, not on the feed's thread
+        dali.import_dali()  # if it is missing this raises now, not on the feed's thread
         depth = min(config.prefetch_batches, 2)
         return lambda pairs: dali.DaliPairs(pairs, device=device, table_rows=table_rows, depth=depth, stages=stages)
     return lambda pairs: PairUploader(pairs, make_uploader(device, table_rows=table_rows, stages=stages))

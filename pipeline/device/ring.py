@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pipeline.device.batch_layout import BatchLayout, tensors_of
 from pipeline.device.model_inputs import ModelInputs, encoded_inputs, to_inputs
-from pipeline.device.packed import Packing, tensors_of
 from pipeline.rows import RowBatch
 from pipeline.stages import StageTotals
 
@@ -23,12 +23,12 @@ class Uploader(Protocol):
         ...
 
     def mark(self) -> torch.cuda.Event | None:
-        """An event after all uploads so far; None where they are complete already."""
+        """An event after all uploads so far; None if they are complete already."""
         ...
 
 
 class HostUploader:
-    """Uploads to the CPU, where the reader has encoded the rows already: views of its memory, nothing is copied."""
+    """Uploads to the CPU, as the reader has encoded the rows already: views of its memory, nothing is copied."""
 
     def __init__(self, stages: StageTotals) -> None:
         self._stages = stages
@@ -58,18 +58,18 @@ class PinnedRing:
     def upload(self, batch: RowBatch) -> ModelInputs:
         slot = self._slots[self._turn]
         self._turn = (self._turn + 1) % len(self._slots)
-        packing = Packing.of(batch)
+        layout = BatchLayout.of(batch)
         if (seconds := slot.wait()) is not None:
             self._stages.add("transfer", seconds, slot.rows)
-        host = slot.buffer(packing.words)
-        with self._stages.timed("stage", 0):  # the reader counts the rows of this stage
-            packing.pack(batch, host)
+        host = slot.buffer(layout.words)
+        with self._stages.timed("collate", 0):  # the reader counts the rows of this stage
+            layout.pack(batch, host)
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             slot.began.record()
             copy = host.to(self._device, non_blocking=True)
             slot.copied.record()
-            slot.rows = packing.rows
-            return to_inputs(*packing.unpack(copy), table_rows=self._table_rows)
+            slot.rows = layout.rows
+            return to_inputs(*layout.unpack(copy), table_rows=self._table_rows)
 
     def mark(self) -> torch.cuda.Event:
         event = torch.cuda.Event()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,9 @@ from isal import isal_zlib
 
 from pipeline.parquet import codes
 from pipeline.parquet.dictionary import MAX_PAGE_ROWS, DictionaryEncoder, varint
+from pipeline.schema import Compression
 
 CREATED_BY = "alphastream version 1 (build 0)"
-Compression = Literal["lz4", "zstd", "none"]
 
 _MAGIC = b"PAR1"
 _CODECS: dict[Compression, tuple[int, str]] = {

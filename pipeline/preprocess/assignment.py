@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.errors import InputError
-from pipeline.preprocess.plan import Allowance, Plan
+from pipeline.preprocess.config import Allowance
+from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.workplace import PartRecord, Workplace
 
 REPORT_SECONDS = 0.1

@@ -16,9 +16,10 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from pipeline.encode import Counts, merged, summarize
 from pipeline.errors import InputError, StorageError
 from pipeline.preprocess.assignment import Assignment, Progress
+from pipeline.preprocess.config import Allowance, PreprocessConfig
 from pipeline.preprocess.dry_run import Forecast, forecast
 from pipeline.preprocess.engine import encode_parts
-from pipeline.preprocess.plan import Allowance, Plan, PreprocessConfig, check_same_plan
+from pipeline.preprocess.plan import Plan, check_same_plan
 from pipeline.preprocess.ray_engine import encode_parts_on_ray
 from pipeline.preprocess.workplace import PartRecord, Workplace
 from pipeline.schema import SPLITS, LogFormat
@@ -65,15 +66,20 @@ class Summary:
     resumed_rows: int
     """Of these, rows that earlier calls had encoded."""
     seconds: float
+    notices: tuple[str, ...]
+    """What a user should know of how the sources were chosen."""
 
 
 def preprocess(
     config: PreprocessConfig,
     *,
+    announce: Callable[[Plan], None] | None = None,
     report: Callable[[Progress], None] | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Summary:
     """Make or continue the data folder `config.out`; `report` is called from this thread about ten times a second.
+
+    `announce` gets the plan before anything is written.
 
     The output is a pure function of the sources and of the options other than `workers` and `max_rejects`: byte
     for byte the same however often it was interrupted. `warn` is told what an earlier call had finished and is not
@@ -83,15 +89,17 @@ def preprocess(
     """
     began = time.monotonic()
     plan = Plan.make(config)
+    if announce:
+        announce(plan)
     place = Workplace(config.out)
     try:
         if finished := _finished(config.out, plan):
-            return _nothing_to_do(finished, began)
+            return _nothing_to_do(finished, plan, began)
         _make_workplace(config.out, place)
         with _locked(config.out, place):
             # Another call may have finished since; only under the lock may the plan be compared and written.
             if finished := _finished(config.out, plan):
-                return _nothing_to_do(finished, began)
+                return _nothing_to_do(finished, plan, began)
             _begin(config.out, plan, place, warn or (lambda _: None))
             return _make(config, plan, place, report, began=began)
     except StorageError:
@@ -104,13 +112,14 @@ def preprocess(
         raise StorageError(f"{error.filename or config.out}: writing failed ({why}); {remedy}") from error
 
 
-def _nothing_to_do(finished: Manifest, began: float) -> Summary:
+def _nothing_to_do(finished: Manifest, plan: Plan, began: float) -> Summary:
     return Summary(
         manifest=finished,
         nothing_to_do=True,
         rows=finished.rows,
         resumed_rows=finished.rows,
         seconds=time.monotonic() - began,
+        notices=plan.notices,
     )
 
 
@@ -152,6 +161,7 @@ def _make(
         rows=manifest.rows,
         resumed_rows=resumed_rows,
         seconds=time.monotonic() - began,
+        notices=plan.notices,
     )
 
 

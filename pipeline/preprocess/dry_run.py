@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import InputError
+from pipeline.preprocess.config import PreprocessConfig
 from pipeline.preprocess.encoder import Read, encode_part
-from pipeline.preprocess.parts import Part
-from pipeline.preprocess.plan import Plan, PreprocessConfig
+from pipeline.preprocess.plan import Part, Plan
 from pipeline.preprocess.workplace import PartRecord, Workplace
 from pipeline.schema import SPLITS
 from pipeline.source import Block, LineReader
@@ -25,6 +25,12 @@ class Forecast:
     """The plan and what it would cost; rows, disk and time are estimates."""
 
     sources: tuple[str, ...]
+    files: dict[str, list[str]]
+    """The files that give each split its rows, in order."""
+    described: tuple[str, ...]
+    """The same in lines for people."""
+    notices: tuple[str, ...]
+    """What a user should know of how the sources were chosen."""
     split: str
     source_bytes: int
     """As stored."""
@@ -61,6 +67,9 @@ def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forec
     workers = config.workers or usable_cores()
     return Forecast(
         sources=tuple(source.address for source in plan.sources),
+        files=plan.files_by_split(),
+        described=plan.described,
+        notices=plan.notices,
         split=plan.split,
         source_bytes=source_bytes,
         rows=sum(expected.rows.values()),

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from pipeline.encode import Counts, make_group, make_layout, make_rejects, make_scratch, parse, reason
-from pipeline.preprocess.parts import Part, Segment, parts_of
-from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.plan import Part, Plan, Segment, parts_of
 from pipeline.preprocess.workplace import PartRecord, Workplace, save_record
 from pipeline.schema import ROW_GROUP_ROWS
 from pipeline.shards import ShardWriter, sync_file, sync_folder

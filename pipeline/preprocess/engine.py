@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 from pipeline.preprocess.assignment import REPORT_SECONDS, Assignment, Done, Meter, Progress
 from pipeline.preprocess.crew import Crew, Handover, ReadAhead, StoppedError
 from pipeline.preprocess.encoder import EncodedPart, PartLines, RangeLines, Read, encode_part, range_parts
-from pipeline.preprocess.parts import Part, Segment, parts_of
+from pipeline.preprocess.plan import Part, Segment, parts_of
 from pipeline.preprocess.workplace import PartRecord
 from pipeline.source import Block, LineReader, Pieces
 

@@ -1,93 +1,89 @@
-"""What is to be preprocessed and how: the options, the sources they name, and which lines go to which split."""
+"""What is to be preprocessed: the sources, and which of their lines go to which split and shard."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.preprocess.formats import find_format
-from pipeline.preprocess.parts import Segment, day_segments, tail_segments
-from pipeline.schema import LogFormat
-from pipeline.shards import Compression
-from pipeline.source import Source, count_lines, find_sources
+from pipeline.preprocess.config import PreprocessConfig, SplitRule
+from pipeline.preprocess.formats import find_format, with_bucket_sizes
+from pipeline.schema import Compression, LogFormat
+from pipeline.shards import describe_files, files_by_split
+from pipeline.source import Source, check_sources, count_lines, find_sources
 
-Engine = Literal["threads", "ray"]
-SplitRule = Literal["auto", "days", "tail", "train", "validation", "test"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreprocessConfig:
-    """Turn log files into a data folder of Parquet shards; run again to continue after an interruption."""
-
-    sources: tuple[str, ...]
-    """Log files, folders, patterns or URIs (s3://, gs://, hdfs://); plain, .gz or .zst; - reads standard input."""
-    out: Path
-    """The data folder to make or to continue."""
-    format: str = "criteo"
-    """The log's format: criteo, or a TOML file that describes another."""
-    split: SplitRule = "auto"
-    """days: the last file becomes test, then validation, as AlgoPerf does; tail: the end of a single file does;
-    train, validation or test: everything goes there; auto: days for several files, tail for one, train for -."""
-    validation: float = 0.1
-    """Share of a single file's lines that become the validation split, before the test split."""
-    test: float = 0.1
-    """Share of a single file's lines, at its end, that become the test split."""
-    rows_per_shard: int = 262_144
-    """Log lines that make one shard."""
-    compression: Compression = "lz4"
-    """How shards are compressed: lz4 (fast), zstd (a third smaller) or none."""
-    max_rejects: str = "0.1%"
-    """Stop when more lines than this are unusable: a count (100) or a share (0.1% or 0.001)."""
-    workers: int | None = None
-    """Worker threads; every core unless given."""
-    engine: Engine = "threads"
-    """threads: on this machine; ray: as tasks on a Ray cluster (extra `ray`; RAY_ADDRESS names one). Same output."""
-
-    def __post_init__(self) -> None:
-        if self.validation < 0 or self.test < 0 or self.validation + self.test >= 1:
-            raise InputError(
-                f"--validation {self.validation} and --test {self.test} must be 0 or more and sum to less than 1"
-            )
-        if self.rows_per_shard < 1:
-            raise InputError(f"--rows-per-shard {self.rows_per_shard} must be at least 1")
-        if self.workers is not None and self.workers < 1:
-            raise InputError(f"--workers {self.workers} must be at least 1")
-        Allowance.parse(self.max_rejects)
+LAST_DAY_TEST_SHARE = Fraction(95_000_000, 178_274_637)
+"""AlgoPerf's: of day 23's 178,274,637 rows the first 95,000,000 are the test split."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Allowance:
-    """How many lines may be unusable."""
+class Segment:
+    """Consecutive lines of one source that belong to one split."""
 
-    count: int | None
-    share: float | None
-    text: str
+    split: str
+    first_line: int
+    """Counted from 0, without a header."""
+    stop_line: int | None
+    """None: to the end of the source."""
 
-    @classmethod
-    def parse(cls, text: str) -> Allowance:
-        """From a count (`100`) or a share (`0.1%`, `0.001`). Raises: InputError for anything else."""
-        try:
-            if text.endswith("%"):
-                share = float(text[:-1]) / 100
-            elif text.isdecimal():
-                return cls(count=int(text), share=None, text=text)
-            else:
-                share = float(text)
-        except ValueError:
-            share = -1.0
-        if not 0 <= share <= 1:
-            raise InputError(f"--max-rejects {text!r} is no count and no share; give e.g. 100, 0.1% or 0.001")
-        return cls(count=None, share=share, text=text)
 
-    def exceeded(self, rejected: int, lines: float) -> bool:
-        """Whether `rejected` of `lines` are too many."""
-        if self.count is not None:
-            return rejected > self.count
-        return rejected > (self.share or 0.0) * lines
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The lines of one shard: a pure function of the sources and of the rows per shard."""
+
+    source: int
+    """Position among the sources."""
+    split: str
+    number: int
+    """Position within its segment."""
+    first_line: int
+    max_lines: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.source:05d}-{self.split}-{self.number:05d}"
+
+
+def day_segments(last: bool, lines: Callable[[], int]) -> tuple[Segment, ...]:
+    """AlgoPerf's splits of one of several files: all train, but the last file first test, then validation."""
+    if not last:
+        return (Segment(split="train", first_line=0, stop_line=None),)
+    total = lines()
+    test = int(total * LAST_DAY_TEST_SHARE)
+    return (
+        Segment(split="test", first_line=0, stop_line=test),
+        Segment(split="validation", first_line=test, stop_line=None),
+    )
+
+
+def tail_segments(lines: int, validation: float, test: float) -> tuple[Segment, ...]:
+    """A single file split in time: train, then validation, then test, by shares of all lines."""
+    test_lines = int(lines * Fraction(str(test)))
+    validation_lines = int(lines * Fraction(str(validation)))
+    first_test = lines - test_lines
+    first_validation = first_test - validation_lines
+    return (
+        Segment(split="train", first_line=0, stop_line=first_validation),
+        Segment(split="validation", first_line=first_validation, stop_line=first_test),
+        Segment(split="test", first_line=first_test, stop_line=None),
+    )
+
+
+def parts_of(source: int, segments: tuple[Segment, ...], lines_per_shard: int) -> Iterator[Part]:
+    """The parts of one source in order; without end where the last segment is open."""
+    for segment in segments:
+        first = segment.first_line
+        number = 0
+        while segment.stop_line is None or first < segment.stop_line:
+            left = lines_per_shard if segment.stop_line is None else segment.stop_line - first
+            count = min(lines_per_shard, left)
+            yield Part(source=source, split=segment.split, number=number, first_line=first, max_lines=count)
+            first += count
+            number += 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,17 +98,25 @@ class Plan:
     test: float
     rows_per_shard: int
     compression: Compression
+    notices: tuple[str, ...] = field(default=(), compare=False)
+    """What a user should know of how the sources were chosen; no part of what the output depends on."""
 
     @classmethod
     def make(cls, config: PreprocessConfig) -> Plan:
         """The plan that the options stand for now.
 
-        Raises: InputError for sources or a format that cannot be used, or a split rule that the sources do not allow.
+        Raises: InputError for sources or a format that cannot be used, the same log twice, or a split rule that the
+        sources do not allow.
         """
-        sources = find_sources(config.sources)
+        log_format = find_format(config.format)
+        if config.bucket_sizes is not None:
+            log_format = with_bucket_sizes(log_format, config.bucket_sizes)
+        sources, notices = find_sources(config.sources)
+        check_sources(sources, log_format)
         return cls(
             sources=sources,
-            log_format=find_format(config.format),
+            notices=notices,
+            log_format=log_format,
             split=_split_rule(config.split, sources),
             validation=config.validation,
             test=config.test,
@@ -131,6 +135,15 @@ class Plan:
         }
         values |= {"validation": self.validation, "test": self.test} if self.split == "tail" else {}
         return json.loads(json.dumps(values))
+
+    def files_by_split(self) -> dict[str, list[str]]:
+        """Which files, in order, give each split its rows; the last one or the only one may give to several."""
+        return files_by_split(self.to_dict())
+
+    @property
+    def described(self) -> tuple[str, ...]:
+        """Lines that say which files train, validate and test."""
+        return tuple(describe_files(self.to_dict()))
 
     def segments(self, index: int, counted: Callable[[int], None]) -> tuple[Segment, ...]:
         """Which lines of source `index` belong to which split; counts its lines where that depends on them.
@@ -179,6 +192,28 @@ def check_same_plan(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]
     for name in new:
         if name not in old:
             raise InputError(f"{out} was made without {name}; {remedy}")
+    if before["sources"] != now["sources"]:
+        raise InputError(
+            f"{out} was made from the same files in another order ({_names_in_order(before)}); give them in that order "
+            "to continue, or another --out"
+        )
     key = next(key for key in (*now, *before) if before.get(key) != now.get(key))
-    shown = "another format" if key == "format" else f"{key} {before.get(key)} instead of {now.get(key)}"
+    if key == "format":
+        shown = f"another format ({_format_difference(before[key], now[key])})"
+    else:
+        shown = f"{key} {before.get(key)} instead of {now.get(key)}"
     raise InputError(f"{out} was made with {shown}; {remedy}")
+
+
+def _names_in_order(plan: Mapping[str, Any]) -> str:
+    names = [Path(source["name"]).name for source in plan["sources"]]
+    return ", ".join(names if len(names) < 8 else [*names[:3], "...", *names[-2:]])
+
+
+def _format_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    key = next(key for key in (*now, *before) if before.get(key) != now.get(key))
+    old, new = before.get(key), now.get(key)
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        place = next(i for i, pair in enumerate(zip(old, new, strict=True)) if pair[0] != pair[1])
+        return f"{key}: {old[place]!r} instead of {new[place]!r}, place {place + 1}"
+    return f"{key}: {str(old)[:40]!r} instead of {str(new)[:40]!r}"

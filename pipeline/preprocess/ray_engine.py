@@ -19,9 +19,10 @@ from typing import Any
 
 from pipeline.errors import InputError, cause_of
 from pipeline.preprocess.assignment import REPORT_SECONDS, Assignment, Done, Meter, Progress
+from pipeline.preprocess.config import Allowance
 from pipeline.preprocess.encoder import RangeLines, encode_part, range_parts
 from pipeline.preprocess.engine import encode_parts
-from pipeline.preprocess.plan import Allowance, Plan
+from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.workplace import PartRecord, Workplace
 
 TRIES = 10

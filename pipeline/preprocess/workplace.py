@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.preprocess.parts import Part
+from pipeline.preprocess.plan import Part
 from pipeline.shards import Shard, write_atomically
 
 _FOLDERS = ("shards", "rejects", "counts", "done")

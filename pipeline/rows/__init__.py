@@ -1,4 +1,14 @@
-"""Shards → rows in the order of an epoch → pairs of batches (B1, B2)."""
+"""Shards → rows in the order of an epoch → pairs of batches (B1, B2).
+
+Which rows come when is `Order`'s to say, which of them make a pair `PairSpans`'s; `RowReader` reads ahead of both.
+
+    >>> order = Order([shard.row_groups for shard in shards], seed=0, shuffle="rows", window_groups=16)
+    >>> reader = RowReader(GroupReader(files, shards, log_format, compression="lz4"), order, log_format, threads=2)
+    >>> spans = PairSpans(rows=order.rows, batch_rows=20, probe_rows=10)
+    >>> pair = next(HostPairs(reader, spans, RowPosition(epoch=3, row=40)))
+    >>> pair.b1.rows, pair.b2.rows, pair.position
+    (10, 20, RowPosition(epoch=3, row=60))
+"""
 
 from __future__ import annotations
 
@@ -10,8 +20,8 @@ from pipeline.rows.choices import OnDamage, Pairing, Shuffle
 if TYPE_CHECKING:
     from pipeline.rows.buffers import BufferPool
     from pipeline.rows.groups import GroupReader
-    from pipeline.rows.order import Order, StreamPosition
-    from pipeline.rows.pairs import BatchPair, Gap, OncePerBatch, PairPlan, PairStream
+    from pipeline.rows.order import Order, RowPosition
+    from pipeline.rows.pairs import BatchPair, Gap, HostPairs, OncePerBatch, PairSpans
     from pipeline.rows.reader import RowBatch, RowReader
 
 __all__ = [
@@ -19,16 +29,16 @@ __all__ = [
     "BufferPool",
     "Gap",
     "GroupReader",
+    "HostPairs",
     "OnDamage",
     "OncePerBatch",
     "Order",
-    "PairPlan",
-    "PairStream",
+    "PairSpans",
     "Pairing",
     "RowBatch",
+    "RowPosition",
     "RowReader",
     "Shuffle",
-    "StreamPosition",
 ]
 
 _FILES = {
@@ -38,11 +48,11 @@ _FILES = {
     "GroupReader": "groups",
     "OncePerBatch": "pairs",
     "Order": "order",
-    "PairPlan": "pairs",
-    "PairStream": "pairs",
+    "PairSpans": "pairs",
+    "HostPairs": "pairs",
     "RowBatch": "reader",
     "RowReader": "reader",
-    "StreamPosition": "order",
+    "RowPosition": "order",
 }
 
 

@@ -32,10 +32,11 @@ class GroupReader:
         log_format: LogFormat,
         *,
         compression: Compression,
-        table_rows: int | None,
-        stages: StageTotals,
+        table_rows: int | None = None,
+        stages: StageTotals | None = None,
     ) -> None:
-        self._files, self._shards, self._format, self._stages = files, shards, log_format, stages
+        self._files, self._shards = files, shards
+        self._stages = stages if stages is not None else StageTotals()
         self._compression: Compression = compression
         self._encodes = _encodes(log_format, table_rows)
         self._optional = [column.optional for column in columns_of(log_format)]
@@ -61,9 +62,9 @@ class GroupReader:
 
         With `order` (n,) the i-th row is the group's row `order[i]`.
 
-        Encoded logarithms are float32 in the memory of their columns. Raises: StorageError where the group cannot be
-        read or is damaged, leaving it to the caller to name the shard; FetchError, naming it, where it lies elsewhere
-        and cannot be fetched.
+        Encoded logarithms are float32, kept in the memory of their int32 columns. Raises: StorageError if the group
+        cannot be read or is damaged, leaving it to the caller to name the shard; FetchError, naming the shard, if it
+        is remote and cannot be fetched.
         """
         try:
             self._read(shard, group, label, columns, order)

@@ -20,15 +20,15 @@ _SHARDS, _GROUPS, _ROWS = range(3)  # what a permutation is for, so that no two 
 
 
 @dataclass(frozen=True, order=True, kw_only=True)
-class StreamPosition:
-    """Between which two rows of the stream a reader stands: `row` rows of `epoch` lie behind it."""
+class RowPosition:
+    """Between which two rows a reader stands: all epochs before `epoch` and `row` rows of it lie behind."""
 
     epoch: int = 0
     row: int = 0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Window:
+class ShuffleWindow:
     """Rows that are shuffled among themselves: some row groups, read together.
 
     Rows [start, stop) of the epoch's sequence are those of the concatenation of `groups`, in `Order.row_order`.
@@ -74,7 +74,7 @@ class Order:
         self.group_rows = np.fromiter((rows for groups in shards for rows in groups), np.int64)
         self.group_starts = np.concatenate(([0], np.cumsum(self.group_rows)))
         self.rows = int(self.group_starts[-1])
-        self._plan = lru_cache(maxsize=2)(self._make_plan)
+        self._reading = lru_cache(maxsize=2)(self._reading_of)
 
     def shard_of(self, group: int) -> tuple[int, int]:
         """The shard that holds row group `group`, and which of that shard's groups it is."""
@@ -87,13 +87,13 @@ class Order:
 
     def window_at(self, epoch: int, row: int) -> int:
         """The window that holds row `row` (0 ≤ row < rows) of `epoch`."""
-        return bisect_right(self._plan(epoch)[1], row) - 1
+        return bisect_right(self._reading(epoch)[1], row) - 1
 
-    def window(self, epoch: int, index: int) -> Window:
-        """Window `index` of `epoch`."""
-        groups, starts = self._plan(epoch)
+    def window(self, epoch: int, index: int) -> ShuffleWindow:
+        """ShuffleWindow `index` of `epoch`."""
+        groups, starts = self._reading(epoch)
         start, stop = starts[index], starts[index + 1]
-        return Window(
+        return ShuffleWindow(
             epoch=epoch,
             index=index,
             start=start,
@@ -101,14 +101,14 @@ class Order:
             groups=groups[index * self.window_groups : (index + 1) * self.window_groups],
         )
 
-    def row_order(self, window: Window) -> NDArray[np.uint32] | None:
+    def row_order(self, window: ShuffleWindow) -> NDArray[np.uint32] | None:
         """Row `window.start + i` of the sequence is row `row_order[i]` of the window's groups; None: row i of them."""
         if self.shuffle != "rows":
             return None
         return permutation(self._key(window.epoch, _ROWS, window.index), window.stop - window.start)
 
-    def mixture(self, window: Window) -> Mixture | None:
-        """`row_order` in two steps, see `Mixture`; None where rows are not shuffled."""
+    def mixture(self, window: ShuffleWindow) -> Mixture | None:
+        """`row_order` in two steps, see `Mixture`; None if rows are not shuffled."""
         order = self.row_order(window)
         if order is None:
             return None
@@ -133,7 +133,7 @@ class Order:
             parts.append((ids if order is None else ids[order])[max(start - window.start, 0) : stop - window.start])
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
-    def _make_plan(self, epoch: int) -> tuple[NDArray[np.int64], list[int]]:
+    def _reading_of(self, epoch: int) -> tuple[NDArray[np.int64], list[int]]:
         """Row groups in the epoch's reading order (G,), and where in the sequence each window starts (windows + 1,)."""
         groups = np.arange(len(self.group_rows))
         if self.shuffle == "rows":

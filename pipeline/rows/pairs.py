@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from pipeline.errors import InputError, StorageError
 from pipeline.rows.choices import Pairing
-from pipeline.rows.order import StreamPosition
+from pipeline.rows.order import RowPosition
 from pipeline.rows.reader import RowBatch, RowReader
 
 Span = tuple[int, int]
@@ -24,8 +24,8 @@ class BatchPair:
     b2: RowBatch
     fresh: bool
     """Whether no row of `b1` has been trained on in this epoch; a stale probe gives a biased estimate."""
-    position: StreamPosition
-    """Where the stream stands after this pair: the next one starts there."""
+    position: RowPosition
+    """Where this pair ends: the next one starts there."""
     skipped: int
     """Rows of damaged row groups passed over on the way from the pair before to `position`."""
 
@@ -34,14 +34,14 @@ class BatchPair:
 class Gap:
     """Where damage leaves no row to train on, and so no pair."""
 
-    position: StreamPosition
-    """Where the stream goes on."""
+    position: RowPosition
+    """Where the next pair starts."""
     skipped: int
     """Rows of damaged row groups among those passed over."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairPlan:
+class PairSpans:
     """Which rows of an epoch make which pair: a pure function of the position, over `rows` rows an epoch.
 
     "sliding": b2 is the next `batch_rows` rows, b1 the first `probe_rows` rows after them, which the next pair trains
@@ -80,8 +80,8 @@ class PairPlan:
         """Pairs of a whole epoch."""
         return -(-self.rows // self.stride)
 
-    def spans(self, row: int) -> tuple[Span | None, Span]:
-        """(b1, b2) of the pair at `row`; b1 is None where no fresh row is left for it."""
+    def at(self, row: int) -> tuple[Span | None, Span]:
+        """(b1, b2) of the pair at `row`; b1 is None if no fresh row is left for it."""
         if self.pairing == "sliding":
             middle = min(row + self.batch_rows, self.rows)
             end = min(middle + self.probe_rows, self.rows)
@@ -90,38 +90,38 @@ class PairPlan:
         middle = row + (end - row) * self.probe_rows // self.stride
         return ((row, middle) if middle > row else None), (middle, end)
 
-    def position_after(self, start: StreamPosition, pairs: int) -> StreamPosition:
-        """Where the stream stands `pairs` pairs (or gaps in their place) after `start`, in O(1)."""
+    def position_after(self, start: RowPosition, pairs: int) -> RowPosition:
+        """Where the `pairs` pairs (or gaps in their place) from `start` on end, in O(1)."""
         left = -(-(self.rows - start.row) // self.stride)
         if pairs < left:
-            return StreamPosition(epoch=start.epoch, row=start.row + pairs * self.stride)
+            return RowPosition(epoch=start.epoch, row=start.row + pairs * self.stride)
         epochs, number = divmod(pairs - left, self.steps_per_epoch)
-        return StreamPosition(epoch=start.epoch + 1 + epochs, row=number * self.stride)
+        return RowPosition(epoch=start.epoch + 1 + epochs, row=number * self.stride)
 
 
-class PairStream:
+class HostPairs:
     """The pairs from `position` on, epoch after epoch without end.
 
     Rank `rank` of `ranks` gets its share of every batch of the one global sequence: contiguous, sizes differ by at
-    most a row, empty where a batch has fewer rows than there are ranks.
-    Raises while iterating: what `RowReader.read` raises, and StorageError where damage leaves no pair in an epoch.
+    most a row, empty if a batch has fewer rows than there are ranks.
+    Raises while iterating: what `RowReader.read` raises, and StorageError if damage leaves no pair in an epoch.
     """
 
     def __init__(
-        self, reader: RowReader, plan: PairPlan, position: StreamPosition, *, rank: int = 0, ranks: int = 1
+        self, reader: RowReader, spans: PairSpans, position: RowPosition, *, rank: int = 0, ranks: int = 1
     ) -> None:
         self.position = position
-        self.plan = plan
+        self.spans = spans
         self._reader, self._rank, self._ranks = reader, rank, ranks
         self._first: RowBatch | None = None
         self._last: tuple[tuple[int, Span], RowBatch] | None = None
 
-    def __iter__(self) -> PairStream:
+    def __iter__(self) -> HostPairs:
         return self
 
     def __next__(self) -> BatchPair:
         skipped = 0
-        for _ in range(self.plan.steps_per_epoch):  # an epoch of nothing but gaps ends the stream
+        for _ in range(self.spans.steps_per_epoch):  # an epoch of nothing but gaps ends them
             found = self.at(self.position)
             self.position = found.position
             skipped += found.skipped
@@ -129,18 +129,18 @@ class PairStream:
                 return replace(found, skipped=skipped)
         raise self.nothing_left()
 
-    def at(self, position: StreamPosition) -> BatchPair | Gap:
-        """What lies at `position`, a function of nothing else; quick where positions follow one another."""
+    def at(self, position: RowPosition) -> BatchPair | Gap:
+        """What lies at `position`, a function of nothing else; quick if positions follow one another."""
         epoch, row = position.epoch, position.row
-        probe, train = self.plan.spans(row)
+        probe, train = self.spans.at(row)
         b2 = self._read(epoch, train)
         b1 = self._read(epoch, probe) if probe else None
         skipped = b2.skipped
-        if b1 is not None and self.plan.pairing == "disjoint":
+        if b1 is not None and self.spans.pairing == "disjoint":
             skipped += b1.skipped
         if row == 0:
             self._keep_first(epoch)
-        after = self.plan.position_after(position, 1)
+        after = self.spans.position_after(position, 1)
         if not b2.rows:
             return Gap(position=after, skipped=skipped)
         fresh = True
@@ -167,25 +167,25 @@ class PairStream:
 
     def _keep_first(self, epoch: int) -> None:
         """Copies the epoch's first probe, which its last pair needs, so that its window need not be read again."""
-        first = self._reader.read(epoch, 0, self.plan.probe_rows)
+        first = self._reader.read(epoch, 0, self.spans.probe_rows)
         copies = {name: getattr(first, name).copy() for name in ("label", "dense", "buckets")}
         self._first = replace(first, **copies)
 
     def _other_probe(self, epoch: int, train: Span) -> tuple[RowBatch, bool]:
         """A probe in place of one that has no rows, and whether it is fresh: the next whole rows after `train`, or
         else the epoch's first, all of them before `train`."""
-        if train[1] == self.plan.rows and self._first is not None and self._first.epoch == epoch and self._first.rows:
+        if train[1] == self.spans.rows and self._first is not None and self._first.epoch == epoch and self._first.rows:
             return self._first, False
-        for begin, end in ((train[1], self.plan.rows), (0, train[0])):
-            for start in range(begin, end, self.plan.probe_rows):
-                batch = self._reader.read(epoch, start, min(start + self.plan.probe_rows, end))
+        for begin, end in ((train[1], self.spans.rows), (0, train[0])):
+            for start in range(begin, end, self.spans.probe_rows):
+                batch = self._reader.read(epoch, start, min(start + self.spans.probe_rows, end))
                 if batch.rows:
                     return batch, begin > 0
         raise self.nothing_left()
 
 
 class OncePerBatch(Generic[T]):
-    """What `make` gives for both batches of a pair, made once where a probe is, whole, the next pair's `b2`."""
+    """What `make` gives for both batches of a pair; made only once for a probe that is also the next pair's `b2`."""
 
     def __init__(self, make: Callable[[RowBatch], T]) -> None:
         self._make = make

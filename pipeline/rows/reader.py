@@ -16,7 +16,7 @@ from pipeline.rows.buffers import BufferPool
 from pipeline.rows.choices import OnDamage
 from pipeline.rows.columns import mix_rows
 from pipeline.rows.groups import GroupReader
-from pipeline.rows.order import Mixture, Order, Window
+from pipeline.rows.order import Mixture, Order, ShuffleWindow
 from pipeline.schema import LogFormat
 from pipeline.stages import StageTotals
 
@@ -25,8 +25,8 @@ from pipeline.stages import StageTotals
 class RowBatch:
     """Rows [start, start + rows + skipped) of an epoch's sequence, column-major; arrays may be views of a window.
 
-    Where the reader encodes, labels are float32, dense values float32 logarithms in int32's clothes
-    (`dense.view(float32)`) and buckets table rows.
+    If the reader encodes, labels are float32, dense values are logarithms whose float32 bits `dense` holds as int32
+    (`dense.view(float32)` gives them), and buckets are table rows.
     """
 
     label: NDArray
@@ -38,14 +38,14 @@ class RowBatch:
     epoch: int
     start: int
     skipped: int = 0
-    """Rows of that range left out because their row group is damaged (only where damage is to be skipped)."""
+    """Rows of that range left out because their row group is damaged (only if damage is to be skipped)."""
 
     @property
     def rows(self) -> int:
         return len(self.label)
 
     def slice(self, start: int, stop: int) -> RowBatch:
-        """Rows [start, stop) of the batch, as views; their place in the sequence is exact where none are skipped."""
+        """Rows [start, stop) of the batch, as views; their place in the sequence is exact if none are skipped."""
         return RowBatch(
             label=self.label[start:stop],
             dense=self.dense[:, start:stop],
@@ -56,7 +56,7 @@ class RowBatch:
 
 
 class RowReader:
-    """Random access to the rows of a split in the order that `order` gives; quick where reads move forward.
+    """Random access to the rows of a split in the order that `order` gives; quick as long as reads move forward.
 
     Row groups of the current and the next windows are read, checked, decoded and shuffled on `threads` threads;
     memory is bounded by five windows (the one before, this one and the next, which takes two more while
@@ -92,9 +92,8 @@ class RowReader:
     def read(self, epoch: int, start: int, stop: int) -> RowBatch:
         """Rows [start, stop) of `epoch`.
 
-        Raises: StorageError naming shard and row group, where a row group cannot be read or is damaged and damage
-        is not to be skipped; FetchError where a shard cannot be fetched, InputError where the
-        cache is too small for one.
+        Raises: StorageError naming shard and row group if a row group cannot be read or is damaged, and damage is not
+        to be skipped; FetchError if a shard cannot be fetched; InputError if the cache is too small for one.
         """
         first = self.order.window_at(epoch, start)
         last = self.order.window_at(epoch, stop - 1)
@@ -102,7 +101,7 @@ class RowReader:
         loads = [self._loads[epoch, index] for index in range(first, last + 1)]
         for load in loads:
             load.ready.result()
-        with self.stages.timed("stage", stop - start):
+        with self.stages.timed("collate", stop - start):
             labels, values = zip(*(load.part(start, stop) for load in loads), strict=True)
             whole = len(loads) == 1
             label = labels[0] if whole else np.concatenate(labels)
@@ -129,24 +128,24 @@ class RowReader:
     def _keep(self, epoch: int, first: int, last: int) -> None:
         """Holds exactly the windows first..last and the next `ahead`, and starts to read those it does not hold."""
         per_epoch = self.order.window_count()
-        spans = [divmod(epoch * per_epoch + index, per_epoch) for index in range(first, last + 1 + self._ahead)]
+        windows = [divmod(epoch * per_epoch + index, per_epoch) for index in range(first, last + 1 + self._ahead)]
         with self._lock:
             if self._closed:
                 raise CancelledError
-            for stale in set(self._loads) - set(spans):
+            for stale in set(self._loads) - set(windows):
                 self._loads.pop(stale).ready.cancel()
-            new = [at for at in spans if at not in self._loads]
+            new = [at for at in windows if at not in self._loads]
             if new:
-                self._announce(spans)
+                self._announce(windows)
             for at in new:
                 self._loads[at] = self._start(self.order.window(*at))
 
-    def _announce(self, spans: list[tuple[int, int]]) -> None:
-        """Says which shards are read for the windows `spans`, and then in the epoch after them."""
+    def _announce(self, windows: list[tuple[int, int]]) -> None:
+        """Says which shards are read for the windows `windows`, and then in the epoch after them."""
         per_epoch = self.order.window_count()
-        epoch, last = spans[-1]
+        epoch, last = windows[-1]
         later = (divmod(epoch * per_epoch + index, per_epoch) for index in islice(count(last + 1), per_epoch))
-        self._groups.expect(list(self._shards_of(spans)), self._shards_of(later))
+        self._groups.expect(list(self._shards_of(windows)), self._shards_of(later))
 
     def _shards_of(self, windows: Iterable[tuple[int, int]]) -> Iterator[int]:
         """The shard of each row group of windows, each given by epoch and index."""
@@ -154,7 +153,7 @@ class RowReader:
             for group in self.order.window(epoch, index).groups:
                 yield self.order.shard_of(int(group))[0]
 
-    def _start(self, window: Window) -> _Load:
+    def _start(self, window: ShuffleWindow) -> _Load:
         rows = self.order.group_rows[window.groups]
         shuffled = self.order.shuffle == "rows"
         load = _Load(window, rows, self._columns, self._label_type, self._buffers, shuffled=shuffled)
@@ -246,7 +245,7 @@ class _Load:
 
     def __init__(
         self,
-        window: Window,
+        window: ShuffleWindow,
         group_rows: NDArray[np.int64],
         columns: int,
         label_type: DTypeLike,

@@ -63,7 +63,7 @@ class RejectsFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a data folder holds. Written last and atomically: where there is one, every shard it lists is whole."""
+    """What a data folder holds. Written last and atomically: once it is there, every shard it lists is whole."""
 
     folder: Path | RemoteFolder
     """The data folder; not part of what is stored."""
@@ -84,7 +84,7 @@ class Manifest:
 
     @property
     def root(self) -> Path:
-        """The data folder, of one that is local."""
+        """The path of the data folder, which must be local."""
         assert isinstance(self.folder, Path), f"{self.folder} is not local"
         return self.folder
 
@@ -92,8 +92,8 @@ class Manifest:
     def load(cls, data: str | Path) -> Manifest:
         """The manifest of a data folder, a local one or a URI of one (see pipeline.shards.remote).
 
-        Raises: InputError where `data` is no data folder, is not finished or is of a newer version; StorageError
-        where the manifest cannot be fetched or is damaged (a single changed bit is noticed).
+        Raises: InputError if `data` is not a data folder, is not finished or is of a newer version; StorageError if
+        the manifest cannot be fetched or is damaged (a single changed bit is noticed).
         """
         if is_remote(data):
             return cls._fetch(RemoteFolder(str(data)))
@@ -112,7 +112,7 @@ class Manifest:
             text = folder.read(MANIFEST)
         except FileNotFoundError:
             raise InputError(
-                f"{folder} is no data folder (it has no {MANIFEST}); check the address, or upload a folder that "
+                f"{folder} is not a data folder (it has no {MANIFEST}); check the address, or upload a folder that "
                 "`alphastream preprocess` wrote"
             ) from None
         return cls._decode(folder, text)
@@ -201,4 +201,4 @@ def _why_no_data(root: Path) -> str:
         return f"{root} does not exist; check the path, or make it with `alphastream preprocess`"
     if (root / ".work").is_dir():
         return f"{root} is not finished; run its `alphastream preprocess` command again to continue it"
-    return f"{root} is no data folder (it has no {MANIFEST}); make one with `alphastream preprocess`"
+    return f"{root} is not a data folder (it has no {MANIFEST}); make one with `alphastream preprocess`"

@@ -65,8 +65,8 @@ def drop_range(descriptor: int, offset: int, length: int) -> None:
 
 
 def why_not_dropped(path: Path) -> str | None:
-    """Why files like `path` cannot be taken out of the page cache, or None where a look at its first pages showed
-    that they can.
+    """Why files like `path` cannot be taken out of the page cache, or None if a look at its first pages showed that
+    they can.
 
     Raises: OSError for a file that cannot be read.
     """
@@ -82,7 +82,7 @@ def why_not_dropped(path: Path) -> str | None:
 
 
 def cached_share(path: Path) -> float:
-    """Share of the pages of the first MB of a file that are in memory, 0 where the system does not tell (mincore)."""
+    """Share of the pages of the first MB of a file that are in memory, 0 if the system does not tell (mincore)."""
     memory = np.memmap(path, np.uint8, "r")[:PROBE_BYTES]
     pages = np.zeros(-(-len(memory) // mmap.PAGESIZE), np.uint8)
     mincore = ctypes.CDLL(None, use_errno=True).mincore

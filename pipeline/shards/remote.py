@@ -16,7 +16,7 @@ CHUNK_BYTES = 8 << 20
 """An object store answers each read with a request of its own, so reads are long."""
 PAUSES_SECONDS = (0.5, 1.0, 2.0)
 """Between the attempts at what failed."""
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
 class RemoteFolder:
@@ -37,7 +37,7 @@ class RemoteFolder:
         return f"{self.address}/{name}"
 
     def read(self, name: str) -> bytes:
-        """The content of a file. Raises: FileNotFoundError; FetchError where it cannot be fetched."""
+        """The content of a file. Raises: FileNotFoundError; FetchError if it cannot be fetched."""
         return self.retried(name, lambda: b"".join(self.chunks(name)))
 
     def chunks(self, name: str) -> Iterator[pa.Buffer]:
@@ -51,15 +51,13 @@ class RemoteFolder:
         return self._files.open_input_file(self._where(name))
 
     def names(self, folder: str) -> list[str]:
-        """Files in a folder below this one; none where there is no such folder. Raises: FetchError."""
+        """Files in a folder below this one; none if there is no such folder. Raises: FetchError."""
         selector = arrow_fs.FileSelector(self._where(folder), allow_not_found=True)
         entries = self.retried(folder, lambda: self._files.get_file_info(selector))
         return [f"{folder}/{entry.base_name}" for entry in entries if entry.type == arrow_fs.FileType.File]
 
-    def retried(
-        self, name: str, action: Callable[[], Result], *, pause: Callable[[float], object] = time.sleep
-    ) -> Result:
-        """What `action` on the file `name` returns, tried again after `PAUSES_SECONDS` where it raises an OSError.
+    def retried(self, name: str, action: Callable[[], T], *, pause: Callable[[float], object] = time.sleep) -> T:
+        """What `action` on the file `name` returns, tried again after `PAUSES_SECONDS` if it raises an OSError.
 
         Raises: FetchError after the last attempt; at once FileNotFoundError, and what is a FetchError already.
         """

@@ -25,13 +25,13 @@ def codec_of(compression: Compression) -> pa.Codec | None:
 def read_row_group(file: FileIO, shard: Shard, group: int, raw: NDArray[np.uint8]) -> None:
     """Fills `raw` (row_group_bytes[group],) with a row group, and makes sure that it is the one that was written.
 
-    A file of the same size in place of the shard, or another row group in place of this one, differs in its CRC-32;
-    where the manifest has none, it takes `alphastream verify` to notice.
-    Raises: StorageError where the file has another size or the row group is another; OSError where reading fails.
+    A file of the same size in place of the shard, or another row group in place of this one, differs in its CRC-32.
+    The manifests of earlier versions list none; then only `alphastream verify` notices.
+    Raises: StorageError if the file has another size or the row group is another; OSError if reading fails.
     """
     size = os.fstat(file.fileno()).st_size
     if size != shard.bytes:
-        raise StorageError(f"it has {size} bytes where the manifest says {shard.bytes}")
+        raise StorageError(f"it has {size} bytes instead of {shard.bytes}")
     offset = _MAGIC_BYTES + sum(shard.row_group_bytes[:group])
     done = 0
     while done < len(raw):

@@ -57,7 +57,7 @@ class ShardCache:
     def __init__(self, path: Path, limit_bytes: int | None = None) -> None:
         """`limit_bytes` is by default half of what the disk has free, counting what is cached here as free.
 
-        Raises: InputError where something else has the folder's name; FetchError where it cannot be written.
+        Raises: InputError if something else has the folder's name; FetchError if it cannot be written.
         """
         self.folder = path / FOLDER
         self._mutex = threading.Lock()
@@ -91,7 +91,7 @@ class ShardCache:
                 )
 
     def open(self, sha256: str) -> FileIO | None:
-        """A whole shard for reading, whoever deletes it meanwhile; None where it is not here."""
+        """A whole shard for reading, whoever deletes it meanwhile; None if it is not here."""
         with self._disk_errors():
             file = self._opened(sha256)
             if file is None and self._is_whole(sha256):
@@ -104,13 +104,13 @@ class ShardCache:
     def begin(self, sha256: str, size: int, *, keep: Collection[str] = ()) -> Download | None:
         """A download of `size` bytes, for which the least recently used shards that are not in `keep` make room.
 
-        None where there is nothing to do or no room: the shard is here, it is being downloaded, what is in `keep` or
+        None if there is nothing to do or no room: the shard is here, it is being downloaded, what is in `keep` or
         being downloaded leaves too little, or it is larger than `limit_bytes`, which waiting does not change.
-        Raises: StorageError where a file that this cache did not write has the shard's name; FetchError where the
+        Raises: StorageError if a file that this cache did not write has the shard's name; FetchError if the
         folder cannot be written.
         """
         if not _SHA256.fullmatch(sha256):
-            raise StorageError(f"{sha256!r} is no SHA-256; the manifest is not one that `alphastream preprocess` wrote")
+            raise StorageError(f"{sha256!r} is not a SHA-256; give a manifest that `alphastream preprocess` wrote")
         with self._disk_errors(), self._locked():
             self._forget_dead_downloads()
             if sha256 in self or not self._make_room(size, keep):
@@ -139,7 +139,7 @@ class ShardCache:
         """Makes the folder, or makes sure that it is a shard cache."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.folder.is_symlink() or not self.folder.is_dir():
-            raise InputError(f"{self.folder} is no folder of its own; remove it, or set data.cache_path to another one")
+            raise InputError(f"{self.folder} is not a folder of its own; remove it, or set data.cache_path elsewhere")
         self._refuse_unmarked()
         with self._locked():
             self._refuse_unmarked()
@@ -159,7 +159,7 @@ class ShardCache:
             raise InputError(f"{self.folder} holds other things than cached shards; set data.cache_path elsewhere")
 
     def _make_room(self, size: int, keep: Collection[str]) -> bool:
-        """Deletes shards until `size` bytes more keep to the limit; none at all where that cannot be reached."""
+        """Deletes shards until `size` bytes more keep to the limit; none at all if that cannot be reached."""
         excess = self.used_bytes() + size - self.limit_bytes
         victims = []
         for sha256, size_there in self._query("SELECT sha256, bytes FROM shards WHERE whole ORDER BY used"):
@@ -223,7 +223,7 @@ class ShardCache:
         self._query("DELETE FROM shards WHERE sha256 = ?", sha256)
 
     def _files(self, sha256: str) -> list[Path]:
-        """The name that a listed shard has; also its other one where a crash within `_finish` left it both, or that."""
+        """The name that a listed shard has; also, or only, its other one if a crash within `_finish` left that."""
         whole = self._is_whole(sha256)
         part, path = self._part(sha256), self._path(sha256)
         listed, other = (path, part) if whole else (part, path)
@@ -238,7 +238,7 @@ class ShardCache:
         return bool(self._query("SELECT 1 FROM shards WHERE sha256 = ? AND whole", sha256))
 
     def _opened(self, sha256: str) -> FileIO | None:
-        """The file of a whole shard; None where none is listed, or it is gone or no longer as long as it was."""
+        """The file of a whole shard; None if none is listed, or it is gone or no longer as long as it was."""
         listed = self._query("SELECT bytes FROM shards WHERE sha256 = ? AND whole", sha256)
         if not listed:
             return None
@@ -315,7 +315,7 @@ class Download:
             raise
 
     def write(self, data: Any) -> None:
-        """Appends bytes. Raises: FetchError where the disk is full or fails."""
+        """Appends bytes. Raises: FetchError if the disk is full or fails."""
         left = memoryview(data).cast("B")
         with self._cache._disk_errors():
             while left:

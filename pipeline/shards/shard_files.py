@@ -35,7 +35,7 @@ class ShardFiles(Protocol):
     def open(self, shard: int, rows: int) -> FileIO:
         """A shard for reading from any position, of which `rows` rows will be read; it may have to be waited for.
 
-        Raises: OSError where it cannot be opened; FetchError where it cannot be fetched; InputError where it is larger
+        Raises: OSError if it cannot be opened; FetchError if it cannot be fetched; InputError if it is larger
         than the cache.
         """
         ...
@@ -69,10 +69,16 @@ def open_cache(cache_path: str | None, cache_bytes: int | None) -> ShardCache:
 
 
 def cache_folder(cache_path: str | None) -> Path:
-    """`cache_path`, or else the user's own cache folder for this program."""
-    if cache_path is not None:
-        return Path(cache_path).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alphastream"
+    """`cache_path`, or else the user's own cache folder for this program.
+
+    Raises: InputError for a home folder that does not exist.
+    """
+    folder = Path(cache_path or os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    try:
+        folder = folder.expanduser()
+    except RuntimeError as error:
+        raise InputError(f"data.cache_path: {folder} has no home folder ({error}); give a path in full") from None
+    return folder if cache_path else folder / "alphastream"
 
 
 def check_cache(
@@ -199,7 +205,7 @@ class RemoteShards:
                 yield shard
 
     def _take(self, shard: int) -> bool:
-        """Makes the caller the one who downloads a shard; False, after having waited, where a thread does already."""
+        """Makes the caller the one who downloads a shard; False, after a wait, if another thread does so already."""
         with self._changed:
             if self._closing.is_set():
                 raise CancelledError
@@ -223,7 +229,7 @@ class RemoteShards:
             self._fetch(shard, keep={self._shards[other].sha256 for other in sooner})
 
     def _fetch(self, shard: int, *, keep: Collection[str]) -> bool:
-        """Downloads a shard that `_busy` holds; False where there was nothing to do, or no room beside `keep`."""
+        """Downloads a shard that `_busy` holds; False if there was nothing to do, or no room beside `keep`."""
         listed = self._shards[shard]
         try:
             download = self._cache.begin(listed.sha256, listed.bytes, keep=keep)
@@ -244,7 +250,7 @@ class RemoteShards:
                 self._changed.notify_all()
 
     def _download(self, shard: int, download: Download) -> None:
-        """Writes a shard, once more where it is not what the manifest lists. Raises: FetchError, StorageError."""
+        """Writes a shard, a second time if it is not what the manifest lists. Raises: FetchError, StorageError."""
         path = self._shards[shard].path
         problem = None
         for _ in range(2):
@@ -274,7 +280,7 @@ class RemoteShards:
         self._stages.add("download", time.perf_counter() - start, 0)
         if size != listed.bytes:
             found = f"more than {listed.bytes}" if size > listed.bytes else size
-            return f"it has {found} bytes where the manifest says {listed.bytes}"
+            return f"it has {found} bytes instead of {listed.bytes}"
         return None if digest.hexdigest() == listed.sha256 else "it differs from what the manifest says"
 
     def _pause(self, seconds: float) -> None:

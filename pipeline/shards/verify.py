@@ -28,15 +28,15 @@ class ShardReport:
     shard: Shard
     whole: bool
     problem: str
-    """Empty where it is whole."""
+    """Empty if it is whole."""
     readable_rows: int
     """Rows that training still reads with data.damaged = "skip"."""
 
 
 def verify_shard(manifest: Manifest, shard: Shard) -> ShardReport:
-    """Re-hash a shard; where it is damaged, count the rows that can still be read.
+    """Re-hash a shard; if it is damaged, count the rows that can still be read.
 
-    A remote shard is streamed, not stored. Raises: FetchError where it cannot be fetched.
+    A remote shard is streamed, not stored. Raises: FetchError if it cannot be fetched.
     """
     problem = _problem(manifest.folder, shard)
     readable_rows = _readable_rows(manifest, shard) if problem else shard.rows
@@ -150,8 +150,8 @@ class DataReport:
 def verify_data(data: str | Path, *, report: Callable[[VerifyProgress], None] | None = None) -> DataReport:
     """Re-hash every shard and rejects file of a data folder, on all cores; `report` is called after each shard.
 
-    Raises: InputError where `data` is no finished data folder; StorageError where its manifest is damaged; FetchError
-    where it is remote and cannot be fetched.
+    Raises: InputError if `data` is not a finished data folder; StorageError if its manifest is damaged; FetchError if
+    it is remote and cannot be fetched.
     """
     manifest = Manifest.load(data)
     shards = [shard for split in manifest.splits.values() for shard in split.shards]

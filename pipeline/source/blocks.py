@@ -12,8 +12,10 @@ from isal import isal_zlib
 from pipeline.errors import InputError, StorageError
 from pipeline.line_buffer import MAX_LINE_BYTES, PADDING_BYTES
 from pipeline.schema import LogFormat
+from pipeline.source.kinds import UTF8_BOM
 from pipeline.source.newlines import after_last_newline, after_newlines, count_newlines
-from pipeline.source.source import Source, SourceStream
+from pipeline.source.source import Source
+from pipeline.source.stream import SourceStream
 
 BLOCK_BYTES = MAX_LINE_BYTES
 
@@ -97,9 +99,13 @@ def check_header(source: Source, log_format: LogFormat, line: bytes) -> None:
         detail = (
             f"has {len(names)} columns instead of {len(log_format.columns)}"
             if wrong is None
-            else f"names {names[wrong]!r} where format {log_format.name!r} has {log_format.columns[wrong]!r}"
+            else f"names {_quoted(names[wrong])} where format {log_format.name!r} has {log_format.columns[wrong]!r}"
         )
         raise InputError(f"{source.address}: its header {detail}; correct the format or the file")
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")
 
 
 def _no_line_end(source: Source) -> InputError:
@@ -153,9 +159,13 @@ class RangeFinder:
         """File position of the next line."""
         self._held = (0, 0)
         """Start and stop of the bytes at `_offset` that are in memory."""
+        if self._file.read(len(UTF8_BOM)) == UTF8_BOM:
+            self.skip_to(len(UTF8_BOM))
+        else:
+            self._file.seek(0)
         if log_format.header:
             header = self.next_range(1)
-            check_header(source, log_format, self._memory[: header.stop].tobytes())
+            check_header(source, log_format, self._memory[: header.stop - header.start].tobytes())
 
     def next_range(self, lines: int) -> ByteRange:
         """The next `lines` lines, or as many as there are."""

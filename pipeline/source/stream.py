@@ -1,36 +1,28 @@
-"""Stored bytes, compressed or not, as one stream of decompressed bytes that knows when it is damaged."""
+"""Stored bytes, packed or not, as one stream of plain bytes that knows when it is damaged or no text."""
 
 from __future__ import annotations
 
 import io
 import sys
-import zlib
-from typing import Any, BinaryIO
-
-import zstandard
-from isal import igzip, isal_zlib
+from typing import Any
 
 from pipeline.errors import InputError, StorageError, cause_of
+from pipeline.source.kinds import HEAD_BYTES, UTF8_BOM, foreign_kind
+from pipeline.source.packing import MAGIC_BYTES, DamagedError, UnreadableError, packing_of, unpacked
 
 READ_BYTES = 1 << 20
-GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-"""What compressed files begin with."""
-_DAMAGED: Any = (EOFError, igzip.BadGzipFile, isal_zlib.IsalError, zlib.error, zstandard.ZstdError)
 
 
 class SourceStream:
-    """Decompressed bytes of one source, read once from front to back; a context manager."""
+    """Unpacked bytes of one source without a byte order mark, read once from front to back; a context manager."""
 
     def __init__(self, raw: Any, address: str) -> None:
         self._address = address
         self._counted = _CountingReader(raw)
-        buffered = io.BufferedReader(self._counted, READ_BYTES)
-        magic = buffered.peek(4)[:4]
-        self._stream: Any = buffered
-        if magic.startswith(GZIP):
-            self._stream = igzip.IGzipFile(fileobj=buffered, mode="rb")
-        elif magic == ZSTD:
-            self._stream = _ZstdReader(buffered)
+        self._buffered = io.BufferedReader(self._counted, READ_BYTES)
+        self._unpacked: Any = None
+        self._head = memoryview(b"")
+        """Read to see what the bytes are, and not yet given out."""
 
     @property
     def stored_bytes(self) -> int:
@@ -40,27 +32,49 @@ class SourceStream:
     def fill(self, view: memoryview) -> int:
         """Fill `view` from the stream; fewer bytes than it holds only at the end.
 
-        Raises: InputError where the file is truncated or damaged; StorageError where reading fails.
+        Raises: InputError where the file is truncated, damaged, needs too much or is no delimited text; StorageError
+        where reading fails.
         """
-        filled = 0
         try:
-            while filled < len(view):
-                count = self._stream.readinto(view[filled:])
-                if not count:
-                    break
-                filled += count
-        except _DAMAGED as error:
+            if self._unpacked is None:
+                self._begin()
+            count = min(len(view), len(self._head))
+            view[:count] = self._head[:count]
+            self._head = self._head[count:]
+            return count + self._fill(view[count:])
+        except DamagedError as error:
             raise InputError(
                 f"{self._address}: the compressed file is truncated or damaged ({error}); fetch it again"
             ) from None
+        except UnreadableError as error:
+            raise InputError(f"{self._address} {error}") from None
         except OSError as error:
             raise StorageError(f"{self._address}: reading failed ({cause_of(error)}); check the disk or network") from (
                 error
             )
+
+    def _begin(self) -> None:
+        """Find out what the bytes are. Raises: InputError for what is no delimited text."""
+        self._unpacked = unpacked(self._buffered, packing_of(self._buffered.peek(MAGIC_BYTES)[:MAGIC_BYTES]))  # pyright: ignore[reportArgumentType]
+        memory = bytearray(HEAD_BYTES)
+        head = bytes(memory[: self._fill(memoryview(memory))])
+        if kind := foreign_kind(head):
+            raise InputError(f"{self._address} {kind}")
+        self._head = memoryview(head.removeprefix(UTF8_BOM))
+
+    def _fill(self, view: memoryview) -> int:
+        filled = 0
+        while filled < len(view):
+            count = self._unpacked.readinto(view[filled:])
+            if not count:
+                break
+            filled += count
         return filled
 
     def close(self) -> None:
-        self._stream.close()
+        if self._unpacked is not None:
+            self._unpacked.close()
+        self._buffered.close()
         self._counted.close()
 
     def __enter__(self) -> SourceStream:
@@ -87,49 +101,6 @@ class _CountingReader(io.RawIOBase):
         return count
 
     def close(self) -> None:
-        if not self.closed and self._inner is not sys.stdin.buffer:
+        if not self.closed and (sys.stdin is None or self._inner is not sys.stdin.buffer):
             self._inner.close()
-        super().close()
-
-
-class _ZstdReader(io.RawIOBase):
-    """Zstandard frames one after another; a stream that ends inside a frame raises EOFError (the library's own reader
-    ends there in silence)."""
-
-    def __init__(self, inner: BinaryIO) -> None:
-        super().__init__()
-        self._inner = inner
-        self._frame: Any = None
-        self._pending = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._pending:
-            data = self._inner.read(READ_BYTES // 8)
-            if not data:
-                if self._frame is not None:
-                    raise EOFError("it ends within a frame")
-                return 0
-            self._pending = memoryview(self._decompress(data))
-        count = min(len(buffer), len(self._pending))
-        buffer[:count] = self._pending[:count]
-        self._pending = self._pending[count:]
-        return count
-
-    def _decompress(self, data: bytes) -> bytes:
-        parts = []
-        while data:
-            if self._frame is None:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-            parts.append(self._frame.decompress(data))
-            if not self._frame.eof:
-                break
-            data = self._frame.unused_data
-            self._frame = None
-        return b"".join(parts)
-
-    def close(self) -> None:
-        self._inner.close()
         super().close()

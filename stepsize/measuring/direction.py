@@ -225,7 +225,7 @@ class Tracker:
         return {name for name, parameter in self.model.named_parameters() if id(parameter) in found}
 
     def refuse_moving(self, loss: Loss) -> None:
-        """Raises MeasurementError for a loss whose own weights the optimizers move: they would be read after the step."""
+        """Raises MeasurementError for a loss whose own weights the optimizers move: they would be read at θ1."""
         moved = self.optimized()
         for module in modules_of(getattr(loss, "function", loss)):
             for name, parameter in module.named_parameters():

@@ -6,9 +6,11 @@ from typing import Any
 
 from stepsize.estimate import Estimate, Outcome
 from stepsize.policies.cadence import Cadence
+from stepsize.policies.few_rows import ENOUGH_ROWS, FewRows
 from stepsize.policies.rate_filter import RateFilter
 from stepsize.policies.rates import Bounds, format_rate, moved
-from stepsize.pooling import RateMoments, RateMomentSums, rate_moments
+from stepsize.policies.repeats import Repeats
+from stepsize.pooling import COUNTED, RateMoments, RateMomentSums
 
 FIRST_TRIAL = 1e-6
 """Longest first step of `auto`: too short to harm anything, and long enough for float32 to resolve d = θ1 − θ0
@@ -16,15 +18,18 @@ where a step of rate 1 moves weights by about 1, as Adam-like optimizers do."""
 PATIENCE = 10
 """Estimates without evidence after which `auto` takes trial steps ten times as long."""
 
+MOST_HALVINGS = 3
+"""How often a rate is halved in a row for want of finite numbers."""
+
 
 class Auto:
     """Finds the rate by itself from any first guess and follows it; the schedule has no say from `start` on.
 
     1. Searching. Trial steps of min(guess, 1e-6): α_abs of a step does not depend on how long that step was, so a
        harmless one tells as much as a long one. Estimates are summed until the pooled α* lies two standard
-       errors above zero, often the first. After ten estimates without that, steps get ten times longer, up to
-       the guess. That is all the guess is used for: a bound on the steps taken before there is evidence. Only
-       steps that are too short to be told from none go past it, up to the highest rate allowed.
+       errors above zero, often the first. After ten estimates without that, of whatever outcome, and after each that
+       is flat, steps get ten times longer, up to the guess. That is all the guess is used for: a bound on the steps
+       taken before there is evidence. Without any, the rate stays at the guess.
     2. Following. The rate is a `RateFilter`'s: every estimate counts by its error bar, so a step at most goes as
        far as the evidence does, and no estimate moves it by more than `clip`. Over the first `warmup` steps
        the rate is multiplied by a ramp from 1/warmup to 1, because one step's α* knows of no step after it,
@@ -34,10 +39,10 @@ class Auto:
 
     `bounds` hold for the guess, the trial steps and the filter; warm-up and cool-down pass through lower rates.
 
-    Outcomes: ok and ascent (with its negative α*) enter the filter. flat: no evidence, ignored; while
-    searching, steps get ten times longer at once, past the guess too. nonfinite: the rate is halved; while
-    searching, nothing.
-    stale and dropped: ignored, yet the filter's uncertainty grows with every step that passes.
+    Outcomes: ok and ascent (with its negative α*) enter the filter, batches of fewer than 16 rows several at a time
+    (`FewRows`). nonfinite: the rate is halved, at most three times, until numbers come again. flat, stale and dropped:
+    ignored, yet the filter's uncertainty grows with every step that passes. Of ascents in a row the first ten move
+    the rate. What comes ten times in a row is said: no outcome drives the rate to a bound by coming again and again.
     """
 
     def __init__(
@@ -63,6 +68,8 @@ class Auto:
         self._trial = bounds.clamp(min(self.guess, FIRST_TRIAL))
         self._tried = 0  # estimates without evidence at the present length of trial steps
         self._found: int | None = None  # first step after the search
+        self._halved = 0  # how often the rate is halved for want of finite numbers
+        self._few_rows, self._repeats = FewRows(), Repeats()
         self._said: float | None = None
 
     def wants(self, step: int) -> bool:
@@ -78,62 +85,80 @@ class Auto:
         if self._found is None:
             return self._trial * self._left(step)
         ramp = min(1.0, max(1, step - self._found + 1) / self.warmup) if self.warmup else 1.0
-        return self.bounds.clamp(self._filter.rate) * ramp * self._left(step)
+        return self._rate * ramp * self._left(step)
+
+    @property
+    def _rate(self) -> float:
+        """The rate but for warm-up and cool-down."""
+        if self._found is None:
+            return self._trial
+        return self.bounds.clamp(self._filter.rate * 0.5**self._halved)
 
     def observe(self, estimate: Estimate) -> str | None:
-        """Weigh it by its error bar; says so when the search ends and when the rate has moved by half since."""
+        """Weigh it by its error bar; says so when the search ends, when the rate has moved by half since, and of what
+        comes again and again.
+        """
         if estimate.step < self.cadence.start or self._cooling(estimate.step):
             return None
-        if self._found is None:
-            return self._search(estimate)
+        self._repeats.add(estimate)
+        decided = self._search(estimate) if self._found is None else self._follow(estimate)
+        return self._repeats.with_warning(decided, estimate, self._rate)
+
+    def _follow(self, estimate: Estimate) -> str | None:
         after = estimate.step + estimate.age + 1
         if estimate.outcome is Outcome.NONFINITE:
-            return self._halve(after)
-        one = rate_moments(estimate)
-        if one is None:
+            if self._halved == MOST_HALVINGS:
+                return None
+            self._halved += 1
+            return self._say(after, "halved: the probe rows gave no finite number")
+        if estimate.outcome in COUNTED and self._halved:
+            self._halved -= 1
+        if self._repeats.too_many_ascents:
             return None
-        self._filter.add(one, step=estimate.step)
-        self._clamp()
-        if not moved(self._said, self._filter.rate):
+        one = self._few_rows.add(estimate)
+        if one is not None:
+            self._filter.add(one, step=estimate.step)
+            self._clamp()
+        if not moved(self._said, self._rate):
             return None
         return self._say(after, f"α* followed to within {self._filter.relative_error:.0%}")
 
     def _search(self, estimate: Estimate) -> str | None:
         after = estimate.step + estimate.age + 1
-        one = rate_moments(estimate)
+        one = self._few_rows.add(estimate)
         if one is not None:
-            self._tried += 1
             found = self._evidence(one)
             if found is not None:
                 rate, error = found
+                before = self._trial
                 self._filter.start(rate, error, step=estimate.step)
                 self._clamp()
-                self._found, before = after, self._trial
-                self._said = self._filter.rate
+                self._found = after
+                self._said = self._rate
                 return (
                     f"step {after}: rate {format_rate(before)} → {format_rate(self._said)}, reached over "
                     f"{self.warmup} steps (α* of trial steps {format_rate(rate)} ± {format_rate(error)})"
                 )
         flat = estimate.outcome is Outcome.FLAT
-        longest = self.bounds.high if flat else self.guess
-        if not (flat or self._tried >= PATIENCE) or self._trial >= 0.99 * longest:
+        waiting = one is None and estimate.outcome in COUNTED  # for the rest of a block
+        self._tried += 0 if waiting else PATIENCE if flat or (estimate.rows < ENOUGH_ROWS and one is not None) else 1
+        if self._tried < PATIENCE or self._trial >= 0.99 * self._longest_trial:
             return None
-        before, self._trial, self._tried = self._trial, min(10 * self._trial, longest), 0
+        before, self._trial, self._tried = self._trial, min(10 * self._trial, self._longest_trial), 0
         why = "too short a step to tell from none" if flat else "no evidence of α* yet"
         return f"step {after}: rate {format_rate(before)} → {format_rate(self._trial)} ({why})"
+
+    @property
+    def _longest_trial(self) -> float:
+        return max(self.guess, self.bounds.clamp(FIRST_TRIAL))
 
     def _evidence(self, one: RateMoments) -> tuple[float, float] | None:
         self._sums.add(one)
         pooled = self._sums.pooled()
         return pooled if pooled is not None and pooled[0] - 2 * pooled[1] > 0 else None
 
-    def _halve(self, after: int) -> str:
-        self._filter.scale(0.5)
-        self._clamp()
-        return self._say(after, "halved: the probe rows gave no finite number")
-
     def _say(self, after: int, why: str) -> str:
-        before, self._said = self._said, self._filter.rate
+        before, self._said = self._said, self._rate
         return f"step {after}: rate {format_rate(before)} → {format_rate(self._said)} ({why})"
 
     def _clamp(self) -> None:
@@ -160,6 +185,9 @@ class Auto:
             "probed": self._tried,
             "found": self._found,
             "said": self._said,
+            "halved": self._halved,
+            "few_rows": self._few_rows.state_dict(),
+            "repeats": self._repeats.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -168,3 +196,6 @@ class Auto:
         self._sums.load_state_dict(state["sums"])
         self._trial, self._tried = state["probe"], state["probed"]
         self._found, self._said = state["found"], state["said"]
+        self._halved = state.get("halved", 0)
+        self._few_rows.load_state_dict(state.get("few_rows"))
+        self._repeats.load_state_dict(state.get("repeats"))

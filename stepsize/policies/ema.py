@@ -7,6 +7,7 @@ from typing import Any
 from stepsize.estimate import Estimate
 from stepsize.policies.cadence import Cadence
 from stepsize.policies.rates import Bounds, format_rate, moved
+from stepsize.policies.repeats import Repeats
 from stepsize.pooling import RatioSums, per_rate
 
 
@@ -15,7 +16,8 @@ class Ema:
 
     Before `start` the schedule rules, from then on the ratio does, beginning at the rate of step `start`.
     Each estimate moves the rate by at most `clip` either way. A ratio that is not positive leaves the rate
-    as it is. Outcomes: ok and ascent are averaged; flat, nonfinite, stale and dropped change nothing.
+    as it is. Outcomes: ok and ascent are averaged; flat, nonfinite, stale and dropped change nothing,
+    nor do ascents in a row after the tenth.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Ema:
         self._sums = RatioSums(decay=1.0 - 1.0 / pooling)
         self._rate: float | None = None
         self._said: float | None = None
+        self._repeats = Repeats()
 
     def wants(self, step: int) -> bool:
         """Every step of the first interval, then the first `count` of every interval."""
@@ -45,9 +48,18 @@ class Ema:
         return scheduled if self._rate is None else self._rate
 
     def observe(self, estimate: Estimate) -> str | None:
-        """Average it in and move the rate towards the ratio; says so when the rate has moved by half."""
+        """Average it in and move the rate towards the ratio; says so when the rate has moved by half, and of what
+        comes again and again.
+        """
+        if self._rate is None or estimate.step < self.cadence.start:
+            return None
+        self._repeats.add(estimate)
+        decided = None if self._repeats.too_many_ascents else self._follow(estimate)
+        return self._repeats.with_warning(decided, estimate, self._rate)
+
+    def _follow(self, estimate: Estimate) -> str | None:
         pair = per_rate(estimate)
-        if pair is None or self._rate is None or estimate.step < self.cadence.start:
+        if pair is None or self._rate is None:
             return None
         self._sums.add(*pair)
         pooled = self._sums.pooled()
@@ -63,9 +75,15 @@ class Ema:
 
     def state_dict(self) -> dict[str, Any]:
         """Averages and rate, as JSON values."""
-        return {"sums": self._sums.state_dict(), "rate": self._rate, "said": self._said}
+        return {
+            "sums": self._sums.state_dict(),
+            "rate": self._rate,
+            "said": self._said,
+            "repeats": self._repeats.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`'s values."""
         self._sums.load_state_dict(state["sums"])
         self._rate, self._said = state["rate"], state["said"]
+        self._repeats.load_state_dict(state.get("repeats"))

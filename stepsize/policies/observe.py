@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stepsize.estimate import Estimate
+from stepsize.policies.repeats import Repeats
 
 
 class NoMeasurements:
@@ -38,6 +39,20 @@ class Observe(NoMeasurements):
 
     def __init__(self, *, interval: int, count: int, start: int) -> None:
         self.interval, self.count, self.start = interval, count, start
+        self._repeats = Repeats()
+
+    def observe(self, estimate: Estimate) -> str | None:
+        """Changes nothing; says so of outcomes that come again and again."""
+        self._repeats.add(estimate)
+        return self._repeats.with_warning(None, estimate, estimate.learning_rate)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The row of outcomes under way."""
+        return {"repeats": self._repeats.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`'s values."""
+        self._repeats.load_state_dict(state.get("repeats"))
 
     def wants(self, step: int) -> bool:
         """Whether `step` is one of the first `count` of its interval."""

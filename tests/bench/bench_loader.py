@@ -27,9 +27,9 @@ import torch
 from pipeline.device.config import DataConfig
 from pipeline.device.opening import open_feed
 from pipeline.preprocess.command import preprocess
-from pipeline.preprocess.plan import PreprocessConfig
+from pipeline.preprocess.config import PreprocessConfig
 from pipeline.rows.order import Order
-from pipeline.rows.pairs import PairPlan
+from pipeline.rows.pairs import PairSpans
 from pipeline.sample import SampleConfig, write_sample
 from pipeline.schema import CRITEO, SPLITS
 from pipeline.shards.manifest import Manifest, Shard, Split
@@ -176,15 +176,15 @@ def find_again(folder: Path) -> None:
     """From a checkpoint's position in 100 million rows to the rows of the next pair: manifest read and checked, the
     epoch's order made, both batches found. The rows must be those that a run from the epoch's start comes to."""
     manifest = synthetic_manifest(folder)
-    plan = PairPlan(rows=manifest.splits["train"].rows, batch_rows=BATCH_ROWS, probe_rows=BATCH_ROWS)
+    spans = PairSpans(rows=manifest.splits["train"].rows, batch_rows=BATCH_ROWS, probe_rows=BATCH_ROWS)
     whole = open_order(manifest)
     whole.row_ids(0, 0, BATCH_ROWS)  # compiles what is not compiled yet
     durations, found = [], []
     gc.disable()  # as timeit does: one collection over all that peers have imported takes longer than thirty positions
-    for step in np.random.default_rng(0).integers(0, plan.steps_per_epoch - 1, 30).tolist():
+    for step in np.random.default_rng(0).integers(0, spans.steps_per_epoch - 1, 30).tolist():
         start = time.perf_counter()
         order = open_order(Manifest.load(folder))
-        probe, train = plan.spans(step * BATCH_ROWS)
+        probe, train = spans.at(step * BATCH_ROWS)
         assert probe
         pair = order.row_ids(step % 7, train[0], probe[1])
         durations.append(time.perf_counter() - start)
@@ -194,7 +194,7 @@ def find_again(folder: Path) -> None:
         assert (pair == whole.row_ids(step % 7, 0, stop)[step * BATCH_ROWS :]).all()
     milliseconds = 1000 * np.array(durations)
     print(
-        f"to a random position of {plan.rows:,} rows, rows of the next pair in hand: "
+        f"to a random position of {spans.rows:,} rows, rows of the next pair in hand: "
         f"median {np.median(milliseconds):.0f} ms, longest of 30 {milliseconds.max():.0f} ms"
     )
 

@@ -22,8 +22,8 @@ from pipeline.device.config import DataConfig
 from pipeline.device.opening import open_feed
 from pipeline.errors import InputError, StorageError
 from pipeline.preprocess.command import preprocess, verify_data
-from pipeline.preprocess.plan import PreprocessConfig
-from pipeline.rows.pairs import PairPlan
+from pipeline.preprocess.config import PreprocessConfig
+from pipeline.rows.pairs import PairSpans
 from pipeline.shards.manifest import Manifest
 from tests.logs import folder_bytes, log_lines, write_log
 
@@ -161,9 +161,9 @@ def trained_on(data: Path) -> list[torch.Tensor]:
     manifest = Manifest.load(data)
     for split, found in manifest.splits.items():
         config = DataConfig(path=str(data), batch_rows=50, shuffle_row_groups=4, read_threads=1)
-        plan = PairPlan(rows=found.rows, batch_rows=50, probe_rows=50, pairing=config.pairing)
+        spans = PairSpans(rows=found.rows, batch_rows=50, probe_rows=50, pairing=config.pairing)
         with open_feed(config, manifest, table_rows=1000, device=torch.device("cpu"), split=split) as feed:
-            for pair in itertools.islice(feed, plan.steps_per_epoch):
+            for pair in itertools.islice(feed, spans.steps_per_epoch):
                 tensors += [tensor.clone() for batch in (pair.b1, pair.b2) for tensor in batch]
     return tensors
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,108 @@ def test_inspect_shows_what_applies_to_each_kind_of_column(data: Path, capsys: p
     assert [float(row[1]) for row in integers + categories] == [column["missing_rate"] for column in columns]
     assert [int(row[3].replace(",", "")) for row in integers] == [column["maximum"] for column in columns[:13]]
     assert [int(row[2]) for row in categories] == [column["distinct"] for column in columns[13:]]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """A folder of three days, the last with one class, and two files that are no days."""
+    (tmp_path / "log").mkdir()
+    for day, name in enumerate(("day_9.tsv", "day_10.TSV", "day_11.tsv")):
+        write_log(tmp_path / "log" / name, 40, seed=day)
+    last = tmp_path / "log/day_11.tsv"
+    last.write_bytes(b"".join(b"0" + line[1:] + b"\n" for line in log_lines(40, seed=2)))
+    (tmp_path / "log/day_12.bak").write_bytes(b"")
+    return tmp_path / "log"
+
+
+def test_which_files_train_validate_and_test_is_said_beforehand(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["preprocess", str(log), "--out", str(log.parent / "data")]
+    files = [
+        "train: day_9.tsv, day_10.TSV",
+        "validation: day_11.tsv (its end)",
+        "test: day_11.tsv (its beginning)",
+    ]
+    left_out = f"warning: {log}: left out day_12.bak (a folder's log files have no ending, .tsv, "
+    assert main([*arguments, "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-3:] == files
+    assert err.startswith(left_out)
+    assert main(arguments) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(left_out)
+    assert said[1:4] == files
+    assert main(["inspect", str(log.parent / "data")]) == 0
+    assert set(files) <= set(capsys.readouterr().out.splitlines())
+
+
+def test_which_files_train_validate_and_test_for_programs(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [str(log / name) for name in ("day_9.tsv", "day_10.TSV", "day_11.tsv")]
+    expected = {"train": names[:2], "validation": names[2:], "test": names[2:]}
+    arguments = ["preprocess", str(log), "--out", str(log.parent / "data"), "--json"]
+    assert main([*arguments, "--dry-run"]) == 0
+    forecast = json.loads(capsys.readouterr().out)
+    assert forecast["files"] == expected
+    assert "day_12.bak" in forecast["notices"][0]
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(err.splitlines()[0])["files"] == expected
+    assert json.loads(out)["files"] == expected
+    assert "day_12.bak" in json.loads(out)["warnings"][0]
+    assert main(["inspect", str(log.parent / "data"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["files"] == expected
+
+
+def test_splits_that_nothing_can_be_judged_by_are_said(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (log / "day_12.tsv").write_bytes(log_lines(1, seed=3)[0] + b"\n")
+    out = str(log.parent / "data")
+    assert main(["preprocess", str(log), "--out", out]) == 0
+    said = capsys.readouterr().err
+    assert "warning: split test has no rows; give it a log that has some, or another --split\n" in said
+    assert "warning: every row of split validation has label " in said
+    assert main(["inspect", out]) == 0
+    assert "warning: split test has no rows" in capsys.readouterr().err
+    assert main(["inspect", out, "--json"]) == 0
+    warnings = json.loads(capsys.readouterr().out)["warnings"]
+    assert [text[:22] for text in warnings][:2] == ["split test has no rows", "every row of split val"]
+
+
+def test_training_says_which_splits_have_one_class(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, config = log.parent / "data", log.parent / "config.toml"
+    assert main(["preprocess", str(log), "--out", str(data)]) == 0
+    settings = "batch_rows = 8\n[model]\ntable_rows = 64\n[budget]\nsteps = 2\n[metrics]\nport = -1\n"
+    config.write_text(f'[data]\npath = "{data}"\n{settings}')
+    capsys.readouterr()
+    assert main(["train", str(config), "--run", str(log.parent / "run")]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    for split in ("validation", "test"):
+        assert (
+            f"warning: {data}: every row of split {split} has label 0, so there is nothing to tell apart; "
+            in "".join(warnings)
+        )
+    assert not any("split train" in line for line in warnings)
+
+
+def test_many_collisions_are_said_with_a_remedy_that_helps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log.csv"
+    rows = (f"{i % 2},{i},{i % 3}\n" for i in range(3000))
+    log.write_text("click,many,few\n" + "".join(rows))
+    described = tmp_path / "f.toml"
+    described.write_text(
+        'columns=["click","many","few"]\nlabel="click"\nsparse=["many","few"]\nbucket_sizes=[500, 1000]\n'
+        'delimiter=","\nheader=true\nhexadecimal=false'
+    )
+    arguments = ["preprocess", str(log), "--format", str(described)]
+    assert main([*arguments, "--out", str(tmp_path / "crowded")]) == 0
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    # 3000 values in 500 buckets fill 500 (1 - (1 - 1/500)^3000) = 498.8 of them; `few` is not named
+    share = re.search(r"share a bucket with another in 1 column \(many (.*)%\);", warning)
+    assert share
+    assert float(share[1]) == pytest.approx(100 * (1 - 498.8 / 3000), abs=0.5)  # distinct values are estimated
+    assert warning.endswith("preprocess with --bucket-sizes 1000000")
+    assert main([*arguments, "--out", str(tmp_path / "roomy"), "--bucket-sizes", "1000000"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "crowded")]) == 0
+    assert warning in capsys.readouterr().err.splitlines()
 
 
 def test_verify_for_persons_and_programs(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,7 +126,7 @@ def test_settings_that_cannot_work(
 
 
 def test_evaluating_what_is_no_run(fails: Callable[..., None], tmp_path: Path) -> None:
-    fails(["evaluate", str(tmp_path)], str(tmp_path), "no run directory")
+    fails(["evaluate", str(tmp_path)], str(tmp_path), "not a run directory")
 
 
 def test_evaluating_no_rows(fails: Callable[..., None], write_config: Callable[..., Path], tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_what_cannot_work_is_one_line(
     command = ["train", str(write_config("[budget]\nsteps = 3")), "--run", str(tmp_path / "run")]
     command += ["--data.path", sharded.as_uri(), "--data.cache_path", str(tmp_path / "cache")]
     for option, value, code, words in (
-        ("--data.path", store.uri("clicks/none"), 2, "s3://clicks/none is no data folder"),
+        ("--data.path", store.uri("clicks/none"), 2, "s3://clicks/none is not a data folder"),
         ("--data.cache_bytes", "9", 2, "data.cache_bytes = 9 is too little for the shards of two shuffle windows"),
         ("--data.cache_bytes", "0", 2, "data.cache_bytes = 0"),
         ("--data.cache_path", "/proc/nowhere", 74, "/proc/nowhere"),

@@ -82,7 +82,7 @@ def test_a_run_that_diverges_is_a_result(write_config: Callable[..., Path], tmp_
 def test_a_stopped_study_continues(write_config: Callable[..., Path], tmp_path: Path) -> None:
     """Two runs in two processes, stopped by SIGTERM midway and then finished in this one."""
     arm = '[[study.arm]]\nname = "a"\nset = { "optimizer.lr" = [0.001, 0.01], stepsize.policy = "none" }'
-    study = write_config(QUICK.replace("steps = 12", "steps = 250") + arm)
+    study = write_config(QUICK.replace("steps = 12", "steps = 1000") + arm)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "trainer.cli", "study", str(study), "--out", str(out), "--jobs", "2"]
     process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
@@ -98,11 +98,11 @@ def test_a_stopped_study_continues(write_config: Callable[..., Path], tmp_path: 
     for run in begun:
         stops = [record for record in read_records(run / "events.jsonl") if record["event"] == "stop"]
         assert stops[-1]["reason"] == "interrupted"
-        assert 0 < stops[-1]["step"] < 250
+        assert 0 < stops[-1]["step"] < 1000
 
     assert main(["study", str(study), "--out", str(out)]) == 0
     assert {row["outcome"] for row in results(out).values()} == {"finished"}
-    assert [row["steps"] for row in results(out).values()] == ["250", "250"]
+    assert [row["steps"] for row in results(out).values()] == ["1000", "1000"]
     for run in begun:
         assert any(record["event"] == "resume" for record in read_records(run / "events.jsonl"))
 

@@ -1,26 +1,22 @@
-"""Command-line arguments as dataclasses, usage errors as one line, and tables."""
+"""Command-line arguments as dataclasses, and usage errors as one line."""
 
 from __future__ import annotations
 
-import contextlib
-import io
+import difflib
 import re
-import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import tyro
-from rich import box
-from rich.console import Console as Terminal
-from rich.table import Table
+from tyro import _errors as failures
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from pipeline.errors import InputError
 
 Options = TypeVar("Options")
-Parsed = TypeVar("Parsed")
 
 
 class UsageError(InputError):
@@ -61,10 +57,14 @@ def _plain_values(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | No
     def read(texts: list[str]) -> Any:
         if optional and texts == [NOTHING]:
             return None
+        if several and not texts:
+            raise ValueError("needs a value")
         if count is not None and len(texts) != count:
             raise ValueError(f"{' '.join(texts)!r} is not {count} values; give {' '.join([metavar] * count)}")
         values = []
         for text in texts:
+            if kind is Path and not text:
+                raise ValueError("'' is not a path; give one")
             try:
                 values.append(kind(text))
             except ValueError:
@@ -92,16 +92,10 @@ def parse(
 
     Raises: UsageError with one line for anything else that is wrong.
     """
-    settings: dict[str, Any] = {
-        "args": list(arguments),
-        "prog": f"alphastream {verb}",
-        "use_underscores": underscores,
-        "config": (tyro.conf.FlagCreatePairsOff,),
-        "registry": _registry,
-    }
+    settings: dict[str, Any] = {"use_underscores": underscores, "config": (tyro.conf.FlagCreatePairsOff,)}
     if default is not None:
         settings["default"] = default
-    return _captured(lambda: tyro.cli(options, **settings), verb)
+    return _parsed(options, arguments, verb, **settings)
 
 
 def parse_first(options: type[Options], arguments: Sequence[str], verb: str) -> Options:
@@ -109,82 +103,56 @@ def parse_first(options: type[Options], arguments: Sequence[str], verb: str) -> 
 
     Raises: UsageError with one line for what is wrong with theirs.
     """
-    prog = f"alphastream {verb}"
-    return _captured(
-        lambda: tyro.cli(options, args=arguments, prog=prog, return_unknown_args=True, registry=_registry), verb
-    )[0]
+    return _parsed(options, arguments, verb, return_unknown_args=True)[0]
 
 
-def _captured(parse: Callable[[], Parsed], verb: str) -> Parsed:
-    """What `parse` returns; a usage error that it prints in a frame becomes a UsageError of one line."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return parse()
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise UsageError(_one_line(said.getvalue(), verb)) from None
+def _parsed(options: type, arguments: Sequence[str], verb: str, **settings: Any) -> Any:
+    def refuse(failure: failures.ParseErrorEvent) -> None:
+        names = option_names(options, underscores=settings.get("use_underscores", False))
+        raise UsageError(f"{_in_words(failure, names)}; see alphastream {verb} --help")
+
+    with failures.on_parse_error(refuse):
+        return tyro.cli(options, args=list(arguments), prog=f"alphastream {verb}", registry=_registry, **settings)
 
 
-def _one_line(box: str, verb: str) -> str:
-    """The message inside a framed usage error, with what to do."""
-    lines = [re.sub(r"[│╭╮╰╯]", "", line)[1:].rstrip() for line in box.splitlines()]
-    parts: list[list[str]] = [[]]  # of the frame, between its rules
-    for line in lines[1:]:
-        if line.startswith("──"):
-            parts.append([])
+def option_names(options: type, *, underscores: bool, prefix: str = "") -> list[str]:
+    """`--section.key` and so on, of every option of a dataclass; settings stand under their sections' names."""
+    names: list[str] = []
+    for name, kind in get_type_hints(options).items():
+        inner = "" if name == "settings" else f"{prefix}{name}."
+        if is_dataclass(kind):
+            names += option_names(cast(type, kind), underscores=underscores, prefix=inner)
         else:
-            parts[-1].append(line)
-    text = " ".join(" ".join(parts[0]).split()) or "the arguments cannot be used"
-    missing = text.startswith("Missing from")
-    # An option stands four spaces in, its help eight; the last part is where to find help.
-    named = [
-        line.strip() for part in (parts[:1] if missing else parts[1:-1]) for line in part if re.match(r" {4}\S", line)
-    ]
-    return f"{_plain(text, named, missing=missing)}; see alphastream {verb} --help"
+            names.append(f"--{prefix}{name if underscores else name.replace('_', '-')}")
+    return names
 
 
-def _plain(text: str, named: list[str], *, missing: bool) -> str:
-    """What tyro says, in the words of every other error here; `named` are the options that it shows."""
-    if missing:
-        return f"{', '.join(named)} {'is' if len(named) == 1 else 'are'} missing"
-    if found := re.match(r"Unrecognized options: (.*)", text):
-        given = found[1].split(", ")
-        unknown = next((each for each in given if re.match(r"--?[A-Za-z]", each)), None)
-        if unknown is None:
-            return f"{' '.join(given)} is one argument too many"
-        near = f" (did you mean {named[0].split()[0]}?)" if named else ""
-        return f"{unknown} is no option{near}"
-    if found := re.match(r"Missing value for argument '([^']+)'", text):
-        return f"{found[1]} needs a value"
-    if found := re.match(r"invalid choice (.*) for argument '([^']+)'\. Expected one of \((.*)\)", text):
-        return f"{found[2]} is {found[1]}; give one of {found[3].replace(chr(39), '')}"
-    # "Error parsing --budget.steps: ..." and "Error parsing settings.budget: budget.steps is ..."
-    text = re.sub(r"^Error parsing (--\S+: )", r"\1", text)
-    return re.sub(r"^Error parsing [^\s-]\S*: ", "", text)
+def _in_words(failure: failures.ParseErrorEvent, names: Sequence[str]) -> str:
+    """What tyro found wrong, in the words of every other error here."""
+    match failure:
+        case failures.MissingArgs():
+            missing = [_name(each.arg, with_value=True) for each in failure.missing_arguments]
+            return f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+        case failures.UnrecognizedArgs():
+            unknown = next((each for each in failure.tokens if re.match(r"--?[^\W\d]", each)), None)
+            if unknown is None:
+                many = "is one argument" if len(failure.tokens) == 1 else "are arguments"
+                return f"{', '.join(map(repr, failure.tokens))} {many} too many"
+            near = difflib.get_close_matches(unknown.partition("=")[0], names, n=1)
+            return f"{unknown} is no option{f' (did you mean {near[0]}?)' if near else ''}"
+        case failures.BadValue():
+            return f"{_name(failure.argument)} needs a value"
+        case failures.InvalidChoice():
+            return f"{_name(failure.argument)} is {failure.value!r}; give one of {', '.join(failure.choices)}"
+        case failures.InstantiationFailure():
+            name = "" if failure.argument is None else f"{_name(failure.argument)}: "
+            return name + " ".join(failure.message.split())
+    return "the arguments cannot be used"
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """`rows` under `header`, first column to the left, the others to the right; without a header if all are empty."""
-    table = Table(box=box.SIMPLE_HEAD if any(header) else None, show_header=any(header), pad_edge=False)
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    # as wide as it is, also where output goes to a pipe: a shortened number would be no number
-    terminal = Terminal(width=200, markup=False, emoji=False)
-    with terminal.capture() as drawn:
-        terminal.print(table)
-    sys.stdout.write(drawn.get())  # by itself it would exit with 1 where nobody reads
-
-
-def shown(value: object) -> str:
-    """A value as a table shows it: numbers with five digits, or whole with thousands separated."""
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) else str(value)
+def _name(argument: Any, *, with_value: bool = False) -> str:
+    """`--run`, or `--run PATH`; the placeholder of what has no name."""
+    value = argument.lowered.metavar or "a value"
+    if argument.is_positional():
+        return value
+    return f"{argument.lowered.name_or_flags[-1]} {value}" if with_value else argument.lowered.name_or_flags[-1]

@@ -7,18 +7,22 @@ import math
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from pipeline.addresses import is_remote, without_secrets
 from pipeline.errors import InputError
-from pipeline.preprocess import Forecast, PreprocessConfig, forecast
+from pipeline.preprocess import PreprocessConfig
 from pipeline.sample import SampleConfig
-from pipeline.shards import MANIFEST, VerifyProgress, inspect_data, verify_data
-from trainer.cli.arguments import parse, print_table, shown
+from trainer.cli.arguments import parse
 from trainer.cli.data_progress import MEGABYTE, make_data, make_sample
+from trainer.cli.tables import print_table, shown
 from trainer.console import Console
+
+if TYPE_CHECKING:
+    from pipeline.preprocess import Forecast
+    from pipeline.shards import VerifyProgress
 
 EXIT_DAMAGED = 74
 
@@ -44,7 +48,8 @@ class PreprocessArguments(PreprocessConfig):
     sources: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SRC...", help_behavior_hint="(required)")
     ]
-    """Log files, folders, patterns or URIs (s3://, gs://, hdfs://); plain, .gz or .zst; - reads standard input."""
+    """Log files, folders, patterns or URIs (s3://, gs://, hdfs://), in the order of time; those of a folder or pattern
+    are put in natural order. Plain, gzip, zstd, bzip2 or xz; - reads standard input."""
     dry_run: bool = False
     """Only say what it would take: plan, disk, and time from a measured second of work."""
     json: bool = False
@@ -56,14 +61,20 @@ def preprocess_verb(arguments: list[str]) -> int:
     """`alphastream preprocess SRC... --out DATA`."""
     given = parse(PreprocessArguments, arguments, "preprocess")
     if given.dry_run:
+        from pipeline.preprocess import forecast
+
         expected = forecast(given)
         if given.json:
-            print(json.dumps(asdict(expected)))
+            values = asdict(expected)
+            del values["described"]
+            print(json.dumps(values))
         else:
             _print_forecast(expected, given.rows_per_shard)
         return 0
     summary = make_data(given, console=Console(), as_json=given.json)
     if given.json:
+        from pipeline.shards import files_by_split, warnings_of
+
         manifest = summary.manifest
         values = {
             "data": str(given.out),
@@ -71,6 +82,8 @@ def preprocess_verb(arguments: list[str]) -> int:
             "rows": summary.rows,
             "rejected_rows": manifest.rejected_rows,
             "splits": {name: split.rows for name, split in manifest.splits.items()},
+            "files": files_by_split(manifest.plan),
+            "warnings": [*summary.notices, *warnings_of(manifest)],
             "resumed_rows": summary.resumed_rows,
             "seconds": summary.seconds,
         }
@@ -91,7 +104,10 @@ class InspectArguments:
 def inspect_verb(arguments: list[str]) -> int:
     """`alphastream inspect DATA`."""
     given = parse(InspectArguments, arguments, "inspect")
+    from pipeline.shards import inspect_data
+
     overview = asdict(inspect_data(given.data))
+    described = overview.pop("described")
     if given.json:
         print(json.dumps(overview))
         return 0
@@ -101,6 +117,9 @@ def inspect_verb(arguments: list[str]) -> int:
     categories = [row for row in overview["columns"] if row["buckets"] is not None]
     _print_rows(integers, without=("distinct", "buckets", "collision_rate"))
     _print_rows(categories, without=("minimum", "maximum", "mean"))
+    print(*described, sep="\n")
+    for text in overview["warnings"]:
+        Console().warn(text)
     return 0
 
 
@@ -124,6 +143,8 @@ class VerifyArguments:
 def verify_verb(arguments: list[str]) -> int:
     """`alphastream verify DATA|RUN`."""
     given = parse(VerifyArguments, arguments, "verify")
+    from pipeline.shards import MANIFEST
+
     path = Path(given.path)
     if is_remote(given.path) or (path / MANIFEST).exists() or (path / ".work").exists():
         whole = _verify_data(given.path, given.json)
@@ -136,6 +157,8 @@ def verify_verb(arguments: list[str]) -> int:
 
 
 def _verify_data(data: str, as_json: bool) -> bool:
+    from pipeline.shards import verify_data
+
     with Console().progress("verify", None, unit="MB") as line:
 
         def show(progress: VerifyProgress) -> None:
@@ -198,6 +221,9 @@ def _print_forecast(expected: Forecast, rows_per_shard: int) -> None:
     }
     for name, value in values.items():
         print(f"{name:<8}  {value}")
+    print(*expected.described, sep="\n")
+    for text in expected.notices:
+        Console().warn(text)
     if megabytes > free:
         Console().warn(f"the shards would need {megabytes:,.0f} MB, and {free:,.0f} MB are free")
 

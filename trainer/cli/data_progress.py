@@ -7,10 +7,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from pipeline.preprocess import PreprocessConfig, Progress, Summary, preprocess
-from pipeline.sample import SampleConfig, write_sample
-from trainer.console import Console, ProgressLine
+from pipeline.preprocess import PreprocessConfig
+from pipeline.sample import SampleConfig
+
+if TYPE_CHECKING:
+    from pipeline.preprocess import Plan, Progress, Summary
+    from trainer.console import Console, ProgressLine
 
 MEGABYTE = 1_000_000
 JSON_LINE_SECONDS = 1.0
@@ -18,12 +22,24 @@ JSON_LINE_SECONDS = 1.0
 
 
 def make_data(config: PreprocessConfig, *, console: Console, as_json: bool = False) -> Summary:
-    """`preprocess` with a progress line, and at the end what the folder holds and what was rejected.
+    """`preprocess` with a progress line; before it which files train, validate and test, after it what the folder holds
+    and what is odd about it.
 
-    `as_json`: progress as JSON objects instead, one a line on standard error, and nothing said at the end.
+    `as_json`: the files and the progress as JSON objects instead, one a line on standard error, and nothing said at
+    the end.
     """
+    from pipeline.preprocess import preprocess
+    from pipeline.shards import warnings_of
+
     if as_json:
-        return preprocess(config, report=_json_lines(), warn=_json_warning)
+        return preprocess(config, announce=_json_plan, report=_json_lines(), warn=_json_warning)
+
+    def announce(plan: Plan) -> None:
+        for text in plan.notices:
+            console.warn(text)
+        for text in plan.described:
+            console.say(text)
+
     line: ProgressLine | None = None
 
     def report(progress: Progress) -> None:
@@ -34,7 +50,7 @@ def make_data(config: PreprocessConfig, *, console: Console, as_json: bool = Fal
         line.update(progress.bytes / MEGABYTE, _detail(progress))
 
     try:
-        summary = preprocess(config, report=report, warn=console.warn)
+        summary = preprocess(config, announce=announce, report=report, warn=console.warn)
     finally:
         if line is not None:
             line.close()
@@ -44,7 +60,14 @@ def make_data(config: PreprocessConfig, *, console: Console, as_json: bool = Fal
         console.warn(
             f"{manifest.rejected_rows:,} lines were rejected; each is in {config.out / 'rejects'} with its reason"
         )
+    for text in warnings_of(manifest):
+        console.warn(text)
     return summary
+
+
+def _json_plan(plan: Plan) -> None:
+    values = {"split": plan.split, "files": plan.files_by_split(), "warnings": plan.notices}
+    sys.stderr.write(json.dumps(values) + "\n")
 
 
 def _json_lines() -> Callable[[Progress], None]:
@@ -83,6 +106,8 @@ def _outcome(config: PreprocessConfig, summary: Summary) -> str:
 
 def make_sample(config: SampleConfig, *, console: Console) -> None:
     """`write_sample` with a progress line."""
+    from pipeline.sample import write_sample
+
     with console.progress("sample", config.rows, unit="rows") as line:
         summary = write_sample(config, progress=line.update)
     console.say(f"{config.out}: {summary}")

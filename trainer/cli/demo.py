@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.preprocess import PreprocessConfig
 from pipeline.sample import SampleConfig
 from trainer.cli.data_progress import make_data, make_sample
 from trainer.config import Config, config_from
-from trainer.console import Console
-from trainer.job import train
-from trainer.loop import Stop
-from trainer.report import write_report
+
+if TYPE_CHECKING:
+    from trainer.console import Console
+    from trainer.loop import Stop
 
 FIRST_GUESS = 1.0
 """Some hundred times too long, to show that it does not matter."""
@@ -35,6 +36,10 @@ def run_demo(config: DemoConfig, *, console: Console) -> Stop:
 
     Raises: what `write_sample`, `preprocess`, `train` and `write_report` raise.
     """
+    from trainer.job import train
+    from trainer.loop import Stop
+    from trainer.report import write_report
+
     logs, data, run = config.out / "logs", config.out / "data", config.out / "run"
     console.say("1/4 sample: a click log with the shape of Criteo's, and a known best loss")
     make_sample(SampleConfig(out=logs, rows=config.rows, days=5), console=console)

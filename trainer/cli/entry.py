@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from typing import NamedTuple
 
 from pipeline.errors import InputError
+from trainer.cli import streams
+from trainer.cli.arguments import UsageError
+from trainer.cli.data import inspect_verb, preprocess_verb, sample_verb, verify_verb
+from trainer.cli.runs import demo_verb, evaluate_verb, report_verb, study_verb, train_verb
+from trainer.cli.stall import stall_verb
 
 EXIT_INPUT, EXIT_STORAGE, EXIT_INTERRUPTED = 2, 74, 143
 EXIT_NOBODY_READS = 128 + signal.SIGPIPE
@@ -20,38 +24,58 @@ EXIT_NOBODY_READS = 128 + signal.SIGPIPE
 
 
 class Verb(NamedTuple):
-    """One verb: its module, imported only when it is run so that help is quick, and its line in the overview."""
+    """One verb: its function, its line in the overview, and what an interruption leaves."""
 
-    module: str
+    run: Callable[[list[str]], int]
+    """Takes the arguments after the verb and returns the exit code; imports what it works with when it begins."""
     help: str
     continues: bool = False
     """Whether the same command goes on where an interrupted one stopped."""
 
-    def run(self, name: str, arguments: list[str]) -> int:
-        """Calls the module's function `NAME_verb`."""
-        run: Callable[[list[str]], int] = getattr(importlib.import_module(self.module), f"{name}_verb")
-        return run(arguments)
-
 
 VERBS = {
-    "demo": Verb(
-        "trainer.cli.train", "the main job on generated logs: sample, preprocess, train, report", continues=True
-    ),
-    "sample": Verb("trainer.cli.data", "write Criteo-shaped TSV days"),
-    "preprocess": Verb("trainer.cli.data", "TSV to Parquet shards; run again to continue", continues=True),
-    "inspect": Verb("trainer.cli.data", "rows, splits, label rate, missing rates and sizes of a data folder"),
-    "verify": Verb("trainer.cli.data", "re-hash every shard or checkpoint; say what is whole and what is damaged"),
-    "train": Verb("trainer.cli.train", "the training job; continues where it stopped", continues=True),
-    "evaluate": Verb("trainer.cli.train", "loss, AUC and normalized entropy of a run on a split"),
-    "study": Verb("trainer.cli.train", "a grid of runs from one file; run again to continue", continues=True),
-    "stall": Verb("trainer.cli.stall", "where a step's time goes: computing, preparing rows, or fetching them"),
-    "report": Verb("trainer.cli.train", "figures and tables of a run or a study"),
+    "demo": Verb(demo_verb, "the main job on generated logs: sample, preprocess, train, report", continues=True),
+    "sample": Verb(sample_verb, "write Criteo-shaped TSV days"),
+    "preprocess": Verb(preprocess_verb, "TSV to Parquet shards; run again to continue", continues=True),
+    "inspect": Verb(inspect_verb, "rows, splits, label rate, missing rates and sizes of a data folder"),
+    "verify": Verb(verify_verb, "re-hash every shard or checkpoint; say what is whole and what is damaged"),
+    "train": Verb(train_verb, "the training job; continues where it stopped", continues=True),
+    "evaluate": Verb(evaluate_verb, "loss, AUC and normalized entropy of a run on a split"),
+    "study": Verb(study_verb, "a grid of runs from one file; run again to continue", continues=True),
+    "stall": Verb(stall_verb, "where a step's time goes: computing, preparing rows, or fetching them"),
+    "report": Verb(report_verb, "figures and tables of a run or a study"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0 done, 2 bad input, 3 diverged, 74 I/O failed, 143 stopped."""
+    """Runs one command and returns its exit code: 0 done, 2 bad input, 3 diverged, 74 I/O failed, 143 stopped.
+
+    As a program, without `argv`, it also sees to its standard streams (`trainer.cli.streams`). Results go to standard
+    output when the work is done, so one that cannot be written changes the code (74), not the work.
+    """
+    if argv is None:
+        streams.prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in arguments
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except InputError as error:
+        return _fail(str(error), EXIT_INPUT, as_json=as_json)
+    except BrokenPipeError:
+        return EXIT_NOBODY_READS  # whoever read the output, such as `head`, has enough
+    except streams.OutputError as error:
+        return _fail(f"standard output: {error.strerror}; the work is done, what it printed is lost", EXIT_STORAGE)
+    except OSError as error:
+        text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        return _fail(text, EXIT_STORAGE, as_json=as_json)
+    except KeyboardInterrupt:
+        remedy = " to continue" if VERBS[arguments[0]].continues else ""
+        return _fail(f"interrupted; run the same command again{remedy}", EXIT_INTERRUPTED, as_json=as_json)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
@@ -61,33 +85,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = arguments
     if name not in VERBS:
         near = difflib.get_close_matches(name, VERBS, n=1)
-        remedy = f"did you mean {near[0]!r}?" if near else "run alphastream --help for the list"
-        return _fail(f"{name!r} is no verb; {remedy}", EXIT_INPUT)
-    as_json = "--json" in rest
+        raise UsageError(
+            f"{name!r} is no verb; " + (f"did you mean {near[0]!r}?" if near else "see alphastream --help")
+        )
     try:
-        code = VERBS[name].run(name, rest)
-        sys.stdout.flush()
-        return code
-    except InputError as error:
-        return _fail(str(error), EXIT_INPUT, as_json=as_json)
-    except BrokenPipeError:
-        # Whoever read the output, such as `head`, has enough. Python would complain once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_NOBODY_READS
-    except OSError as error:
-        text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-        return _fail(text, EXIT_STORAGE, as_json=as_json)
-    except KeyboardInterrupt:
-        remedy = " to continue" if VERBS[name].continues else ""
-        return _fail(f"interrupted; run the same command again{remedy}", EXIT_INTERRUPTED, as_json=as_json)
+        return VERBS[name].run(rest)
+    except SystemExit as stop:  # the parser's, once it has printed a verb's help
+        if stop.code:
+            raise
+        return 0
 
 
 def _fail(message: str, code: int, *, as_json: bool = False) -> int:
-    """One line on standard error; with --json an object on standard output as well."""
+    """One line on standard error; with --json an object on standard output as well, if that can be written."""
     message = " ".join(message.split())
     print(f"alphastream: {message}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": message, "exit_code": code}))
+        with suppress(OSError):
+            print(json.dumps({"error": message, "exit_code": code}), flush=True)
     return code
 
 
@@ -102,4 +117,5 @@ verbs:
 {verbs}
 
 alphastream VERB --help tells a verb's options, alphastream --version the version.
-exit codes: 0 done, 2 bad configuration or input, 3 training diverged, 74 I/O failed, 143 stopped and resumable"""
+exit codes: 0 done, 2 bad configuration or input, 3 training diverged, 74 I/O failed
+(also if the work is done but standard output is full), 143 stopped and resumable"""

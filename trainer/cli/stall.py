@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from trainer.cli.arguments import UsageError, parse, parse_first, print_table
+from trainer.cli.arguments import UsageError, parse, parse_first
+from trainer.cli.settings import asks_for_help, current_arguments, settings_for_help
+from trainer.cli.tables import print_table
 from trainer.config import Config, load_config
 from trainer.console import Console
-from trainer.stall import StallReport, measure_stall
+
+if TYPE_CHECKING:
+    from trainer.stall import StallReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +50,16 @@ class StallArguments(StallOptions):
 
 def stall_verb(arguments: list[str]) -> int:
     """`alphastream stall CONFIG.toml [--section.key value]`."""
-    default = None
-    if not {"-h", "--help"} & set(arguments):
+    if asks_for_help(arguments):
+        default = StallArguments(config=tyro.MISSING, settings=settings_for_help())
+    else:
+        arguments = current_arguments(arguments, "stall")
         known = parse_first(StallOptions, arguments, "stall")
         default = StallArguments(config=known.config, settings=load_config(known.config))
     given = parse(StallArguments, arguments, "stall", default=default, underscores=True)
     _check(given)
+    from trainer.stall import measure_stall
+
     report = measure_stall(
         given.settings,
         steps=given.steps,
@@ -136,6 +144,8 @@ def print_report(report: StallReport) -> None:
         ("stage", *(f"{trial.name} {what}" for trial in report.trials[1:] for what in ("thread ms", "threads busy"))),
         _stage_rows(report),
     )
+    if not report.clear:
+        return
     print_table(
         ("speed-up of", "by", "predicted", "measured"),
         [

@@ -1,7 +1,9 @@
 """One run: put together, resumed, observed and stopped.
 
-stop = train(load_config("config.toml"), "RUN", console=Console())
-raise SystemExit(stop.exit_code)
+For example:
+
+    stop = train(load_config("config.toml"), "RUN", console=Console())
+    raise SystemExit(stop.exit_code)
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from ops.metrics import Metrics
 from ops.server import Server
 from ops.step_clock import StepClock
 from pipeline.addresses import without_secrets
-from pipeline.shards import Manifest
+from pipeline.shards import Manifest, warnings_of_labels
 from trainer.config import Config, MetricsConfig, config_errors
 from trainer.console import Console
 from trainer.job.observer import Outlets, RunObserver
@@ -73,7 +73,7 @@ def open_outlets(config: Config, state: TrainingState, directory: RunDirectory, 
 def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Callable[[], None]]:
     """Within it metrics and live page are served, unless switched off; gives what to call once training begins.
 
-    Raises: ConfigError or ops.server.AddressError for an address that cannot be listened on.
+    Raises: ConfigError for an address that cannot be listened on.
     """
     if address.port < 0:
         yield lambda: None
@@ -141,7 +141,7 @@ class Job:
                 f"{self.outlets.directory.path}: nothing to do, {ended.text} at step {position.step:,} already"
             )
             return ended
-        self._warn_of_missing_splits()
+        self._warn_of_splits()
         self.outlets.live.state("training")
         mark_ready()
         stop = loop.run()
@@ -188,13 +188,15 @@ class Job:
             outlets.directory.event("checkpoint", step=step, checkpoint=path.name)
         outlets.live.state("training")
 
-    def _warn_of_missing_splits(self) -> None:
+    def _warn_of_splits(self) -> None:
         missing = [name for name in self.config.eval.splits if name not in self.state.splits]
         if missing:
             self.outlets.console.warn(
                 f"{without_secrets(self.config.data.path)}: has no rows in {', '.join(missing)}; nothing to evaluate "
                 "there"
             )
+        for text in warnings_of_labels(self.state.manifest):
+            self.outlets.console.warn(f"{without_secrets(self.config.data.path)}: {text}")
 
     def _record_end(self, stop: Stop, position: Position) -> None:
         outlets, skipped = self.outlets, self.state.feed.skipped_rows

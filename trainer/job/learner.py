@@ -34,6 +34,9 @@ from trainer.records import Checkpoint, load_latest, seed_generators
 
 GIGABYTE = 1_000_000_000
 
+EVALUATION_BATCH_ROWS = 8192
+"""Rows a forward pass of an evaluation."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
@@ -102,7 +105,7 @@ class Learner:
             table_rows=self.table_rows,
             device=self.device,
             split=split,
-            batch_rows=evaluation.batch_rows,
+            batch_rows=EVALUATION_BATCH_ROWS,
             limit_rows=evaluation.rows,
         )
         averaged = self.average.applied() if self.average else nullcontext()
@@ -116,7 +119,7 @@ def evaluate_run(run: Path, *, split: str, rows: int | None, data: str | None) -
     Raises: ConfigError for a missing run, checkpoint or split; StorageError if all checkpoints are damaged.
     """
     if not (run / "config.toml").is_file():
-        raise ConfigError(f"{run}: is no run directory; give the folder that `alphastream train --run` wrote")
+        raise ConfigError(f"{run}: is not a run directory; give the folder that `alphastream train --run` wrote")
     config = load_config(run / "config.toml")
     folder = config.data if data is None else replace(config.data, path=data)
     with config_errors():

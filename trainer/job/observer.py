@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ops.live import LiveStatus
+from ops.live import LEAST_ESTIMATES, AlphaFactor, LiveStatus
 from ops.metrics import Metrics
 from ops.step_clock import StepClock, StepTiming
 from pipeline.device import Feed
+from stepsize import per_rate, pool
 from stepsize.estimate import Estimate
 from trainer.console import Console, ProgressLine
 from trainer.job.run_directory import RunDirectory
@@ -18,6 +20,8 @@ from trainer.learner import Evaluation
 
 FLUSH_STEPS = 50
 """Records reach the operating system at least every so many steps."""
+POOLED_ESTIMATES = 200
+"""α* is shown as pooled over so many of the latest estimates."""
 SMOOTHING = 0.98
 """Share of the old value in the terminal's loss."""
 
@@ -45,8 +49,9 @@ class RunObserver:
         self._outlets, self._feed, self._line = outlets, feed, line
         self._directory, self._metrics, self._live = outlets.directory, outlets.metrics, outlets.live
         self._smooth_loss = math.nan
-        self._recent_seconds = math.nan
-        self._alpha: float | None = None
+        self._recent_seconds, self._shown = math.nan, 0
+        self._estimates: deque[tuple[float, float, float]] = deque(maxlen=POOLED_ESTIMATES)
+        self._factor: AlphaFactor | None = None
         self._skipped_rows, self._warned = feed.skipped_rows, False
 
     def on_step(self, record: Mapping[str, Any], timing: StepTiming, training_seconds: float) -> None:
@@ -81,12 +86,15 @@ class RunObserver:
 
     def _show(self, step: int, loss: float, rate: float, rows: int, timing: StepTiming) -> None:
         self._smooth_loss = _smooth(self._smooth_loss, loss)
-        self._recent_seconds = _smooth(self._recent_seconds, timing.seconds)
-        alpha = "" if self._alpha is None else f"  α* {self._alpha:.2e}"
+        self._shown += 1
+        # The first step waits for the pipeline to fill and for compilation: it says nothing of the speed.
+        self._recent_seconds = _smooth(math.nan if self._shown <= 2 else self._recent_seconds, timing.seconds)
         speed = rows / self._recent_seconds
         wait = self._outlets.clock.bound().data_share
         self._line.update(
-            step + 1, f"loss {self._smooth_loss:.4f}  lr {rate:.2e}{alpha}  {speed:,.0f} rows/s  data wait {wait:.0%}"
+            step + 1,
+            f"loss {_loss(self._smooth_loss)}  lr {rate:.2e}{_alpha(self._factor)}  {speed:,.0f} rows/s  "
+            f"data wait {wait:.0%}",
         )
 
     def on_pause(self, timing: StepTiming) -> None:
@@ -98,11 +106,19 @@ class RunObserver:
         record = {key: value for key, value in asdict(estimate).items() if value is not None or key not in OPTIONAL}
         self._directory.records["alpha"].append(record)
         self._metrics.estimate(str(estimate.outcome), estimate.relative, estimate.age)
+        pair = per_rate(estimate)
+        if pair is not None:
+            self._estimates.append((*pair, estimate.learning_rate))
+            self._factor = pooled_factor(self._estimates)
+            self._metrics.pooled_alpha(self._factor.factor, self._factor.standard_error)
         self._live.estimate(
-            estimate.step, outcome=str(estimate.outcome), relative=estimate.relative, absolute=estimate.absolute
+            estimate.step,
+            outcome=str(estimate.outcome),
+            relative=estimate.relative,
+            absolute=estimate.absolute,
+            per_rate=pair,
+            factor=self._factor,
         )
-        if estimate.absolute is not None:
-            self._alpha = estimate.absolute
 
     def on_message(self, message: str, *, step: int) -> None:
         """A sentence for people, such as what a policy just changed."""
@@ -127,6 +143,31 @@ class RunObserver:
 
 OPTIONAL = ("biased", "hybrid", "diagnostics", "groups")
 """Fields of alpha.jsonl that are left out unless they were asked for."""
+
+
+def pooled_factor(estimates: Collection[tuple[float, float, float]]) -> AlphaFactor:
+    """One factor from (slope/η, curvature/η², η) of many estimates: their pooled rate over their mean η."""
+    pooled = pool([(slope, curvature) for slope, curvature, _ in estimates])
+    if pooled is None or len(estimates) < LEAST_ESTIMATES:
+        return AlphaFactor(estimates=len(estimates), factor=None, standard_error=None)
+    rate = sum(rate for _, _, rate in estimates) / len(estimates)
+    error = None if pooled.standard_error is None else pooled.standard_error / rate
+    return AlphaFactor(estimates=len(estimates), factor=pooled.rate / rate, standard_error=error)
+
+
+def _alpha(factor: AlphaFactor | None) -> str:
+    """The factor with its margin, or why there is none yet; nothing where nothing is measured."""
+    if factor is None:
+        return ""
+    if factor.factor is None:
+        few = factor.estimates < LEAST_ESTIMATES
+        return f"  α* {factor.estimates} of {LEAST_ESTIMATES} estimates" if few else "  α* undefined"
+    margin = "" if factor.margin is None else f" ± {factor.margin:.2g}"
+    return f"  α* {factor.factor:.2g}{margin} × step"
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3e}"
 
 
 def _smooth(old: float, new: float) -> float:

@@ -26,15 +26,15 @@ FREE_KEYS = (
     "data.feed",
     "data.damaged",
 )
-"""Where the rows lie and how they are read; that they are the same rows is seen by the checkpoint."""
+"""Where the rows lie and how they are read; whether they are the same rows, the checkpoint tells."""
 
 
 class RunDirectory:
     """RUN, held by this process from construction to `close`.
 
-    `config` is resolved; where there is a checkpoint it must compute what RUN/config.toml does. `begin` keeps it there.
-    Raises: ConfigError where another process holds the run, where its checkpoints come from other settings, or where
-    the path can be no run directory.
+    `config` is resolved; if there is a checkpoint, it must compute what RUN/config.toml does. `begin` keeps it there.
+    Raises: ConfigError if another process holds the run, its checkpoints come from other settings, or the path cannot
+    be a run directory.
     """
 
     def __init__(self, path: str | Path, config: Config) -> None:

@@ -1,4 +1,11 @@
-"""What learns and how it is scored: model, optimizers, averaged weights, schedules, evaluation."""
+"""What learns and how it is scored: model, optimizers, averaged weights, schedules, evaluation.
+
+For example:
+
+    model = build_model(ModelConfig(table_rows=1000), dense_features=13, sparse_features=26, seed=0)
+    optimizer = build_optimizer(OptimizerConfig(name="nadamw"), model)
+    print(evaluate(model, batches, split="validation").auc)
+"""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class ModelConfig:
     def resolved(self) -> ModelConfig:
         """The same with every None filled from the preset.
 
-        Where `embedding_dim` is given and `bottom` is not, the preset's bottom MLP ends in that width.
+        If `embedding_dim` is given and `bottom` is not, the preset's bottom MLP ends in that width.
 
         Raises: ValueError for an unknown preset or sizes that do not fit one another.
         """
@@ -70,7 +70,7 @@ def preset_names() -> list[str]:
 def load_preset(name: str) -> dict[str, dict[str, Any]]:
     """The preset's TOML: section → key → value, with at least `[model]` and `[optimizer]`.
 
-    Raises: ValueError for a name that is none of `preset_names()`.
+    Raises: ValueError for a name that is not one of `preset_names()`.
     """
     if name not in preset_names():
         raise ValueError(f"model.preset is {name!r}; known presets are {', '.join(preset_names())}")
@@ -116,9 +116,9 @@ class OptimizerConfig:
     lr: float | None = None
     """Learning rate: the peak of the schedule."""
     betas: tuple[float, float] | None = None
-    """Decay rates of the first and second moment, where the optimizer has them."""
+    """Decay rates of the first and second moment, if the optimizer has them."""
     eps: float | None = None
-    """Added to the denominator, where the optimizer has one."""
+    """Added to the denominator, if the optimizer has one."""
     weight_decay: float | None = None
     """Decay λ; decoupled from the gradient in nadamw and adamw."""
     options: dict[str, Any] = field(default_factory=dict)

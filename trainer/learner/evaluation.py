@@ -30,12 +30,12 @@ class Evaluation:
     loss: float
     """Mean binary cross-entropy: the sum over rows in float64, divided by their number."""
     auc: float | None
-    """Probability that a positive row has the higher logit than a negative one, ties counting half; None where
+    """Probability that a positive row has the higher logit than a negative one, ties counting half; None if
     one of the two labels is absent or a logit is nan."""
     auc_error: float
     """The exact AUC differs from `auc` by at most this: 0 up to EXACT_ROWS rows."""
     normalized_entropy: float | None
-    """Loss over the entropy of the label rate (1: no better than the rate alone); None where that is 0."""
+    """Loss over the entropy of the label rate (1: no better than the rate alone); None if that is 0."""
 
 
 class Evaluator:
@@ -70,7 +70,7 @@ class Evaluator:
     def result(self, split: str) -> Evaluation:
         """The numbers of all rows so far.
 
-        Raises: ValueError where there were none.
+        Raises: ValueError if there were none.
         """
         if self._rows == 0:
             raise ValueError(f"split {split!r} has no rows to evaluate on; leave it out of eval.splits")
@@ -114,7 +114,7 @@ class Evaluator:
 def evaluate(model: nn.Module, batches: Iterable[ModelInputs], *, split: str) -> Evaluation:
     """The model, in evaluation mode, on all rows of `batches`; the mode it had is put back.
 
-    Raises: ValueError where there are no rows.
+    Raises: ValueError if there are no rows.
     """
     evaluator = Evaluator()
     training = model.training

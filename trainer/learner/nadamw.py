@@ -37,7 +37,9 @@ class _Piece(NamedTuple):
 class NAdamW(Optimizer):
     """Adam with Nesterov's look-ahead and decoupled weight decay; the defaults are AlgoPerf's.
 
-    Step t, counted from 1, with g the gradient (ALGOPERF.md, "NAdamW"):
+    Step t, counted from 1, with g the gradient (NAdam: Dozat, "Incorporating Nesterov Momentum into Adam", ICLR
+    workshop 2016; as in AlgoPerf's baselines: Dahl et al., "Benchmarking Neural Network Training Algorithms",
+    arXiv:2306.07179, 2023):
 
         θ ← θ(1 − lr·λ);  m ← β1·m + (1−β1)·g;  v ← β2·v + (1−β2)·g²
         θ ← θ − lr/(1−β1ᵗ) · (β1·m + (1−β1)·g) / (√v/√(1−β2ᵗ) + ε)

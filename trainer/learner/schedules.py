@@ -40,7 +40,7 @@ def scheduled_rate(config: ScheduleConfig, *, step: int, total_steps: int | None
     peak · (10⁻¹⁰ + (1 − 10⁻¹⁰) · step / w), AlgoPerf's "from nearly 0". Then, with u = (step − w) / (T − w):
     peak · ½(1 + cos πu) or peak · (1 − u), both 0 from step T on.
 
-    Raises: ValueError where the schedule needs a length and neither gives one.
+    Raises: ValueError if the schedule needs a length and neither gives one.
     """
     if not config.needs_length:
         return peak

@@ -1,4 +1,11 @@
-"""What a run leaves on disk: its records line by line, read back as histories, and its checkpoints."""
+"""What a run leaves on disk: its records line by line, read back as histories, and its checkpoints.
+
+For example:
+
+    history = RunHistory.load(Path("RUN"))
+    print(history.steps["loss"][-1], history.evaluations["validation"]["auc"])
+    checkpoint = load_latest("RUN")
+"""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class CheckpointHealth:
     path: Path
     step: int
     damage: str | None
-    """None where every byte is as it was written."""
+    """None if every byte is as it was written."""
 
 
 def save_checkpoint(
@@ -90,9 +90,9 @@ def save_checkpoint(
 
 
 def load_latest(run: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint | None:
-    """The newest whole checkpoint of the run, its `tensors` on `device`; None where none was ever saved.
+    """The newest whole checkpoint of the run, its `tensors` on `device`; None if none was ever saved.
 
-    Raises: StorageError where there are checkpoints and every one is damaged; InputError for one that a
+    Raises: StorageError if there are checkpoints and every one is damaged; InputError for one that a
     newer version of this program wrote.
     """
     damaged: list[str] = []
@@ -119,7 +119,7 @@ def verify_checkpoints(run: str | Path) -> Iterator[CheckpointHealth]:
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with the checkpoint at `path`, or None where every byte is as it was written.
+    """What is wrong with the checkpoint at `path`, or None if every byte is as it was written.
 
     Raises: InputError for a checkpoint that a newer version of this program wrote.
     """
@@ -161,7 +161,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Puts the global generators where `random_state` found them; CUDA's where as many devices are here."""
+    """Puts the global generators where `random_state` found them; CUDA's if as many devices are here."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])  # noqa: NPY002
     torch.set_rng_state(state["torch"])
@@ -208,7 +208,7 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(tensors, path)
     except SafetensorError as error:
-        # the library wraps the system's error in its own, which is no OSError
+        # the library wraps the system's error in its own, which is not an OSError
         raise StorageError(f"{path}: writing failed ({error}); make space or choose another disk") from error
 
 

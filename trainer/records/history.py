@@ -27,7 +27,7 @@ VARIANTS = ("biased", "hybrid")
 
 @dataclass(frozen=True, kw_only=True)
 class RunHistory:
-    """What a run recorded, each table as columns of equal length, NaN where a line has no number."""
+    """What a run recorded, each table as columns of equal length, NaN for a line without that number."""
 
     path: Path
     steps: Mapping[str, Column]
@@ -42,6 +42,8 @@ class RunHistory:
     """`EVALUATION_FIELDS` of each split that was evaluated, ascending in `step`."""
     messages: tuple[tuple[int | None, str], ...]
     """Sentences of the event log with the step they belong to, oldest first."""
+    diverged: bool
+    """The run ended because its loss or weights were no longer finite, by its event log or else its last loss."""
     damaged_lines: int
     """Lines that are not JSON objects; a process that was killed leaves at most one a file."""
 
@@ -59,6 +61,7 @@ class RunHistory:
             outcomes=outcomes,
             evaluations=_read_evaluations(read_records(run / "evals.jsonl", damaged=damaged.append)),
             messages=tuple(_messages(read_records(run / "events.jsonl", damaged=damaged.append))),
+            diverged=_diverged(read_records(run / "events.jsonl"), steps["loss"]),
             damaged_lines=len(damaged),
         )
 
@@ -152,6 +155,14 @@ def _read_evaluations(records: Iterator[dict[str, Any]]) -> dict[str, dict[str, 
 
 def _column(records: list[dict[str, Any]], name: str) -> Column:
     return np.array([_number(record.get(name)) for record in records], dtype=np.float64)
+
+
+def _diverged(events: Iterator[dict[str, Any]], loss: Column) -> bool:
+    ends = [record.get("reason") for record in events if record.get("event") in ("start", "resume", "stop")]
+    if ends and ends[-1] is not None:
+        return ends[-1] == "diverged"
+    # Still running, killed, or of a version that recorded no end: one step's loss may be unknown, no more than that.
+    return len(loss) > 1 and not bool(np.isfinite(loss[-2:]).any())
 
 
 def _messages(records: Iterator[dict[str, Any]]) -> Iterator[tuple[int | None, str]]:

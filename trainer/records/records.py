@@ -67,7 +67,7 @@ def read_records(path: Path, *, damaged: Callable[[int], None] | None = None) ->
 @overload
 def read_records(path: Path, kind: type[Line], *, damaged: Callable[[int], None] | None = None) -> Iterator[Line]: ...
 def read_records(path: Path, kind: Any = dict, *, damaged: Callable[[int], None] | None = None) -> Iterator[Any]:
-    """The objects of a JSON-lines file as `kind`, one a line, in order; none if there is no such file.
+    """The objects of a JSON-lines file as `kind`, one a line, in order; nothing if there is no such file.
 
     A line that is not such an object is damaged. Every one of them is passed over and told to `damaged` by its number,
     counted from 1. Without `damaged` only a last line without its end, which a writer may still be at or may have been

@@ -19,7 +19,7 @@ from trainer.report.plotting import (
     style,
 )
 from trainer.report.report import DPI, Table, duration, write_page, write_report, write_table
-from trainer.report.summary import best_evaluation, evaluation_at, window_means
+from trainer.report.summary import best_evaluation, bin_means, evaluation_at
 
 __all__ = [
     "AMBER",
@@ -35,13 +35,13 @@ __all__ = [
     "VIOLET",
     "Table",
     "best_evaluation",
+    "bin_means",
     "duration",
     "evaluation_at",
     "legend",
     "new_figure",
     "step_axis",
     "style",
-    "window_means",
     "write_page",
     "write_report",
     "write_table",

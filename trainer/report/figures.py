@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
 
+from ops.live import LEAST_ESTIMATES
 from trainer.records import RunHistory
 from trainer.report.plotting import (
     AMBER,
@@ -31,13 +32,13 @@ from trainer.report.plotting import (
     style,
 )
 from trainer.report.summary import (
-    alpha_windows,
+    alpha_bins,
     best_evaluation,
+    bin_means,
+    bin_sums,
     bound,
     centered_mean,
     rate_summary,
-    window_means,
-    window_sums,
 )
 
 SPLIT_COLORS = {"train": AMBER, "validation": ORANGE, "test": GREEN}
@@ -82,7 +83,7 @@ def loss_figure(log: RunHistory) -> Figure:
         axes.plot(table["step"], table["loss"], color=color, marker="o", markersize=4, linewidth=1.4, label=split)
     best = best_evaluation(log)
     if best is not None:
-        label = f"best validation: {best['loss']:.5f} at step {best['step']:,.0f}"
+        label = f"best validation: {best['loss']:.5g} at step {best['step']:,.0f}"
         axes.plot(
             best["step"], best["loss"], "*", color=ORANGE, markeredgecolor="white", markersize=16, zorder=5, label=label
         )
@@ -93,9 +94,9 @@ def loss_figure(log: RunHistory) -> Figure:
 
 
 def rate_figure(log: RunHistory) -> Figure:
-    """The learning rate that was applied against the one that α* stands for, and how often α* was negative."""
-    windows = alpha_windows(log)
-    if not windows:
+    """The learning rate that was applied against the one that α* suggests, and how often α* was negative."""
+    bins = alpha_bins(log)
+    if not bins:
         figure, axes = new_figure("Learning rate applied", "learning rate")
         _applied(axes, log)
         if (log.steps["learning_rate"] > 0).all():
@@ -104,21 +105,29 @@ def rate_figure(log: RunHistory) -> Figure:
         return figure
     figure = Figure(figsize=(9.6, 5.8), layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    style(axes, "Learning rate applied against the step size α*", "learning rate")
-    middle = [window.middle for window in windows]
-    lower, upper = [window.lower for window in windows], [window.upper for window in windows]
-    axes.fill_between(middle, lower, upper, color=BLUE, alpha=0.18, linewidth=0, label="α*, middle half of estimates")
-    dots = "o" if len(windows) <= 25 else ""
-    medians = [window.median for window in windows]
-    axes.plot(middle, medians, color=BLUE, linewidth=1.8, marker=dots, markersize=4, label="α*, median")
-    pooled = [math.nan if window.pooled is None else window.pooled for window in windows]
-    axes.plot(middle, pooled, color=INK, linewidth=1.2, linestyle=(0, (4, 2)), label="α*, pooled (ratio of averages)")
+    style(axes, "Learning rate applied, and the rate that α* suggests", "learning rate")
+    middle = [one.middle for one in bins]
+    lower, upper = [one.lower for one in bins], [one.upper for one in bins]
+    pooled = [math.nan if one.pooled is None else one.pooled for one in bins]
+    # A point without a value before the first bin after a pause: no line, and no band, runs across it.
+    broken = np.array([index for index, one in enumerate(bins) if one.after_gap], dtype=np.int64)
+    place, low, high, suggested = (np.insert(np.array(v), broken, np.nan) for v in (middle, lower, upper, pooled))
+    label = "middle half of single estimates"
+    axes.fill_between(place, low, high, color=BLUE, alpha=0.18, linewidth=0, label=label)
+    # A band over a single bin has no width.
+    starts = [*(one.after_gap for one in bins), True]
+    alone = [i for i in range(len(bins)) if (i == 0 or starts[i]) and starts[i + 1]]
+    sides = [[values[i] for i in alone] for values in (middle, lower, upper)]
+    axes.vlines(*sides, color=BLUE, alpha=0.3, linewidth=5)
+    dots = "o" if len(bins) <= 25 or len(broken) else ""
+    label = "suggested by α* (pooled)"
+    axes.plot(place, suggested, color=BLUE, linewidth=1.8, marker=dots, markersize=4, label=label)
     _applied(axes, log)
     _rate_scale(axes, log, [*lower, *upper])
-    legend(axes, columns=4)
+    legend(axes)
     style(below, "", "negative α*")
-    width = min(np.diff(middle), default=windows[0].last_step - windows[0].first_step + 1) * 0.9
-    below.bar(middle, [window.negative / window.estimates for window in windows], width=width, color=GREY)
+    width = min(np.diff(middle), default=bins[0].last_step - bins[0].first_step + 1) * 0.9
+    below.bar(middle, [one.negative / one.estimates for one in bins], width=width, color=GREY)
     below.set_ylim(0, 1)
     below.yaxis.set_major_formatter(PercentFormatter(1.0))
     below.yaxis.set_major_locator(MaxNLocator(2))
@@ -131,13 +140,17 @@ def rate_figure(log: RunHistory) -> Figure:
 
 def time_figure(log: RunHistory) -> Figure:
     """Where the time went: the phases of the steps along the run, and their share of all of it."""
-    figure = Figure(figsize=(9.6, 4.8), layout="constrained")
-    along, total = figure.subplots(1, 2, width_ratios=(3, 2))
+    figure = Figure(figsize=(9.6, 5.6), layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=(3, 2), height_ratios=(8, 1))
+    along, total = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
     verdict = bound(log)
     figure.suptitle(str(verdict)[:1].upper() + str(verdict)[1:], fontsize=13, fontweight="bold", color=INK)
     names = [name for name in PHASE_COLORS if name in log.phases]
-    sums = np.array([window_sums(log.phases[name], STRETCHES) for name in names])
-    middle = window_means(log.steps["step"], STRETCHES)
+    apart = 1 if len(log.steps["step"]) > 1 else 0
+    if apart:
+        _first_step(figure.add_subplot(grid[1, :]), {name: float(log.phases[name][0]) for name in names})
+    sums = np.array([bin_sums(log.phases[name][apart:], STRETCHES) for name in names])
+    middle = bin_means(log.steps["step"][apart:], STRETCHES)
     style(along, "Time of a step by phase, along the run", "share of wall time")
     if names:
         shares = sums / np.maximum(sums.sum(axis=0), 1e-300)
@@ -149,10 +162,11 @@ def time_figure(log: RunHistory) -> Figure:
     along.grid(visible=False)
     step_axis(along)
 
-    totals = log.phase_totals
-    shown = list(totals)[::-1]
+    first = {name: float(np.nan_to_num(log.phases[name][0])) for name in names if apart}
+    totals = {name: max(seconds - first.get(name, 0.0), 0.0) for name, seconds in log.phase_totals.items()}
+    shown = sorted((name for name in totals if totals[name] > 0), key=lambda name: totals[name])
     spent = sum(totals.values())
-    style(total, "Total, evaluations included", "")
+    style(total, "In all, with evaluations", "")
     total.barh(_words(shown), [totals[name] for name in shown], color=[PHASE_COLORS.get(name, GREY) for name in shown])
     for index, name in enumerate(shown):
         text = f" {_duration(totals[name])}, {100 * totals[name] / spent:.1f} %"
@@ -164,6 +178,18 @@ def time_figure(log: RunHistory) -> Figure:
     total.grid(visible=False, axis="y")
     total.tick_params(axis="y", length=0)
     return figure
+
+
+def _first_step(axes: Axes, phases: dict[str, float]) -> None:
+    """The first step's phases in a bar of its own: it waits for the pipeline to fill and for compilation."""
+    seconds = np.nan_to_num(np.array(list(phases.values())))
+    left = np.concatenate([[0.0], np.cumsum(seconds)[:-1]])
+    waiting = float(np.nan_to_num(phases.get("data_wait", 0.0)))
+    style(axes, f"The first step, apart: {_duration(seconds.sum())}, {_duration(waiting)} waiting for data", "")
+    axes.barh(["first step"] * len(seconds), seconds, left=left, color=[PHASE_COLORS[name] for name in phases])
+    axes.set_yticks([])
+    axes.set_xlabel("seconds")
+    axes.grid(visible=False, axis="y")
 
 
 def alpha_figure(log: RunHistory) -> Figure:
@@ -190,7 +216,7 @@ def alpha_figure(log: RunHistory) -> Figure:
 
 def bias_figure(log: RunHistory) -> Figure:
     """The estimators side by side: from one batch (biased), from two (unbiased), and from a mix (hybrid)."""
-    figure, axes = new_figure("Biased against unbiased α*", "α* relative to the applied step")
+    figure, axes = new_figure("Biased against unbiased α*", "α* (times the applied step)")
     colors = {"relative": BLUE, "hybrid": PINK, "biased": ORANGE}
     names = {"relative": "unbiased (both from B1)", "hybrid": "hybrid (slope from B1)"}
     values = []
@@ -210,7 +236,7 @@ def bias_figure(log: RunHistory) -> Figure:
 
 
 def _thin(values: np.ndarray) -> np.ndarray:
-    return window_means(values, POINTS)
+    return bin_means(values, POINTS)
 
 
 def _loss_limits(axes: Axes, log: RunHistory, smooth: np.ndarray) -> None:
@@ -228,7 +254,7 @@ def _loss_limits(axes: Axes, log: RunHistory, smooth: np.ndarray) -> None:
     axes.set_ylim(low - room, high + room)
     top = float(np.nanmax(smooth, initial=-math.inf))
     if top > high + room:
-        text = f"starts above the frame, at {top:.3f}"
+        text = f"starts above the frame, at {top:.4g}"
         axes.text(0.99, 0.97, text, transform=axes.transAxes, va="top", ha="right", fontsize=9)
 
 
@@ -263,9 +289,10 @@ def _signed_log(axes: Axes, values: np.ndarray, *, edge: float) -> None:
 
 def _spread(axes: Axes, log: RunHistory) -> None:
     relative = log.alpha["relative"][log.measured]
-    style(axes, "Spread of α* relative to the applied step", "estimates")
-    if len(relative) == 0:
-        axes.text(0.5, 0.5, "no estimate carried a number", transform=axes.transAxes, ha="center")
+    style(axes, "Spread of single estimates of α*", "estimates")
+    if len(relative) < LEAST_ESTIMATES:
+        text = f"{len(relative)} estimates carried a number;\na spread takes {LEAST_ESTIMATES}"
+        axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center")
         return
     # A step at a rate near zero can have an α* of 10¹³; the outermost bars hold everything beyond the axis.
     reach = math.ceil(math.log10(min(max(float(np.quantile(np.abs(relative), 0.98)), 10.0), MOST_RELATIVE)))
@@ -282,16 +309,18 @@ def _spread(axes: Axes, log: RunHistory) -> None:
     ticks = [*(-power for power in reversed(powers)), 0.0, *powers]
     axes.set_xticks([at(tick) for tick in ticks], [_power(tick) for tick in ticks])
     summary = rate_summary(log)
-    assert summary is not None
     axes.axvline(at(1.0), color=INK, linewidth=1.2, linestyle=":")
-    axes.axvline(at(summary.median), color=BLUE, linewidth=2)
-    axes.set_xlabel("α* relative (1: the step was just right)")
+    pooled = None if summary is None else summary.pooled
+    if pooled is not None:
+        axes.axvline(at(pooled), color=BLUE, linewidth=2)
+    axes.set_xlabel("α* (1: the step was just right)")
+    negative = int((relative < 0).sum())
     axes.figure.legend(
         handles=[
-            Line2D([], [], color=BLUE, linewidth=2, label=f"median {summary.median:.2g}"),
+            *([] if pooled is None else [Line2D([], [], color=BLUE, linewidth=2, label=f"pooled {pooled:.3g}")]),
             Line2D([], [], color=INK, linewidth=1.2, linestyle=":", label="1"),
             Patch(color=GREEN, label="positive"),
-            Patch(color=AMBER, label=f"negative ({100 * summary.negative / summary.estimates:.0f} %)"),
+            Patch(color=AMBER, label=f"negative ({100 * negative / len(relative):.0f} %)"),
         ],
         loc="outside lower right",
         ncols=4,

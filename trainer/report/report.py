@@ -13,24 +13,26 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from ops.live import LEAST_ESTIMATES
 from pipeline.errors import InputError
 from trainer.records import EVALUATION_FIELDS, Column, RunHistory
 from trainer.report.figures import figures
-from trainer.report.summary import alpha_windows, best_evaluation, bound, evaluation_at, rate_summary
+from trainer.report.summary import alpha_bins, best_evaluation, bound, evaluation_at, rate_summary
 
 CAPTIONS = {
     "loss": "Training loss (each point a mean of steps where there are many) and the evaluations of every split.",
-    "learning_rate": "The rate the optimizer used against the one α* stands for. Where the blue line runs above the "
+    "learning_rate": "The rate the optimizer used against the one that α* suggests. Where the blue line runs above the "
     "orange one, longer steps would have paid; a negative α* says that a step climbed on fresh rows. "
     "The scale is logarithmic away from zero and linear about it.",
     "time": "Every moment of a step belongs to exactly one phase. Waiting for data is the pipeline's share; "
-    "all others are the trainer's. The verdict leaves out the first step, which waits for the pipeline to fill.",
+    "all others are the trainer's. The first step, which waits for the pipeline to fill, is drawn apart.",
     "alpha": "What came of every estimate, and how the numbers are spread. Single estimates scatter widely: "
-    "read the median and the pooled figure.",
+    "the pooled number is the one to go by.",
     "bias": "From one batch alone (biased), α* is far too large, because a step always looks good on the rows it was "
     "made from.",
 }
 DPI = 150
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 class ReportError(InputError):
@@ -85,27 +87,59 @@ def sentences(log: RunHistory) -> list[str]:
     steps = log.steps
     seconds, rows = float(np.nansum(steps["seconds"])), float(np.nansum(steps["rows"]))
     speed = f", {rows / seconds:,.0f} rows/s" if seconds else ""
-    said = [f"{len(steps['step']):,} steps over {rows:,.0f} rows in {duration(seconds)} of training{speed}."]
+    said = [_divergence(log)] if log.diverged else []
+    said += [f"{len(steps['step']):,} steps over {rows:,.0f} rows in {duration(seconds)} of training{speed}."]
     verdict = str(bound(log))
     said.append(f"{verdict[0].upper()}{verdict[1:]}.")
     best = best_evaluation(log)
     if best is not None:
-        text = f"Best validation loss {best['loss']:.5f}, after {best['step']:,.0f} steps"
+        text = f"Best validation loss {number(best['loss'])}, after {best['step']:,.0f} steps"
         test = evaluation_at(log, "test", best["step"])
-        said.append(text + (f" (test loss there: {test['loss']:.5f})." if test else "."))
-    rates = rate_summary(log)
-    if rates is not None:
-        said.append(
-            f"α* suggests a rate {_times(rates.median)} the applied one (median of {rates.estimates:,} estimates; "
-            f"middle half {_times(rates.lower)} to {_times(rates.upper)}; "
-            f"{100 * rates.negative / rates.estimates:.0f} % negative)."
-        )
-        if rates.pooled is not None and rates.pooled_error is not None:
-            error = 1.96 * rates.pooled_error
-            said.append(f"Pooled over all of them: {rates.pooled:.2f} ± {error:.2f} times (95 % interval).")
+        said.append(text + (f" (test loss there: {number(test['loss'])})." if test else "."))
+    said += _alpha_sentences(log)
     if log.damaged_lines:
         said.append(f"{log.damaged_lines} lines of the records were not whole and were left out.")
     return said
+
+
+def _divergence(log: RunHistory) -> str:
+    finite = np.flatnonzero(np.isfinite(log.steps["loss"]))
+    after = (
+        f"its last finite loss was {number(float(log.steps['loss'][finite[-1]]))}, at step"
+        if len(finite)
+        else "from step"
+    )
+    step = log.steps["step"][finite[-1] if len(finite) else 0]
+    return (
+        f"This run diverged: {after} {step:,.0f}. Its figures say nothing of the model; lower optimizer.lr, or "
+        "lengthen schedule.warmup_fraction, and train again."
+    )
+
+
+def _alpha_sentences(log: RunHistory) -> list[str]:
+    """α* as one pooled factor with its interval, then how single estimates spread; or why there is none."""
+    rates, measured = rate_summary(log), int(log.measured.sum())
+    if rates is None:
+        return [f"α* is not shown: it takes {LEAST_ESTIMATES} estimates, and {measured} carried a number."] * bool(
+            log.outcomes
+        )
+    spread = (
+        f"Single estimates scatter: the middle half of {rates.estimates:,} lies between {number(rates.lower, 2)} and "
+        f"{number(rates.upper, 2)}, {100 * rates.negative / rates.estimates:.0f} % are negative."
+    )
+    if rates.pooled is None or not math.isfinite(rates.pooled):
+        return ["α* is not shown: the curvature of its estimates sums to nothing.", spread]
+    if rates.margin is None or not math.isfinite(rates.margin):
+        return [f"α* {number(rates.pooled, 3)}: the length that steps should have had, times the applied one.", spread]
+    low, high = rates.pooled - rates.margin, rates.pooled + rates.margin
+    advice = "longer steps would have paid" if low > 1 else "shorter steps would have paid"
+    if low <= 1 <= high:
+        advice = "the interval contains 1, so the applied rate may have been right"
+    return [
+        f"α* {number(rates.pooled, 3)} ± {number(rates.margin, 2)}: the length that steps should have had, times the "
+        f"applied one (pooled, 95 % interval); {advice}.",
+        spread,
+    ]
 
 
 def duration(seconds: float) -> str:
@@ -117,10 +151,6 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def _times(factor: float) -> str:
-    return f"{factor:.2g}×" if abs(factor) < 100 else f"{factor:,.0f}×"
 
 
 def _summary_table(log: RunHistory) -> Table:
@@ -147,11 +177,11 @@ def _summary_table(log: RunHistory) -> Table:
         entries += [
             ("α* estimates with a number", rates.estimates, ""),
             ("α* negative", rates.negative, ""),
-            ("α* over applied rate, lower quartile", rates.lower, ""),
-            ("α* over applied rate, median", rates.median, ""),
-            ("α* over applied rate, upper quartile", rates.upper, ""),
-            ("α* over applied rate, pooled", rates.pooled, ""),
-            ("α* over applied rate, standard error of the pooled", rates.pooled_error, ""),
+            ("α*, lower quartile", rates.lower, ""),
+            ("α*, median", rates.median, ""),
+            ("α*, upper quartile", rates.upper, ""),
+            ("α*, pooled", rates.pooled, ""),
+            ("α*, standard error of the pooled", rates.pooled_error, ""),
         ]
     return Table(stem="summary", title="The run in figures", columns=("figure", "value", "unit"), rows=entries)
 
@@ -183,8 +213,8 @@ def _rate_table(log: RunHistory) -> Table:
         "pooled",
         "learning_rate",
     )
-    rows = [tuple(getattr(window, name) for name in columns) for window in alpha_windows(log)]
-    return Table(stem="rates", title="α* absolute, along the run", columns=columns, rows=rows)
+    rows = [tuple(getattr(one, name) for name in columns) for one in alpha_bins(log)]
+    return Table(stem="rates", title="The rate that α* suggests, along the run", columns=columns, rows=rows)
 
 
 def _phase_table(log: RunHistory) -> Table:
@@ -217,11 +247,21 @@ def _plain(value: Any) -> Any:
 def shown(value: Any) -> str:
     """A value as a person wants to read it."""
     plain = _plain(value)
-    if isinstance(plain, int):
-        return f"{plain:,}"
-    if isinstance(plain, float):
-        return f"{plain:.5g}" if abs(plain) < 1e4 else f"{plain:,.0f}"
-    return plain or "–"
+    return number(plain) if isinstance(plain, int | float) else plain or "–"
+
+
+def number(value: float, digits: int = 5) -> str:
+    """A number of `digits` significant digits: whole ones with all of theirs, very large or small ones as a power."""
+    size = abs(value)
+    if not math.isfinite(value):
+        return "–"
+    if float(value).is_integer() and size < 1e9:
+        return f"{value:,.0f}"
+    if 1e-4 <= size < 1e6:
+        return f"{value:.{digits}g}" if size < 10.0**digits else f"{value:,.0f}"
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+    return f"{mantissa}×10{str(int(exponent)).translate(SUPERSCRIPTS)}"
 
 
 def write_page(

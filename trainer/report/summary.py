@@ -9,18 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ops.live import LEAST_ESTIMATES, measuring_gaps
 from ops.step_clock import DATA_BOUND_SHARE, Bound, BoundKind
 from stepsize.pooling import pool
 from trainer.records import Column, RunHistory
 
-WINDOWS = 40
+BINS = 40
 """At most so many stretches of steps along a figure of α*."""
-WINDOW_ESTIMATES = 20
+BIN_ESTIMATES = 20
 """A stretch should hold about so many estimates for its quartiles to mean something."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlphaWindow:
+class AlphaBin:
     """α_abs over a stretch of steps: quartiles of the estimates, and the rate that was applied."""
 
     first_step: int
@@ -34,6 +35,8 @@ class AlphaWindow:
     """Ratio of averages over the stretch, the consistent estimator; None where its curvature sums to zero."""
     learning_rate: float
     """Median rate of the steps that were measured."""
+    after_gap: bool
+    """Measuring paused before it."""
 
     @property
     def middle(self) -> float:
@@ -53,6 +56,11 @@ class RateSummary:
     """Pooled α_abs over the mean applied rate."""
     pooled_error: float | None
 
+    @property
+    def margin(self) -> float | None:
+        """Half the width of the pooled factor's 95 % interval."""
+        return None if self.pooled_error is None else 1.96 * self.pooled_error
+
 
 def bound(log: RunHistory) -> Bound:
     """Whether the run's steps were bound by data or by computing.
@@ -69,32 +77,38 @@ def bound(log: RunHistory) -> Bound:
     return Bound(kind=kind, data_share=share, seconds=seconds, steps=len(log.steps["step"]))
 
 
-def alpha_windows(log: RunHistory) -> list[AlphaWindow]:
-    """Quartiles of α_abs over stretches of the run; stretches with fewer than 3 estimates are left out.
+def alpha_bins(log: RunHistory) -> list[AlphaBin]:
+    """The rate that α* suggests over stretches of the run; stretches with fewer than 3 estimates are left out.
+
+    None at all from fewer than `LEAST_ESTIMATES` estimates.
 
     Estimates taken in bursts are kept together by burst, others are cut into stretches of equally many steps.
     """
     chosen = log.measured & np.isfinite(log.alpha["absolute"])
     table = {name: column[chosen] for name, column in log.alpha.items()}
     count = int(chosen.sum())
-    if count == 0:
+    if count < LEAST_ESTIMATES:
         return []
+    gaps = measuring_gaps(table["step"].tolist())
     cuts = _burst_cuts(table["step"])
     if cuts is None:
         step = table["step"]
-        edges = np.linspace(step[0], step[-1] + 1, max(1, min(WINDOWS, count // WINDOW_ESTIMATES)) + 1)
+        edges = np.linspace(step[0], step[-1] + 1, max(1, min(BINS, count // BIN_ESTIMATES)) + 1)
         cuts = np.searchsorted(step, edges)
-    return [
-        _window({name: column[start:stop] for name, column in table.items()})
-        for start, stop in itertools.pairwise(cuts)
-        if stop - start >= 3
-    ]
+    cuts = np.union1d(cuts, np.array(gaps, dtype=np.int64))
+    bins, stops = [], [0]
+    for start, stop in itertools.pairwise(cuts.tolist()):
+        if stop - start >= 3:
+            paused = len(bins) > 0 and any(stops[-1] <= gap <= start for gap in gaps)
+            bins.append(_bin({name: column[start:stop] for name, column in table.items()}, after_gap=paused))
+            stops.append(stop)
+    return bins
 
 
 def _burst_cuts(step: Column) -> NDArray[np.int64] | None:
     """Where each burst of estimates begins, and the end of the last; None where they do not come in bursts.
 
-    A long burst is cut into pieces, and neighbors are joined until there are at most `WINDOWS`.
+    A long burst is cut into pieces, and neighbors are joined until there are at most `BINS`.
     """
     gaps = np.diff(step)
     if len(gaps) == 0:
@@ -102,15 +116,15 @@ def _burst_cuts(step: Column) -> NDArray[np.int64] | None:
     bursts = np.split(np.arange(len(step)), np.flatnonzero(gaps > 4 * np.median(gaps)) + 1)
     if len(bursts) < 3 or len(step) < 4 * len(bursts):
         return None
-    pieces = [np.array_split(burst, max(1, len(burst) // WINDOW_ESTIMATES)) for burst in bursts]
+    pieces = [np.array_split(burst, max(1, len(burst) // BIN_ESTIMATES)) for burst in bursts]
     starts = np.array([piece[0] for burst in pieces for piece in burst])
-    return np.append(starts[:: -(-len(starts) // WINDOWS)], len(step))
+    return np.append(starts[:: -(-len(starts) // BINS)], len(step))
 
 
-def _window(table: dict[str, Column]) -> AlphaWindow:
+def _bin(table: dict[str, Column], *, after_gap: bool) -> AlphaBin:
     lower, median, upper = np.quantile(table["absolute"], [0.25, 0.5, 0.75])
     pooled = pool(_per_rate(table))
-    return AlphaWindow(
+    return AlphaBin(
         first_step=int(table["step"][0]),
         last_step=int(table["step"][-1]),
         estimates=len(table["step"]),
@@ -120,13 +134,14 @@ def _window(table: dict[str, Column]) -> AlphaWindow:
         upper=float(upper),
         pooled=None if pooled is None else pooled.rate,
         learning_rate=float(np.median(table["learning_rate"])),
+        after_gap=after_gap,
     )
 
 
 def rate_summary(log: RunHistory) -> RateSummary | None:
-    """What α* says of the applied rate over the whole run; None without a single finite estimate."""
+    """What α* says of the applied rate over the whole run; None from fewer than `LEAST_ESTIMATES` finite estimates."""
     chosen = log.measured
-    if not chosen.any():
+    if int(chosen.sum()) < LEAST_ESTIMATES:
         return None
     relative, rate = log.alpha["relative"][chosen], log.alpha["learning_rate"][chosen]
     lower, median, upper = np.quantile(relative, [0.25, 0.5, 0.75])
@@ -171,23 +186,23 @@ def evaluation_at(log: RunHistory, split: str, step: float) -> dict[str, float] 
     return {name: float(column[index]) for name, column in table.items()}
 
 
-def window_means(values: Column, windows: int) -> Column:
-    """The mean of `values` over at most `windows` stretches of equal length, NaN ignored."""
-    cuts = _cuts(len(values), windows)
+def bin_means(values: Column, bins: int) -> Column:
+    """The mean of `values` over at most `bins` stretches of equal length, NaN ignored."""
+    cuts = _cuts(len(values), bins)
     finite = np.isfinite(values)
     sums = np.add.reduceat(np.where(finite, values, 0.0), cuts)
     counts = np.add.reduceat(finite.astype(np.float64), cuts)
     return np.divide(sums, counts, out=np.full(len(cuts), np.nan), where=counts > 0)
 
 
-def window_sums(values: Column, windows: int) -> Column:
-    """The sum of `values` over at most `windows` stretches of equal length, NaN ignored."""
-    return np.add.reduceat(np.nan_to_num(values), _cuts(len(values), windows))
+def bin_sums(values: Column, bins: int) -> Column:
+    """The sum of `values` over at most `bins` stretches of equal length, NaN ignored."""
+    return np.add.reduceat(np.nan_to_num(values), _cuts(len(values), bins))
 
 
-def _cuts(count: int, windows: int) -> NDArray[np.int64]:
-    """Where each of at most `windows` stretches of nearly equal length begins."""
-    return np.unique(np.linspace(0, count, min(count, windows), endpoint=False).astype(np.int64))
+def _cuts(count: int, bins: int) -> NDArray[np.int64]:
+    """Where each of at most `bins` stretches of nearly equal length begins."""
+    return np.unique(np.linspace(0, count, min(count, bins), endpoint=False).astype(np.int64))
 
 
 def centered_mean(values: Column, half: int) -> Column:

@@ -1,7 +1,9 @@
 """The `stall` command: proof of what bounds the speed of training.
 
-report = measure_stall(config, steps=None, seconds=10.0, warmup_steps=10, console=Console())
-print(report.verdict)
+For example:
+
+    report = measure_stall(config, steps=None, seconds=10.0, warmup_steps=10, console=Console())
+    print(report.verdict)
 """
 
 from __future__ import annotations

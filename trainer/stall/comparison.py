@@ -16,6 +16,7 @@ LEAST_BLOCKS = 4
 READER_STAGES = ("source_read", "decompress", "decode", "shuffle")
 """Stages that share the reader's threads; `download` has its own, every other stage one, or the copy engine."""
 PREPARATION_STALL, FETCH_STALL = "preparation stall", "fetch stall"
+UNCLEAR = "unclear"
 SPEEDUP = 2
 """How much faster the bottleneck stage is made, in thought."""
 
@@ -132,12 +133,19 @@ class StallReport:
     """Why there is no cold trial."""
 
     @property
+    def clear(self) -> bool:
+        """Whether the trials differ by more than they scatter; if not, predictions made from them mean nothing."""
+        return not self.verdict.startswith(UNCLEAR)
+
+    @property
     def verdict(self) -> str:
         """One sentence: what bounds training, and what to change."""
         compute, *stalls = self.components
         worst = max(stalls, key=lambda stall: stall.seconds_per_step)
         if worst.standard_error is None:
-            return f"unclear: {self.trials[0].steps} steps are too few to tell; measure more with --steps or --seconds"
+            return (
+                f"{UNCLEAR}: {self.trials[0].steps} steps are too few to tell; measure more with --steps or --seconds"
+            )
         if worst.share < DATA_BOUND_SHARE:
             share = min(compute.share, 1.0)
             return f"compute-bound: {share:.0%} of a step is computing; only a faster step makes training faster"
@@ -147,8 +155,8 @@ class StallReport:
         unexplained = slowed > max(worst.seconds_per_step / 2, sum(use.seconds_per_step for use in trial.stages))
         if worst.seconds_per_step < 2 * worst.standard_error or unexplained:
             return (
-                "unclear: the trials scatter as much as they differ; measure more with --steps or --seconds, and with "
-                "nothing else running"
+                f"{UNCLEAR}: the trials scatter as much as they differ; measure more with --steps or --seconds, and "
+                "with nothing else running"
             )
         if slowed > worst.seconds_per_step / 2:
             return f"data-bound: {worst.name} is {worst.share:.0%} of a step, most of it computing slowed by the loader"

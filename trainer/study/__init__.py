@@ -1,8 +1,10 @@
 """The `study` command: a grid of runs from one file, its tables and figures.
 
-study = read_study("my.toml").unfold()
-end = run_study(study, Path("DIR"), console=Console())
-page = write_study_report(Path("DIR"))
+For example:
+
+    study = read_study("my.toml").unfold()
+    end = run_study(study, Path("DIR"), console=Console())
+    page = write_study_report(Path("DIR"))
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the estimates of α* along a run say together: the statistics and pictures of the study's first experiment."""
+"""What the estimates of α* along a run say together: statistics and pictures, as for studies/thesis-observe.toml."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ KINDS = ("unbiased", "biased", "hybrid")
 
 @dataclass(frozen=True, kw_only=True)
 class Estimates:
-    """A run's estimates of α* that carry a number, but for the first: the rate there is close to zero."""
+    """A run's estimates of α* that carry a number, without the first, at which the rate is close to zero."""
 
     step: Column
     learning_rate: Column
     kinds: Mapping[str, Mapping[str, Column]]
     """`NUMBERS` of unbiased, biased and hybrid estimates; those that were not asked for are left out."""
     cosines: Mapping[str, Column]
-    """cos(g1, d) and cos(g2, d), where the run diagnosed them."""
+    """cos(g1, d) and cos(g2, d), if the run diagnosed them."""
 
     @classmethod
     def load(cls, run: Path) -> Estimates | None:
-        """Of alpha.jsonl; None where it has not a single one."""
+        """Of alpha.jsonl; None if it has none."""
         latest = {record["step"]: record for record in read_records(run / "alpha.jsonl")}
         records = [latest[step] for step in sorted(latest)[1:] if latest[step]["relative"] is not None]
         if not records:
@@ -51,7 +51,7 @@ class Estimates:
         )
 
     def bursts(self) -> list[slice]:
-        """Estimates of consecutive steps, one slice a burst; all of them where there is but one burst."""
+        """Estimates of consecutive steps, one slice a burst; all of them if there is one burst only."""
         cuts = np.flatnonzero(np.diff(self.step) > 1) + 1
         edges = [0, *cuts.tolist(), len(self.step)]
         return [slice(first, last) for first, last in itertools.pairwise(edges)]

@@ -18,13 +18,15 @@ from trainer.config import (
     MISSING_PATH,
     Config,
     ConfigError,
+    config_errors,
     config_from,
+    convert,
     differing_keys,
     read_toml,
-    readable,
     without_none,
 )
-from trainer.study.grid import assign, cell_name, combinations, settings_of, short_names, value_of
+from trainer.earlier_keys import renewed_choices
+from trainer.study.grid import assign, cell_name, combinations, leaves, settings_of, short_names, value_of
 
 STUDIES_FOLDER = Path(__file__).with_name("studies")
 RESOLVED = "study.toml"
@@ -129,7 +131,7 @@ class StudyFile:
     path: Path
     settings: StudyConfig
     base: Config
-    """The sections of a run's configuration; `data.path` is empty where the file leaves it to the command line."""
+    """The sections of a run's configuration; `data.path` is empty if the file leaves it to the command line."""
 
     def unfold(self, base: Config | None = None) -> Study:
         """The study with `base`, the file's sections after overrides, as the base of every run.
@@ -196,10 +198,10 @@ def read_study(path: str | Path) -> StudyFile:
     _refuse_unknown(section, StudyConfig, "study", path)
     for arm in section.get("arm", ()):
         _refuse_unknown(arm, ArmConfig, "study.arm", path)
-    try:
-        settings = msgspec.convert({"study": section}, _Section).study
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {readable(error)}") from None
+        if isinstance(arm, dict) and isinstance(arm.get("set"), dict):
+            with config_errors(f"{path}: arm {arm.get('name', '')!r}"):
+                arm["set"] = renewed_choices(dict(leaves(arm["set"])))
+    settings = convert({"study": section}, _Section, where=str(path)).study
     for arm in settings.arm:
         for key, choices in settings_of(arm.set):
             if key == SEED_KEY:

@@ -21,11 +21,11 @@ from trainer.report import (
     PINK,
     SKY,
     VIOLET,
+    bin_means,
     legend,
     new_figure,
     step_axis,
     style,
-    window_means,
 )
 from trainer.study.definition import Study
 from trainer.study.grid import cell_name, short_names, value_text
@@ -155,7 +155,7 @@ def loss_along_training(study: Study, cells: Sequence[Cell]) -> Figure:
 
 
 def rates_along_training(study: Study, cells: Sequence[Cell]) -> Figure:
-    """The applied rate over steps, a panel an arm, a line a cell; the best cells where there are many."""
+    """The applied rate over steps, a panel an arm, a line a cell; the best cells if there are many."""
     arms = list(study.varied)
     figure = Figure(figsize=(9.6, 1.0 + 3.0 * len(arms)), layout="constrained")
     panels = figure.subplots(len(arms), 1, squeeze=False)[:, 0]
@@ -168,7 +168,7 @@ def rates_along_training(study: Study, cells: Sequence[Cell]) -> Figure:
         for color, cell in zip(_colors(), mine, strict=False):
             step, rate = cell.results[0].rates
             if len(step):
-                thin = window_means(step, POINTS), window_means(np.where(rate > 0, rate, np.nan), POINTS)
+                thin = bin_means(step, POINTS), bin_means(np.where(rate > 0, rate, np.nan), POINTS)
                 axes.plot(*thin, color=color, linewidth=1.3, label=cell.cell or arm)
         axes.set_yscale("log")
         _rate_limits(axes, mine)
@@ -200,7 +200,7 @@ def _frame(losses: Iterable[float]) -> tuple[float, float]:
 
 
 def _top(losses: np.ndarray) -> float:
-    """The highest loss; where that is far beyond the rest, three times as far above the lowest as the median."""
+    """The highest loss; if that is far beyond the rest, three times as far above the lowest as the median."""
     low = float(losses.min())
     return min(float(losses.max()), low + max(3.0 * (float(np.median(losses)) - low), 1e-3))
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 import msgspec
 
-from trainer.config import Config
+from trainer.config import Config, setting_types
 
 Settings = list[tuple[str, list[Any]]]
 """Dotted keys, each with its values."""
@@ -18,20 +18,17 @@ Settings = list[tuple[str, list[Any]]]
 def settings_of(table: Mapping[str, Any]) -> Settings:
     """Every dotted key of `table`, nested or written with dots, with its values.
 
-    A list is several values, but for a key whose one value is a list: that takes a list of lists.
+    A list is several values. A key whose one value is a list takes a list of lists to have several.
     """
-    kinds = {
-        f"{section}.{name}": hint
-        for section, owner in get_type_hints(Config).items()
-        for name, hint in get_type_hints(owner).items()
-    }
-    return [(key, _choices(value, kinds.get(key))) for key, value in _leaves(table)]
+    kinds = setting_types(Config)
+    return [(key, _choices(value, kinds.get(key))) for key, value in leaves(table)]
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key of nested tables with its value."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -60,7 +57,7 @@ def assign(nested: dict[str, Any], key: str, value: Any) -> None:
 
 
 def short_names(keys: list[str]) -> dict[str, str]:
-    """The last part of every key, or all of it where two keys end alike."""
+    """The last part of every key, or all of it if two keys end alike."""
     unique = list(dict.fromkeys(keys))
     ends = [key.rsplit(".", 1)[-1] for key in unique]
     return {key: end if ends.count(end) == 1 else key for key, end in zip(unique, ends, strict=True)}
@@ -72,7 +69,7 @@ def cell_name(values: Mapping[str, Any]) -> str:
 
 
 def value_of(config: Config, key: str) -> Any:
-    """A run's value of a dotted key, what the preset fills in included; None where the key has none.
+    """A run's value of a dotted key, what the preset fills in included; None if the key has none.
 
     Raises: ValueError for sizes that do not fit one another.
     """

@@ -30,7 +30,7 @@ CAPTIONS = {
 def write_study_report(out: Path) -> Path:
     """Writes `out`/index.html with its PNGs and CSVs from `out`/runs as far as they are, and returns the page's path.
 
-    Raises: ConfigError where `out` holds no study; OSError where it cannot be written.
+    Raises: ConfigError if `out` holds no study; OSError if it cannot be written.
     """
     study = read_study(out / RESOLVED).unfold()
     results = list(collect(study, out).values())
@@ -45,7 +45,7 @@ def write_study_report(out: Path) -> Path:
 
 
 def write_results(study: Study, out: Path, results: Sequence[Result]) -> list[Table]:
-    """Writes summary.csv, correlations.csv (where there are any) and results.csv; returns them as tables."""
+    """Writes summary.csv, correlations.csv (if there are any) and results.csv; returns them as tables."""
     grouped = cells(study, results)
     return _written(
         out, [_summary_table(study, grouped), _correlation_table(study, results), _result_table(study, results)]

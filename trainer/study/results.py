@@ -55,7 +55,7 @@ class Spread:
 
     @classmethod
     def of(cls, numbers: Iterable[float]) -> Spread:
-        """Of those that are finite; all nan where none is."""
+        """Of those that are finite; all nan if none is."""
         finite = np.array([number for number in numbers if math.isfinite(number)])
         if len(finite) == 0:
             return cls(count=0, mean=math.nan, sd=math.nan, low=math.nan, high=math.nan)
@@ -236,8 +236,8 @@ class Correlation:
 
 
 def correlations(study: Study, results: Sequence[Result]) -> list[Correlation]:
-    """Pearson's r of the best validation loss with every varied number but the learning rate, whose effect is no
-    line, and with the steps completed."""
+    """Pearson's r of the best validation loss with every varied number except the learning rate, whose effect is not
+    linear, and with the steps completed."""
     found = []
     for arm, keys in study.varied.items():
         chosen = [result for result in results if result.run.arm == arm and _counts(result)]
@@ -259,7 +259,7 @@ def _is_number(value: Any) -> bool:
 
 
 def pearson(x: Column, y: Column) -> tuple[float, float] | None:
-    """Pearson's r and its two-sided p under normality; None for fewer than 3 pairs or where one does not vary.
+    """Pearson's r and its two-sided p under normality; None for fewer than 3 pairs or if one does not vary.
 
     With r = sin φ the density of r without correlation is proportional to cosⁿ⁻³ φ in φ, so that
     p = ∫ cosⁿ⁻³ from arcsin |r| to π/2, over the same from 0.

@@ -10,7 +10,6 @@ from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
-from ops.server import AddressError
 from pipeline.errors import InputError
 from pipeline.shards import Manifest
 from trainer.config import ConfigError, load_config
@@ -34,7 +33,7 @@ class StudyEnd:
 
     @property
     def exit_code(self) -> int:
-        """0, also where runs diverged: that is a result."""
+        """0, also if runs diverged: that is a result."""
         return Stop.INTERRUPTED.exit_code if self.interrupted else 0
 
     def __str__(self) -> str:
@@ -46,10 +45,10 @@ class StudyEnd:
 
 
 def run_study(study: Study, out: Path, *, jobs: int = 1, arms: tuple[str, ...] = (), console: Console) -> StudyEnd:
-    """Makes every run of the study (of `arms`, where given) that is not finished, in `out`/runs.
+    """Makes every run of the study (of `arms`, if given) that is not finished, in `out`/runs.
 
     Writes `out`/results.csv and summary.csv after each of them. A run that diverges is a result like any other.
-    Raises: ConfigError and InputError for what the user gave, naming the run where it is one run's; OSError where
+    Raises: ConfigError and InputError for what the user gave, naming the run if it is one run's; OSError if
     reading or writing failed or a process of a run was killed.
     """
     _check(study, out, jobs, arms)
@@ -134,7 +133,7 @@ def _tidy(study: Study, run: Path) -> None:
 def _raise_cause(failed: RunError) -> NoReturn:
     """The run's own error; what the user gave is named together with the run."""
     cause = failed.__cause__
-    if isinstance(cause, (ConfigError, InputError, AddressError)):
+    if isinstance(cause, InputError):
         raise ConfigError(f"run {failed.run.name}: {cause}") from failed
     assert cause is not None
     raise cause

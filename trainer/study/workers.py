@@ -190,7 +190,7 @@ def _make(config: Config, path: Path, send: Callable[[Message], None]) -> Stop:
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error as it is where it survives the way to another process, else its traceback."""
+    """The error as it is, if it survives the way to another process, else its traceback."""
     try:
         again = pickle.loads(pickle.dumps(error))
     except Exception:

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 
 import pytest
 
-from ops.live import ALPHAS, MESSAGES, POINTS, WINDOW_ESTIMATES, WINDOWS, Curve, LiveStatus, alpha_windows
+from ops.live import (
+    ALPHAS,
+    BIN_ESTIMATES,
+    BINS,
+    LEAST_ESTIMATES,
+    MESSAGES,
+    POINTS,
+    AlphaFactor,
+    Curve,
+    LiveStatus,
+    alpha_bins,
+    measuring_gaps,
+)
 from ops.step_clock import StepClock
 
 
@@ -96,35 +109,110 @@ def test_nothing_nonfinite_reaches_json() -> None:
     json.dumps(snapshot, allow_nan=False)
 
 
-def test_windows_of_estimates_show_median_and_quartiles() -> None:
+def estimate(live: LiveStatus, step: int, absolute: float, *, count: int, factor: float | None = 2.0) -> None:
+    """An estimate whose curvature is 1, so that its α_abs is minus its slope."""
+    live.estimate(
+        step,
+        outcome="ok",
+        relative=absolute,
+        absolute=absolute,
+        per_rate=(-absolute, 1.0),
+        factor=AlphaFactor(estimates=count, factor=factor, standard_error=0.5),
+    )
+
+
+def test_alpha_is_one_pooled_factor_with_its_margin_and_the_spread() -> None:
     live = status()
-    for step in range(5):
-        live.estimate(step, outcome="ok", relative=2.0, absolute=float(step))
-    live.estimate(9, outcome="dropped", relative=None, absolute=None)
+    for step in range(12):
+        estimate(live, step, float(step), count=step + 1)
+    live.estimate(12, outcome="dropped", relative=None, absolute=None)
     snapshot = live.snapshot()
-    assert snapshot["alpha_windows"] == [{"step": 2, "median": 2.0, "lower": 1.0, "upper": 3.0}]
-    assert snapshot["alpha_relative_median"] == 2.0
-    assert snapshot["outcomes"] == {"ok": 5, "dropped": 1}
+    assert snapshot["alpha"] == {
+        "estimates": 12,
+        "least": 10,
+        "factor": 2.0,
+        "margin": 0.98,
+        "lower": 2.75,
+        "upper": 8.25,
+    }
+    [one] = snapshot["alpha_bins"]
+    assert one == {"step": 6, "pooled": 5.5, "lower": 2.75, "upper": 8.25, "after_gap": False}
+    assert snapshot["outcomes"] == {"ok": 12, "dropped": 1}
+
+
+def test_nine_estimates_show_no_number_and_say_how_many_there_are() -> None:
+    live = status()
+    for step in range(LEAST_ESTIMATES - 1):
+        estimate(live, step, 1.0, count=step + 1, factor=None)
+    snapshot = live.snapshot()
+    assert snapshot["alpha"] == {
+        "estimates": 9,
+        "least": 10,
+        "factor": None,
+        "margin": None,
+        "lower": None,
+        "upper": None,
+    }
+    assert snapshot["alpha_bins"] == []
 
 
 def test_estimates_stay_bounded_and_evenly_thinned() -> None:
     live = status()
     for step in range(3 * ALPHAS):
-        live.estimate(step, outcome="ok", relative=1.0, absolute=float(step))
-    windows = live.snapshot()["alpha_windows"]
-    assert 0 < len(windows) <= WINDOWS
-    assert windows[0]["median"] < 0.05 * 3 * ALPHAS
-    assert windows[-1]["median"] > 0.95 * 3 * ALPHAS
-    assert all(window["lower"] < window["median"] < window["upper"] for window in windows)
+        estimate(live, step, float(step), count=200)
+    bins = live.snapshot()["alpha_bins"]
+    assert 0 < len(bins) <= BINS
+    assert bins[0]["pooled"] < 0.05 * 3 * ALPHAS
+    assert bins[-1]["pooled"] > 0.95 * 3 * ALPHAS
+    assert all(one["lower"] < one["pooled"] < one["upper"] for one in bins)
 
 
-def test_windows_hold_enough_estimates_for_their_quartiles() -> None:
-    alphas = [(step, float(step)) for step in range(5 * WINDOW_ESTIMATES + 3)]
-    assert len(alpha_windows(alphas)) == 5
+def test_bins_hold_enough_estimates_for_their_quartiles() -> None:
+    alphas = [(step, float(step), -1.0, 1.0) for step in range(5 * BIN_ESTIMATES + 3)]
+    assert len(alpha_bins(alphas)) == 5
 
 
-def test_too_few_estimates_make_no_window() -> None:
-    assert alpha_windows([(0, 1.0), (1, 2.0), (2, 3.0)]) == []
+def test_a_bin_pools_by_the_ratio_of_averages() -> None:
+    alphas = [
+        (step, -slope / curvature, slope, curvature) for step, (slope, curvature) in enumerate([(-1, 4), (-9, 1)] * 5)
+    ]
+    assert [one["pooled"] for one in alpha_bins(alphas)] == [pytest.approx((5 * 1 + 5 * 9) / (5 * 4 + 5 * 1))]
+
+
+@pytest.mark.parametrize(
+    ("steps", "gaps"),
+    [
+        ([], []),
+        ([3], []),
+        ([0, 1000], []),
+        (range(0, 1000, 10), []),
+        ([*range(0, 300, 10), *range(700, 1000, 10)], [30]),
+        ([*range(0, 300, 10), 320, *range(340, 1000, 10)], []),
+        ([start + i for start in range(0, 1000, 100) for i in range(10)], []),
+        ([start + i for start in (0, 100, 200, 300, 1500, 1600) for i in range(10)], [40]),
+    ],
+)
+def test_a_pause_in_measuring_is_a_gap_and_the_usual_one_between_bursts_is_not(
+    steps: Sequence[int], gaps: list[int]
+) -> None:
+    assert measuring_gaps(steps) == gaps
+
+
+def test_a_gap_is_between_two_bins_and_inside_none() -> None:
+    steps = [*range(0, 300, 10), *range(700, 1000, 10)]
+    bins = alpha_bins([(step, 1.0 if step < 500 else 2.0, -1.0 if step < 500 else -2.0, 1.0) for step in steps])
+    assert [one["pooled"] for one in bins] == [1.0, 1.0, 2.0, 2.0]
+    assert [one["after_gap"] for one in bins] == [False, False, True, False]
+
+
+def test_the_first_step_says_nothing_of_the_speed() -> None:
+    live = status(total_steps=10)
+    take_step(live, 0, seconds=60.0)
+    assert live.snapshot()["seconds_left"] is None
+    take_step(live, 1, seconds=0.5)
+    snapshot = live.snapshot()
+    assert snapshot["seconds_left"] == 4.0
+    assert snapshot["rows_per_second"] == 200
 
 
 def test_the_best_evaluation_is_remembered() -> None:

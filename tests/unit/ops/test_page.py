@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.live import LiveStatus
+from ops.live import AlphaFactor, LiveStatus
 from ops.metrics import Metrics
 from ops.server import Server
 from ops.step_clock import StepClock
@@ -67,7 +67,17 @@ def trained() -> LiveStatus:
                 now[0] += nanoseconds
         seconds = clock.finish_step().seconds
         live.step(step, epoch=0, rows=256, loss=0.5, learning_rate=1e-3, seconds=seconds)
-        live.estimate(step, outcome="ok", relative=math.sin(step) + 2, absolute=1e-3 * (math.sin(step) + 2))
+        if not 150 <= step < 250:
+            relative = math.sin(step) + 2
+            factor = AlphaFactor(estimates=min(step + 1, 200), factor=2.0, standard_error=0.1)
+            live.estimate(
+                step,
+                outcome="ok",
+                relative=relative,
+                absolute=1e-3 * relative,
+                per_rate=(-1e3 * relative, 1e6),
+                factor=factor,
+            )
     live.evaluation(400, "validation", loss=0.48765, auc=0.7812)
     live.message(300, "learning rate 9.1e-4 to 1.4e-3")
     return live
@@ -85,9 +95,33 @@ def test_a_run_in_progress_is_shown(open_page: Open) -> None:
     assert "data wait 25.0 %" in page
     assert "0.48765" in page
     assert "learning rate 9.1e-4 to 1.4e-3" in page
-    assert page.count("<polyline") == 4
-    assert page.count("<polygon") == 1
+    assert text(page, "factor") == "2.0 ± 0.20 ×"
+    assert "pooled over 200; middle half of single ones 1.3 to 2.7" in text(page, "spread")
+    assert text(page, "firststep").startswith("Left out: the first step, 0.020 s, of which 0.0050 s waiting for data")
+    # Loss raw and smoothed, the rate, and the suggested rate on either side of the pause in measuring.
+    assert page.count("<polyline") == 5
+    assert page.count("<polygon") == 2
     assert "NaN" not in page.split("<script>")[0]
+
+
+@pytest.mark.parametrize("chart", ["losschart", "ratechart"])
+def test_axes_have_more_than_two_labels_that_differ(open_page: Open, chart: str) -> None:
+    page = open_page(trained())
+    drawn = page.split(f'id="{chart}"')[1].split("</svg>")[0]
+    for side in ("end", "middle"):
+        labels = re.findall(rf'text-anchor="{side}">([^<]*)<', drawn)
+        assert len(labels) > 2
+        assert len(set(labels)) == len(labels)
+
+
+def test_nine_estimates_show_no_number_and_say_why(open_page: Open) -> None:
+    live = LiveStatus(StepClock(), run="runs/new")
+    for step in range(9):
+        factor = AlphaFactor(estimates=step + 1, factor=None, standard_error=None)
+        live.estimate(step, outcome="ok", relative=0.3, absolute=3e-4, per_rate=(-1.0, 1.0), factor=factor)
+    page = open_page(live)
+    assert text(page, "factor") == "–"
+    assert text(page, "spread") == "9 of the 10 estimates it takes"
 
 
 def test_a_run_that_has_not_begun_is_shown_too(open_page: Open) -> None:

@@ -180,7 +180,7 @@ def test_bound_follows_the_share_of_waiting(
 
 
 def test_bound_forgets_what_left_the_window_and_time_between_steps(time: FakeTime) -> None:
-    clock = StepClock(window_steps=2, nanosecond_time=time)
+    clock = StepClock(recent_steps=2, nanosecond_time=time)
     step(clock, time, waiting=100, computing=0)
     for _ in range(2):
         with clock.phase("evaluation"):

@@ -63,7 +63,7 @@ def test_labels_agree_with_the_stated_rate_and_entropy(sample):
 
 def test_best_loss_is_the_entropy_of_the_true_probabilities(sample):
     """Averaged over labels a model's loss is least, and its own entropy, where its probabilities are the true ones."""
-    from pipeline.sample import _Model
+    from pipeline.sample.writer import _Model
 
     _, summary = sample
     logits = _Model(7).draw(np.random.default_rng(123), 200_000)[3]
@@ -75,7 +75,7 @@ def test_best_loss_is_the_entropy_of_the_true_probabilities(sample):
 
 def test_labels_depend_on_what_survives_the_encoding(sample):
     """Missing integers and −1, −2 are encoded as 0, so they must have 0's effect: logits equal, whatever is hidden."""
-    from pipeline.sample import _INTEGER_SLOPES, _NEGATIVE_COLUMN, _Model
+    from pipeline.sample.writer import _INTEGER_SLOPES, _NEGATIVE_COLUMN, _Model
 
     model = _Model(7)
     integers, missing, ranks, logits = model.draw(np.random.default_rng(5), 3000)

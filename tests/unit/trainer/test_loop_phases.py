@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ops.step_clock import StepClock, StepTiming
 from pipeline.device.feed import DevicePair
 from pipeline.device.model_inputs import ModelInputs
-from pipeline.rows.order import StreamPosition
+from pipeline.rows.order import RowPosition
 from stepsize.losses import BCEWithLogits
 from stepsize.policies.choice import StepSizeConfig, make_policy
 from stepsize.worker import StepSizeWorker
@@ -40,9 +40,7 @@ class CopyingFeed:
         self.now += 7 * MILLISECOND
         self.last_transfer_seconds = 0.005
         inputs = ModelInputs(torch.ones(4, 2), torch.zeros(3, 4, dtype=torch.int32), torch.ones(4))
-        return DevicePair(
-            b1=inputs, b2=inputs, fresh=True, epoch=0, start=0, rows=4, position=StreamPosition(), skipped=0
-        )
+        return DevicePair(b1=inputs, b2=inputs, fresh=True, epoch=0, start=0, rows=4, position=RowPosition(), skipped=0)
 
 
 class Timings:

@@ -17,7 +17,7 @@ import zstandard
 from pipeline.errors import InputError
 from pipeline.preprocess import command as module
 from pipeline.preprocess.command import PreprocessConfig, Progress, Summary, forecast, preprocess
-from pipeline.preprocess.parts import LAST_DAY_TEST_SHARE, day_segments
+from pipeline.preprocess.plan import LAST_DAY_TEST_SHARE, day_segments
 from pipeline.preprocess.workplace import Workplace
 from pipeline.schema import CRITEO, SPLITS
 from pipeline.shards.manifest import Manifest
@@ -61,7 +61,7 @@ def test_a_single_file_is_split_in_time(tmp_path: Path) -> None:
 
 def test_several_files_are_split_by_day(tmp_path: Path) -> None:
     logs = [write_log(tmp_path / f"day_{day}", rows, seed=day) for day, rows in ((0, 30), (2, 41), (10, 100))]
-    run(tmp_path / "data", *reversed(logs), rows_per_shard=25)
+    run(tmp_path / "data", *logs, rows_per_shard=25)
     first, second, last = (read_log(log.read_bytes(), CRITEO)[0] for log in logs)
     test_rows = int(100 * LAST_DAY_TEST_SHARE)
     assert rows_of(tmp_path / "data", "train") == first + second
@@ -200,7 +200,7 @@ def test_a_second_run_has_nothing_to_do(tmp_path: Path) -> None:
 
 
 def test_another_plan_is_not_mixed_in(tmp_path: Path) -> None:
-    log, other = write_log(tmp_path / "log.tsv", 50), write_log(tmp_path / "other.tsv", 50)
+    log, other = write_log(tmp_path / "log.tsv", 50), write_log(tmp_path / "other.tsv", 50, seed=1)
     run(tmp_path / "data", log)
     remedy = "; give another --out, or remove .*data to make it anew"
     with pytest.raises(InputError, match="rows_per_shard 262144 instead of 7" + remedy):
@@ -219,6 +219,32 @@ def test_another_plan_is_not_mixed_in(tmp_path: Path) -> None:
         InputError, match=r"log\.tsv had [\d,]+ bytes when .*data was begun and has [\d,]+ now" + remedy
     ):
         run(tmp_path / "data", log)
+
+
+def test_the_order_given_is_the_order_and_stays_it(tmp_path: Path) -> None:
+    train, test = write_log(tmp_path / "train.tsv", 40), write_log(tmp_path / "test.tsv", 20, seed=1)
+    run(tmp_path / "data", train, test)
+    expected, others = (read_log(log.read_bytes(), CRITEO)[0] for log in (train, test))
+    assert rows_of(tmp_path / "data", "train") == expected
+    assert rows_of(tmp_path / "data", "test") + rows_of(tmp_path / "data", "validation") == others
+    assert run(tmp_path / "data", train, test).nothing_to_do
+    with pytest.raises(InputError) as caught:
+        run(tmp_path / "data", test, train)
+    assert str(caught.value) == (
+        f"{tmp_path / 'data'} was made from the same files in another order (train.tsv, test.tsv); give them in that "
+        "order to continue, or another --out"
+    )
+
+
+def test_another_format_is_named_by_what_differs(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.tsv", 50)
+    run(tmp_path / "data", log)
+    for options, why in (
+        ({"format": "criteo-kaggle"}, "name: 'criteo' instead of 'criteo-kaggle'"),
+        ({"bucket_sizes": "C2=7"}, "bucket_sizes: 39043 instead of 7, place 2"),
+    ):
+        with pytest.raises(InputError, match=f"was made with another format .{why}.; give another --out"):
+            run(tmp_path / "data", log, **options)
 
 
 def test_a_folder_in_which_nothing_is_finished_takes_another_plan(tmp_path: Path) -> None:
@@ -309,13 +335,12 @@ def test_an_output_that_cannot_be_used_is_said_in_one_line(tmp_path: Path) -> No
         run(log / "data", log)
 
 
-@pytest.mark.parametrize("content", [gzip.compress(b""), b"\n\n"], ids=["nothing", "empty lines"])
-def test_a_log_without_a_row_makes_no_data_folder(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "log.tsv.gz").write_bytes(content)
-    with pytest.raises(InputError, match=r"log\.tsv\.gz: no row among [02] lines; name a log that has some"):
+def test_a_log_without_a_row_makes_no_data_folder(tmp_path: Path) -> None:
+    (tmp_path / "log.tsv.gz").write_bytes(b"\n\n")
+    with pytest.raises(InputError, match=r"log\.tsv\.gz: no row among 2 lines; name a log that has some"):
         run(tmp_path / "data", tmp_path / "log.tsv.gz", max_rejects="100%")
     assert not (tmp_path / "data/manifest.json").exists()
-    with pytest.raises(InputError, match=r"log\.tsv\.gz: no row among (0|its first 2) lines; name a log that has some"):
+    with pytest.raises(InputError, match=r"log\.tsv\.gz: no row among its first 2 lines; name a log that has some"):
         forecast(PreprocessConfig(sources=(str(tmp_path / "log.tsv.gz"),), out=tmp_path / "data"))
 
 
@@ -375,6 +400,7 @@ def test_a_folder_that_was_finished_meanwhile_is_not_made_again(
     ("options", "why"),
     [
         ({"validation": 0.6, "test": 0.4}, "--validation 0.6 and --test 0.4 must be 0 or more and sum to less than 1"),
+        ({"validation": float("nan")}, "--validation nan and --test 0.1 must be 0 or more"),
         ({"rows_per_shard": 0}, "--rows-per-shard 0 must be at least 1"),
         ({"workers": 0}, "--workers 0 must be at least 1"),
         ({"max_rejects": "many"}, "--max-rejects 'many' is no count and no share"),

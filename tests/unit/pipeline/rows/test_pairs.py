@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError, StorageError
-from pipeline.rows.order import StreamPosition
-from pipeline.rows.pairs import BatchPair, Gap, PairPlan, PairStream
+from pipeline.rows.order import RowPosition
+from pipeline.rows.pairs import BatchPair, Gap, HostPairs, PairSpans
 from tests.tiny_data import flip_in_row_group, reader, write_tiny
 
 ROWS = 77
@@ -28,12 +28,12 @@ def take(
     shuffle: Any = "rows",
     rank=0,
     ranks=1,
-    **plan: Any,
+    **spans: Any,
 ):
     r = reader(data, on_damage=on_damage, shuffle=shuffle)
-    stream = PairStream(r, PairPlan(rows=ROWS, **plan), position or StreamPosition(), rank=rank, ranks=ranks)
+    pairs = HostPairs(r, PairSpans(rows=ROWS, **spans), position or RowPosition(), rank=rank, ranks=ranks)
     try:
-        return list(islice(stream, count))
+        return list(islice(pairs, count))
     finally:
         r.close()
 
@@ -46,8 +46,8 @@ def sequence(data: Path, epoch: int) -> list[int]:
 
 @pytest.mark.parametrize("probe", [1, 4, 10])
 def test_sliding_follows_its_definition(tiny_data, probe):
-    plan = PairPlan(rows=ROWS, batch_rows=10, probe_rows=probe)
-    assert plan.steps_per_epoch == 8
+    spans = PairSpans(rows=ROWS, batch_rows=10, probe_rows=probe)
+    assert spans.steps_per_epoch == 8
     pairs = take(tiny_data, 16, batch_rows=10, probe_rows=probe)
     for number, pair in enumerate(pairs):
         epoch, t = divmod(number, 8)
@@ -56,16 +56,16 @@ def test_sliding_follows_its_definition(tiny_data, probe):
         if t < 7:
             assert pair.fresh
             assert ids_of(pair.b1) == rows[10 * t + 10 : 10 * t + 10 + probe]
-            assert pair.position == StreamPosition(epoch=epoch, row=10 * t + 10)
+            assert pair.position == RowPosition(epoch=epoch, row=10 * t + 10)
         else:
             assert not pair.fresh
             assert ids_of(pair.b1) == rows[:probe]
-            assert pair.position == StreamPosition(epoch=epoch + 1)
+            assert pair.position == RowPosition(epoch=epoch + 1)
 
 
 def test_disjoint_follows_its_definition(tiny_data):
     pairs = take(tiny_data, 8, batch_rows=12, probe_rows=6, pairing="disjoint")
-    assert PairPlan(rows=ROWS, batch_rows=12, probe_rows=6, pairing="disjoint").steps_per_epoch == 5
+    assert PairSpans(rows=ROWS, batch_rows=12, probe_rows=6, pairing="disjoint").steps_per_epoch == 5
     rows = sequence(tiny_data, 0)
     for t, pair in enumerate(pairs[:4]):
         assert ids_of(pair.b1) == rows[18 * t : 18 * t + 6]
@@ -74,7 +74,7 @@ def test_disjoint_follows_its_definition(tiny_data):
     # 5 rows are left: a third of them, rounded down, is the probe.
     assert ids_of(pairs[4].b1) == rows[72:73]
     assert ids_of(pairs[4].b2) == rows[73:]
-    assert pairs[4].position == StreamPosition(epoch=1)
+    assert pairs[4].position == RowPosition(epoch=1)
     assert ids_of(pairs[5].b1) == sequence(tiny_data, 1)[:6]
 
 
@@ -87,8 +87,8 @@ def test_a_single_row_left_over_is_trained_on(tiny_data):
 
 @pytest.mark.parametrize(("pairing", "probe"), [("sliding", 10), ("sliding", 3), ("disjoint", 10), ("disjoint", 13)])
 def test_each_row_once_an_epoch_and_no_row_in_both(tiny_data, pairing, probe):
-    plan = PairPlan(rows=ROWS, batch_rows=10, probe_rows=probe, pairing=pairing)
-    pairs = take(tiny_data, plan.steps_per_epoch, batch_rows=10, probe_rows=probe, pairing=pairing)
+    spans = PairSpans(rows=ROWS, batch_rows=10, probe_rows=probe, pairing=pairing)
+    pairs = take(tiny_data, spans.steps_per_epoch, batch_rows=10, probe_rows=probe, pairing=pairing)
     used: list[int] = []
     for pair in pairs:
         assert not set(ids_of(pair.b1)) & set(ids_of(pair.b2))
@@ -99,14 +99,12 @@ def test_each_row_once_an_epoch_and_no_row_in_both(tiny_data, pairing, probe):
 @pytest.mark.parametrize(("pairing", "probe"), [("sliding", 10), ("sliding", 3), ("disjoint", 10), ("disjoint", 13)])
 @pytest.mark.parametrize("row", [0, 10, 13, 76])
 def test_the_position_after_some_pairs_is_where_they_lead(pairing, probe, row):
-    plan = PairPlan(rows=ROWS, batch_rows=10, probe_rows=probe, pairing=pairing)
-    start = position = StreamPosition(epoch=3, row=row)
+    spans = PairSpans(rows=ROWS, batch_rows=10, probe_rows=probe, pairing=pairing)
+    start = position = RowPosition(epoch=3, row=row)
     for pairs in range(30):
-        assert plan.position_after(start, pairs) == position
-        end = plan.spans(position.row)[1][1]
-        position = (
-            StreamPosition(epoch=position.epoch, row=end) if end < ROWS else StreamPosition(epoch=position.epoch + 1)
-        )
+        assert spans.position_after(start, pairs) == position
+        end = spans.at(position.row)[1][1]
+        position = RowPosition(epoch=position.epoch, row=end) if end < ROWS else RowPosition(epoch=position.epoch + 1)
 
 
 @pytest.mark.parametrize("pairing", ["sliding", "disjoint"])
@@ -114,14 +112,14 @@ def test_what_lies_at_a_position_depends_on_nothing_else(tiny_data, pairing):
     """Backwards, a memory of what was read before would show."""
     for group in (0, 1):
         flip_in_row_group(tiny_data / "train" / "part-00001.parquet", group)
-    plan = PairPlan(rows=ROWS, batch_rows=5, probe_rows=5, pairing=pairing)
-    places = [plan.position_after(StreamPosition(), k) for k in range(2 * plan.steps_per_epoch)]
+    spans = PairSpans(rows=ROWS, batch_rows=5, probe_rows=5, pairing=pairing)
+    places = [spans.position_after(RowPosition(), k) for k in range(2 * spans.steps_per_epoch)]
 
-    def found(places: list[StreamPosition]) -> list[BatchPair | Gap]:
+    def found(places: list[RowPosition]) -> list[BatchPair | Gap]:
         r = reader(tiny_data, on_damage="skip", shuffle="none")
         try:
-            stream = PairStream(r, plan, StreamPosition())
-            return [stream.at(place) for place in places]
+            pairs = HostPairs(r, spans, RowPosition())
+            return [pairs.at(place) for place in places]
         finally:
             r.close()
 
@@ -168,7 +166,7 @@ def test_ranks_share_every_batch_of_one_sequence(tiny_data):
 
 
 def test_skipped_rows_are_accounted_for_exactly(tiny_data):
-    """Whole batches vanish where the damage covers them: without shuffling, rows 23..36 are lost."""
+    """Batches vanish whose rows are all damaged: without shuffling, rows 23..36 are lost."""
     for group in (0, 1):
         flip_in_row_group(tiny_data / "train" / "part-00001.parquet", group)
     pairs = take(tiny_data, 17, batch_rows=5, probe_rows=5, on_damage="skip", shuffle="none")
@@ -189,11 +187,11 @@ def test_a_gap_at_the_start_is_probed_from_behind_it(tiny_data):
     flip_in_row_group(tiny_data / "train" / "part-00000.parquet", 1)
     first, *_, last = take(tiny_data, 11, batch_rows=7, probe_rows=7, on_damage="skip", shuffle="none")
     assert (ids_of(first.b2), ids_of(first.b1), first.fresh) == ([*range(7)], [*range(14, 21)], True)
-    assert first.position == StreamPosition(row=7)
+    assert first.position == RowPosition(row=7)
     assert last.position.epoch == 1
 
 
-def test_damage_everywhere_ends_the_stream(tmp_path):
+def test_damage_everywhere_ends_the_pairs(tmp_path):
     data = write_tiny(tmp_path / "data", {"train": [[7] * 11]})
     for group in range(11):
         flip_in_row_group(data / "train" / "part-00000.parquet", group)
@@ -208,6 +206,6 @@ def test_damage_everywhere_ends_the_stream(tmp_path):
         ({"rows": 99, "batch_rows": 10, "probe_rows": 11}, "data.probe_rows = 11 .* data.batch_rows = 10"),
     ],
 )
-def test_plans_that_cannot_be(options, words):
+def test_pairs_that_cannot_be(options, words):
     with pytest.raises(InputError, match=words):
-        PairPlan(**options)
+        PairSpans(**options)

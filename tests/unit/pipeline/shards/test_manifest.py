@@ -102,8 +102,8 @@ def test_what_is_no_data_folder_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "begun/.work").mkdir(parents=True)
     for name, why in (
         ("none", "does not exist"),
-        ("file", "is no data folder"),
-        (".", "is no data folder"),
+        ("file", "is not a data folder"),
+        (".", "is not a data folder"),
         ("begun", "is not finished"),
     ):
         with pytest.raises(InputError, match=why):

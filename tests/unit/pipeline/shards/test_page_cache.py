@@ -1,4 +1,4 @@
-"""Files leave the page cache where the file system lets them, and it is said where it does not."""
+"""Files leave the page cache if the file system lets them, and it is said if it does not."""
 
 from __future__ import annotations
 

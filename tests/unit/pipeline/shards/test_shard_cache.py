@@ -10,9 +10,11 @@ import os
 import random
 import signal
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from io import FileIO
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -207,13 +209,13 @@ def test_a_name_taken_at_the_last_moment_is_left_alone(cache: ShardCache, monkey
     assert download is not None
     with download:
         download.write(content(0))
-        look = cache._refuse_stranger
+        link = os.link
 
-        def take_after_look(path: Path) -> None:
-            look(path)
+        def take_before_link(*names: Any, **options: Any) -> None:
             stranger.write_text("mine")
+            link(*names, **options)
 
-        monkeypatch.setattr(cache, "_refuse_stranger", take_after_look)
+        monkeypatch.setattr(os, "link", take_before_link)
         with pytest.raises(FetchError, match="was not written by this cache"):
             download.finish()
     assert stranger.read_text() == "mine"
@@ -243,25 +245,34 @@ def test_a_crash_while_a_shard_gets_its_name_leaves_nothing_behind(
     class Killed(BaseException):
         pass
 
+    link = os.link
+
     def kill(*_: object, **__: object) -> None:
+        raise Killed
+
+    def kill_after_link(*names: Any, **options: Any) -> None:
+        link(*names, **options)
         raise Killed
 
     def no_links(*_: object, **__: object) -> None:
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
-    with closing(ShardCache(tmp_path, SIZE)) as cache, monkeypatch.context() as crash:
+    def crash_within(cache: ShardCache, crash: pytest.MonkeyPatch) -> None:
         download = cache.begin(key(0), SIZE)
         assert download is not None
         download.write(content(0))
-        if not links:
-            crash.setattr(os, "link", no_links)
         if survived:
             crash.setattr(Path, "unlink" if links else "rename", kill)
-        else:
-            crash.setattr(cache, "_list_whole", kill)
-        with pytest.raises(Killed):
+        if not links:
+            crash.setattr(os, "link", no_links if survived else kill)
+        elif not survived:
+            crash.setattr(os, "link", kill_after_link)
+        with suppress(Killed):
             download.finish()
-        download._file.close()
+            pytest.fail("it was to be killed")
+
+    with closing(ShardCache(tmp_path, SIZE)) as cache, monkeypatch.context() as crash:
+        crash_within(cache, crash)
     with closing(ShardCache(tmp_path, SIZE)) as cache:
         assert held(cache) == ([0] if links and survived else [])
         assert put(cache, 1)
@@ -334,14 +345,14 @@ def test_a_folder_that_is_not_a_cache_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a" / FOLDER / "thesis.doc").write_text("")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / FOLDER).symlink_to(tmp_path / "a")
-    for name, words in (("a", "holds other things"), ("b", "no folder of its own")):
+    for name, words in (("a", "holds other things"), ("b", "not a folder of its own")):
         with pytest.raises(InputError, match=f"{words}.*set data.cache_path"):
             ShardCache(tmp_path / name, SIZE)
     assert [path.name for path in (tmp_path / "a" / FOLDER).iterdir()] == ["thesis.doc"]
 
 
 def test_a_name_that_is_no_hash_makes_no_file(cache: ShardCache, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="is no SHA-256"):
+    with pytest.raises(StorageError, match="is not a SHA-256"):
         cache.begin("../../escaped", SIZE)
     assert not list(tmp_path.parent.glob("escaped*"))
 
@@ -366,12 +377,17 @@ def test_half_of_the_disk_is_the_limit_where_none_is_given(tmp_path: Path, monke
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_part(cache: ShardCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    download = cache.begin(key(0), SIZE)
+    def open_full(descriptor: int, *_: object) -> FileIO:
+        os.close(descriptor)
+        return Path("/dev/full").open("wb", 0)
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "fdopen", open_full)
+        download = cache.begin(key(0), SIZE)
     assert download is not None
 
     def fill() -> None:
-        with download, Path("/dev/full").open("wb", 0) as full:
-            monkeypatch.setattr(download, "_file", full)
+        with download:
             download.write(content(0))
 
     with pytest.raises(FetchError, match=r"the disk is full; free some space, lower data\.cache_bytes") as caught:

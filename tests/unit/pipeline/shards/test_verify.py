@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.errors import FetchError, InputError, StorageError
 from pipeline.preprocess.command import preprocess
+from pipeline.preprocess.config import PreprocessConfig
 from pipeline.preprocess.dry_run import forecast
-from pipeline.preprocess.plan import PreprocessConfig
 from pipeline.shards.manifest import Manifest, Shard
 from pipeline.shards.overview import inspect_data
 from pipeline.shards.verify import ShardReport, VerifyProgress, verify_data, verify_shard
@@ -61,7 +61,7 @@ def test_what_is_damaged_is_named(data: Path) -> None:
 
 
 def test_a_folder_without_a_whole_manifest_cannot_be_verified(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no data folder"):
+    with pytest.raises(InputError, match="not a data folder"):
         verify_data(tmp_path)
     flip(data / "manifest.json", 50)
     with pytest.raises(StorageError, match=r"manifest\.json is damaged"):
@@ -133,7 +133,10 @@ def test_lines_are_counted_where_splits_depend_on_them(tmp_path: Path, split: An
 
 
 def test_the_last_of_several_days_is_forecast_as_it_is_split(tmp_path: Path) -> None:
-    logs = [str(write_log(tmp_path / f"day_{day}.tsv", 500, seed=7)) for day in range(3)]
+    lines = log_lines(500, seed=7)
+    logs = [str(tmp_path / f"day_{day}.tsv") for day in range(3)]
+    for day, log in enumerate(logs):  # days of one size, other rows first
+        Path(log).write_bytes(b"".join(line + b"\n" for line in lines[day:] + lines[:day]))
     config = PreprocessConfig(sources=tuple(logs), out=tmp_path / "data", rows_per_shard=200)
     expected = forecast(config)
     manifest = preprocess(config).manifest

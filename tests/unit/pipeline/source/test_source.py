@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import zstandard
 
 from pipeline.addresses import without_secrets
 from pipeline.errors import InputError
-from pipeline.source.source import Source, find_sources
+from pipeline.source.find import Found, find_sources
+from pipeline.source.source import Source
 
 TEXT = b"".join(b"line %d\n" % i for i in range(200_000))
 
@@ -29,8 +31,8 @@ def read_all(source: Source, chunk: int = 100_000) -> bytes:
                 return bytes(content)
 
 
-def names(sources: tuple[Source, ...]) -> list[str]:
-    return [source.label for source in sources]
+def names(found: Found) -> list[str]:
+    return [source.label for source in found.sources]
 
 
 @pytest.fixture
@@ -41,16 +43,50 @@ def days(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_folder_a_pattern_and_a_list_give_the_same_files_in_natural_order(days: Path) -> None:
+def test_the_files_of_a_folder_or_pattern_come_in_natural_order(days: Path) -> None:
     expected = ["day_0.tsv", "day_2.tsv", "day_10.tsv"]
-    listed = [days / "day_10.tsv", days / "day_0.tsv", days / "day_2.tsv"]
-    for given in ([days], [str(days / "day_*")], listed, [days.as_uri()], [days.as_uri() + "/day_*.tsv"]):
-        assert names(find_sources(given)) == expected
+    for given in (days, str(days / "day_*"), days.as_uri(), days.as_uri() + "/day_*.tsv"):
+        assert names(find_sources([given])) == expected
+
+
+def test_files_named_one_by_one_come_in_the_order_given(days: Path) -> None:
+    for given in itertools.permutations(["day_0.tsv", "day_2.tsv", "day_10.tsv"]):
+        assert names(find_sources([days / name for name in given])) == list(given)
+    (days / "late").mkdir()
+    (days / "late/day_1.tsv").write_bytes(b"1\n")
+    assert names(find_sources([days / "late", days]))[0] == "day_1.tsv"
+    assert names(find_sources([days, days / "late"]))[-1] == "day_1.tsv"
+
+
+def test_the_order_in_which_a_shell_lists_files_is_pointed_out(days: Path) -> None:
+    as_listed = sorted(str(path) for path in days.glob("day_*"))
+    found = find_sources(as_listed)
+    assert names(found) == ["day_0.tsv", "day_10.tsv", "day_2.tsv"]
+    (notice,) = found.notices
+    assert "day_10.tsv before day_2.tsv, as a shell lists them" in notice
+    assert find_sources([days / "day_10.tsv", days / "day_0.tsv"]).notices == ()
+    assert find_sources([days / "day_0.tsv", days / "day_2.tsv"]).notices == ()
+
+
+def test_files_of_a_folder_that_are_left_out_are_named(days: Path) -> None:
+    for name in ("_SUCCESS", ".crc", "sample.json", "day_3.2024-01-04", "day_4.TSV", "day_5.tsv.GZ", "_day_6.tsv"):
+        (days / name).write_bytes(b"1\n")
+    (days / "day_7.tsv").symlink_to(days / "gone")
+    for given in (days, days.as_uri()):
+        found = find_sources([given])
+        assert names(found) == ["day_0.tsv", "day_2.tsv", "day_4.TSV", "day_5.tsv.GZ", "day_10.tsv"]
+        (notice,) = found.notices
+        left_out = ["README.md", "_day_6.tsv", "day_3.2024-01-04", "deeper (a folder)"]
+        assert all(name in notice for name in left_out)
+        assert "SUCCESS" not in notice
+        assert "sample.json" not in notice
+        assert ".hidden" not in notice
+    assert "day_7.tsv (a link to nothing)" in find_sources([days]).notices[0]
 
 
 def test_a_relative_name_becomes_absolute(days: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(days)
-    assert find_sources(["day_2.tsv"])[0].name == str(days / "day_2.tsv")
+    assert find_sources(["day_2.tsv"]).sources[0].name == str(days / "day_2.tsv")
     assert names(find_sources(["day_?.tsv"])) == ["day_0.tsv", "day_2.tsv"]
 
 
@@ -60,17 +96,17 @@ def test_bytes_come_out_whatever_they_are_packed_in(tmp_path: Path, ending: str)
     path = tmp_path / f"log.tsv{ending}"
     path.write_bytes(pack(TEXT))
     for name in (path, path.as_uri()):
-        (source,) = find_sources([name])
+        (source,) = find_sources([name]).sources
         assert read_all(source) == TEXT
         assert source.size == path.stat().st_size
-    assert find_sources([path])[0].is_plain_local() == (ending == "")
+    assert find_sources([path]).sources[0].is_plain_local() == (ending == "")
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.ZstdCompressor().compress])
 def test_members_one_after_another_are_one_stream(tmp_path: Path, pack) -> None:
     path = tmp_path / "log"
     path.write_bytes(pack(TEXT[:1000]) + pack(TEXT[1000:]))
-    assert read_all(find_sources([path])[0]) == TEXT
+    assert read_all(find_sources([path]).sources[0]) == TEXT
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.ZstdCompressor().compress])
@@ -82,7 +118,7 @@ def test_a_truncated_file_is_an_error_that_names_it(tmp_path: Path, pack, kept: 
     with pytest.raises(
         InputError, match=r"log\.packed: the compressed file is truncated or damaged .*; fetch it again"
     ):
-        read_all(find_sources([path])[0])
+        read_all(find_sources([path]).sources[0])
 
 
 def test_a_damaged_gzip_is_an_error_that_names_it(tmp_path: Path) -> None:
@@ -91,13 +127,13 @@ def test_a_damaged_gzip_is_an_error_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "log.gz"
     path.write_bytes(packed)
     with pytest.raises(InputError, match=r"log\.gz: the compressed file is truncated or damaged"):
-        read_all(find_sources([path])[0])
+        read_all(find_sources([path]).sources[0])
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_standard_input(monkeypatch: pytest.MonkeyPatch, pack) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(pack(TEXT))))
-    (source,) = find_sources(["-"])
+    (source,) = find_sources(["-"]).sources
     assert read_all(source) == TEXT
     assert source.size is None
 
@@ -112,6 +148,10 @@ def test_what_stands_for_nothing_is_said_in_one_line(days: Path) -> None:
         ([days / "empty.tsv"], "empty.tsv is empty"),
         ([days / "fifo"], "is no regular file"),
         ([days / "day_0.tsv", days], "day_0.tsv is named twice"),
+        ([""], "an empty name"),
+        (["~nobody-of-this-name/x"], "does not exist"),
+        (["a\0b"], "cannot be read"),
+        ([days / "fifo*"], "matches no file, and fifo (no regular file) is left out"),
         (["-", days / "day_0.tsv"], "cannot be combined"),
         (["nosuch://bucket/key"], "cannot be opened"),
         ([(days / "none").as_uri()], "names no log file"),
@@ -124,7 +164,7 @@ def test_what_stands_for_nothing_is_said_in_one_line(days: Path) -> None:
 
 
 def test_a_changed_file_is_another_source(days: Path) -> None:
-    (source,) = find_sources([days / "day_0.tsv"])
+    (source,) = find_sources([days / "day_0.tsv"]).sources
     assert source.refresh() == source
     os.utime(days / "day_0.tsv", ns=(1, 1))
     assert source.refresh() != source

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import InputError, StorageError
 from pipeline.preprocess.command import PreprocessConfig, preprocess
-from pipeline.source.source import find_sources
+from pipeline.source.find import find_sources
 from tests.logs import folder_bytes, log_lines
 from tests.store import Store, serve
 

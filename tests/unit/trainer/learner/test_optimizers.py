@@ -21,7 +21,7 @@ from trainer.learner.optimizers import build_optimizer, evaluation_mode, learnin
 
 
 class ReferenceNAdamW:
-    """The formula of ALGOPERF.md on one float64 array, statement by statement."""
+    """The formula of NAdamW's docstring on one float64 array, statement by statement."""
 
     def __init__(self, theta: np.ndarray, *, beta1: float, beta2: float, eps: float, decay: float) -> None:
         self.theta, self.m, self.v, self.t = theta.astype(np.float64), np.zeros(theta.shape), np.zeros(theta.shape), 0

@@ -34,7 +34,7 @@ def test_numbers_that_are_not_finite_become_null_at_any_depth(path: Path) -> Non
     records.close()
 
     def refuse(name: str) -> None:
-        raise AssertionError(f"{name} is no JSON")
+        raise AssertionError(f"{name} is not JSON")
 
     line = json.loads(path.read_text(), parse_constant=refuse)
     assert line == {"loss": None, "biased": {"relative": None}, "groups": [{"slope": None}, 1.5]}

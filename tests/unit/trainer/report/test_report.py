@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -94,8 +95,12 @@ def test_the_summary_says_what_the_log_holds(run: Path) -> None:
     share = float(log.phases["data_wait"].sum()) / seconds
     assert f"Compute-bound: {100 * share:.0f} % of the time waiting for data." in text
     assert "Best validation loss 0.49714, after 525 steps (test loss there: 0.50314)." in text
-    median = float(np.nanmedian(log.alpha["relative"]))
-    assert f"α* suggests a rate {median:.2g}× the applied one" in text
+    used = log.measured
+    rate = log.alpha["learning_rate"][used]
+    slope, curvature = log.alpha["slope"][used] / rate, log.alpha["curvature"][used] / rate**2
+    factor = -slope.mean() / curvature.mean() / rate.mean()
+    assert re.findall(r"α\* ([\d.]+) ± [\d.]+: the length that steps should have had", text) == [f"{factor:.3g}"]
+    assert "median" not in text
     page = Page((run / "report" / "index.html").read_text(encoding="utf-8"))
     for sentence in sentences(log):
         assert sentence in page.text
@@ -186,7 +191,12 @@ def test_long_runs_are_drawn_with_few_points(tmp_path: Path) -> None:
         (1234567, "1,234,567"),
         (3.0, "3"),
         (0.123456789, "0.12346"),
-        (1.5e-7, "1.5e-07"),
+        (1.5e-7, "1.5×10⁻⁷"),
+        (-1.5e-7, "-1.5×10⁻⁷"),
+        (2e16, "2×10¹⁶"),
+        (1.23456789e12, "1.2346×10¹²"),
+        (0.00012, "0.00012"),
+        (0, "0"),
         (123456.7, "123,457"),
     ],
 )
@@ -221,3 +231,93 @@ def test_one_wild_estimate_does_not_empty_the_pictures(tmp_path: Path) -> None:
     heights = [patch.get_height() for patch in spread.patches if isinstance(patch, Rectangle)]
     assert sum(heights) == np.isfinite(log.alpha["relative"]).sum()
     assert drawn["bias"].axes[0].get_ylim()[1] < 1e5
+
+
+def measured_run(path: Path, steps: Sequence[int], *, relative: float = 2.0, scatter: float = 0.0) -> RunHistory:
+    """1000 steps, α* measured at `steps`, every other one `scatter` above `relative`, the others below."""
+    write_lines(path / "steps.jsonl", step_records(1000))
+    write_lines(
+        path / "alpha.jsonl",
+        [
+            {"step": step, "outcome": "ok", "relative": relative, "absolute": relative * 1e-3, "learning_rate": 1e-3}
+            | {"slope": -relative + (-scatter if index % 2 else scatter), "curvature": 1.0}
+            for index, step in enumerate(steps)
+        ],
+    )
+    return RunHistory.load(path)
+
+
+@pytest.mark.parametrize(
+    ("relative", "advice"),
+    [(2.0, "longer steps would have paid"), (0.5, "shorter steps would have paid"), (1.0, "the interval contains 1")],
+)
+def test_alpha_is_one_number_with_one_advice(tmp_path: Path, relative: float, advice: str) -> None:
+    # 100 estimates that scatter by 0.5: a standard error of 0.5 / √99.
+    said = sentences(measured_run(tmp_path, range(0, 1000, 10), relative=relative, scatter=0.5))
+    [headline] = [sentence for sentence in said if sentence.startswith("α*")]
+    assert headline.startswith(f"α* {relative:g} ± 0.098: the length that steps should have had, times the applied one")
+    assert advice in headline
+
+
+def test_nine_estimates_give_no_factor_and_the_page_says_why(tmp_path: Path) -> None:
+    log = measured_run(tmp_path, range(9))
+    assert "α* is not shown: it takes 10 estimates, and 9 carried a number." in sentences(log)
+    assert "times the applied" not in " ".join(sentences(log))
+    assert not rows_with(write_report(tmp_path), "α*,")
+    drawn = figures(log)
+    assert drawn["learning_rate"].axes[0].get_title(loc="left") == "Learning rate applied"
+    assert "a spread takes 10" in drawn["alpha"].axes[1].texts[0].get_text()
+    assert any("α* 2 ± 0:" in sentence for sentence in sentences(measured_run(tmp_path, range(10))))
+
+
+def rows_with(page: Path, start: str) -> list[str]:
+    text = (page.parent / "summary.csv").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line.strip('"').startswith(start)]
+
+
+def test_a_pause_in_measuring_is_drawn_as_a_gap(tmp_path: Path) -> None:
+    log = measured_run(tmp_path, [*range(0, 300, 5), *range(700, 1000, 5)])
+    axes = figures(log)["learning_rate"].axes[0]
+    line = next(line for line in axes.lines if str(line.get_label()).startswith("suggested"))
+    step, value = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+    assert np.isnan(value).sum() == 1
+    assert ((step < 300) | (step > 700) | np.isnan(step)).all()
+
+
+@pytest.mark.parametrize("last_event", [{"event": "stop", "reason": "diverged"}, {"event": "start"}, None])
+def test_a_run_that_diverged_says_so_first(tmp_path: Path, last_event: dict[str, str] | None) -> None:
+    steps = step_records(40)
+    for step in steps[30:]:
+        step["loss"] = None
+    write_lines(tmp_path / "steps.jsonl", steps)
+    if last_event:
+        write_lines(tmp_path / "events.jsonl", [{"step": 0, **last_event}])
+    first = sentences(RunHistory.load(tmp_path))[0]
+    assert first.startswith("This run diverged: its last finite loss was")
+    assert "at step 29." in first
+    assert "optimizer.lr" in first
+
+
+@pytest.mark.parametrize("reason", ["budget", "signal"])
+def test_a_run_that_ended_well_or_goes_on_does_not(tmp_path: Path, reason: str) -> None:
+    events = [{"event": "stop", "step": 9, "reason": "diverged"}, {"event": "resume", "step": 5}]
+    write_lines(tmp_path / "steps.jsonl", step_records(40))
+    write_lines(tmp_path / "events.jsonl", [*events, {"event": "stop", "step": 40, "reason": reason}])
+    assert "diverged" not in " ".join(sentences(RunHistory.load(tmp_path)))
+
+
+def test_the_first_step_is_drawn_apart(tmp_path: Path) -> None:
+    steps = [{"step": s, "seconds": 2.0, "rows": 1, "phases": {"data_wait": 0.5, "forward": 1.5}} for s in range(5)]
+    steps[0] |= {"seconds": 90.0, "phases": {"data_wait": 80.0, "forward": 10.0}}
+    write_lines(tmp_path / "steps.jsonl", steps)
+    apart, totals = None, None
+    for axes in figures(RunHistory.load(tmp_path))["time"].axes:
+        if axes.get_title(loc="left").startswith("The first step"):
+            apart = axes
+        elif axes.get_title(loc="left").startswith("In all"):
+            totals = axes
+    assert apart is not None
+    assert totals is not None
+    assert apart.get_title(loc="left") == "The first step, apart: 90.0 s, 80.0 s waiting for data"
+    assert sorted(patch.get_width() for patch in apart.patches if isinstance(patch, Rectangle)) == [10.0, 80.0]
+    assert sorted(patch.get_width() for patch in totals.patches if isinstance(patch, Rectangle)) == [2.0, 6.0]

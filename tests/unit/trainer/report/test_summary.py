@@ -12,15 +12,15 @@ from ops.step_clock import BoundKind
 from tests.synthetic_run import write_lines, write_run
 from trainer.records.history import RunHistory
 from trainer.report.summary import (
-    WINDOWS,
-    alpha_windows,
+    BINS,
+    alpha_bins,
     best_evaluation,
+    bin_means,
+    bin_sums,
     bound,
     centered_mean,
     evaluation_at,
     rate_summary,
-    window_means,
-    window_sums,
 )
 
 
@@ -30,18 +30,18 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> RunHistory:
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 100, 1001])
-@pytest.mark.parametrize("windows", [1, 3, 100])
-def test_windows_cover_every_value_once(count: int, windows: int) -> None:
+@pytest.mark.parametrize("bins", [1, 3, 100])
+def test_windows_cover_every_value_once(count: int, bins: int) -> None:
     values = np.arange(count, dtype=np.float64)
-    sums, means = window_sums(values, windows), window_means(values, windows)
-    assert len(sums) == len(means) == min(count, windows)
+    sums, means = bin_sums(values, bins), bin_means(values, bins)
+    assert len(sums) == len(means) == min(count, bins)
     assert sums.sum() == values.sum()
     assert (np.diff(means) > 0).all()
 
 
 def test_windows_ignore_nan_and_say_where_there_is_nothing_else() -> None:
     values = np.array([1.0, np.nan, np.nan, np.nan])
-    np.testing.assert_array_equal(window_means(values, 2), [1.0, np.nan])
+    np.testing.assert_array_equal(bin_means(values, 2), [1.0, np.nan])
 
 
 def test_centered_mean_is_the_plain_one() -> None:
@@ -61,18 +61,18 @@ def test_bound_is_the_share_of_waiting(tmp_path: Path) -> None:
     assert bound(RunHistory.load(tmp_path / "nowhere")).kind is BoundKind.UNKNOWN
 
 
-def test_alpha_windows_are_quartiles_of_every_measured_estimate(log: RunHistory) -> None:
-    windows = alpha_windows(log)
-    assert 5 < len(windows) <= WINDOWS
-    assert sum(window.estimates for window in windows) == log.measured.sum()
-    assert sum(window.negative for window in windows) == (log.alpha["relative"] < 0).sum()
-    for window in windows:
-        inside = log.measured & (log.alpha["step"] >= window.first_step) & (log.alpha["step"] <= window.last_step)
+def test_alpha_bins_are_quartiles_of_every_measured_estimate(log: RunHistory) -> None:
+    bins = alpha_bins(log)
+    assert 5 < len(bins) <= BINS
+    assert sum(one.estimates for one in bins) == log.measured.sum()
+    assert sum(one.negative for one in bins) == (log.alpha["relative"] < 0).sum()
+    for one in bins:
+        inside = log.measured & (log.alpha["step"] >= one.first_step) & (log.alpha["step"] <= one.last_step)
         expected = statistics.quantiles(log.alpha["absolute"][inside], n=4, method="inclusive")
-        assert [window.lower, window.median, window.upper] == pytest.approx(expected)
+        assert [one.lower, one.median, one.upper] == pytest.approx(expected)
         rate = log.alpha["learning_rate"][inside]
         slope, curvature = log.alpha["slope"][inside] / rate, log.alpha["curvature"][inside] / rate**2
-        assert window.pooled == pytest.approx(-slope.mean() / curvature.mean())
+        assert one.pooled == pytest.approx(-slope.mean() / curvature.mean())
 
 
 def test_estimates_taken_in_bursts_are_kept_together(tmp_path: Path) -> None:
@@ -82,26 +82,26 @@ def test_estimates_taken_in_bursts_are_kept_together(tmp_path: Path) -> None:
         for step in steps
     ]
     write_lines(tmp_path / "alpha.jsonl", lines)
-    windows = alpha_windows(RunHistory.load(tmp_path))
-    assert [(window.first_step, window.last_step) for window in windows] == [(s, s + 9) for s in range(0, 1000, 100)]
-    assert [window.median for window in windows] == [1.0 + burst for burst in range(10)]
+    bins = alpha_bins(RunHistory.load(tmp_path))
+    assert [(one.first_step, one.last_step) for one in bins] == [(s, s + 9) for s in range(0, 1000, 100)]
+    assert [one.median for one in bins] == [1.0 + burst for burst in range(10)]
 
 
 def test_a_long_burst_is_cut(tmp_path: Path) -> None:
     steps = [*range(100), *range(200, 210), *range(300, 310)]
     lines = [{"step": s, "outcome": "ok", "relative": 1.0, "absolute": 1.0, "learning_rate": 1.0} for s in steps]
     write_lines(tmp_path / "alpha.jsonl", lines)
-    windows = alpha_windows(RunHistory.load(tmp_path))
-    assert [window.first_step for window in windows] == [0, 20, 40, 60, 80, 200, 300]
+    bins = alpha_bins(RunHistory.load(tmp_path))
+    assert [one.first_step for one in bins] == [0, 20, 40, 60, 80, 200, 300]
 
 
 def test_many_bursts_are_joined(tmp_path: Path) -> None:
     steps = [start + i for start in range(0, 20_000, 100) for i in range(5)]
     lines = [{"step": s, "outcome": "ok", "relative": 1.0, "absolute": 1.0, "learning_rate": 1.0} for s in steps]
     write_lines(tmp_path / "alpha.jsonl", lines)
-    windows = alpha_windows(RunHistory.load(tmp_path))
-    assert len(windows) == WINDOWS
-    assert sum(window.estimates for window in windows) == len(steps)
+    bins = alpha_bins(RunHistory.load(tmp_path))
+    assert len(bins) == BINS
+    assert sum(one.estimates for one in bins) == len(steps)
 
 
 def test_rate_summary_finds_the_factor_the_log_was_made_with(log: RunHistory) -> None:
@@ -118,7 +118,7 @@ def test_rate_summary_finds_the_factor_the_log_was_made_with(log: RunHistory) ->
 def test_pooled_rate_of_estimates_without_noise_is_exact(tmp_path: Path) -> None:
     lines = [
         {"step": step, "outcome": "ok", "slope": -3.0, "curvature": 1.5, "relative": 2.0, "learning_rate": 0.1}
-        for step in range(9)
+        for step in range(10)
     ]
     write_lines(tmp_path / "alpha.jsonl", lines)
     rates = rate_summary(RunHistory.load(tmp_path))
@@ -131,7 +131,7 @@ def test_without_a_finite_estimate_there_is_no_rate_summary(tmp_path: Path) -> N
     write_lines(tmp_path / "alpha.jsonl", [{"step": 0, "outcome": "dropped", "relative": None}])
     empty = RunHistory.load(tmp_path)
     assert rate_summary(empty) is None
-    assert alpha_windows(empty) == []
+    assert alpha_bins(empty) == []
 
 
 def test_the_best_evaluation_passes_over_what_is_not_finite(log: RunHistory, tmp_path: Path) -> None:

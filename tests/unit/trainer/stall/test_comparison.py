@@ -54,12 +54,12 @@ def test_a_stage_is_scaled_to_the_rows_that_the_trial_got_through() -> None:
 def test_the_bottleneck_is_the_longest_stage_of_the_busiest_threads() -> None:
     """Two reader threads share three stages and are busy for 75 % in all; one stage alone is busy for 60 %."""
     shared = {"source_read": (0.3, 2000), "decode": (0.9, 2000), "shuffle": (0.3, 2000)}
-    measured = trial("warm", 0.05, stages={**shared, "stage": (0.6, 2000)})
+    measured = trial("warm", 0.05, stages={**shared, "collate": (0.6, 2000)})
     assert measured.bottleneck is not None
     assert measured.bottleneck.stage == "decode"
-    measured = trial("warm", 0.05, stages={**shared, "stage": (0.8, 2000)})
+    measured = trial("warm", 0.05, stages={**shared, "collate": (0.8, 2000)})
     assert measured.bottleneck is not None
-    assert measured.bottleneck.stage == "stage"
+    assert measured.bottleneck.stage == "collate"
 
 
 @pytest.mark.parametrize(("waiting", "step_after"), [(0.03, 0.04), (0.004, 0.046), (0.0, 0.05)])

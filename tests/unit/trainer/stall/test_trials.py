@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ops.step_clock import StepClock
 from pipeline.device.feed import DevicePair, Feed
 from pipeline.device.model_inputs import ModelInputs
-from pipeline.rows.order import StreamPosition
+from pipeline.rows.order import RowPosition
 from pipeline.shards.manifest import Manifest
 from stepsize.losses import BCEWithLogits
 from stepsize.policies.choice import PolicyName, StepSizeConfig, make_policy
@@ -95,7 +95,7 @@ class SlowFeed:
             epoch=0,
             start=0,
             rows=rows,
-            position=StreamPosition(),
+            position=RowPosition(),
             skipped=0,
         )
 
@@ -234,8 +234,8 @@ def test_stages_are_counted_from_the_end_of_the_warmup() -> None:
     )
     clock = StepClock(nanosecond_time=FakeTime())
     watch.on_step({"rows": 100}, clock.finish_step(), 0.0)
-    totals = {"decode": (10.0, 500), "shuffle": (0.5, 300), "stage": (0.1, 10)}
-    assert watch.stages() == {"decode": (1.0, 200), "shuffle": (0.5, 300), "stage": (0.1, 10)}
+    totals = {"decode": (10.0, 500), "shuffle": (0.5, 300), "collate": (0.1, 10)}
+    assert watch.stages() == {"decode": (1.0, 200), "shuffle": (0.5, 300), "collate": (0.1, 10)}
 
 
 @pytest.mark.parametrize(("window_rows", "steps"), [(27, 32), (81, 24), (1000, 34)])

@@ -90,10 +90,10 @@ def test_what_an_arm_sets_cannot_be_overridden(tmp_path: Path) -> None:
 
 
 def test_keys_that_end_alike_are_told_apart(tmp_path: Path) -> None:
-    keys = '"eval.rows" = [1, 2], "eval.batch_rows" = [3, 4], "data.batch_rows" = [5, 6]'
+    keys = '"eval.rows" = [1, 2], "budget.steps" = [3, 4], "schedule.steps" = [5, 6]'
     text = f'[[study.arm]]\nname = "a"\nset = {{{keys}}}'
     names = {run.name for run in study_file(tmp_path, text).unfold().runs}
-    assert "a/rows=1,eval.batch_rows=3,data.batch_rows=5-seed0" in names
+    assert "a/rows=1,budget.steps=3,schedule.steps=5-seed0" in names
     assert len(names) == 8
 
 

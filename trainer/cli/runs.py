@@ -9,13 +9,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from trainer.cli.arguments import parse, parse_first, print_table, shown
+from trainer.cli.arguments import parse, parse_first
 from trainer.cli.demo import DemoConfig, run_demo
+from trainer.cli.settings import asks_for_help, current_arguments, settings_for_help
+from trainer.cli.tables import print_table, shown
 from trainer.config import Config, load_config
 from trainer.console import Console
-from trainer.job import evaluate_run, train
-from trainer.report import write_report
-from trainer.study import is_study, read_study, run_study, write_study_report
+from trainer.study import is_study, read_study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +40,15 @@ class TrainArguments(RunArguments):
 
 def train_verb(arguments: list[str]) -> int:
     """`alphastream train CONFIG.toml --run RUN [--section.key value]`."""
-    default = None
-    if not {"-h", "--help"} & set(arguments):
+    if asks_for_help(arguments):
+        default = TrainArguments(config=tyro.MISSING, run=tyro.MISSING, settings=settings_for_help())
+    else:
+        arguments = current_arguments(arguments, "train")
         known = parse_first(RunArguments, arguments, "train")
         default = TrainArguments(config=known.config, run=known.run, settings=load_config(known.config))
     given = parse(TrainArguments, arguments, "train", default=default, underscores=True)
+    from trainer.job import train
+
     return train(given.settings, given.run, console=Console()).exit_code
 
 
@@ -67,6 +71,8 @@ class EvaluateArguments:
 def evaluate_verb(arguments: list[str]) -> int:
     """`alphastream evaluate RUN`."""
     given = parse(EvaluateArguments, arguments, "evaluate")
+    from trainer.job import evaluate_run
+
     step, evaluation = evaluate_run(given.run, split=given.split, rows=given.rows, data=given.data)
     values = {"step": step, **asdict(evaluation)}
     if given.json:
@@ -87,7 +93,14 @@ class ReportArguments:
 def report_verb(arguments: list[str]) -> int:
     """`alphastream report RUN|DIR`."""
     folder = parse(ReportArguments, arguments, "report").run
-    print(write_study_report(folder) if is_study(folder) else write_report(folder))
+    if is_study(folder):
+        from trainer.study import write_study_report
+
+        print(write_study_report(folder))
+    else:
+        from trainer.report import write_report
+
+        print(write_report(folder))
     return 0
 
 
@@ -119,12 +132,16 @@ class StudyArguments(StudyFileArguments):
 
 def study_verb(arguments: list[str]) -> int:
     """`alphastream study CONFIG.toml --out DIR [--section.key value]`."""
-    if {"-h", "--help"} & set(arguments):
-        parse(StudyArguments, arguments, "study", underscores=True)
+    if asks_for_help(arguments):
+        default = StudyArguments(config=tyro.MISSING, out=tyro.MISSING, settings=settings_for_help())
+        parse(StudyArguments, arguments, "study", default=default, underscores=True)
+    arguments = current_arguments(arguments, "study")
     known = parse_first(StudyFileArguments, arguments, "study")
     file = read_study(known.config)
     default = StudyArguments(config=known.config, out=known.out, jobs=known.jobs, arms=known.arms, settings=file.base)
     given = parse(StudyArguments, arguments, "study", default=default, underscores=True)
+    from trainer.study import run_study, write_study_report
+
     console = Console()
     end = run_study(file.unfold(given.settings), given.out, jobs=given.jobs, arms=given.arms, console=console)
     page = write_study_report(given.out)

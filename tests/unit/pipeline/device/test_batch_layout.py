@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.device.packed import Packing, tensors_of
+from pipeline.device.batch_layout import BatchLayout, tensors_of
 from pipeline.rows.reader import RowBatch
 
 
@@ -14,11 +14,11 @@ def test_a_batch_comes_out_as_it_went_in(rows, label_type):
     window = np.arange(5 * 20, dtype=np.int32).reshape(5, 20) - 50  # columns of a batch are parts of longer ones
     label = np.arange(20).astype(label_type)[6 : 6 + rows]
     batch = RowBatch(label=label, dense=window[:2, 6 : 6 + rows], buckets=window[2:, 6 : 6 + rows], epoch=0, start=6)
-    packing = Packing.of(batch)
-    assert packing.words == 5 * rows + -(-label.nbytes // 4)
-    words = torch.full((packing.words,), -1, dtype=torch.int32)
-    packing.pack(batch, words)
-    for found, expected in zip(packing.unpack(words), tensors_of(batch), strict=True):
+    layout = BatchLayout.of(batch)
+    assert layout.words == 5 * rows + -(-label.nbytes // 4)
+    words = torch.full((layout.words,), -1, dtype=torch.int32)
+    layout.pack(batch, words)
+    for found, expected in zip(layout.unpack(words), tensors_of(batch), strict=True):
         assert found.dtype == expected.dtype
         assert torch.equal(found, expected)
         assert not rows or found.untyped_storage().data_ptr() == words.data_ptr()

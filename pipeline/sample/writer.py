@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from pipeline.errors import InputError, StorageError
+from pipeline.sample.config import SampleConfig
 from pipeline.schema import CRITEO, DENSE_COLUMNS, SPARSE_COLUMNS
 
 SUMMARY = "sample.json"
@@ -31,28 +32,6 @@ _CATEGORY_MISSING = np.where(np.arange(26) % 7 == 2, 0.04, np.where(np.isin(np.a
 _FREQUENT = 100  # only this many categories of a column have an effect: they are seen often enough to be learned
 _EFFECT_SCALES = np.where((np.arange(26) % 2 == 0) & (_VALUES > 7_000), 0.55, 0.0)
 """Only columns with many more buckets than frequent categories matter, so that hashing hides almost nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleConfig:
-    """Writes Criteo-shaped click logs whose best possible loss is known."""
-
-    out: Path
-    """Folder to write the days to; made where it is missing."""
-    rows: int = 200_000
-    """Lines in all, spread evenly over the days."""
-    days: int = 1
-    """Files to write: day_0.tsv, day_1.tsv, ..."""
-    seed: int = 0
-    """Seed of the model and of every row."""
-
-    def __post_init__(self) -> None:
-        if self.days < 1:
-            raise InputError(f"days = {self.days}; give at least 1")
-        if self.rows < self.days:
-            raise InputError(f"rows = {self.rows} over {self.days} days; give at least one a day")
-        if self.seed < 0:
-            raise InputError(f"seed = {self.seed}; give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

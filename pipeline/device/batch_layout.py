@@ -16,7 +16,7 @@ def tensors_of(batch: RowBatch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packing:
+class BatchLayout:
     """Where the parts of a batch lie in its words: dense columns, buckets, and last the labels' bytes, so that every
     column stays aligned."""
 
@@ -26,8 +26,8 @@ class Packing:
     label: torch.dtype
 
     @classmethod
-    def of(cls, batch: RowBatch) -> Packing:
-        """The packing of `batch`."""
+    def of(cls, batch: RowBatch) -> BatchLayout:
+        """The layout of `batch`."""
         label, dense, buckets = tensors_of(batch)
         return cls(rows=len(label), dense=len(dense), sparse=len(buckets), label=label.dtype)
 
