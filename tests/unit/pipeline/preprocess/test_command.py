@@ -13,12 +13,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from filelock import FileLock
 
 from pipeline.errors import InputError
-from pipeline.preprocess import command as module
 from pipeline.preprocess.command import PreprocessConfig, Progress, Summary, forecast, preprocess
 from pipeline.preprocess.plan import LAST_DAY_TEST_SHARE, day_segments
-from pipeline.preprocess.workplace import Workplace
 from pipeline.schema import CRITEO, SPLITS
 from pipeline.shards.manifest import Manifest
 from tests.log_reference import Row, read_log
@@ -380,14 +379,14 @@ def test_a_folder_that_was_finished_meanwhile_is_not_made_again(
 ) -> None:
     """Another run finishes between the look at the folder and the lock."""
     log = write_log(tmp_path / "log.tsv", 50)
-    lock = module._locked
+    acquire = FileLock.acquire
 
-    def late(out: Path, place: Workplace) -> Any:
-        monkeypatch.setattr(module, "_locked", lock)
-        run(out, log)
-        return lock(out, place)
+    def late(lock: FileLock, *arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(FileLock, "acquire", acquire)
+        run(tmp_path / "data", log)
+        return acquire(lock, *arguments, **options)
 
-    monkeypatch.setattr(module, "_locked", late)
+    monkeypatch.setattr(FileLock, "acquire", late)
     (tmp_path / "data/.work").mkdir(parents=True)
     if options:
         with pytest.raises(InputError, match="was made with rows_per_shard 262144 instead of 7"):
