@@ -107,8 +107,8 @@ class SelfCheck:
         expected, lengths = math.fsum(dot for dot, _ in dots), math.fsum(length for _, length in dots)
         found, size = forms.slope.double().mean().item(), forms.slope.double().abs().mean().item()
         self.told = lengths > 0
-        if not math.isfinite(expected) or lengths > torch.finfo(forms.slope.dtype).max:
-            return  # training diverges, which is not forward mode's doing
+        if not math.isfinite(expected) or lengths > math.sqrt(torch.finfo(forms.slope.dtype).max):
+            return  # a step that overflows: training diverges, which is not forward mode's doing
         if not math.isfinite(found):
             raise MeasurementError(
                 f"self-check: forward mode gives the slope {found} and a backward pass {expected:.6g}; a 0 · inf in "

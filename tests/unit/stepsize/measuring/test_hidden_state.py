@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,23 @@ class AverageInAnAttribute(Stateful):
         return 1 + self.average
 
 
+class Statistics:
+    """An object of the user's own, beside the model."""
+
+    def __init__(self) -> None:
+        self.count, self.generator = 0, np.random.default_rng(0)
+
+
+class Objects(Stateful):
+    def begin(self) -> None:
+        self.own, self.space = Statistics(), SimpleNamespace(total=0.0)
+
+    def factor(self, h: Tensor) -> Any:
+        self.own.count += 1
+        self.space.total += 0.5
+        return 1 + self.own.generator.random() + 0.1 * self.own.count + self.space.total
+
+
 class CarriedOver(Stateful):
     def begin(self) -> None:
         self.state = None
@@ -105,7 +123,17 @@ class Recurrent(Stateful):
         return self.lstm(h[:, None])[0][:, 0]
 
 
-MODELS = [Counter, Containers, AverageInAnAttribute, CarriedOver, PythonRandom, NumpyRandom, OwnGenerators, Recurrent]
+MODELS = [
+    Counter,
+    Containers,
+    Objects,
+    AverageInAnAttribute,
+    CarriedOver,
+    PythonRandom,
+    NumpyRandom,
+    OwnGenerators,
+    Recurrent,
+]
 
 
 def seeded() -> None:

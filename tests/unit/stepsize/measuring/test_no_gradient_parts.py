@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stepsize import Outcome
+from stepsize import MeasurementError, Outcome
 from tests.reverse_mode import measured_and_expected
 
 CE = nn.CrossEntropyLoss()
@@ -107,6 +107,43 @@ class Force(nn.Module):
         x = x.detach().requires_grad_()
         (force,) = torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)
         return self.head(force)
+
+
+class Inner(nn.Module):
+    """Takes a gradient step in its own weights on the way, as in meta-learning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (g,) = torch.autograd.grad(self.a(x).square().mean(), self.a.weight, create_graph=True)
+        return x @ (self.a.weight - 0.1 * g).T
+
+
+class ForwardInside(nn.Module):
+    """Uses forward mode itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Sequential(nn.Linear(6, 4), nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.jvp(self.a, (x,), (torch.ones_like(x),))[1]
+
+
+@pytest.mark.parametrize("model_class", [Inner, ForwardInside])
+def test_what_forward_mode_cannot_run_is_refused_and_the_secant_can(model_class):
+    torch.manual_seed(1)
+    g = torch.Generator().manual_seed(0)
+    batches = [((torch.randn(24, 6, generator=g).double(),), torch.randint(4, (24,), generator=g)) for _ in range(2)]
+    with pytest.raises(MeasurementError, match=r"fails in forward mode: .*secant"):
+        measured_and_expected(model_class().double(), CE, batches[0], batches[1])
+    estimate, slope, curvature = measured_and_expected(
+        model_class().double(), CE, batches[0], batches[1], method="secant", rate=1e-6
+    )
+    assert estimate.slope == pytest.approx(slope, rel=1e-3)
+    assert estimate.curvature == pytest.approx(curvature, rel=1e-3)
 
 
 class EmbeddedQuantized(nn.Module):

@@ -163,6 +163,19 @@ def test_the_optimizer_may_move_weights_that_the_loss_does_not_depend_on():
     assert (both.slope, both.curvature) == (alone.slope, alone.curvature)
 
 
+def test_a_loss_whose_weights_another_optimizer_moves_during_the_step_is_refused():
+    model, margin = nn.Linear(6, 4), Margin()
+    one, two = torch.optim.SGD(model.parameters(), lr=0.1), torch.optim.SGD(margin.parameters(), lr=0.1)
+    worker = StepSizeWorker(model, one, AutogradLoss(margin))
+    x, y = batch(1)
+    margin(model(x), y).mean().backward()
+    worker.before_step(*batch(), step=0)
+    one.step()
+    two.step()
+    with pytest.raises(MeasurementError, match=r"'centres of the loss' changed during the step"):
+        worker.after_step()
+
+
 def test_a_weight_that_something_else_moves_during_the_step_is_refused():
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
     one, two = (torch.optim.SGD(part.parameters(), lr=0.1) for part in (model[0], model[2]))
