@@ -13,15 +13,12 @@ FeedKind = Literal["ring", "dali"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The [data] section: which rows are trained on, in which order, and how they reach the device."""
+    """The [data] section: which rows are trained on, in which order, and how they reach the device. The last six are
+    rarely set."""
 
     path: str
-    """Folder that `alphastream preprocess` wrote, or a URI (s3://, gs://, hdfs://, file://) of a copy of one."""
-    cache_path: str | None = None
-    """Folder for downloaded shards of a remote data.path, used by processes of one machine; by default
-    $XDG_CACHE_HOME or ~/.cache, then alphastream."""
-    cache_bytes: int | None = None
-    """Most bytes of downloaded shards, those of other runs included; by default half of what the disk has free."""
+    """Folder that `alphastream preprocess` wrote, or a URI (s3://, gs://, hdfs://, file://) of a copy of one;
+    here or in the file."""
     batch_rows: int = 2048
     """Rows of a training batch, over all ranks."""
     probe_rows: int | None = None
@@ -32,6 +29,8 @@ class DataConfig:
     """Seed of the order of rows."""
     shuffle: Shuffle = "rows"
     """none: file order; files: shards in random order; rows: row groups in random order, then rows within windows."""
+    damaged: OnDamage = "fail"
+    """What happens at a damaged row group: fail, or skip its rows (of a remote folder: its shard\'s) and count them."""
     shuffle_row_groups: int = 16
     """Row groups in a window whose rows are shuffled; memory: 10 MB for each of them, four or five times."""
     prefetch_batches: int = 4
@@ -40,8 +39,11 @@ class DataConfig:
     """Threads that read, decode and shuffle; by default one a core, at most 4."""
     feed: FeedKind = "ring"
     """ring: this project's own feed; dali: NVIDIA DALI (extra `dali`), same batches."""
-    damaged: OnDamage = "fail"
-    """What happens at a damaged row group: fail, or skip its rows (of a remote folder: its shard's) and count them."""
+    cache_path: str | None = None
+    """Folder for downloaded shards of a remote data.path, used by processes of one machine; by default
+    $XDG_CACHE_HOME or ~/.cache, then alphastream."""
+    cache_bytes: int | None = None
+    """Most bytes of downloaded shards, those of other runs included; by default half of what the disk has free."""
 
     def __post_init__(self) -> None:
         for name in (

@@ -149,8 +149,10 @@ def _make(
         if source.refresh() != source:
             raise InputError(f"{source.address} changed while it was read; remove {config.out} and preprocess again")
     if not any(record.rows for record in records):
-        names = ", ".join(source.address for source in plan.sources)
         lines = sum(record.lines for record in records)
+        if not lines and plan.sources[0].is_standard_input:
+            raise InputError("standard input (-) is empty or closed; pipe a log into it, or name a file")
+        names = ", ".join(source.address for source in plan.sources)
         raise InputError(f"{names}: no row among {lines:,} lines; name a log that has some")
     manifest = _finish(config.out, plan, place, records)
     return Summary(

@@ -115,7 +115,7 @@ class SelfCheck:
                 "forward mode is likely, as in the softmax of a row that is masked whole: mask with a finite number "
                 f"such as -1e9, or {REMEDY}"
             )
-        if abs(found - expected) <= allowed * size + 64 * self.eps * lengths:
+        if abs(found - expected) <= allowed * size + min(64 * self.eps, allowed / 4) * lengths:
             return
         raise MeasurementError(
             f"self-check: the measured slope {found:.6g} is not that of a backward pass, {expected:.6g}; "

@@ -304,6 +304,23 @@ def test_standard_input_is_read_again_to_continue_and_must_be_the_same(
     assert (done.rows, done.resumed_rows) == (99, 99)
 
 
+def test_standard_input_without_a_byte_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    with pytest.raises(
+        InputError, match=r"standard input \(-\) is empty or closed; pipe a log into it, or name a file"
+    ):
+        run(tmp_path / "data", "-")
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputError, match=r"standard input \(-\) is closed; pipe a log into it, or name a file"):
+        run(tmp_path / "data", "-")
+
+
+def test_foreign_bytes_on_standard_input_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"PAR1\x15\x04")))
+    with pytest.raises(InputError, match="standard input is a Parquet file; export it as delimited text"):
+        run(tmp_path / "data", "-")
+
+
 def test_finished_shards_are_not_encoded_again(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log.tsv", 100)
     lines = log.read_bytes().splitlines()
