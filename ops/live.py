@@ -281,8 +281,9 @@ def measuring_gaps(steps: Sequence[float]) -> list[int]:
         return []
     usual = statistics.median(pauses)
     longer = [pause for pause in pauses if pause > 4 * usual]
-    bursts = len(longer) >= 3
-    least = 3 * statistics.median(longer) if bursts else max(5 * usual, (steps[-1] - steps[0]) / BINS)
+    span = steps[-1] - steps[0]
+    in_bursts = len(longer) >= 3 and sum(longer) > span / 2
+    least = 3 * statistics.median(longer) if in_bursts else max(5 * usual, span / BINS)
     return [index for index, pause in enumerate(pauses, 1) if pause > least]
 
 

@@ -189,6 +189,7 @@ def test_a_bin_pools_by_the_ratio_of_averages() -> None:
         ([*range(0, 300, 10), *range(700, 1000, 10)], [30]),
         ([*range(0, 300, 10), 320, *range(340, 1000, 10)], []),
         ([start + i for start in range(0, 1000, 100) for i in range(10)], []),
+        ([start + i for start in (0, 300, 600, 900) for i in range(200)], [200, 400, 600]),
         ([start + i for start in (0, 100, 200, 300, 1500, 1600) for i in range(10)], [40]),
     ],
 )
