@@ -7,8 +7,12 @@ from typing import Literal, get_args
 
 from pipeline.errors import InputError
 from pipeline.rows import OnDamage, Pairing, Shuffle
+from pipeline.stages import usable_cores
 
 FeedKind = Literal["ring", "dali"]
+
+MOST_READER_THREADS = 4
+"""Unless more are asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,7 @@ class DataConfig:
     prefetch_batches: int = 4
     """Pairs made ahead of the trainer."""
     read_threads: int | None = None
-    """Threads that read, decode and shuffle; by default one a core, at most 4."""
+    """Threads that read, decode and shuffle; by default one for each core that may be used, at most 4."""
     feed: FeedKind = "ring"
     """ring: this project's own feed; dali: NVIDIA DALI (extra `dali`), same batches."""
     cache_path: str | None = None
@@ -61,3 +65,8 @@ class DataConfig:
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 raise InputError(f"data.{name} = {getattr(self, name)!r}; choose one of {', '.join(get_args(kind))}")
+
+    @property
+    def reader_threads(self) -> int:
+        """`read_threads`, or its default here."""
+        return self.read_threads or min(usable_cores(), MOST_READER_THREADS)

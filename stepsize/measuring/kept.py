@@ -8,7 +8,8 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -75,7 +76,16 @@ def _generators_of(owner: nn.Module) -> Iterator[Any]:
     for module in owner.modules():
         for name, value in vars(module).items():
             if name not in PLUMBING:
-                yield from (item for item in _within(value) if isinstance(item, kinds))
+                yield from (item for item in _inside(value, module) if isinstance(item, kinds))
+
+
+def _inside(value: Any, module: nn.Module) -> Iterator[Any]:
+    """`value` and what it holds, also where it is a record or an object of a class defined beside the module's."""
+    beside = type(value).__module__ == type(module).__module__ and not isinstance(value, nn.Module | type)
+    if hasattr(value, "__dict__") and (beside or is_dataclass(value) or isinstance(value, SimpleNamespace)):
+        yield from _within(vars(value))
+    else:
+        yield from _within(value)
 
 
 def _within(value: Any, depth: int = DEPTH) -> Iterator[Any]:
@@ -91,8 +101,8 @@ def _within(value: Any, depth: int = DEPTH) -> Iterator[Any]:
 def attributes_kept(*owners: nn.Module, buffers: bool = False) -> Iterator[None]:
     """Afterwards every attribute of `owners` and their parts is what it was, also within containers and tensors.
 
-    That covers counters, averages and caches which a model keeps beside its buffers. `buffers` are kept too where
-    asked for. Objects of other classes are put back as references only.
+    That covers counters, averages and caches which a model keeps beside its buffers, in dataclasses, namespaces and
+    objects of classes beside its own too. `buffers` are kept where asked for. Other objects are left to themselves.
 
     Raises: MeasurementError where a tensor attribute too large to copy was written to in place.
     """
@@ -103,7 +113,7 @@ def attributes_kept(*owners: nn.Module, buffers: bool = False) -> Iterator[None]
             where = f"{path}." if path else ""
             for name, value in vars(module).items():
                 if name not in PLUMBING:
-                    kept += [_content(item, f"{where}{name}") for item in _within(value)]
+                    kept += [_content(item, f"{where}{name}") for item in _inside(value, module)]
             if buffers:
                 kept += [_content(buffer, f"{where}{name}") for name, buffer in module.named_buffers(recurse=False)]
     try:
