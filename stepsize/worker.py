@@ -38,6 +38,7 @@ from stepsize.measuring import (
     optimizers_of,
     plain_logits,
     refuse_evaluating,
+    refuse_max_norm,
     refuse_scripted,
     refuse_sharded,
     row_forms,
@@ -127,6 +128,7 @@ class StepSizeWorker:
         self.model = unwrapped(model)
         refuse_scripted(self.model)
         refuse_sharded(self.model)
+        refuse_max_norm(self.model)
         self.loss = as_loss(loss)
         if self.options.curvature != "ggn":
             operator_class(self.options.curvature)

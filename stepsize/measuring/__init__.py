@@ -18,6 +18,7 @@ from stepsize.measuring.passes import (
     unwrapped,
 )
 from stepsize.measuring.self_check import SelfCheck
+from stepsize.measuring.tables import refuse_max_norm
 
 __all__ = [
     "Batch",
@@ -40,6 +41,7 @@ __all__ = [
     "optimizers_of",
     "plain_logits",
     "refuse_evaluating",
+    "refuse_max_norm",
     "refuse_scripted",
     "refuse_sharded",
     "row_forms",

@@ -104,7 +104,7 @@ def attributes_kept(*owners: nn.Module, buffers: bool = False) -> Iterator[None]
     That covers counters, averages and caches which a model keeps beside its buffers, in dataclasses, namespaces and
     objects of classes beside its own too. `buffers` are kept where asked for. Other objects are left to themselves.
 
-    Raises: MeasurementError where a tensor attribute too large to copy was written to in place.
+    Raises: MeasurementError where a parameter, or a tensor attribute too large to copy, was written to in place.
     """
     kept: list[PutBack] = []
     for owner in owners:
@@ -114,13 +114,20 @@ def attributes_kept(*owners: nn.Module, buffers: bool = False) -> Iterator[None]
             for name, value in vars(module).items():
                 if name not in PLUMBING:
                     kept += [_content(item, f"{where}{name}") for item in _inside(value, module)]
+            kept += [_unwritten(value, f"{where}{name}") for name, value in module.named_parameters(recurse=False)]
             if buffers:
                 kept += [_content(buffer, f"{where}{name}") for name, buffer in module.named_buffers(recurse=False)]
     try:
         yield
     finally:
+        errors = []
         for put_back in kept:
-            put_back()
+            try:
+                put_back()
+            except MeasurementError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
 
 def _namespace(module: nn.Module) -> PutBack:
@@ -144,6 +151,20 @@ def _content(value: Any, name: str) -> PutBack:
         before = copy.copy(value)
         return lambda: _refill(value, before)
     return lambda: None
+
+
+def _unwritten(parameter: nn.Parameter, name: str) -> PutBack:
+    version = None if parameter.is_inference() else parameter._version
+
+    def check() -> None:
+        if version is not None and parameter._version != version:
+            raise MeasurementError(
+                f"the model writes into its parameter {name!r} in its forward pass, so measuring changes what is "
+                "trained; keep averages in buffers (register_buffer), which measuring leaves alone, or update them "
+                "outside of forward"
+            )
+
+    return check
 
 
 def _refill(container: Any, before: Any) -> None:

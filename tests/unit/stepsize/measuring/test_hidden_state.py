@@ -223,6 +223,23 @@ def test_a_tensor_too_large_to_copy_is_asked_to_be_a_buffer():
         one_step(Bank())
 
 
+@pytest.mark.parametrize("self_check", [True, False])
+def test_a_parameter_that_forward_writes_to_is_asked_to_be_a_buffer(self_check):
+    """A second network that follows the first, as in self-supervised learning."""
+
+    class Followed(Stateful):
+        def begin(self) -> None:
+            self.slow = nn.Linear(8, 4).requires_grad_(False)
+
+        def factor(self, h: Tensor) -> Any:
+            with torch.no_grad():
+                self.slow.weight.mul_(0.9).add_(self.b.weight, alpha=0.1)
+            return 1 + self.slow(h).mean()
+
+    with pytest.raises(MeasurementError, match=r"'slow\.weight' in its forward pass.*register_buffer"):
+        one_step(Followed(), self_check=self_check)
+
+
 def test_a_loss_that_draws_and_counts_leaves_both_as_they_were():
     class Sampled(nn.Module):
         def __init__(self) -> None:
