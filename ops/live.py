@@ -186,28 +186,35 @@ class LiveStatus:
         first = self._clock.first_step
         with self._lock:
             seconds = sum(step_seconds for step_seconds, _ in self._recent)
-            return self._now | {
-                "total_steps": self._total_steps,
-                "elapsed_seconds": self._monotonic() - self._started,
-                "progress": self._progress(),
-                "seconds_left": self._seconds_left(seconds),
-                "rows_per_second": sum(rows for _, rows in self._recent) / seconds if seconds else None,
-                "step_seconds": seconds / len(self._recent) if self._recent else None,
-                "bound": {
-                    "kind": bound.kind,
-                    "data_share": bound.data_share,
-                    "sentence": str(bound),
-                },
-                "phases": phases,
-                "loss_curve": self._loss.points(),
-                "learning_rate_curve": self._learning_rate.points(),
-                "first_step": {"seconds": first.seconds, "phases": first.phases} if first and bound.steps > 1 else None,
-                "alpha_bins": alpha_bins(self._alphas),
-                "alpha": self._alpha(),
-                "outcomes": dict(self._outcomes),
-                "evaluations": dict(self._evaluations),
-                "messages": list(self._messages),
-            }
+            preparing = {"state": "preparing"} if self._now["state"] == "training" and not self._steps_seen else {}
+            return (
+                self._now
+                | preparing
+                | {
+                    "total_steps": self._total_steps,
+                    "elapsed_seconds": self._monotonic() - self._started,
+                    "progress": self._progress(),
+                    "seconds_left": self._seconds_left(seconds),
+                    "rows_per_second": sum(rows for _, rows in self._recent) / seconds if seconds else None,
+                    "step_seconds": seconds / len(self._recent) if self._recent else None,
+                    "bound": {
+                        "kind": bound.kind,
+                        "data_share": bound.data_share,
+                        "sentence": str(bound),
+                    },
+                    "phases": phases,
+                    "loss_curve": self._loss.points(),
+                    "learning_rate_curve": self._learning_rate.points(),
+                    "first_step": {"seconds": first.seconds, "phases": first.phases}
+                    if first and bound.steps > 1
+                    else None,
+                    "alpha_bins": alpha_bins(self._alphas),
+                    "alpha": self._alpha(),
+                    "outcomes": dict(self._outcomes),
+                    "evaluations": dict(self._evaluations),
+                    "messages": list(self._messages),
+                }
+            )
 
     def _alpha(self) -> dict[str, Any]:
         """The pooled factor with its margin, and the middle half of the estimates it came from as their spread."""
@@ -274,8 +281,9 @@ def measuring_gaps(steps: Sequence[float]) -> list[int]:
         return []
     usual = statistics.median(pauses)
     longer = [pause for pause in pauses if pause > 4 * usual]
-    bursts = len(longer) >= 3
-    least = 3 * statistics.median(longer) if bursts else max(5 * usual, (steps[-1] - steps[0]) / BINS)
+    span = steps[-1] - steps[0]
+    in_bursts = len(longer) >= 3 and sum(longer) > span / 2
+    least = 3 * statistics.median(longer) if in_bursts else max(5 * usual, span / BINS)
     return [index for index, pause in enumerate(pauses, 1) if pause > least]
 
 

@@ -48,6 +48,14 @@ class Bound:
         return f"{self.kind}-bound: {100 * self.data_share:.0f} % of the time waiting for data"
 
 
+def bound_of(data_share: float, *, seconds: float, steps: int, data_bound_share: float = DATA_BOUND_SHARE) -> Bound:
+    """The verdict over `steps` steps that took `seconds`, a share of which passed in waiting for rows."""
+    if seconds == 0:
+        return Bound(kind=BoundKind.UNKNOWN, data_share=0.0, seconds=0.0, steps=steps)
+    kind = BoundKind.DATA if data_share >= data_bound_share else BoundKind.COMPUTE
+    return Bound(kind=kind, data_share=data_share, seconds=seconds, steps=steps)
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepTiming:
     """The wall time of one interval and its phases, in whole nanoseconds: the phases sum to `nanoseconds`."""
@@ -161,11 +169,8 @@ class StepClock:
         with self._lock:
             recent = list(self._recent)
         total = sum(step.nanoseconds for step in recent)
-        if total == 0:
-            return Bound(kind=BoundKind.UNKNOWN, data_share=0.0, seconds=0.0, steps=len(recent))
-        share = sum(step.phase_nanoseconds["data_wait"] for step in recent) / total
-        kind = BoundKind.DATA if share >= self._threshold else BoundKind.COMPUTE
-        return Bound(kind=kind, data_share=share, seconds=total / NANOSECONDS, steps=len(recent))
+        share = sum(step.phase_nanoseconds["data_wait"] for step in recent) / total if total else 0.0
+        return bound_of(share, seconds=total / NANOSECONDS, steps=len(recent), data_bound_share=self._threshold)
 
     def _charge(self) -> None:
         """Give the time since the last change to the phase that ran."""

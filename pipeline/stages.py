@@ -1,11 +1,17 @@
-"""Seconds and rows of each stage between the disk and the model, added up over all threads."""
+"""The threads between the disk and the model: how many cores they have, and what each stage costs them."""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+
+def usable_cores() -> int:
+    """The cores that this process may use: fewer than the machine has where it is confined to some of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class StageTotals:

@@ -31,13 +31,14 @@ from stepsize.measuring import (
     Tracker,
     dropped,
     estimate_from,
-    forward_pass,
     in_precision,
     lane_for,
     measure,
     operator_class,
     optimizers_of,
+    plain_logits,
     refuse_evaluating,
+    refuse_max_norm,
     refuse_scripted,
     refuse_sharded,
     row_forms,
@@ -127,6 +128,7 @@ class StepSizeWorker:
         self.model = unwrapped(model)
         refuse_scripted(self.model)
         refuse_sharded(self.model)
+        refuse_max_norm(self.model)
         self.loss = as_loss(loss)
         if self.options.curvature != "ggn":
             operator_class(self.options.curvature)
@@ -138,7 +140,7 @@ class StepSizeWorker:
         self._device = next(self.model.parameters()).device
         self._context = in_precision(self.options.precision, self._device, forward_context)
         tables = "dense" if self.options.needs_whole else tables
-        self._tracker = Tracker(self.model, self._optimizers, tables=tables, context=self._context)
+        self._tracker = Tracker(self.model, self._optimizers, tables=tables, context=self._context, loss=self.loss)
         self._tables = self._tracker.table_names()
         self._tracker.refuse_moving(self.loss)
         self._checks_left = CHECKS if self_check and self.options.method == "jvp" else 0
@@ -322,16 +324,7 @@ class StepSizeWorker:
         return SelfCheck(self.model, self.loss, parameters, batch, kept=kept, context=self._context)
 
     def _logits(self, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            buffers = {name: buffer.detach() for name, buffer in self.model.named_buffers()}
-            return forward_pass(
-                self.model,
-                batch.inputs,
-                substitutes={},
-                buffers=buffers,
-                generators=batch.generators,
-                context=self._context,
-            )
+        return plain_logits(self.model, batch.inputs, generators=batch.generators, context=self._context)
 
     def _submit_secant(self, measured: _Measured, logits: Tensor | None) -> Pending:
         """Jd as the logits' difference; the passes run on the current stream, between its other work."""

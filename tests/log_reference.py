@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 
 from pipeline.schema import LogFormat
 
@@ -126,6 +127,28 @@ def read_log(text: bytes, log_format: LogFormat) -> tuple[list[Row], list[tuple[
     return rows, rejects
 
 
+def whole_number(field: bytes) -> int | str:
+    """The integer that a field stands for, or what is wrong with it."""
+    text = field.decode("latin-1").strip(" \t\n\v\f\r")
+    if re.fullmatch(r"[+-]?(inf|infinity|nan)", text, re.IGNORECASE):
+        return "is not finite"
+    found = re.fullmatch(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))(?:[eE]([+-]?[0-9]+))?", text)
+    if not found:
+        return "is not an integer"
+    negative, digits, exponent = Decimal(found[1]).as_tuple()
+    assert isinstance(exponent, int)
+    exponent += int(found[2] or 0)
+    significant = "".join(map(str, digits)).lstrip("0")
+    if not significant:
+        return 0
+    exponent += len(significant) - len(significant.rstrip("0"))
+    significant = significant.rstrip("0")
+    if exponent < 0:
+        return "is not a whole number"
+    value = int(significant) * 10 ** min(exponent, 20) * (-1 if negative else 1)
+    return value if -(2**31) <= value < 2**31 else "is outside int32"
+
+
 def read_line(line: bytes, log_format: LogFormat) -> Row | str:
     """The row of a line without its end, or why there is none: the first offending field in line order."""
     if not line:
@@ -140,18 +163,16 @@ def read_line(line: bytes, log_format: LogFormat) -> Row | str:
         if position == len(fields) - 1 and len(fields) < len(log_format.columns):
             return f"{len(fields)} fields instead of {len(log_format.columns)}"
         if name == log_format.label:
-            if field not in (*missing, b"0", b"1"):
-                return f"{name} is no label"
-            label = int(field == b"1")
+            label = 0 if field in missing else whole_number(field)
+            if label not in (0, 1):
+                return f"{name} is neither 0 nor 1"
         elif name in log_format.dense:
             if field in missing:
                 dense[name] = None
-            elif not re.fullmatch(rb"-?[0-9]+", field):
-                return f"{name} is no integer"
-            elif not -(2**31) <= int(field) < 2**31:
-                return f"{name} is outside int32"
+            elif isinstance(value := whole_number(field), str):
+                return f"{name} {value}"
             else:
-                dense[name] = int(field)
+                dense[name] = value
         elif name in log_format.sparse:
             j = log_format.sparse.index(name)
             if field in missing:

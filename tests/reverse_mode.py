@@ -97,3 +97,47 @@ def hessian_form(
     slope = torch.stack([(direction[name] * g).sum() for name, g in zip(named, gradients, strict=True)]).sum()
     seconds = torch.autograd.grad(slope, list(named.values()), materialize_grads=True)
     return sum((direction[name] * h).sum().item() for name, h in zip(named, seconds, strict=True))
+
+
+def forms_by_double_backward(
+    model: nn.Module, torch_loss: Any, change: list[Tensor], inputs: tuple[Any, ...], targets: Tensor
+) -> tuple[float, float]:
+    """dᵀg and dᵀGd of the module as it stands, from backward passes alone: what training itself would see.
+
+    Jd is the derivative in v of (Jᵀv)·d, and the Hessian in the logits is differentiated twice.
+    """
+    z, parameters = model(*inputs), list(model.parameters())
+    v = torch.zeros_like(z, requires_grad=True)
+    pulled = torch.autograd.grad(z, parameters, v, create_graph=True, materialize_grads=True)
+    along = torch.stack([(p * d).sum() for p, d in zip(pulled, change, strict=True)]).sum()
+    (tangent,) = torch.autograd.grad(along, v)
+    logits = z.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(torch_loss(logits, targets), logits, create_graph=True)
+    slope = (gradient * tangent).sum()
+    (product,) = torch.autograd.grad(slope, logits)
+    return slope.item(), (product * tangent).sum().item()
+
+
+def measured_and_expected(
+    model: nn.Module,
+    torch_loss: Any,
+    b1: tuple[tuple[Any, ...], Tensor],
+    b2: tuple[tuple[Any, ...], Tensor],
+    *,
+    loss: Any = None,
+    rate: float = 1e-2,
+    **options: Any,
+) -> tuple[Any, float, float]:
+    """The estimate of one AdamW step on `b2`, with dᵀg and dᵀGd on `b1` by double backward at the weights before it."""
+    from stepsize import StepSizeWorker
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    worker = StepSizeWorker(model, optimizer, torch_loss if loss is None else loss, **options)
+    torch_loss(model(*b2[0]), b2[1]).backward()
+    before = copy.deepcopy(model)
+    with worker.around_step(*b1, step=0):
+        optimizer.step()
+    [estimate] = worker.poll(step=0)
+    change = [after.detach() - was.detach() for after, was in zip(model.parameters(), before.parameters(), strict=True)]
+    slope, curvature = forms_by_double_backward(before, torch_loss, change, *b1)
+    return estimate, slope, curvature

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 import msgspec
 import tomli_w
 
-from pipeline.addresses import without_secrets
+from pipeline.addresses import is_remote, without_secrets
 from pipeline.device import DataConfig
 from pipeline.errors import InputError
 from stepsize.policies import StepSizeConfig
@@ -70,14 +70,26 @@ class Config:
             raise ConfigError(f"data.seed is {self.data.seed}; give a whole number from 0 to 4294967295")
 
     def resolved(self) -> Config:
-        """The same with what `model.preset` decides written out: what a run is made from.
+        """The same with data.path in full and what `model.preset` decides written out: what a run is made from.
 
-        Raises: ConfigError for an unknown preset, sizes that do not fit one another, or a missing data.path.
+        Raises: ConfigError for an unknown preset, sizes that do not fit one another, a missing data.path, or a text
+        that no file can hold.
         """
         if not self.data.path:
             raise ConfigError(MISSING_PATH)
+        path = self.data.path if is_remote(self.data.path) else str(Path(self.data.path).absolute())
+        for key in setting_types(Config):
+            try:
+                str(operator.attrgetter(key)(self)).encode()
+            except UnicodeEncodeError:
+                raise ConfigError(f"{key} is not UTF-8, as RUN/config.toml must be; give another name to it") from None
         with config_errors():
-            return replace(self, model=self.model.resolved(), optimizer=self.optimizer.resolved(self.model.preset))
+            return replace(
+                self,
+                data=replace(self.data, path=path),
+                model=self.model.resolved(),
+                optimizer=self.optimizer.resolved(self.model.preset),
+            )
 
     def without_secrets(self) -> Config:
         """The same without the user and password that data.path may carry: what may be shown and stored."""

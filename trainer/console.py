@@ -21,6 +21,8 @@ from rich.text import Text
 
 PLAIN_LINE_SECONDS = 30.0
 """Without a terminal, one line of progress every so many seconds."""
+PREPARING = "preparing"
+"""What a progress bar says before the first update."""
 
 
 class Console:
@@ -49,8 +51,8 @@ class ProgressLine:
         self, console: rich.console.Console, title: str, total: float | None, *, unit: str, start: float
     ) -> None:
         self._console, self._title, self._total, self._unit = console, title, total, unit
-        self._started, self._start = time.monotonic(), start
-        self._last_line = self._started
+        self._first: tuple[float, float] | None = None
+        self._started = self._last_line = time.monotonic()
         self._progress: Progress | None = None
         if console.is_terminal:
             # On a narrow terminal the bar gives way, then the detail; the line never wraps.
@@ -64,7 +66,7 @@ class ProgressLine:
                 ),
             ]
             self._progress = Progress(*columns, console=console, refresh_per_second=5)
-            self._task: TaskID = self._progress.add_task(title, total=total, completed=start, detail="")  # pyright: ignore[reportArgumentType]
+            self._task: TaskID = self._progress.add_task(title, total=total, completed=start, detail=PREPARING)  # pyright: ignore[reportArgumentType]
             self._progress.start()
 
     def update(self, completed: float, detail: str = "") -> None:
@@ -73,17 +75,22 @@ class ProgressLine:
             self._progress.update(self._task, completed=completed, detail=detail)
             return
         now = time.monotonic()
+        self._first = self._first or (completed, now)
         if now - self._last_line >= PLAIN_LINE_SECONDS:
             self._last_line = now
             left = self._time_left(completed, now)
             self._console.print(f"{self._title}: {self._counted(completed)} {detail}{left}", markup=False)
 
     def _time_left(self, completed: float, now: float) -> str:
-        """From the mean speed so far; nothing where the end is not known or nothing is done yet."""
-        done = completed - self._start
+        """From the mean speed since the first update; nothing while that, or the end, is not known.
+
+        What came before the first update is preparation, such as a pipeline that fills, and does not come again.
+        """
+        first, began = self._first or (completed, now)
+        done = completed - first
         if self._total is None or done <= 0:
             return ""
-        minutes, seconds = divmod(round((self._total - completed) * (now - self._started) / done), 60)
+        minutes, seconds = divmod(round((self._total - completed) * (now - began) / done), 60)
         return f"  {minutes // 60}:{minutes % 60:02}:{seconds:02} left"
 
     def _counted(self, completed: float) -> str:

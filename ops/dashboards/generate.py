@@ -14,7 +14,7 @@ from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 from ops.metrics import PREFIX
-from ops.step_clock import PHASES
+from ops.step_clock import DATA_BOUND_SHARE, PHASES
 
 PATH = Path(__file__).with_name("alphastream.json")
 WIDTH = 24
@@ -102,15 +102,15 @@ def _glance() -> list[AnyPanel]:
             "Time waiting for data",
             f"sum({waiting}) / sum({total})",
             unit="percentunit",
-            steps=[(None, "green"), (0.1, "orange")],
-            description="From 10 % on, the pipeline is the bottleneck.",
+            steps=[(None, "green"), (DATA_BOUND_SHARE, "orange")],
+            description=f"From {100 * DATA_BOUND_SHARE:.0f} % on, the pipeline is the bottleneck.",
         ),
         _stat(
-            "α*: length a step should have had",
+            "α*, times the applied step",
             f"avg({metric('alpha_pooled_relative')})",
             unit="none",
             decimals=2,
-            description="Times the applied step, pooled over the latest 200 estimates; nothing before the tenth.",
+            description="Pooled over the latest 200 estimates; nothing before the tenth.",
         ),
         _stat(
             "Since the last step",

@@ -7,21 +7,22 @@ from typing import Literal, get_args
 
 from pipeline.errors import InputError
 from pipeline.rows import OnDamage, Pairing, Shuffle
+from pipeline.stages import usable_cores
 
 FeedKind = Literal["ring", "dali"]
+
+MOST_READER_THREADS = 4
+"""Unless more are asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The [data] section: which rows are trained on, in which order, and how they reach the device."""
+    """The [data] section: which rows are trained on, in which order, and how they reach the device. The last six are
+    rarely set."""
 
     path: str
-    """Folder that `alphastream preprocess` wrote, or a URI (s3://, gs://, hdfs://, file://) of a copy of one."""
-    cache_path: str | None = None
-    """Folder for downloaded shards of a remote data.path, used by processes of one machine; by default
-    $XDG_CACHE_HOME or ~/.cache, then alphastream."""
-    cache_bytes: int | None = None
-    """Most bytes of downloaded shards, those of other runs included; by default half of what the disk has free."""
+    """Folder that `alphastream preprocess` wrote, or a URI (s3://, gs://, hdfs://, file://) of a copy of one;
+    here or in the file."""
     batch_rows: int = 2048
     """Rows of a training batch, over all ranks."""
     probe_rows: int | None = None
@@ -32,16 +33,21 @@ class DataConfig:
     """Seed of the order of rows."""
     shuffle: Shuffle = "rows"
     """none: file order; files: shards in random order; rows: row groups in random order, then rows within windows."""
+    damaged: OnDamage = "fail"
+    """What happens at a damaged row group: fail, or skip its rows (of a remote folder: its shard's) and count them."""
     shuffle_row_groups: int = 16
     """Row groups in a window whose rows are shuffled; memory: 10 MB for each of them, four or five times."""
     prefetch_batches: int = 4
     """Pairs made ahead of the trainer."""
     read_threads: int | None = None
-    """Threads that read, decode and shuffle; by default one a core, at most 4."""
+    """Threads that read, decode and shuffle; by default one for each core that may be used, at most 4."""
     feed: FeedKind = "ring"
     """ring: this project's own feed; dali: NVIDIA DALI (extra `dali`), same batches."""
-    damaged: OnDamage = "fail"
-    """Where a row group is damaged: fail, or skip its rows (of a remote folder: its shard's) and count them."""
+    cache_path: str | None = None
+    """Folder for downloaded shards of a remote data.path, used by processes of one machine; by default
+    $XDG_CACHE_HOME or ~/.cache, then alphastream."""
+    cache_bytes: int | None = None
+    """Most bytes of downloaded shards, those of other runs included; by default half of what the disk has free."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -59,3 +65,8 @@ class DataConfig:
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 raise InputError(f"data.{name} = {getattr(self, name)!r}; choose one of {', '.join(get_args(kind))}")
+
+    @property
+    def reader_threads(self) -> int:
+        """`read_threads`, or its default here."""
+        return self.read_threads or min(usable_cores(), MOST_READER_THREADS)

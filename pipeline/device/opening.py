@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 
@@ -156,7 +155,7 @@ def _reader(
         groups,
         order,
         manifest.format,
-        threads=config.read_threads or min(os.cpu_count() or 1, 4),
+        threads=config.reader_threads,
         encoded=encode_rows is not None,
         on_damage=config.damaged,
         stages=stages,

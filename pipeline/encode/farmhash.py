@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from pipeline.line_buffer import load_u64
+from pipeline.compiled import compiled, inlined, load_u64
 
 K0 = np.uint64(0xC3A5C85C97CB3127)
 K1 = np.uint64(0xB492B66FBE98F273)
@@ -62,12 +61,12 @@ leading_zeros: Any = intrinsic(_leading_zeros)
 trailing_zeros: Any = intrinsic(_trailing_zeros)
 
 
-@numba.njit(inline="always")
+@inlined
 def rotate_right(value, bits):
     return (value >> np.uint64(bits)) | (value << np.uint64(64 - bits))
 
 
-@numba.njit(inline="always")
+@inlined
 def mix_pair(u, v, multiplier):
     a = (u ^ v) * multiplier
     a ^= a >> np.uint64(47)
@@ -76,7 +75,7 @@ def mix_pair(u, v, multiplier):
     return b * multiplier
 
 
-@numba.njit(inline="always")
+@inlined
 def hash_8_to_16(first, last, length):
     """Fingerprint64 of 8 to 16 bytes, given their first and last eight as uint64."""
     multiplier = K2 + np.uint64(2) * np.uint64(length)
@@ -86,7 +85,7 @@ def hash_8_to_16(first, last, length):
     return mix_pair(c, d, multiplier)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _hash_0_to_7(s, n):
     if n == 0:
         return K2
@@ -101,7 +100,7 @@ def _hash_0_to_7(s, n):
     return mix_pair(length + (first << np.uint64(3)), last, K2 + np.uint64(2) * length)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _hash_17_to_32(s, n):
     multiplier = K2 + np.uint64(2) * np.uint64(n)
     a = load_u64(s, 0) * K1
@@ -112,7 +111,7 @@ def _hash_17_to_32(s, n):
     return mix_pair(u, a + rotate_right(b + K2, 18) + c, multiplier)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _hash_33_to_64(s, n):
     multiplier = K2 + np.uint64(2) * np.uint64(n)
     a = load_u64(s, 0) * K2
@@ -129,7 +128,7 @@ def _hash_33_to_64(s, n):
     return mix_pair(u, e + rotate_right(f + a, 18) + g, multiplier)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _mix_32_bytes(s, at, a, b):
     w, x, y, z = load_u64(s, at), load_u64(s, at + 8), load_u64(s, at + 16), load_u64(s, at + 24)
     a += w
@@ -140,7 +139,7 @@ def _mix_32_bytes(s, at, a, b):
     return a + z, b + c
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _hash_over_64(s, n):
     x = np.uint64(81)
     y = x * K1 + np.uint64(113)
@@ -179,7 +178,7 @@ def _hash_over_64(s, n):
     return mix_pair(first, mix_pair(v1, w1, multiplier) + x, multiplier)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def fingerprint64(s, n):
     """Fingerprint64 of the first `n` bytes of the uint8 array `s`, which must extend 8 bytes beyond them.
 

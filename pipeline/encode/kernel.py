@@ -1,17 +1,15 @@
 """The compiled kernel: whole lines in a buffer → columns, hashes reduced to buckets, distinct counts, rejects.
 
-Letters: R rows, D dense columns, S sparse columns, M registers. Everything compiled is in this one file, for the
-compiler's cache notices a change of the file that holds a function, not of those that it calls; the hash beside it is
-fixed by its definition.
+Letters: R rows, D dense columns, S sparse columns, M registers.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
+from pipeline.compiled import compiled, inlined, load_u64
 from pipeline.encode.farmhash import (
     fingerprint64,
     hash_8_to_16,
@@ -20,17 +18,17 @@ from pipeline.encode.farmhash import (
     load_u8,
     trailing_zeros,
 )
-from pipeline.line_buffer import load_u64
+from pipeline.encode.numbers import BAD_RANGE, OK, integer
 
 DISTINCT_PRECISION = 12
 """Base-2 logarithm of M, the HyperLogLog registers of a category: a standard error of 1.04 / √4096 = 1.6 %."""
 
 IGNORED, LABEL, DENSE, SPARSE = range(4)
-OK, EMPTY_LINE, WRONG_FIELDS, BAD_LABEL, BAD_INTEGER, BAD_RANGE, BAD_CATEGORY = range(7)
+EMPTY_LINE, WRONG_FIELDS, BAD_LABEL, BAD_CATEGORY = range(BAD_RANGE + 1, BAD_RANGE + 5)
 # What the quick and the thorough path need to know of a field: see Layout.fields. The quick one takes eight
 # hexadecimal digits as a category that is present, and up to seven decimal ones as an integer that is.
 F_KIND, F_SLOT, F_TERMINATOR, F_QUICK, F_SUFFIX, F_SUFFIX_BITS, F_DEFAULT_HASH = range(7)
-_NEWLINE, _RETURN, _MINUS, _ZERO = 10, 13, 45, 48
+_NEWLINE, _RETURN, _ZERO = 10, 13, 48
 _ONES = np.uint64(0x0101010101010101)
 _HIGH_BITS = np.uint64(0x80) * _ONES
 
@@ -90,7 +88,7 @@ class Scratch(NamedTuple):
     text: np.ndarray
 
 
-@numba.njit(inline="always")
+@inlined
 def _is_hexadecimal_word(word):
     """Whether all eight bytes are hexadecimal digits. No sum below carries from one byte into the next."""
     lower = word | (np.uint64(0x20) * _ONES)
@@ -99,14 +97,14 @@ def _is_hexadecimal_word(word):
     return (word & _HIGH_BITS) == 0 and ((digit | letter) & _HIGH_BITS) == _HIGH_BITS
 
 
-@numba.njit(inline="always")
+@inlined
 def _bytes_before(word, terminator):
     """How many of the eight bytes, from the lowest, come before the first `terminator`; 8 where there is none."""
     difference = word ^ (np.uint64(terminator) * _ONES)
     return trailing_zeros((difference - _ONES) & ~difference & _HIGH_BITS) >> np.uint64(3)
 
 
-@numba.njit(inline="always")
+@inlined
 def _seven_digits(word, length):
     """The decimal number in the lowest `length` (0 to 7) bytes, and whether they are all digits.
 
@@ -122,36 +120,12 @@ def _seven_digits(word, length):
     return ((fours & np.uint64(0x0000FFFF0000FFFF)) * np.uint64(42949672960001)) >> np.uint64(32), valid
 
 
-@numba.njit(inline="always")
+@inlined
 def _is_hexadecimal(byte):
     return 48 <= byte <= 57 or 65 <= byte <= 70 or 97 <= byte <= 102
 
 
-@numba.njit(inline="always")
-def _integer(buffer, start, end):
-    """The int32 in a field that is not empty, and a code."""
-    position = start
-    negative = buffer[position] == _MINUS
-    if negative:
-        position += 1
-    if position == end:
-        return 0, BAD_INTEGER
-    value = 0
-    while position < end:
-        digit = np.int64(buffer[position]) - _ZERO
-        if digit < 0 or digit > 9:
-            return 0, BAD_INTEGER
-        if value < 1 << 40:  # beyond it the value is out of range whatever follows
-            value = value * 10 + digit
-        position += 1
-    if negative:
-        value = -value
-    if value < -(1 << 31) or value >= 1 << 31:
-        return 0, BAD_RANGE
-    return value, 0
-
-
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _is_missing(buffer, start, end, layout):
     """Whether the field is one of the literals that mean missing."""
     first = 0
@@ -166,7 +140,7 @@ def _is_missing(buffer, start, end, layout):
     return False
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _hash_field(buffer, start, end, layout, field, scratch):  # noqa: PLR0917
     """Fingerprint64 of a field of any length and the decimal of its column; code BAD_CATEGORY where it may not be."""
     n = end - start
@@ -182,14 +156,14 @@ def _hash_field(buffer, start, end, layout, field, scratch):  # noqa: PLR0917
     return fingerprint64(scratch.text, n + digits), OK
 
 
-@numba.njit(inline="always")
+@inlined
 def _bucket(value, size, reciprocal):
     """`value` mod `size`: ⌊value · ⌊2⁶⁴/size⌋ / 2⁶⁴⌋ is the quotient or one below it."""
     remainder = value - high_product(value, reciprocal) * size
     return remainder - size if remainder >= size else remainder
 
 
-@numba.njit(inline="always")
+@inlined
 def _parse_line(buffer, start, layout, group, row, scratch):  # noqa: PLR0912, PLR0915, PLR0917
     """Fill `row` from the line at `start`, its hashes into `scratch`: (a position within the line, code, field).
 
@@ -239,7 +213,7 @@ def _parse_line(buffer, start, layout, group, row, scratch):  # noqa: PLR0912, P
             group.present[slot, row] = not missing
             group.dense[slot, row] = 0
             if not missing:
-                value, code = _integer(buffer, position, end)
+                value, code = integer(buffer, position, end)
                 if code != OK:
                     return position, code, field
                 group.dense[slot, row] = value
@@ -254,13 +228,15 @@ def _parse_line(buffer, start, layout, group, row, scratch):  # noqa: PLR0912, P
         elif kind == LABEL:
             value = 0 if missing else np.int64(buffer[position]) - _ZERO
             if not missing and (end - position != 1 or value < 0 or value > 1):
-                return position, BAD_LABEL, field
+                value, code = integer(buffer, position, end)
+                if code != OK or value < 0 or value > 1:
+                    return position, BAD_LABEL, field
             group.label[row] = value
         position = following
     return position, OK, 0
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def parse(buffer, start, stop, layout, group, row, tally, rejects, scratch):  # noqa: PLR0917
     """Parse whole lines of `buffer[start:stop]` into `group` from `row` on.
 

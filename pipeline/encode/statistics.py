@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 from datasketch import HyperLogLogPlusPlus
 
+from pipeline.compiled import compiled
 from pipeline.encode.tsv import DISTINCT_PRECISION, Group, Tally, make_tally
 from pipeline.schema import LogFormat
 
@@ -154,7 +154,7 @@ def _rate(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _dense_counts(dense, present, rows):
     """Over the first `rows` present values of each column: how many, their sum, minimum and maximum."""
     columns = dense.shape[0]

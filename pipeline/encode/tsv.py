@@ -6,14 +6,14 @@ hash to its bucket and feeds the distinct counts.
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from pipeline.encode.farmhash import fingerprint64
 from pipeline.encode.kernel import (
     BAD_CATEGORY,
-    BAD_INTEGER,
     BAD_LABEL,
-    BAD_RANGE,
     DENSE,
     DISTINCT_PRECISION,
     EMPTY_LINE,
@@ -34,6 +34,7 @@ from pipeline.encode.kernel import (
     Tally,
     parse,
 )
+from pipeline.encode.numbers import BAD_INTEGER, BAD_RANGE, NOT_WHOLE
 from pipeline.line_buffer import MAX_LINE_BYTES, PADDING_BYTES
 from pipeline.schema import LogFormat
 
@@ -41,6 +42,8 @@ __all__ = [
     "DISTINCT_PRECISION", "Group", "Layout", "Rejects", "Scratch", "Tally",
     "hash_bytes", "make_group", "make_layout", "make_rejects", "make_scratch", "make_tally", "parse", "reason",
 ]  # fmt: skip
+
+_NOT_FINITE = re.compile(r"\s*[+-]?(inf|infinity|nan)\s*", re.ASCII | re.IGNORECASE)
 
 
 def make_layout(log_format: LogFormat) -> Layout:
@@ -130,8 +133,9 @@ def reason(log_format: LogFormat, code: int, field: int, line: bytes) -> str:
     text = line.split(log_format.delimiter.encode())[field].decode("utf-8", "backslashreplace")
     shown = text if len(text) <= 32 else f"{text[:29]}..."
     problem = {
-        BAD_LABEL: "is no label (0 or 1)",
-        BAD_INTEGER: "is no integer",
+        BAD_LABEL: "is neither 0 nor 1",
+        BAD_INTEGER: "is not finite" if _NOT_FINITE.fullmatch(text) else "is not an integer",
+        NOT_WHOLE: "is not a whole number",
         BAD_RANGE: "is outside int32",
         BAD_CATEGORY: "is not hexadecimal",
     }[code]

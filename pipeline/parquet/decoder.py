@@ -13,19 +13,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 from isal import isal_zlib
-from numba import njit
 from numpy.typing import NDArray
 
+from pipeline.compiled import compiled
 from pipeline.errors import StorageError
+from pipeline.parquet import codes
 from pipeline.parquet.run_length import fill_page, read_varint
 
 Encode = Callable[[NDArray[np.int32]], NDArray]
 """Values of a column as they are to be handed out: same length, 4 bytes each; 0 (missing) must stay 0."""
 
-_DATA_PAGE, _DICTIONARY_PAGE = 0, 2
-_PLAIN, _PLAIN_DICTIONARY, _RLE, _RLE_DICTIONARY = 0, 2, 3, 8
-_STOP, _TRUE, _FALSE, _I32, _STRUCT = 0, 1, 2, 5, 12  # types of Thrift's compact protocol
-_OF_DATA, _OF_DICTIONARY = 5, 7  # fields of PageHeader that describe one kind of page
 _HEADER_FIELDS = 8
 _KIND, _SIZE, _STORED, _CRC, _VALUES, _ENCODING, _LEVELS, _START = range(_HEADER_FIELDS)
 _MOST_PAGES = 64  # of a column chunk
@@ -61,10 +58,18 @@ def read_chunks(raw: NDArray[np.uint8], *, rows: int, columns: int, codec: pa.Co
         if isal_zlib.crc32(body) != crc & 0xFFFFFFFF:
             raise StorageError("a page's checksum is wrong")
         complete = not chunks or chunks[-1].rows == rows
-        if kind == _DICTIONARY_PAGE and complete and encoding in (_PLAIN, _PLAIN_DICTIONARY) and size == 4 * values:
+        if (
+            kind == codes.DICTIONARY_PAGE
+            and complete
+            and encoding in (codes.PLAIN, codes.PLAIN_DICTIONARY)
+            and size == 4 * values
+        ):
             chunks.append(Chunk(dictionary=np.frombuffer(_decompress(body, size, codec), np.int32)))
         elif (
-            kind == _DATA_PAGE and not complete and encoding in (_RLE_DICTIONARY, _PLAIN_DICTIONARY) and levels == _RLE
+            kind == codes.DATA_PAGE
+            and not complete
+            and encoding in (codes.RLE_DICTIONARY, codes.PLAIN_DICTIONARY)
+            and levels == codes.RLE
         ):
             chunks[-1].pages.append((_decompress(body, size, codec), values))
         else:
@@ -91,6 +96,8 @@ def fill_column(chunk: Chunk, encode: Encode | None, out: NDArray, *, optional: 
 def _decompress(body: NDArray[np.uint8], size: int, codec: pa.Codec | None) -> pa.Buffer:
     buffer = pa.py_buffer(body)
     if codec is None or size == 0:
+        if size > len(body):
+            raise StorageError("a page does not hold what its header says")
         return buffer[:size]
     try:
         return codec.decompress(buffer, size)
@@ -98,7 +105,7 @@ def _decompress(body: NDArray[np.uint8], size: int, codec: pa.Codec | None) -> p
         raise StorageError("a page cannot be decompressed") from error
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _find_pages(raw, headers):  # pragma: no cover - compiled
     """Fills a row of `headers` for each page of a row group; how many there are, −1 for anything unexpected."""
     at, count = 0, 0
@@ -115,7 +122,7 @@ def _find_pages(raw, headers):  # pragma: no cover - compiled
     return count
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _read_header(raw, at, header):  # pragma: no cover - compiled
     """Reads the Thrift struct PageHeader at `at`; where it ends, −1 for anything unexpected."""
     field, outer = 0, 0
@@ -124,34 +131,39 @@ def _read_header(raw, at, header):  # pragma: no cover - compiled
         kind = byte & 15
         field += byte >> 4
         at += 1
-        if kind == _STOP and outer == 0:
+        if kind == codes.STOP and outer == 0:
             return at
-        if kind == _STOP:
+        if kind == codes.STOP:
             field, outer = outer, 0
-        elif kind == _I32:
+        elif kind == codes.I32:
             at, value = read_varint(raw, at)
             if at < 0 or not _store(header, outer, field, (value >> 1) ^ -(value & 1)):
                 return -1
-        elif kind == _STRUCT and outer == 0 and field in (_OF_DATA, _OF_DICTIONARY):
+        elif kind == codes.STRUCT and outer == 0 and field in (codes.DATA_PAGE_HEADER, codes.DICTIONARY_PAGE_HEADER):
             field, outer = 0, field
-        elif kind == _STRUCT and (outer, field) == (_OF_DATA, 5) and at < raw.size and raw[at] == _STOP:
+        elif (
+            kind == codes.STRUCT
+            and (outer, field) == (codes.DATA_PAGE_HEADER, codes.STATISTICS)
+            and at < raw.size
+            and raw[at] == codes.STOP
+        ):
             at += 1  # statistics, and none in them
-        elif kind not in (_TRUE, _FALSE) or outer != _OF_DICTIONARY:
+        elif kind not in (codes.TRUE, codes.FALSE) or outer != codes.DICTIONARY_PAGE_HEADER:
             return -1
     return -1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _store(header, outer, field, value):  # pragma: no cover - compiled
     """Keeps one integer of a page header; False for one that is not known."""
-    if outer == 0 and 1 <= field <= 4:
-        header[(_KIND, _SIZE, _STORED, _CRC)[field - 1]] = value
-    elif field == 1:
+    if outer == 0 and codes.PAGE_TYPE <= field <= codes.PAGE_CRC:
+        header[(_KIND, _SIZE, _STORED, _CRC)[field - codes.PAGE_TYPE]] = value
+    elif field == codes.NUM_VALUES:
         header[_VALUES] = value
-    elif field == 2:
+    elif field == codes.ENCODING:
         header[_ENCODING] = value
-    elif field == 3:
+    elif field == codes.DEFINITION_LEVEL_ENCODING:
         header[_LEVELS] = value
     else:
-        return field == 4
+        return field == codes.REPETITION_LEVEL_ENCODING
     return True

@@ -9,8 +9,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
-import numba
 import numpy as np
+
+from pipeline.compiled import compiled
 
 MAX_PAGE_ROWS = 65_536
 _TABLE_BITS, _SHORT_TABLE_BITS = 17, 15
@@ -82,7 +83,7 @@ def varint(value: int) -> bytes:
     return bytes(digits)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _gather(values, present, gathered):
     """The present values one after another, and how many: without a branch, which would mispredict at random nulls."""
     count = 0
@@ -92,7 +93,7 @@ def _gather(values, present, gathered):
     return count
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _all_small(values):
     """Whether all values are in [0, 65,536)."""
     bits = np.uint32(0)
@@ -101,7 +102,7 @@ def _all_small(values):
     return bits < np.uint32(1 << 16)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _encode_small(values, table, generation, dictionary, codes):
     """`_encode` for values in [0, 65,536), each its own slot."""
     mark = np.uint32(np.uint32(generation) << np.uint32(16))
@@ -118,7 +119,7 @@ def _encode_small(values, table, generation, dictionary, codes):
     return distinct
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _encode(values, table, generation, dictionary, codes):
     """Number the values in the order in which they first appear; how many are distinct, or −1 where they are more than
     half of the slots of `table`, a power of two."""
@@ -147,7 +148,7 @@ def _encode(values, table, generation, dictionary, codes):
     return distinct
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def pack(codes, count, width, words):
     """Write `width` bits of each code, lowest first, into `words` (uint64), zeros up to a multiple of eight codes."""
     word = np.uint64(0)

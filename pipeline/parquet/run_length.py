@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import njit, types
-from numba.extending import intrinsic
+
+from pipeline.compiled import compiled, load_u64
 
 _MOST_BITS = 24  # of an index; row groups are far smaller
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def read_varint(raw, at):  # pragma: no cover - compiled
     """(end, value) of the little-endian base-128 number at `at`; end −1 where it does not end in time."""
     value, shift = 0, 0
@@ -25,22 +23,7 @@ def read_varint(raw, at):  # pragma: no cover - compiled
     return -1, 0
 
 
-def _load(_context, address):  # pragma: no cover - compiled
-    """The 8 bytes at `address`, which need not be aligned."""
-
-    def generate(context, builder, _signature, arguments):
-        pointer = builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(types.uint64)))
-        word = builder.load(pointer)
-        word.align = 1
-        return word
-
-    return types.uint64(types.uintp), generate
-
-
-_load_word: Any = intrinsic(_load)
-
-
-@njit(nogil=True, cache=True)
+@compiled
 def fill_page(body, words, optional, out):  # pragma: no cover - compiled
     """`words[index]` for every row of a version 1 data page `body` (uint8), nulls as 0, into `out` (rows,).
 
@@ -75,7 +58,7 @@ def fill_page(body, words, optional, out):  # pragma: no cover - compiled
     return True
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _spread(dense, levels, out):  # pragma: no cover - compiled
     """Brings the values that are present to their rows, without a branch, which half of the rows would mispredict."""
     k = 0
@@ -86,7 +69,7 @@ def _spread(dense, levels, out):  # pragma: no cover - compiled
         k += levels[i]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _fill_runs(body, width, words, out):  # pragma: no cover - compiled
     """`words[index]` for as many indices as `out` has rows; False where they do not lie in `body` or in `words`."""
     at, i = 0, 0
@@ -96,15 +79,17 @@ def _fill_runs(body, width, words, out):  # pragma: no cover - compiled
         at, header = read_varint(body, at)
         if at < 0 or header < 2:
             return False
-        packed = header & 1
-        end = at + ((header >> 1) * width if packed else (width + 7) // 8)
+        packed, length = header & 1, header >> 1
+        if packed and width > 0 and length > body.size:  # so that no product below overflows
+            return False
+        end = at + (length * width if packed else (width + 7) // 8)
         if end > body.size:
             return False
         if packed:
-            count = min((header >> 1) * 8, out.size - i)
+            count = min(min(length, out.size) * 8, out.size - i)
             largest = max(largest, _fill_packed(body, at, width, padded, out[i : i + count]))
         else:
-            count = min(header >> 1, out.size - i)
+            count = min(length, out.size - i)
             index = np.uint64(0)
             for b in range(end - at):
                 index |= np.uint64(body[at + b]) << np.uint64(8 * b)
@@ -116,7 +101,7 @@ def _fill_runs(body, width, words, out):  # pragma: no cover - compiled
     return out.size == 0 or largest < words.size
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _padded(words, count):  # pragma: no cover - compiled
     """At least `count` words, so that no index of that many bits leads out of the array."""
     if words.size >= count:
@@ -126,17 +111,17 @@ def _padded(words, count):  # pragma: no cover - compiled
     return padded
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _fill_packed(body, at, width, words, out):  # pragma: no cover - compiled
     """`words[index]` of the indices of `width` bits each from byte `at` on; the largest index."""
-    base, bits, one = np.uintp(body.ctypes.data + at), np.uint64(width), np.uint64(1)
+    bits, one = np.uint64(width), np.uint64(1)
     mask = (one << bits) - one
     largest = np.uint64(0)
     # A whole word may be loaded as long as it ends within the body.
     quick = min(out.size, max((body.size - 8 - at) * 8 // max(width, 1), 0))
     bit = np.uint64(0)
     for i in range(quick):
-        index = (_load_word(base + (bit >> np.uint64(3))) >> (bit & np.uint64(7))) & mask
+        index = (load_u64(body, at + np.int64(bit >> np.uint64(3))) >> (bit & np.uint64(7))) & mask
         largest = max(largest, index)
         out[i] = words[index]
         bit += bits

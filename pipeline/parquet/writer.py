@@ -16,19 +16,18 @@ import numpy as np
 import pyarrow as pa
 from isal import isal_zlib
 
+from pipeline.parquet import codes
 from pipeline.parquet.dictionary import MAX_PAGE_ROWS, DictionaryEncoder, varint
 from pipeline.schema import Compression
 
 CREATED_BY = "alphastream version 1 (build 0)"
 
 _MAGIC = b"PAR1"
-_INT32 = 1
-_REQUIRED, _OPTIONAL = 0, 1
-_UINT_8 = 11
-_PLAIN, _RLE, _RLE_DICTIONARY = 0, 3, 8
-_DATA_PAGE, _DICTIONARY_PAGE = 0, 2
-_CODECS: dict[Compression, tuple[int, str]] = {"none": (0, "uncompressed"), "zstd": (6, "zstd"), "lz4": (7, "lz4_raw")}
-
+_CODECS: dict[Compression, tuple[int, str]] = {
+    "none": (codes.UNCOMPRESSED, "uncompressed"),
+    "zstd": (codes.ZSTD, "zstd"),
+    "lz4": (codes.LZ4_RAW, "lz4_raw"),
+}
 
 _SAMPLE_BYTES = 4096
 _WORTH_IT = 0.98
@@ -82,7 +81,7 @@ class ParquetWriter:
         assert len(chunks) == len(self._columns)
         self._row_groups.append(
             _struct(
-                (1, _list(_STRUCT, chunks)),
+                (1, _list(codes.STRUCT, chunks)),
                 (2, _i64(total_size)),
                 (3, _i64(rows)),
                 (5, _i64(start)),
@@ -97,9 +96,9 @@ class ParquetWriter:
         root = _struct((4, _binary("schema")), (5, _i32(len(self._columns))))
         footer = _struct(
             (1, _i32(2)),
-            (2, _list(_STRUCT, [root, *map(_schema_element, self._columns)])),
+            (2, _list(codes.STRUCT, [root, *map(_schema_element, self._columns)])),
             (3, _i64(self._rows)),
-            (4, _list(_STRUCT, self._row_groups)),
+            (4, _list(codes.STRUCT, self._row_groups)),
             (6, _binary(CREATED_BY)),
         )
         self._write(footer + len(footer).to_bytes(4, "little") + _MAGIC)
@@ -155,32 +154,31 @@ def _chunk_head(column: Column, codec: int) -> bytes:
     """ColumnChunk up to the numbers that differ from group to group: file_offset, then within meta_data type,
     encodings, path and codec."""
     metadata = _struct(
-        (1, _i32(_INT32)),
-        (2, _list(_I32, map(_zigzag, (_PLAIN, _RLE, _RLE_DICTIONARY)))),
-        (3, _list(_BINARY, [_binary(column.name)[1]])),
+        (1, _i32(codes.INT32)),
+        (2, _list(codes.I32, map(_zigzag, (codes.PLAIN, codes.RLE, codes.RLE_DICTIONARY)))),
+        (3, _list(codes.BINARY, [_binary(column.name)[1]])),
         (4, _i32(codec)),
     )
-    outer = _struct((2, _i64(0)), (3, (_STRUCT, metadata[:-1])))
+    outer = _struct((2, _i64(0)), (3, (codes.STRUCT, metadata[:-1])))
     return outer[:-1]
 
 
 def _schema_element(column: Column) -> bytes:
     """SchemaElement: an int32, annotated as UINT_8 both ways where it is one."""
     parts = [
-        (1, _i32(_INT32)),
-        (3, _i32(_OPTIONAL if column.optional else _REQUIRED)),
+        (1, _i32(codes.INT32)),
+        (3, _i32(codes.OPTIONAL if column.optional else codes.REQUIRED)),
         (4, _binary(column.name)),
     ]
     if column.unsigned_byte:
-        integer = _struct((1, (_BYTE, b"\x08")), (2, (_FALSE, b"")))
-        parts += [(6, _i32(_UINT_8)), (10, (_STRUCT, _struct((10, (_STRUCT, integer)))))]
+        integer = _struct((1, (codes.BYTE, b"\x08")), (2, (codes.FALSE, b"")))
+        parts += [(6, _i32(codes.UINT_8)), (10, (codes.STRUCT, _struct((10, (codes.STRUCT, integer)))))]
     return _struct(*parts)
 
 
 # Thrift's compact protocol. A value is (type, bytes); a struct is its fields in ascending order and a stop byte.
 
 _Value = tuple[int, bytes]
-_FALSE, _BYTE, _I16, _I32, _I64, _BINARY, _LIST, _STRUCT = 2, 3, 4, 5, 6, 8, 9, 12
 
 
 def _struct(*fields: tuple[int, _Value]) -> bytes:
@@ -198,24 +196,24 @@ def _struct(*fields: tuple[int, _Value]) -> bytes:
 def _list(kind: int, items: Iterable[bytes]) -> _Value:
     items = list(items)
     size = bytes([len(items) << 4 | kind]) if len(items) < 15 else bytes([0xF0 | kind]) + varint(len(items))
-    return _LIST, size + b"".join(items)
+    return codes.LIST, size + b"".join(items)
 
 
 def _binary(text: str) -> _Value:
     raw = text.encode()
-    return _BINARY, varint(len(raw)) + raw
+    return codes.BINARY, varint(len(raw)) + raw
 
 
 def _i16(value: int) -> _Value:
-    return _I16, _zigzag(value)
+    return codes.I16, _zigzag(value)
 
 
 def _i32(value: int) -> _Value:
-    return _I32, _zigzag(value)
+    return codes.I32, _zigzag(value)
 
 
 def _i64(value: int) -> _Value:
-    return _I64, _zigzag(value)
+    return codes.I64, _zigzag(value)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -233,15 +231,23 @@ def _signed(word: int) -> int:
 
 
 # What is written 80 times a row group, as templates: %b is a number in zigzag base 128.
-_DATA_HEAD = _struct((1, _i32(_DATA_PAGE)))[:-1]
-_DICTIONARY_HEAD = _struct((1, _i32(_DICTIONARY_PAGE)))[:-1]
-_PAGE_HEADER = b"%b" + 3 * (_field(1, _I32) + b"%b") + b"%b" + b"\0"
+_DATA_HEAD = _struct((1, _i32(codes.DATA_PAGE)))[:-1]
+_DICTIONARY_HEAD = _struct((1, _i32(codes.DICTIONARY_PAGE)))[:-1]
+_PAGE_HEADER = b"%b" + 3 * (_field(1, codes.I32) + b"%b") + b"%b" + b"\0"
 """PageHeader: type, uncompressed_page_size, compressed_page_size, crc, and the header of its kind."""
 _DATA_TAIL = (
-    _field(1, _STRUCT) + _field(1, _I32) + b"%b" + _struct((1, _i32(_RLE_DICTIONARY)), (2, _i32(_RLE)), (3, _i32(_RLE)))
+    _field(codes.DATA_PAGE_HEADER - codes.PAGE_CRC, codes.STRUCT)
+    + _field(1, codes.I32)
+    + b"%b"
+    + _struct((1, _i32(codes.RLE_DICTIONARY)), (2, _i32(codes.RLE)), (3, _i32(codes.RLE)))
 )
 """DataPageHeader: num_values, encoding, encodings of the levels."""
-_DICTIONARY_TAIL = _field(3, _STRUCT) + _field(1, _I32) + b"%b" + _struct((1, _i32(_PLAIN)))
+_DICTIONARY_TAIL = (
+    _field(codes.DICTIONARY_PAGE_HEADER - codes.PAGE_CRC, codes.STRUCT)
+    + _field(1, codes.I32)
+    + b"%b"
+    + _struct((1, _i32(codes.PLAIN)))
+)
 """DictionaryPageHeader: num_values, encoding."""
-_CHUNK_TAIL = 3 * (_field(1, _I64) + b"%b") + 2 * (_field(2, _I64) + b"%b") + b"\0\0"
+_CHUNK_TAIL = 3 * (_field(1, codes.I64) + b"%b") + 2 * (_field(2, codes.I64) + b"%b") + b"\0\0"
 """ColumnMetaData: num_values, sizes before and after compression, offsets of the data and the dictionary page."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -16,13 +15,13 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from pipeline.encode import Counts, merged, summarize
 from pipeline.errors import InputError, StorageError
+from pipeline.preprocess.assignment import Assignment, Progress
 from pipeline.preprocess.config import Allowance, PreprocessConfig
 from pipeline.preprocess.dry_run import Forecast, forecast
-from pipeline.preprocess.encoder import PartRecord, Workplace
-from pipeline.preprocess.engine import run_parts
-from pipeline.preprocess.job import Job, Progress, worker_count
+from pipeline.preprocess.engine import encode_parts
 from pipeline.preprocess.plan import Plan, check_same_plan
-from pipeline.preprocess.ray_engine import run_parts_on_ray
+from pipeline.preprocess.ray_engine import encode_parts_on_ray
+from pipeline.preprocess.workplace import PartRecord, Workplace
 from pipeline.schema import SPLITS, LogFormat
 from pipeline.shards import (
     MANIFEST,
@@ -36,9 +35,9 @@ from pipeline.shards import (
     inspect_data,
     sync_folder,
     verify_data,
-    write_atomically,
 )
 from pipeline.source import Source
+from pipeline.stages import usable_cores
 
 __all__ = [
     "DataReport",
@@ -57,7 +56,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a run did."""
+    """What a call did."""
 
     manifest: Manifest
     nothing_to_do: bool
@@ -65,7 +64,7 @@ class Summary:
     rows: int
     """Rows in the folder."""
     resumed_rows: int
-    """Of these, rows that earlier runs had encoded."""
+    """Of these, rows that earlier calls had encoded."""
     seconds: float
     notices: tuple[str, ...]
     """What a user should know of how the sources were chosen."""
@@ -76,13 +75,15 @@ def preprocess(
     *,
     announce: Callable[[Plan], None] | None = None,
     report: Callable[[Progress], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Summary:
     """Make or continue the data folder `config.out`; `report` is called from this thread about ten times a second.
 
     `announce` gets the plan before anything is written.
 
     The output is a pure function of the sources and of the options other than `workers` and `max_rejects`: byte
-    for byte the same however often it was interrupted.
+    for byte the same however often it was interrupted. `warn` is told what an earlier call had finished and is not
+    whole any more, so that it is done again.
     Raises: InputError for what the user gave (sources, options, too many rejected lines, a folder made from other
     sources); StorageError where reading or writing fails. Either leaves a folder that the same command continues.
     """
@@ -96,10 +97,10 @@ def preprocess(
             return _nothing_to_do(finished, plan, began)
         _make_workplace(config.out, place)
         with _locked(config.out, place):
-            # Another run may have finished since; only under the lock may the plan be compared and written.
+            # Another call may have finished since; only under the lock may the plan be compared and written.
             if finished := _finished(config.out, plan):
                 return _nothing_to_do(finished, plan, began)
-            _begin(config.out, plan, place)
+            _begin(config.out, plan, place, warn or (lambda _: None))
             return _make(config, plan, place, report, began=began)
     except StorageError:
         raise
@@ -138,19 +139,22 @@ def _make(
         if report:
             report(progress)
 
-    job = Job(
+    assignment = Assignment(
         plan=plan,
-        workers=worker_count(config.workers),
+        place=place,
+        workers=config.workers or usable_cores(),
         allowance=Allowance.parse(config.max_rejects),
         began=began,
     )
-    records = (run_parts_on_ray if config.engine == "ray" else run_parts)(job, place, watch)
+    records = (encode_parts_on_ray if config.engine == "ray" else encode_parts)(assignment, watch)
     for source in plan.sources:
         if source.refresh() != source:
             raise InputError(f"{source.address} changed while it was read; remove {config.out} and preprocess again")
     if not any(record.rows for record in records):
-        names = ", ".join(source.address for source in plan.sources)
         lines = sum(record.lines for record in records)
+        if not lines and plan.sources[0].is_standard_input:
+            raise InputError("standard input (-) is empty or closed; pipe a log into it, or name a file")
+        names = ", ".join(source.address for source in plan.sources)
         raise InputError(f"{names}: no row among {lines:,} lines; name a log that has some")
     manifest = _finish(config.out, plan, place, records)
     return Summary(
@@ -180,8 +184,8 @@ def _finished(out: Path, plan: Plan) -> Manifest | None:
 
 
 def _make_workplace(out: Path, place: Workplace) -> None:
-    """The folders of a run's work in progress. Raises: InputError where `out` holds something else."""
-    if not place.plan_file.exists() and not (out / MANIFEST).exists():  # another run may just have finished
+    """The folders of work in progress. Raises: InputError if `out` holds something else."""
+    if not place.plan_file.exists() and not (out / MANIFEST).exists():  # another call may just have finished
         strangers = sorted(child.name for child in out.iterdir()) if out.is_dir() else []
         if strangers and strangers != [place.root.name]:
             raise InputError(f"{out} is no data folder and not empty (it holds {strangers[0]}); give another --out")
@@ -192,36 +196,41 @@ def _locked(out: Path, place: Workplace) -> AcquireReturnProxy:
     try:
         return FileLock(place.root / "lock").acquire(blocking=False)
     except Timeout:
-        raise InputError(f"{out} is being written by another run; wait for it or give another --out") from None
+        raise InputError(f"{out} is being written by another command; wait for it or give another --out") from None
 
 
-def _begin(out: Path, plan: Plan, place: Workplace) -> None:
-    """Keep the plan, or find it kept by an earlier run. Raises: InputError where parts of another plan are done."""
+def _begin(out: Path, plan: Plan, place: Workplace, warn: Callable[[str], None]) -> None:
+    """Keep the plan, or find it kept by an earlier call, with what of that call's work is still whole.
+
+    Raises: InputError where rows of another plan are done.
+    """
     place.make_folders()
-    before = None
-    if place.plan_file.exists():
-        try:
-            before = json.loads(place.plan_file.read_bytes())
-        except ValueError:
-            raise StorageError(f"{place.plan_file} is damaged; remove {out} to make it anew") from None
-        if place.has_records():
-            check_same_plan(out, before, plan.to_dict())
-    if before != plan.to_dict():
-        write_atomically(place.plan_file, json.dumps(plan.to_dict(), indent=1).encode())
+    if damaged := place.discard_damaged():
+        more = f" (and {len(damaged) - 1:,} more like it)" if len(damaged) > 1 else ""
+        warn(f"{damaged[0]}{more}; the lines it was made from are encoded again")
+    now = plan.to_dict()
+    before = place.load_plan()
+    if before == now:
+        return
+    if before is None and place.has_records():
+        warn(f"{place.plan_file} is missing or damaged; everything is encoded again")
+    if before is not None and place.has_rows():
+        check_same_plan(out, before, now)
+    place.clear()
+    place.save_plan(now)
 
 
 def _finish(out: Path, plan: Plan, place: Workplace, records: list[PartRecord]) -> Manifest:
     """Give every shard its final name and list it. Each step may be repeated after a crash between any two."""
     shards: dict[str, list[Shard]] = {name: [] for name in SPLITS}
+    final_paths: dict[str, str] = {}
     for record in records:
         if record.rows:
             listed = shards[record.split]
             path = f"{record.split}/part-{len(listed):05d}.parquet"
             listed.append(record.shard(path))
-            staged = place.shard_file(record.key)
-            if staged.exists():
-                (out / path).parent.mkdir(exist_ok=True)
-                staged.replace(out / path)
+            final_paths[record.key] = path
+    place.move_shards(final_paths)
     for name in SPLITS:
         if shards[name]:
             sync_folder(out / name)

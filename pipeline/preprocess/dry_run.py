@@ -7,17 +7,17 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.errors import InputError
 from pipeline.preprocess.config import PreprocessConfig
-from pipeline.preprocess.encoder import Read, Workplace, encode_part
-from pipeline.preprocess.job import worker_count
-from pipeline.preprocess.parts import Part
-from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.encoder import Read, encode_part
+from pipeline.preprocess.plan import Part, Plan
+from pipeline.preprocess.workplace import PartRecord, Workplace
 from pipeline.schema import SPLITS
 from pipeline.source import Block, LineReader
+from pipeline.stages import usable_cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,80 +58,105 @@ def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forec
     plan = Plan.make(config)
     if plan.sources[0].is_standard_input:
         raise InputError("standard input (-) cannot be forecast; name the files instead")
-    source = plan.sources[0]
-    part = Part(source=0, split="train", number=0, first_line=0, max_lines=0)
-    stored, reading = 0, 0.0
-    with tempfile.TemporaryDirectory() as folder, LineReader(source, plan.log_format) as reader:
-        place = Workplace(Path(folder))
-        place.make_folders()
-
-        def beginning() -> Iterator[Block]:
-            nonlocal stored, reading
-            asked = time.monotonic()
-            for block in blocks:
-                reading += time.monotonic() - asked
-                yield block
-                stored = reader.stored_bytes
-                if (asked := time.monotonic()) - began > measure_seconds:
-                    return
-
-        began = time.monotonic()
-        blocks = iter(reader)
-        if (first := next(blocks, None)) is None:
-            raise InputError(f"{source.address}: no row among 0 lines; name a log that has some")
-        reading = time.monotonic() - began
-        blocks = chain([first], blocks)
-        encoded = encode_part(
-            part,
-            beginning(),
-            source=source,
-            log_format=plan.log_format,
-            compression=plan.compression,
-            place=place,
-            progress=lambda rows, rejected: None,
-            stop_offset=None,
-            read=lambda: Read(stored, None),
-        )
-        record = encoded.commit()
-        seconds = time.monotonic() - began
-    if not record.rows:
-        raise InputError(f"{source.address}: no row among its first {record.lines:,} lines; name a log that has some")
-    sizes = [each.size or 0 for each in plan.sources]
-    share = sum(sizes) / max(stored, 1)
-    rows_a_byte = record.rows / max(stored, 1)
-    splits: dict[str, int] = dict.fromkeys(SPLITS, 0)
-    shards = counted_bytes = 0
-
-    def lines_of(index: int) -> int:
-        nonlocal counted_bytes
-        counted_bytes += sizes[index]
-        return round(sizes[index] * rows_a_byte)
-
-    for index, size in enumerate(sizes):
-        rows = round(size * rows_a_byte)
-        for segment in plan.segments_of(index, lambda index=index: lines_of(index)):
-            count = (rows if segment.stop_line is None else segment.stop_line) - segment.first_line
-            splits[segment.split] += count
-            shards += -(-count // plan.rows_per_shard)
-    counting = reading * counted_bytes / max(stored, 1)
-    workers = worker_count(config.workers)
+    sample = _encode_beginning(plan, measure_seconds)
+    expected = _expect(plan, rows_a_byte=sample.record.rows / max(sample.record.bytes, 1))
+    source_bytes = sum(source.size or 0 for source in plan.sources)
+    # What was measured, as often as it fits into the sources; and into those whose lines are counted first.
+    times = source_bytes / max(sample.record.bytes, 1)
+    counting_times = expected.counted_bytes / max(sample.record.bytes, 1)
+    workers = config.workers or usable_cores()
     return Forecast(
-        sources=tuple(each.address for each in plan.sources),
+        sources=tuple(source.address for source in plan.sources),
         files=plan.files_by_split(),
         described=plan.described,
         notices=plan.notices,
         split=plan.split,
-        source_bytes=sum(sizes),
-        rows=sum(splits.values()),
-        splits=splits,
-        shards=shards,
-        disk_bytes=round(record.shard_bytes * share),
+        source_bytes=source_bytes,
+        rows=sum(expected.rows.values()),
+        splits=expected.rows,
+        shards=expected.shards,
+        disk_bytes=round(sample.record.shard_bytes * times),
         free_bytes=_free_bytes(config.out),
         workers=workers,
-        rows_per_second=record.rows / seconds * workers,
-        seconds=counting + seconds * share / workers,
-        rejected_share=record.rejected_rows / record.lines,
+        rows_per_second=sample.record.rows / sample.seconds * workers,
+        seconds=sample.reading_seconds * counting_times + sample.seconds * times / workers,
+        rejected_share=sample.record.rejected_rows / sample.record.lines,
     )
+
+
+class _Sample(NamedTuple):
+    """The beginning of the first source, encoded."""
+
+    record: PartRecord
+    seconds: float
+    reading_seconds: float
+    """Of these, spent on getting lines."""
+
+
+class _Beginning:
+    """The lines of a source until some seconds have passed, at least one block of them."""
+
+    def __init__(self, reader: LineReader, seconds: float) -> None:
+        self.part = Part(source=0, split="train", number=0, first_line=0, max_lines=0)
+        self.reading_seconds = 0.0
+        self._reader, self._seconds = reader, seconds
+        self._stored_bytes = 0
+
+    def blocks(self) -> Iterator[Block]:
+        began = asked = time.monotonic()
+        for block in self._reader:
+            self.reading_seconds += time.monotonic() - asked
+            self._stored_bytes = self._reader.stored_bytes
+            yield block
+            if (asked := time.monotonic()) - began > self._seconds:
+                return
+
+    def read(self) -> Read:
+        return Read(bytes=self._stored_bytes)
+
+
+def _encode_beginning(plan: Plan, seconds: float) -> _Sample:
+    """Raises: InputError for a source without a row."""
+    source = plan.sources[0]
+    with tempfile.TemporaryDirectory() as folder, LineReader(source, plan.log_format) as reader:
+        place = Workplace(Path(folder))
+        place.make_folders()
+        beginning = _Beginning(reader, seconds)
+        began = time.monotonic()
+        record = encode_part(beginning, plan, place).commit()
+        ended = time.monotonic()
+    if not record.rows:
+        which = f"its first {record.lines:,}" if record.lines else "0"
+        raise InputError(f"{source.address}: no row among {which} lines; name a log that has some")
+    return _Sample(record=record, seconds=ended - began, reading_seconds=beginning.reading_seconds)
+
+
+class _Expected(NamedTuple):
+    """What the sources would become."""
+
+    rows: dict[str, int]
+    """By split."""
+    shards: int
+    counted_bytes: int
+    """Of the sources whose lines must be counted before they can be split."""
+
+
+def _expect(plan: Plan, rows_a_byte: float) -> _Expected:
+    rows: dict[str, int] = dict.fromkeys(SPLITS, 0)
+    shards = 0
+    counted: set[int] = set()
+    for index, source in enumerate(plan.sources):
+        lines = round((source.size or 0) * rows_a_byte)
+
+        def count(index: int = index, lines: int = lines) -> int:
+            counted.add(index)
+            return lines
+
+        for segment in plan.segments_of(index, count):
+            segment_rows = (lines if segment.stop_line is None else segment.stop_line) - segment.first_line
+            rows[segment.split] += segment_rows
+            shards += -(-segment_rows // plan.rows_per_shard)
+    return _Expected(rows=rows, shards=shards, counted_bytes=sum(plan.sources[index].size or 0 for index in counted))
 
 
 def _free_bytes(path: Path) -> int:

@@ -1,55 +1,20 @@
-"""One part of a log → one staged shard, its rejected lines and its record: what every engine runs."""
+"""The lines of one part → one staged shard, its rejected lines and its record: what every engine does."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 from pipeline.encode import Counts, make_group, make_layout, make_rejects, make_scratch, parse, reason
-from pipeline.preprocess.parts import Part
-from pipeline.schema import ROW_GROUP_ROWS, LogFormat
-from pipeline.shards import Compression, Shard, ShardWriter, sync_file, sync_folder, write_atomically
-from pipeline.source import Block, Source
+from pipeline.preprocess.plan import Part, Plan, Segment, parts_of
+from pipeline.preprocess.workplace import PartRecord, Workplace, save_record
+from pipeline.schema import ROW_GROUP_ROWS
+from pipeline.shards import ShardWriter, sync_file, sync_folder
+from pipeline.source import Block, ByteRange, RangeFinder, Source, new_memory, range_blocks
 
-
-@dataclass(frozen=True, kw_only=True)
-class PartRecord:
-    """That a part is done, and all that the manifest needs from it."""
-
-    key: str
-    source: int
-    split: str
-    first_line: int
-    lines: int
-    rows: int
-    rejected_rows: int
-    bytes: int
-    """Of the source as stored."""
-    stop_offset: int | None
-    """File position after the part, for a plain local file."""
-    checksum: int | None
-    """CRC-32 of the part's lines, for standard input, which has no size or time that could tell it from another."""
-    shard_bytes: int
-    sha256: str
-    row_groups: tuple[int, ...]
-    row_group_bytes: tuple[int, ...]
-    row_group_crc32: tuple[int, ...] = ()
-    """() for a part that an earlier version encoded."""
-
-    def shard(self, path: str) -> Shard:
-        """The part's shard, listed under `path`."""
-        return Shard(
-            path=path,
-            rows=self.rows,
-            bytes=self.shard_bytes,
-            sha256=self.sha256,
-            row_groups=tuple(self.row_groups),
-            row_group_bytes=tuple(self.row_group_bytes),
-            row_group_crc32=tuple(self.row_group_crc32),
-        )
+OnLines = Callable[[int, int, int], None]
+"""Is told of lines that were parsed: how many are rows, how many were rejected, and their bytes."""
 
 
 class Read(NamedTuple):
@@ -57,54 +22,69 @@ class Read(NamedTuple):
 
     bytes: int
     """Of the source as stored."""
-    checksum: int | None
+    checksum: int | None = None
+    """See PartRecord."""
+    stop_offset: int | None = None
     """See PartRecord."""
 
 
-class Workplace:
-    """DATA/.work: what a run has finished before the manifest can be written."""
+class PartLines(Protocol):
+    """The lines of one part on their way to its shard."""
 
-    def __init__(self, out: Path) -> None:
-        self.root = out / ".work"
-        self.plan_file = self.root / "plan.json"
-        self.rejects_folder = self.root / "rejects"
+    @property
+    def part(self) -> Part: ...
 
-    def make_folders(self) -> None:
-        for name in ("shards", "rejects", "counts", "done"):
-            (self.root / name).mkdir(parents=True, exist_ok=True)
+    def blocks(self) -> Iterator[Block]:
+        """The lines in order; a block is valid until the next one is asked for."""
+        ...
 
-    def shard_file(self, key: str) -> Path:
-        return self.root / "shards" / f"{key}.parquet"
+    def read(self) -> Read:
+        """What was read for them; asked after the last block."""
+        ...
 
-    def rejects_file(self, key: str) -> Path:
-        return self.rejects_folder / f"{key}.tsv"
 
-    def counts_file(self, key: str) -> Path:
-        return self.root / "counts" / f"{key}.counts"
+@dataclass(frozen=True, kw_only=True)
+class RangeLines:
+    """The lines of a part of a plain local file, which every worker can read for itself."""
 
-    def record_file(self, key: str) -> Path:
-        return self.root / "done" / f"{key}.json"
+    part: Part
+    source: Source
+    range: ByteRange
 
-    def has_records(self) -> bool:
-        """Whether any part is done."""
-        return any((self.root / "done").glob("*.json"))
+    def blocks(self) -> Iterator[Block]:
+        return range_blocks(self.source, self.range, new_memory())
 
-    def find_record(self, part: Part) -> PartRecord | None:
-        """The record of a part that is done, else None. Records are written last, so one that exists is whole."""
-        try:
-            values = json.loads(self.record_file(part.key).read_bytes())
-        except FileNotFoundError:
-            return None
-        return PartRecord(**values)
+    def read(self) -> Read:
+        return Read(bytes=self.range.stop - self.range.start, stop_offset=self.range.stop)
+
+
+def range_parts(
+    plan: Plan, place: Workplace, index: int, segments: tuple[Segment, ...]
+) -> Iterator[PartRecord | RangeLines]:
+    """The parts of plain local source `index` in row order: the record of one that is done, the lines of any other."""
+    source = plan.sources[index]
+    with RangeFinder(source, plan.log_format) as finder:
+        for part in parts_of(index, segments, plan.rows_per_shard):
+            record = place.find_record(part)
+            if record and record.stop_offset is not None:
+                finder.skip_to(record.stop_offset)
+                lines = record.lines
+                yield record
+            else:
+                found = finder.next_range(part.max_lines)
+                lines = found.lines
+                if lines:
+                    yield RangeLines(part=part, source=source, range=found)
+            if lines < part.max_lines:
+                return
 
 
 class EncodedPart:
     """A part that is encoded and written, but not yet durable: `commit` makes it done, `abandon` undone."""
 
-    def __init__(self, encoder: _PartEncoder, read: Read, stop_offset: int | None) -> None:
+    def __init__(self, encoder: _PartEncoder, read: Read) -> None:
         self._encoder = encoder
         self._read = read
-        self._stop_offset = stop_offset
 
     def commit(self) -> PartRecord:
         """Wait until the disk has the shard, its rejects and its counts; then write the record."""
@@ -115,11 +95,12 @@ class EncodedPart:
 
     def _commit(self) -> PartRecord:
         part, place, counts = self._encoder.part, self._encoder.place, self._encoder.counts
+        rejects_file, counts_file = place.rejects_file(part.key), place.counts_file(part.key)
         shard = self._encoder.writer.finish(part.key) if counts.rows else None
         if self._encoder.rejected_rows:
-            sync_file(place.rejects_file(part.key))
-        counts.save(place.counts_file(part.key))
-        for path in (place.rejects_file(part.key), place.counts_file(part.key)):
+            sync_file(rejects_file)
+        counts.save(counts_file)
+        for path in (rejects_file, counts_file):
             sync_folder(path.parent)
         record = PartRecord(
             key=part.key,
@@ -130,15 +111,17 @@ class EncodedPart:
             rows=counts.rows,
             rejected_rows=self._encoder.rejected_rows,
             bytes=self._read.bytes,
-            stop_offset=self._stop_offset,
+            stop_offset=self._read.stop_offset,
             checksum=self._read.checksum,
             shard_bytes=shard.bytes if shard else 0,
             sha256=shard.sha256 if shard else "",
             row_groups=shard.row_groups if shard else (),
             row_group_bytes=shard.row_group_bytes if shard else (),
+            counts_bytes=counts_file.stat().st_size,
+            rejects_bytes=rejects_file.stat().st_size if self._encoder.rejected_rows else 0,
             row_group_crc32=shard.row_group_crc32 if shard else (),
         )
-        write_atomically(place.record_file(part.key), json.dumps(asdict(record)).encode())
+        save_record(place, record)
         return record
 
     def abandon(self) -> None:
@@ -146,59 +129,43 @@ class EncodedPart:
         self._encoder.writer.abandon()
 
 
-def encode_part(
-    part: Part,
-    blocks: Iterable[Block],
-    *,
-    source: Source,
-    log_format: LogFormat,
-    compression: Compression,
-    place: Workplace,
-    progress: Callable[[int, int], None],
-    stop_offset: int | None,
-    read: Callable[[], Read],
-) -> EncodedPart:
-    """Parse `blocks` (one line at least) and write the part's shard and rejects.
-
-    `progress` gets rows and rejected lines as they are found; `read` is asked after the last block.
-    """
-    encoder = _PartEncoder(part, source, log_format, compression, place)
+def encode_part(lines: PartLines, plan: Plan, place: Workplace, on_lines: OnLines | None = None) -> EncodedPart:
+    """Parse the lines and write the shard and the rejects of their part."""
+    encoder = _PartEncoder(lines.part, plan, place)
     try:
-        for block in blocks:
-            encoder.add(block, progress)
+        for block in lines.blocks():
+            encoder.add(block, on_lines)
         encoder.flush()
     except BaseException:
         encoder.writer.abandon()
         raise
-    assert encoder.lines
-    return EncodedPart(encoder, read(), stop_offset)
+    return EncodedPart(encoder, lines.read())
 
 
 class _PartEncoder:
     """Takes the blocks of one part: rows go to its shard a row group at a time, other lines to its rejects."""
 
-    def __init__(
-        self, part: Part, source: Source, log_format: LogFormat, compression: Compression, place: Workplace
-    ) -> None:
+    def __init__(self, part: Part, plan: Plan, place: Workplace) -> None:
         self.part, self.place = part, place
-        self.counts = Counts(log_format)
+        self.counts = Counts(plan.log_format)
         self.lines = self.rejected_rows = 0
-        self._source, self._log_format = source, log_format
-        self._layout, self._scratch, self._rejects = make_layout(log_format), make_scratch(log_format), make_rejects()
-        self._group = make_group(log_format, ROW_GROUP_ROWS)
+        self._source, self._log_format = plan.sources[part.source], plan.log_format
+        self._layout, self._scratch = make_layout(plan.log_format), make_scratch(plan.log_format)
+        self._rejects = make_rejects()
+        self._group = make_group(plan.log_format, ROW_GROUP_ROWS)
         self._filled = 0
         self._rejects_path = place.rejects_file(part.key)
-        self._rejects_path.unlink(missing_ok=True)  # an earlier run may have left some
-        self.writer = ShardWriter(place.shard_file(part.key), log_format, compression)
+        self._rejects_path.unlink(missing_ok=True)  # an earlier call may have left some
+        self.writer = ShardWriter(place.shard_file(part.key), plan.log_format, plan.compression)
 
-    def add(self, block: Block, progress: Callable[[int, int], None]) -> None:
+    def add(self, block: Block, on_lines: OnLines | None) -> None:
         """Encode the lines of a block."""
         position = block.start
         while position < block.stop:
-            before = self._filled
+            start, before = position, self._filled
             position, self._filled, taken, rejected = parse(
                 block.buffer,
-                position,
+                start,
                 block.stop,
                 self._layout,
                 self._group,
@@ -209,7 +176,8 @@ class _PartEncoder:
             )
             if rejected:
                 self._keep_rejects(block, rejected)
-            progress(self._filled - before, rejected)
+            if on_lines:
+                on_lines(self._filled - before, rejected, position - start)
             self.lines += taken
             self.rejected_rows += rejected
             if self._filled == ROW_GROUP_ROWS:
@@ -227,10 +195,12 @@ class _PartEncoder:
 
     def _keep_rejects(self, block: Block, count: int) -> None:
         first_number = self.part.first_line + 1 + self._log_format.header + self.lines
+        # A file name need not be UTF-8; written as it is, it can be found again.
+        address = self._source.address.encode("utf-8", "surrogateescape")
         rejects = self._rejects
         with self._rejects_path.open("ab") as file:
             for i in range(count):
                 line = block.buffer[rejects.starts[i] : rejects.stops[i]].tobytes()
                 why = reason(self._log_format, int(rejects.codes[i]), int(rejects.fields[i]), line)
                 number = first_number + int(rejects.lines[i])
-                file.write(f"{self._source.address}\t{number}\t{why}\t".encode() + line + b"\n")
+                file.write(b"\t".join((address, str(number).encode(), why.encode(), line)) + b"\n")

@@ -1,327 +1,213 @@
-"""The threads that carry out a plan: producers cut sources into parts, workers encode them, committers wait for the
-disk, the caller watches."""
+"""The parts of a plan on threads of this machine.
+
+    producers ── parts and their lines ──▶ workers ── encoded parts ──▶ committers ──▶ records
+
+Producers walk the sources and cut them into parts, workers encode them, committers wait for the disk (a worker that
+did so would leave its core idle), and the caller watches.
+"""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from pipeline.errors import InputError
-from pipeline.preprocess.encoder import EncodedPart, PartRecord, Read, Workplace, encode_part
-from pipeline.preprocess.job import REPORT_SECONDS, Done, Job, Progress
-from pipeline.preprocess.parts import Segment, parts_of
-from pipeline.preprocess.tasks import Budget, Task
-from pipeline.source import Block, ByteRange, LineReader, Pieces, RangeFinder, Source, new_memory, range_blocks
+from pipeline.preprocess.assignment import REPORT_SECONDS, Assignment, Done, Meter, Progress
+from pipeline.preprocess.crew import Crew, Handover, ReadAhead, StoppedError
+from pipeline.preprocess.encoder import EncodedPart, PartLines, RangeLines, Read, encode_part, range_parts
+from pipeline.preprocess.plan import Part, Segment, parts_of
+from pipeline.preprocess.workplace import PartRecord
+from pipeline.source import Block, LineReader, Pieces
 
 READ_AHEAD_BYTES = 192 << 20
 """Decompressed bytes that may wait for workers: enough that several shards of a stream are encoded at once."""
 
 
-def run_parts(job: Job, place: Workplace, report: Callable[[Progress], None] | None) -> list[PartRecord]:
+def encode_parts(assignment: Assignment, report: Callable[[Progress], None] | None) -> list[PartRecord]:
     """Encode every part that has no record yet; the records of all parts, in row order.
 
-    Raises: whatever a thread raised first; InputError where more lines were rejected than the job allows.
+    Raises: whatever a thread raised first; InputError if more lines were rejected than the assignment allows.
     """
-    run = _Run(job=job, place=place, working=job.workers)
-    streams = sum(not source.is_plain_local() for source in run.sources)
-    producers = max(1, min(streams, job.workers // 2))
-    targets = [
-        *[lambda: run.produce(READ_AHEAD_BYTES // producers)] * producers,
-        *[run.work] * job.workers,
-        *[run.commit] * job.workers,
-    ]
-    threads = [threading.Thread(target=run.guarded, args=(target,), name="preprocess") for target in targets]
-    for thread in threads:
-        thread.start()
+    workers = assignment.workers
+    sources = [assignment.plan.sources[index] for index in assignment.indices]
+    streams = sum(not source.is_plain_local() for source in sources)
+    producers = max(1, min(streams, workers // 2))
+    crew = Crew()
+    tally = _Tally(crew, assignment)
+    parts: Handover[PartLines] = Handover(crew, limit=workers, writers=producers)
+    encoded: Handover[EncodedPart] = Handover(crew, limit=workers, writers=workers)
+    waiting = iter(assignment.indices)
     try:
-        while any(thread.is_alive() for thread in threads):
-            threads[-1].join(REPORT_SECONDS) if threads[-1].is_alive() else time.sleep(REPORT_SECONDS / 10)
-            if report:
-                report(run.progress())
+        crew.start(producers, _produce, tally, waiting, parts, READ_AHEAD_BYTES // producers)
+        crew.start(workers, _encode, tally, parts, encoded)
+        crew.start(workers, _commit, tally, encoded)
+        crew.join(REPORT_SECONDS, lambda: report(tally.progress()) if report else None)
     finally:
-        run.stop()
-        for thread in threads:
-            thread.join()
-        for part in run.encoded:
+        crew.stop()
+        for part in encoded.rest():
             part.abandon()
-    if run.error:
-        raise run.error
     if report:
-        report(run.progress())
-    return run.done.finish(job, place)
-
-
-class _StoppedError(Exception):
-    """Ends a thread because another one failed or the caller gave up."""
+        report(tally.progress())
+    return tally.done.finish()
 
 
 @dataclass
-class _Run:
-    """State shared by the threads of one run, guarded by one condition."""
+class _Tally:
+    """What the threads have done; every method may be called from each of them."""
 
-    job: Job
-    place: Workplace
-    working: int
-    """Workers that have not ended."""
-    changed: threading.Condition = field(default_factory=threading.Condition)
-    tasks: deque[Task] = field(default_factory=deque)
-    encoded: deque[EncodedPart] = field(default_factory=deque)
-    done: Done = field(default_factory=Done)
-    started: int = 0
-    """Sources that a producer has begun."""
-    producing: int = 0
-    stopped: bool = False
-    error: BaseException | None = None
-    counting: int | None = None
-    rows: int = 0
-    rejected: int = 0
-    bytes: int = 0
-    resumed_rows: int = 0
-    resumed_bytes: int = 0
+    crew: Crew
+    assignment: Assignment
+    meter: Meter = field(default_factory=Meter)
+    done: Done = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.done = Done(self.assignment)
 
     def progress(self) -> Progress:
-        with self.changed:
-            return Progress(
-                stage="encoding" if self.counting is None else "counting lines",
-                rows=self.rows,
-                rejected_rows=self.rejected,
-                bytes=self.bytes if self.counting is None else self.counting,
-                total_bytes=self.job.total_bytes,
-                seconds=time.monotonic() - self.job.began,
-                resumed_rows=self.resumed_rows,
-                resumed_bytes=self.resumed_bytes,
-            )
+        with self.crew.changed:
+            return self.meter.progress(self.assignment)
 
-    @property
-    def sources(self) -> list[Source]:
-        return [self.job.plan.sources[index] for index in self.job.indices]
+    def counting(self, done_bytes: int | None) -> None:
+        """How far the lines of a source are counted; None when they are. Raises: StoppedError."""
+        with self.crew.changed:
+            self.crew.check()
+            self.meter.counting = done_bytes
 
-    def guarded(self, target: Callable[[], None]) -> None:
-        """Run a thread's work; its error stops the others and reaches the caller."""
-        try:
-            target()
-        except _StoppedError:
-            pass
-        except BaseException as error:
-            with self.changed:
-                self.error = self.error or error
-            self.stop()
+    def read(self, stored_bytes: int) -> None:
+        with self.crew.changed:
+            self.meter.bytes += stored_bytes
 
-    def stop(self) -> None:
-        with self.changed:
-            self.stopped = True
-            self.changed.notify_all()
+    def parsed(self, rows: int, rejected_rows: int) -> None:
+        """Raises: StoppedError."""
+        with self.crew.changed:
+            self.crew.check()
+            self.meter.rows += rows
+            self.meter.rejected_rows += rejected_rows
 
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Wait, holding `changed`, until the condition holds. Raises: _StoppedError where the run ends first."""
-        self.changed.wait_for(lambda: self.stopped or condition())
-        if self.stopped:
-            raise _StoppedError
-
-    # Producers
-
-    def produce(self, read_ahead_bytes: int) -> None:
-        with self.changed:
-            self.producing += 1
-        try:
-            while (index := self._take_source()) is not None:
-                source = self.job.plan.sources[index]
-                segments = self.job.plan.segments(index, self._counting)
-                with self.changed:
-                    self.counting = None
-                if source.is_plain_local():
-                    self._produce_ranges(index, segments)
-                else:
-                    self._produce_blocks(index, segments, Budget(read_ahead_bytes))
-        finally:
-            with self.changed:
-                self.producing -= 1
-                self.changed.notify_all()
-
-    def _take_source(self) -> int | None:
-        with self.changed:
-            if self.stopped:
-                raise _StoppedError
-            if self.started == len(self.job.indices):
-                return None
-            self.started += 1
-            return self.job.indices[self.started - 1]
-
-    def _counting(self, done: int) -> None:
-        with self.changed:
-            if self.stopped:
-                raise _StoppedError
-            self.counting = done
-
-    def _produce_ranges(self, index: int, segments: tuple[Segment, ...]) -> None:
-        with RangeFinder(self.job.plan.sources[index], self.job.plan.log_format) as finder:
-            for part in parts_of(index, segments, self.job.plan.rows_per_shard):
-                record = self.place.find_record(part)
-                if record and record.stop_offset is not None:
-                    finder.skip_to(record.stop_offset)
-                    self._resumed(record)
-                    lines = record.lines
-                else:
-                    found = finder.next_range(part.max_lines)
-                    lines = found.lines
-                    if lines:
-                        self._put(Task(part=part, range=found))
-                if lines < part.max_lines:
-                    return
-
-    def _produce_blocks(self, index: int, segments: tuple[Segment, ...], budget: Budget) -> None:
-        source = self.job.plan.sources[index]
-        parts = parts_of(index, segments, self.job.plan.rows_per_shard)
-        with LineReader(source, self.job.plan.log_format, memory=budget.take) as reader:
-            pieces = Pieces(reader, checked=source.is_standard_input)
-            while not pieces.ended:
-                part = next(parts)
-                record = self.place.find_record(part)
-                task = None if record else self._put(Task(part=part, range=None, budget=budget))
-                for block, stored_bytes in pieces.take(part.max_lines):
-                    if task:
-                        self._put_block(task, block, stored_bytes)
-                    else:
-                        budget.free.append(block.buffer)
-                if task:
-                    self._close(task, pieces.checksum)
-                if record:
-                    if record.checksum != pieces.checksum:
-                        raise InputError(
-                            f"standard input is not what {self.place.root.parent} was begun from; give another --out"
-                        )
-                    self._resumed(record)
-
-    def _put(self, task: Task) -> Task:
-        with self.changed:
-            self.wait_for(lambda: len(self.tasks) < self.job.workers)
-            self.tasks.append(task)
-            self.changed.notify_all()
-        return task
-
-    def _put_block(self, task: Task, block: Block, stored_bytes: int) -> None:
-        budget = task.budget
-        assert budget
-        size = block.stop - block.start
-        with self.changed:
-            self.wait_for(lambda: budget.used == 0 or budget.used + size <= budget.limit)
-            budget.used += size
-            task.stored_bytes += stored_bytes
-            task.queue.append(block)
-            self.bytes += stored_bytes
-            self.changed.notify_all()
-
-    def _close(self, task: Task, checksum: int | None) -> None:
-        with self.changed:
-            task.checksum = checksum
-            task.closed = True
-            self.changed.notify_all()
-
-    def _resumed(self, record: PartRecord) -> None:
-        with self.changed:
+    def resumed(self, record: PartRecord) -> None:
+        with self.crew.changed:
             self.done.add(record)
-            self.rows += record.rows
-            self.rejected += record.rejected_rows
-            self.bytes += record.bytes
-            self.resumed_rows += record.rows
-            self.resumed_bytes += record.bytes
+            self.meter.resume(record)
 
-    # Workers
+    def committed(self, record: PartRecord) -> None:
+        """Raises: InputError if too many lines were rejected for the rest to make up for it."""
+        with self.crew.changed:
+            self.done.add(record)
+            self.done.check_hopeless()
 
-    def work(self) -> None:
-        memory = new_memory()
-        try:
-            while (task := self._take_task()) is not None:
-                self._hand_over(self._encode(task, memory))
-        finally:
-            with self.changed:
-                self.working -= 1
-                self.changed.notify_all()
 
-    def _encode(self, task: Task, memory: np.ndarray) -> EncodedPart:
-        source = self.job.plan.sources[task.part.source]
-        span = task.range
-        return encode_part(
-            task.part,
-            self._queued_blocks(task) if span is None else self._ranged_blocks(source, span, memory),
-            source=source,
-            log_format=self.job.plan.log_format,
-            compression=self.job.plan.compression,
-            place=self.place,
-            progress=self._encoded,
-            stop_offset=span.stop if span else None,
-            read=lambda: Read(span.stop - span.start if span else task.stored_bytes, task.checksum),
-        )
+# Producers
 
-    def _hand_over(self, part: EncodedPart) -> None:
-        with self.changed:
+
+def _produce(tally: _Tally, waiting: Iterator[int], parts: Handover[PartLines], read_ahead_bytes: int) -> None:
+    """Cut one source after another into parts, until none is `waiting` (which all producers share)."""
+    plan = tally.assignment.plan
+    try:
+        for index in waiting:
+            segments = plan.segments(index, tally.counting)
+            tally.counting(None)
+            if plan.sources[index].is_plain_local():
+                _produce_ranges(tally, index, segments, parts)
+            else:
+                _produce_streams(tally, index, segments, parts, ReadAhead(tally.crew, read_ahead_bytes))
+    finally:
+        parts.leave()
+
+
+def _produce_ranges(tally: _Tally, index: int, segments: tuple[Segment, ...], parts: Handover[PartLines]) -> None:
+    for found in range_parts(tally.assignment.plan, tally.assignment.place, index, segments):
+        if isinstance(found, PartRecord):
+            tally.resumed(found)
+        else:
+            parts.put(found)
+
+
+def _produce_streams(
+    tally: _Tally, index: int, segments: tuple[Segment, ...], parts: Handover[PartLines], ahead: ReadAhead
+) -> None:
+    """Hand over each part as soon as it begins, then its blocks as they are read."""
+    plan, place = tally.assignment.plan, tally.assignment.place
+    source = plan.sources[index]
+    coming = parts_of(index, segments, plan.rows_per_shard)
+    with LineReader(source, plan.log_format, memory=ahead.memory) as reader:
+        pieces = Pieces(reader, checked=source.is_standard_input)
+        while not pieces.ended:
+            part = next(coming)
+            if record := place.find_record(part):
+                for block, _ in pieces.take(part.max_lines):
+                    ahead.recycle(block)
+                if record.checksum != pieces.checksum:
+                    raise InputError(f"standard input is not what {place.out} was begun from; give another --out")
+                tally.resumed(record)
+                continue
+            lines = StreamLines(tally.crew, part, ahead)
+            parts.put(lines)
+            for block, stored_bytes in pieces.take(part.max_lines):
+                lines.put(block, stored_bytes)
+                tally.read(stored_bytes)
+            lines.end(pieces.checksum)
+
+
+class StreamLines:
+    """The lines of a part of a stream: its producer puts blocks, one worker takes them."""
+
+    def __init__(self, crew: Crew, part: Part, ahead: ReadAhead) -> None:
+        self.part = part
+        self._ahead = ahead
+        self._blocks: Handover[Block] = Handover(crew, limit=float("inf"), writers=1)
+        self._stored_bytes = 0
+        self._checksum: int | None = None
+
+    def put(self, block: Block, stored_bytes: int) -> None:
+        """Raises: StoppedError."""
+        self._ahead.hold(block)
+        self._stored_bytes += stored_bytes
+        self._blocks.put(block)
+
+    def end(self, checksum: int | None) -> None:
+        """After the last block."""
+        self._checksum = checksum
+        self._blocks.leave()
+
+    def blocks(self) -> Iterator[Block]:
+        for block in self._blocks:
+            yield block
+            self._ahead.release(block)
+
+    def read(self) -> Read:
+        return Read(bytes=self._stored_bytes, checksum=self._checksum)
+
+
+# Workers
+
+
+def _encode(tally: _Tally, parts: Handover[PartLines], encoded: Handover[EncodedPart]) -> None:
+    try:
+        for lines in parts:
+            part = _encode_part(tally, lines)
             try:
-                self.wait_for(lambda: len(self.encoded) < self.job.workers)
-            except _StoppedError:
+                encoded.put(part)
+            except StoppedError:
                 part.abandon()
                 raise
-            self.encoded.append(part)
-            self.changed.notify_all()
+    finally:
+        encoded.leave()
 
-    def _take_task(self) -> Task | None:
-        with self.changed:
-            self.wait_for(lambda: bool(self.tasks) or self._all_produced())
-            if not self.tasks:
-                return None
-            task = self.tasks.popleft()
-            self.changed.notify_all()
-            return task
 
-    def _all_produced(self) -> bool:
-        return self.started == len(self.job.indices) and self.producing == 0
+def _encode_part(tally: _Tally, lines: PartLines) -> EncodedPart:
+    counts_bytes = isinstance(lines, RangeLines)  # those of a stream are counted as they are read
 
-    def _queued_blocks(self, task: Task) -> Iterator[Block]:
-        budget = task.budget
-        assert budget
-        while True:
-            with self.changed:
-                self.wait_for(lambda: bool(task.queue) or task.closed)
-                if not task.queue:
-                    return
-                block = task.queue.popleft()
-            yield block
-            budget.free.append(block.buffer)
-            with self.changed:
-                budget.used -= block.stop - block.start
-                self.changed.notify_all()
+    def on_lines(rows: int, rejected_rows: int, parsed_bytes: int) -> None:
+        tally.parsed(rows, rejected_rows)
+        if counts_bytes:
+            tally.read(parsed_bytes)
 
-    def _ranged_blocks(self, source: Source, span: ByteRange, memory: np.ndarray) -> Iterator[Block]:
-        for block in range_blocks(source, span, memory):
-            yield block
-            with self.changed:
-                if self.stopped:
-                    raise _StoppedError
-                self.bytes += block.stop - block.start
+    return encode_part(lines, tally.assignment.plan, tally.assignment.place, on_lines)
 
-    def _encoded(self, rows: int, rejected: int) -> None:
-        with self.changed:
-            self.rows += rows
-            self.rejected += rejected
 
-    # Committers: threads of their own, for a worker that waited for the disk would leave its core idle.
+# Committers
 
-    def commit(self) -> None:
-        while (part := self._take_encoded()) is not None:
-            record = part.commit()
-            with self.changed:
-                self.done.add(record)
-                self.done.check_hopeless(self.job, self.place)
 
-    def _take_encoded(self) -> EncodedPart | None:
-        with self.changed:
-            self.wait_for(lambda: bool(self.encoded) or self.working == 0)
-            if not self.encoded:
-                return None
-            part = self.encoded.popleft()
-            self.changed.notify_all()
-            return part
+def _commit(tally: _Tally, encoded: Handover[EncodedPart]) -> None:
+    for part in encoded:
+        tally.committed(part.commit())

@@ -1,7 +1,7 @@
 """The same parts as tasks on a Ray cluster; every node must see the sources and the data folder under the same paths.
 
 A part of a plain local file is one task. A stream cannot be entered in the middle, so a source that is compressed or
-remote is one task, which encodes its parts in order. Ray runs a task again where its worker dies; what has a record is
+remote is one task, which encodes its parts in order. Ray starts a task again if its worker dies; what has a record is
 done, so that costs the part that was in the making and no more.
 """
 
@@ -12,43 +12,42 @@ import logging
 import os
 import re
 import socket
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from pipeline.errors import InputError, cause_of
+from pipeline.preprocess.assignment import REPORT_SECONDS, Assignment, Done, Meter, Progress
 from pipeline.preprocess.config import Allowance
-from pipeline.preprocess.encoder import PartRecord, Read, Workplace, encode_part
-from pipeline.preprocess.engine import run_parts
-from pipeline.preprocess.job import REPORT_SECONDS, Done, Job, Progress
-from pipeline.preprocess.parts import Part, parts_of
-from pipeline.source import ByteRange, RangeFinder, new_memory, range_blocks
+from pipeline.preprocess.encoder import RangeLines, encode_part, range_parts
+from pipeline.preprocess.engine import encode_parts
+from pipeline.preprocess.plan import Plan
+from pipeline.preprocess.workplace import PartRecord, Workplace
 
 TRIES = 10
 """How often a task may lose its worker."""
 CONNECT_SECONDS = 10
 """How long a cluster may take to answer."""
 TASKS_A_CORE = 2
-"""Tasks that wait for or run on each core of the cluster; more would only hold their plan in memory."""
+"""Tasks that wait for or run on each core of the cluster; more would only hold memory."""
 
 
-def run_parts_on_ray(job: Job, place: Workplace, report: Callable[[Progress], None] | None) -> list[PartRecord]:
+def encode_parts_on_ray(assignment: Assignment, report: Callable[[Progress], None] | None) -> list[PartRecord]:
     """Encode every part that has no record yet; the records of all parts, in row order.
 
-    Uses the cluster of the environment variable RAY_ADDRESS, else one of `job.workers` cores on this machine.
-    Raises: InputError without Ray, for standard input, or where more lines were rejected than the job allows;
+    Uses the cluster of the environment variable RAY_ADDRESS, else one of `assignment.workers` cores on this machine.
+    Raises: InputError without Ray, for standard input, or if more lines were rejected than the assignment allows;
     whatever a task raised first.
     """
     ray = _import_ray()
-    if job.plan.sources[0].is_standard_input:
+    if assignment.plan.sources[0].is_standard_input:
         raise InputError("--engine ray cannot read standard input (-); name files that every node can read")
     own = not ray.is_initialized()
     if own:
-        connect(ray, job.workers)
+        connect(ray, assignment.workers)
     try:
-        return _RayRun(ray, job, place, report).run()
+        return _Tasks(ray, assignment, report).gather()
     finally:
         if own:
             ray.shutdown()
@@ -73,49 +72,34 @@ def connect(ray: Any, workers: int) -> None:
         ) from error
 
 
-def encode_range(job: Job, part: Part, span: ByteRange, out: Path) -> list[PartRecord]:
+def encode_range(plan: Plan, place: Workplace, lines: RangeLines) -> list[PartRecord]:
     """A task: one part of a plain local file."""
-    place = Workplace(out)
-    source = job.plan.sources[part.source]
-    memory = new_memory()
-    encoded = encode_part(
-        part,
-        range_blocks(source, span, memory),
-        source=source,
-        log_format=job.plan.log_format,
-        compression=job.plan.compression,
-        place=place,
-        progress=lambda rows, rejected: None,
-        stop_offset=span.stop,
-        read=lambda: Read(span.stop - span.start, None),
-    )
-    return [encoded.commit()]
+    return [encode_part(lines, plan, place).commit()]
 
 
-def encode_source(job: Job, out: Path) -> list[PartRecord]:
-    """A task: all parts of the job's one source, a stream."""
-    return run_parts(job, Workplace(out), None)
+def encode_source(assignment: Assignment) -> list[PartRecord]:
+    """A task: all parts of the assignment's one source, a stream."""
+    return encode_parts(assignment, None)
 
 
-class _RayRun:
-    """One run: what was submitted, what is done."""
+class _Tasks:
+    """What was submitted, and what is done."""
 
-    def __init__(self, ray: Any, job: Job, place: Workplace, report: Callable[[Progress], None] | None) -> None:
+    def __init__(self, ray: Any, assignment: Assignment, report: Callable[[Progress], None] | None) -> None:
         self._ray = ray
-        self._job = job
-        self._place = place
+        self._assignment = replace(assignment, place=Workplace(assignment.place.out.absolute()))
         self._report = report
         self._running: set[Any] = set()
-        self._done = Done()
-        self._resumed = Done()
-        self._counting: int | None = None
+        self._done = Done(assignment)
+        self._meter = Meter()
         options = ray.remote(num_cpus=1, max_retries=TRIES)
         self._encode_range, self._encode_source = options(encode_range), options(encode_source)
 
-    def run(self) -> list[PartRecord]:
+    def gather(self) -> list[PartRecord]:
+        """Submit all tasks, a few ahead of those that run, and gather their records."""
         room = max(1, int(self._ray.cluster_resources().get("CPU", 1))) * TASKS_A_CORE
         try:
-            for submit in self._tasks():
+            for submit in self._submissions():
                 while len(self._running) >= room:
                     self._collect()
                 self._running.add(submit())
@@ -125,36 +109,27 @@ class _RayRun:
             for task in self._running:
                 self._ray.cancel(task, force=False)
             raise
-        return self._done.finish(self._job, self._place)
+        return self._done.finish()
 
-    def _tasks(self) -> Iterator[Callable[[], Any]]:
-        """What is to be submitted, in row order; parts that have a record are taken as done."""
-        out = self._place.root.parent.absolute()
-        plan = self._ray.put(self._job)
-        for index, source in enumerate(self._job.plan.sources):
+    def _submissions(self) -> Iterator[Callable[[], Any]]:
+        """Calls that submit a task each, in row order; parts that have a record are taken as done."""
+        plan, place = self._assignment.plan, self._assignment.place
+        shared = self._ray.put(plan)
+        for index, source in enumerate(plan.sources):
             if not source.is_plain_local():
                 # A source alone cannot tell whether too many lines are rejected: that is for all sources to say.
                 lenient = Allowance(count=None, share=1.0, text="100%")
-                job = replace(self._job, only=index, workers=1, allowance=lenient)
-                yield lambda job=job: self._encode_source.remote(job, out)
+                alone = replace(self._assignment, only=index, workers=1, allowance=lenient)
+                yield partial(self._encode_source.remote, alone)
                 continue
-            segments = self._job.plan.segments(index, self._counted)
-            self._counting = None
-            with RangeFinder(source, self._job.plan.log_format) as finder:
-                for part in parts_of(index, segments, self._job.plan.rows_per_shard):
-                    record = self._place.find_record(part)
-                    if record and record.stop_offset is not None:
-                        finder.skip_to(record.stop_offset)
-                        self._resumed.add(record)
-                        self._done.add(record)
-                        lines = record.lines
-                    else:
-                        span = finder.next_range(part.max_lines)
-                        lines = span.lines
-                        if lines:
-                            yield lambda part=part, span=span: self._encode_range.remote(plan, part, span, out)
-                    if lines < part.max_lines:
-                        break
+            segments = plan.segments(index, self._counted)
+            self._meter.counting = None
+            for found in range_parts(plan, place, index, segments):
+                if isinstance(found, PartRecord):
+                    self._done.add(found)
+                    self._meter.resume(found)
+                else:
+                    yield partial(self._encode_range.remote, shared, place, found)
 
     def _collect(self) -> None:
         """Wait a moment for tasks to end, and take what they give."""
@@ -167,26 +142,17 @@ class _RayRun:
                 raise error.cause from None
             for record in records:
                 self._done.add(record)
-            self._done.check_hopeless(self._job, self._place)
+                self._meter.add(record)
+            self._done.check_hopeless()
         self._tell()
 
-    def _counted(self, done: int) -> None:
-        self._counting = done
+    def _counted(self, done_bytes: int) -> None:
+        self._meter.counting = done_bytes
         self._tell()
 
     def _tell(self) -> None:
         if self._report:
-            progress = Progress(
-                stage="encoding" if self._counting is None else "counting lines",
-                rows=self._done.rows,
-                rejected_rows=self._done.rejected_rows,
-                bytes=self._done.bytes if self._counting is None else self._counting,
-                total_bytes=self._job.total_bytes,
-                seconds=time.monotonic() - self._job.began,
-                resumed_rows=self._resumed.rows,
-                resumed_bytes=self._resumed.bytes,
-            )
-            self._report(progress)
+            self._report(self._meter.progress(self._assignment))
 
 
 def _import_ray() -> Any:

@@ -6,8 +6,9 @@ import math
 from functools import cache
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from pipeline.compiled import compiled
 
 _TABULATED = 8192
 _MIXED_AT_ONCE = 8192
@@ -28,7 +29,7 @@ def rows_of_table(buckets: NDArray[np.int32], table_rows: int) -> NDArray[np.int
     return out
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def take_rows(source, order, out):  # pragma: no cover - compiled
     """`out[i] = source[order[i]]` for source (n,), order (m,) unsigned (a signed index is tested for being negative
     at every row), out (m,)."""
@@ -36,7 +37,7 @@ def take_rows(source, order, out):  # pragma: no cover - compiled
         out[i] = source[order[i]]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def mix_rows(source, places, out):  # pragma: no cover - compiled
     """`out[:, i] = source[:, places[i]]` for source (C, n), places (m,) unsigned, out (C, m).
 
@@ -56,7 +57,7 @@ def _small_logarithms() -> NDArray[np.float32]:
     return table
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _fill_logarithms(values, table, out):  # pragma: no cover - compiled
     one = np.float32(1)
     for i in range(values.size):
@@ -64,7 +65,7 @@ def _fill_logarithms(values, table, out):  # pragma: no cover - compiled
         out[i] = table[x] if x < table.size else math.log(np.float32(x) + one)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _fill_rows_of_table(buckets, table_rows, inverse, out):  # pragma: no cover - compiled
     modulus = np.int32(table_rows)
     for i in range(buckets.size):

@@ -9,9 +9,9 @@ from functools import lru_cache
 from itertools import accumulate
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from pipeline.compiled import compiled
 from pipeline.rows.choices import Shuffle
 
 _WORD = 2**64 - 1
@@ -171,7 +171,7 @@ def _mix(word: int) -> int:
     return word ^ word >> 31
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _shuffle(key, order):  # pragma: no cover - compiled
     state = np.uint64(key)
     low_half = np.uint64(0xFFFFFFFF)
@@ -192,7 +192,7 @@ def _shuffle(key, order):  # pragma: no cover - compiled
         order[j] = i
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _take_apart(order, group_of, starts, within, places):  # pragma: no cover - compiled
     """Fills a `Mixture` from row_order (n,), the group of every row of the window (n,) and where groups start (G,)."""
     following = starts.copy()

@@ -102,7 +102,6 @@ def _listed(names: list[str]) -> str:
     labels = [name.partition("?")[0].rsplit("/", 1)[-1] for name in names]
     if len(set(labels)) < len(labels):
         labels = names
-    labels = [label.encode("utf-8", "backslashreplace").decode() for label in labels]
     if len(labels) <= 2 * _SHOWN:
         return ", ".join("standard input" if label == "-" else label for label in labels)
     shown = ", ".join([*labels[:_SHOWN], "...", *labels[-_SHOWN:]])

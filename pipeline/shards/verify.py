@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -19,6 +18,7 @@ from pipeline.shards.manifest import Manifest, RejectsFile, Shard
 from pipeline.shards.remote import RemoteFolder
 from pipeline.shards.row_groups import codec_of, read_row_group
 from pipeline.shards.writer import columns_of
+from pipeline.stages import usable_cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +158,7 @@ def verify_data(data: str | Path, *, report: Callable[[VerifyProgress], None] | 
     total_bytes = sum(shard.bytes for shard in shards)
     reports: dict[str, ShardReport] = {}
     done_bytes = 0
-    pool = ThreadPoolExecutor(os.cpu_count())
+    pool = ThreadPoolExecutor(usable_cores())
     try:
         waiting = [pool.submit(verify_shard, manifest, shard) for shard in shards]
         for future in as_completed(waiting):

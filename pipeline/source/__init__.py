@@ -1,9 +1,12 @@
 """A log's bytes → blocks of whole lines, whatever the log is stored in.
 
-found = find_sources(["log"])  # a folder's days in natural order; found.notices: what was left out
-check_sources(found.sources, log_format)  # no empty file, no log twice
-with LineReader(found.sources[0], log_format) as reader:
-    blocks = list(reader)
+>>> found = find_sources(["log"])
+>>> [source.label for source in found.sources]
+['day_2.tsv', 'day_10.tsv']
+>>> check_sources(found.sources, log_format)
+>>> with LineReader(found.sources[0], log_format) as reader:
+...     sum(bytes(block.buffer[block.start : block.stop]).count(b"\\n") for block in reader)
+30
 """
 
 from __future__ import annotations

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
-from pipeline.line_buffer import load_u64
+from pipeline.compiled import compiled, load_u64
 
 _NEWLINE = 10
 _ONES = np.uint64(0x0101010101010101)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def count_newlines(buffer, start, stop):
     """How many line ends lie in `buffer[start:stop]`.
 
@@ -37,7 +36,7 @@ def count_newlines(buffer, start, stop):
     return np.int64(count)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def after_last_newline(buffer, start, stop):
     """The position after the last line end in `buffer[start:stop]`, or `start` where there is none."""
     position = stop
@@ -46,7 +45,7 @@ def after_last_newline(buffer, start, stop):
     return position
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def after_newlines(buffer, start, stop, lines):
     """The position after the `lines`-th line end from `start` (or `stop`), and how many were found before it."""
     found = 0

@@ -11,13 +11,14 @@ from stepsize.measuring.measurement import dropped, estimate_from, measure
 from stepsize.measuring.passes import (
     ForwardContext,
     LastTrainingForward,
-    forward_pass,
     in_precision,
+    plain_logits,
     refuse_scripted,
     refuse_sharded,
     unwrapped,
 )
 from stepsize.measuring.self_check import SelfCheck
+from stepsize.measuring.tables import refuse_max_norm
 
 __all__ = [
     "Batch",
@@ -33,13 +34,14 @@ __all__ = [
     "Tracker",
     "dropped",
     "estimate_from",
-    "forward_pass",
     "in_precision",
     "lane_for",
     "measure",
     "operator_class",
     "optimizers_of",
+    "plain_logits",
     "refuse_evaluating",
+    "refuse_max_norm",
     "refuse_scripted",
     "refuse_sharded",
     "row_forms",

@@ -81,6 +81,13 @@ def logits_along(
                 f"forward mode stops at an operation without a formula: {str(error).splitlines()[0]} "
                 '(method="secant" needs none)'
             ) from error
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise MeasurementError(
+                f'the model fails in forward mode: {str(error).splitlines()[0]}; take method="secant", which runs it '
+                "as it is (where it takes gradients in its own parameters, or forward mode itself, nothing else does)"
+            ) from error
         z, tangent = fw.unpack_dual(logits)
         if tangent is None:
             raise MeasurementError(

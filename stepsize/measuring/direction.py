@@ -164,6 +164,8 @@ class Tracker:
     optimizers: Sequence[Steps]
     tables: Tables = "rows"
     context: ForwardContext = nullcontext
+    loss: Loss | None = None
+    """Its parameters, too, must hold still while a step is measured."""
     _lookups: dict[str, int] | None = field(default=None, init=False)
     """Look-ups of each table in one pass, once known; a table not listed is kept whole."""
 
@@ -203,7 +205,7 @@ class Tracker:
             optimized=self.optimized(),
             still={
                 name: (parameter, parameter._version)
-                for name, parameter in self.model.named_parameters()
+                for name, parameter in (*self.model.named_parameters(), *self._of_the_loss())
                 if name not in moving and not parameter.is_inference()
             },
         )
@@ -223,6 +225,10 @@ class Tracker:
         """Names of the weights of every `nn.Embedding` and `nn.EmbeddingBag`, tied ones under their first name."""
         found = {id(m.weight) for m in self.model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
         return {name for name, parameter in self.model.named_parameters() if id(parameter) in found}
+
+    def _of_the_loss(self) -> list[tuple[str, nn.Parameter]]:
+        modules = modules_of(getattr(self.loss, "function", self.loss))
+        return [(f"{name} of the loss", value) for module in modules for name, value in module.named_parameters()]
 
     def refuse_moving(self, loss: Loss) -> None:
         """Raises MeasurementError for a loss whose own weights the optimizers move: they would be read at θ1."""

@@ -47,7 +47,8 @@ class TrueToReverse(TorchFunctionMode):
         if self.live:
             self._refuse_live(func, args)
             self._refuse_live(func, tuple(kwargs.values()))
-        refuse_wrong_formula(func, args, kwargs)
+        if fw._current_level >= 0:
+            refuse_wrong_formula(func, args, kwargs)
         if func in RECURRENT:
             with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
                 return func(*args, **kwargs)

@@ -8,7 +8,8 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -75,7 +76,16 @@ def _generators_of(owner: nn.Module) -> Iterator[Any]:
     for module in owner.modules():
         for name, value in vars(module).items():
             if name not in PLUMBING:
-                yield from (item for item in _within(value) if isinstance(item, kinds))
+                yield from (item for item in _inside(value, module) if isinstance(item, kinds))
+
+
+def _inside(value: Any, module: nn.Module) -> Iterator[Any]:
+    """`value` and what it holds, also where it is a record or an object of a class defined beside the module's."""
+    beside = type(value).__module__ == type(module).__module__ and not isinstance(value, nn.Module | type)
+    if hasattr(value, "__dict__") and (beside or is_dataclass(value) or isinstance(value, SimpleNamespace)):
+        yield from _within(vars(value))
+    else:
+        yield from _within(value)
 
 
 def _within(value: Any, depth: int = DEPTH) -> Iterator[Any]:
@@ -91,10 +101,10 @@ def _within(value: Any, depth: int = DEPTH) -> Iterator[Any]:
 def attributes_kept(*owners: nn.Module, buffers: bool = False) -> Iterator[None]:
     """Afterwards every attribute of `owners` and their parts is what it was, also within containers and tensors.
 
-    That covers counters, averages and caches which a model keeps beside its buffers. `buffers` are kept too where
-    asked for. Objects of other classes are put back as references only.
+    That covers counters, averages and caches which a model keeps beside its buffers, in dataclasses, namespaces and
+    objects of classes beside its own too. `buffers` are kept where asked for. Other objects are left to themselves.
 
-    Raises: MeasurementError where a tensor attribute too large to copy was written to in place.
+    Raises: MeasurementError where a parameter, or a tensor attribute too large to copy, was written to in place.
     """
     kept: list[PutBack] = []
     for owner in owners:
@@ -103,14 +113,21 @@ def attributes_kept(*owners: nn.Module, buffers: bool = False) -> Iterator[None]
             where = f"{path}." if path else ""
             for name, value in vars(module).items():
                 if name not in PLUMBING:
-                    kept += [_content(item, f"{where}{name}") for item in _within(value)]
+                    kept += [_content(item, f"{where}{name}") for item in _inside(value, module)]
+            kept += [_unwritten(value, f"{where}{name}") for name, value in module.named_parameters(recurse=False)]
             if buffers:
                 kept += [_content(buffer, f"{where}{name}") for name, buffer in module.named_buffers(recurse=False)]
     try:
         yield
     finally:
+        errors = []
         for put_back in kept:
-            put_back()
+            try:
+                put_back()
+            except MeasurementError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
 
 def _namespace(module: nn.Module) -> PutBack:
@@ -134,6 +151,20 @@ def _content(value: Any, name: str) -> PutBack:
         before = copy.copy(value)
         return lambda: _refill(value, before)
     return lambda: None
+
+
+def _unwritten(parameter: nn.Parameter, name: str) -> PutBack:
+    version = None if parameter.is_inference() else parameter._version
+
+    def check() -> None:
+        if version is not None and parameter._version != version:
+            raise MeasurementError(
+                f"the model writes into its parameter {name!r} in its forward pass, so measuring changes what is "
+                "trained; keep averages in buffers (register_buffer), which measuring leaves alone, or update them "
+                "outside of forward"
+            )
+
+    return check
 
 
 def _refill(container: Any, before: Any) -> None:

@@ -93,22 +93,49 @@ def forward_pass(
     generators: Generators,
     context: ForwardContext = nullcontext,
     live: Mapping[int, str] | None = None,
+    detached: bool = True,
 ) -> Tensor:
     """`model(*inputs)` with `substitutes` for its parameters, drawing what `generators` draw next.
 
     The model writes into clones of `buffers`; everything else is left as `undisturbed` leaves it. Parameters without
-    a substitute count as constants, and the model's own `no_grad` holds in forward mode too. `live` has the ids and
-    descriptions of parameters that must not be read but through their substitutes.
+    a substitute count as constants if `detached`, and the model's own `no_grad` holds in forward mode too. `live` has
+    the ids and descriptions of parameters that must not be read but through their substitutes.
 
     Raises: MeasurementError where the model reads one of `live`, uses an operation whose forward mode is wrong, or
     does not return a floating-point tensor of logits.
     """
     copies = {name: buffer.clone() for name, buffer in buffers.items()}
-    constants = {name: value.detach() for name, value in model.named_parameters() if name not in substitutes}
+    others = model.named_parameters() if detached else ()
+    constants = {name: value.detach() for name, value in others if name not in substitutes}
     # With gradients on, the model takes the ways it takes in training; nothing here requires any.
     with torch.enable_grad(), undisturbed(generators, model), true_to_reverse(live or {}), context():
         logits = torch.func.functional_call(model, {**copies, **constants, **substitutes}, inputs)
     return as_logits(logits)
+
+
+def plain_logits(
+    model: nn.Module, inputs: tuple[Any, ...], *, generators: Generators, context: ForwardContext = nullcontext
+) -> Tensor:
+    """The model's logits as it stands, without a graph; all else is left as `forward_pass` leaves it."""
+    buffers = {name: buffer.detach() for name, buffer in model.named_buffers()}
+
+    def logits(*, detached: bool) -> Tensor:
+        return forward_pass(
+            model,
+            inputs,
+            substitutes={},
+            buffers=buffers,
+            generators=generators,
+            context=context,
+            detached=detached,
+        ).detach()
+
+    try:
+        return logits(detached=True)
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        return logits(detached=False)  # a model that takes gradients in its own parameters
 
 
 def as_logits(logits: Any) -> Tensor:

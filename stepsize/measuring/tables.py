@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.autograd.forward_ad as fw
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from stepsize.errors import MeasurementError
@@ -208,8 +208,19 @@ def _embedding_bag(  # noqa: PLR0917 (the signature of functional.embedding_bag)
     return fw.make_dual(pooled, sum(tangents[1:], tangents[0])) if tangents else pooled
 
 
+def refuse_max_norm(model: nn.Module) -> None:
+    """Raises MeasurementError for a model with tables that rewrite rows while these are looked up."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+            raise _max_norm(name)
+
+
 def _refuse_max_norm(table: StandIn, max_norm: float | None) -> None:
     if max_norm is not None:
-        raise MeasurementError(
-            f"table {table.table!r}: max_norm rewrites rows while they are looked up; clip them after the step instead"
-        )
+        raise _max_norm(table.table)
+
+
+def _max_norm(table: str) -> MeasurementError:
+    return MeasurementError(
+        f"table {table!r}: max_norm rewrites rows while they are looked up; clip them after the step instead"
+    )

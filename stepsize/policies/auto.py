@@ -17,7 +17,6 @@ FIRST_TRIAL = 1e-6
 where a step of rate 1 moves weights by about 1, as Adam-like optimizers do."""
 PATIENCE = 10
 """Estimates without evidence after which `auto` takes trial steps ten times as long."""
-
 MOST_HALVINGS = 3
 """How often a rate is halved in a row for want of finite numbers."""
 
@@ -28,8 +27,8 @@ class Auto:
     1. Searching. Trial steps of min(guess, 1e-6): α_abs of a step does not depend on how long that step was, so a
        harmless one tells as much as a long one. Estimates are summed until the pooled α* lies two standard
        errors above zero, often the first. After ten estimates without that, of whatever outcome, and after each that
-       is flat, steps get ten times longer, up to the guess. That is all the guess is used for: a bound on the steps
-       taken before there is evidence. Without any, the rate stays at the guess.
+       is flat, steps get ten times longer, up to the guess (flat ones to 1e-6 in any case). That is all the guess is
+       used for: a bound on the steps taken before there is evidence. Without any, the rate stays at the guess.
     2. Following. The rate is a `RateFilter`'s: every estimate counts by its error bar, so a step at most goes as
        far as the evidence does, and no estimate moves it by more than `clip`. Over the first `warmup` steps
        the rate is multiplied by a ramp from 1/warmup to 1, because one step's α* knows of no step after it,
@@ -142,15 +141,12 @@ class Auto:
         flat = estimate.outcome is Outcome.FLAT
         waiting = one is None and estimate.outcome in COUNTED  # for the rest of a block
         self._tried += 0 if waiting else PATIENCE if flat or (estimate.rows < ENOUGH_ROWS and one is not None) else 1
-        if self._tried < PATIENCE or self._trial >= 0.99 * self._longest_trial:
+        longest = max(self.guess, self.bounds.clamp(FIRST_TRIAL)) if flat else self.guess
+        if self._tried < PATIENCE or self._trial >= 0.99 * longest:
             return None
-        before, self._trial, self._tried = self._trial, min(10 * self._trial, self._longest_trial), 0
+        before, self._trial, self._tried = self._trial, min(10 * self._trial, longest), 0
         why = "too short a step to tell from none" if flat else "no evidence of α* yet"
         return f"step {after}: rate {format_rate(before)} → {format_rate(self._trial)} ({why})"
-
-    @property
-    def _longest_trial(self) -> float:
-        return max(self.guess, self.bounds.clamp(FIRST_TRIAL))
 
     def _evidence(self, one: RateMoments) -> tuple[float, float] | None:
         self._sums.add(one)

@@ -69,7 +69,7 @@ def test_unknown_key_names_the_nearest(
 
 def test_wrong_type(fails: Callable[..., None], write_config: Callable[..., Path], tmp_path: Path) -> None:
     config = write_config('[budget]\nsteps = "many"')
-    fails(["train", str(config), "--run", str(tmp_path / "run")], "budget.steps", "int")
+    fails(["train", str(config), "--run", str(tmp_path / "run")], "budget.steps is 'many'; give a whole number")
 
 
 def test_unknown_option(fails: Callable[..., None], write_config: Callable[..., Path], tmp_path: Path) -> None:

@@ -75,8 +75,10 @@ def test_tables_name_every_part(write_config: Callable[..., Path], capsys: pytes
     assert main(["stall", str(write_config(BUDGET)), "--seconds", "0.1", "--warmup-steps", "2"]) == 0
     shown = capsys.readouterr()
     assert shown.out.startswith(("compute-bound: ", "data-bound: ", "unclear: "))
-    for word in ("compute", "preparation stall", "warm", "decode", "no waiting for rows", "← "):
+    for word in ("compute", "preparation stall", "warm", "decode", "← "):
         assert word in shown.out
+    # Trials as short as these may tell nothing, and then nothing is predicted from them.
+    assert ("no waiting for rows" in shown.out) == (not shown.out.startswith("unclear: "))
     assert "warm trial: " in shown.err
 
 

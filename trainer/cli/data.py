@@ -29,7 +29,10 @@ EXIT_DAMAGED = 74
 
 @dataclass(frozen=True, kw_only=True)
 class SampleArguments(SampleConfig):
-    """Write Criteo-shaped click logs whose best possible loss is known."""
+    """Write Criteo-shaped click logs whose best possible loss is known.
+
+    Example: alphastream sample logs --rows 300000 --days 3
+    """
 
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder to write the days to; made where it is missing."""
@@ -37,13 +40,20 @@ class SampleArguments(SampleConfig):
 
 def sample_verb(arguments: list[str]) -> int:
     """`alphastream sample OUT`."""
-    make_sample(parse(SampleArguments, arguments, "sample"), console=Console())
+    given = parse(SampleArguments, arguments, "sample")
+    for file, what in (("manifest.json", "data folder"), ("steps.jsonl", "run directory")):
+        if (given.out / file).exists():
+            raise InputError(f"{given.out} is a {what}; give another OUT for the sample")
+    make_sample(given, console=Console())
     return 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessArguments(PreprocessConfig):
-    """Turn log files into a data folder of Parquet shards; run again to continue after an interruption."""
+    """Turn log files into a data folder of Parquet shards; run again to continue after an interruption.
+
+    Example: alphastream preprocess logs/day_*.tsv.gz --out DATA
+    """
 
     sources: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SRC...", help_behavior_hint="(required)")
@@ -93,7 +103,10 @@ def preprocess_verb(arguments: list[str]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectArguments:
-    """Rows, splits, label rate, missing rates and sizes of a data folder."""
+    """Rows, splits, label rate, missing rates and sizes of a data folder.
+
+    Example: alphastream inspect DATA
+    """
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Data folder that `alphastream preprocess` wrote, or a URI of one (s3://, gs://, hdfs://, file://)."""
@@ -132,7 +145,10 @@ def _print_rows(rows: list[dict[str, Any]], *, without: tuple[str, ...] = ()) ->
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyArguments:
-    """Re-hash a data folder's shards or a run's checkpoints; exit with 74 where something is damaged."""
+    """Re-hash a data folder's shards or a run's checkpoints; exit with 74 if something is damaged.
+
+    Example: alphastream verify DATA
+    """
 
     path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA|RUN")]
     """Data folder or a URI of one (every shard is fetched, none stored), or run directory."""

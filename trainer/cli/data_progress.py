@@ -32,7 +32,7 @@ def make_data(config: PreprocessConfig, *, console: Console, as_json: bool = Fal
     from pipeline.shards import warnings_of
 
     if as_json:
-        return preprocess(config, announce=_json_plan, report=_json_lines())
+        return preprocess(config, announce=_json_plan, report=_json_lines(), warn=_json_warning)
 
     def announce(plan: Plan) -> None:
         for text in plan.notices:
@@ -50,7 +50,7 @@ def make_data(config: PreprocessConfig, *, console: Console, as_json: bool = Fal
         line.update(progress.bytes / MEGABYTE, _detail(progress))
 
     try:
-        summary = preprocess(config, announce=announce, report=report)
+        summary = preprocess(config, announce=announce, report=report, warn=console.warn)
     finally:
         if line is not None:
             line.close()
@@ -83,6 +83,10 @@ def _json_lines() -> Callable[[Progress], None]:
             sys.stderr.write(json.dumps(values) + "\n")
 
     return report
+
+
+def _json_warning(text: str) -> None:
+    sys.stderr.write(json.dumps({"warning": text}) + "\n")
 
 
 def _detail(progress: Progress) -> str:

@@ -21,7 +21,10 @@ FIRST_GUESS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """The main job on generated logs, on this machine: sample, preprocess, train with α* applied, report."""
+    """The main job on generated logs, on this machine: sample, preprocess, train with α* applied, report.
+
+    Example: alphastream demo --out demo
+    """
 
     out: Path = Path("demo")
     """Folder for the logs, the shards and the run; running again continues there."""

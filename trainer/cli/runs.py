@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from pipeline.errors import InputError
+from trainer.budget import BudgetConfig
 from trainer.cli.arguments import parse, parse_first
 from trainer.cli.demo import DemoConfig, run_demo
 from trainer.cli.settings import asks_for_help, current_arguments, settings_for_help
@@ -32,7 +34,14 @@ class RunArguments:
 class TrainArguments(RunArguments):
     """Train a model on preprocessed click logs, continuing RUN where it stopped.
 
-    Every --section.key below is also a key of the TOML file; given here, it overrides the file's.
+    Every --section.key below is also a key of the TOML file; given here, it overrides the file's. Defaults are those of
+    preset dlrm-tiny; None stands for no value.
+
+    Terms: a step trains on one batch (B2), and α* is measured on another (B1, the probe batch). A row group is 65,536
+    rows of a shard, read and decompressed at once. GGN: the generalized Gauss-Newton matrix, the curvature that α* is
+    taken from.
+
+    Example: alphastream train run.toml --run RUN --optimizer.lr 0.001 --budget.epochs 1
     """
 
     settings: Annotated[Config, tyro.conf.arg(name="")]
@@ -49,12 +58,18 @@ def train_verb(arguments: list[str]) -> int:
     given = parse(TrainArguments, arguments, "train", default=default, underscores=True)
     from trainer.job import train
 
-    return train(given.settings, given.run, console=Console()).exit_code
+    console = Console()
+    if given.settings.budget == BudgetConfig():
+        console.say("no budget is set, so it trains until it is stopped; --budget.steps, .epochs or .seconds ends it")
+    return train(given.settings, given.run, console=console).exit_code
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArguments:
-    """Evaluate a run's newest checkpoint: loss, AUC and normalized entropy of a split."""
+    """Evaluate a run's newest checkpoint: loss, AUC and normalized entropy of a split.
+
+    Example: alphastream evaluate RUN --split test
+    """
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory."""
@@ -84,7 +99,10 @@ def evaluate_verb(arguments: list[str]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportArguments:
-    """Write figures (PNG) and tables (CSV, HTML) of a run into RUN/report, of a study into its folder."""
+    """Write figures (PNG) and tables (CSV, HTML) of a run into RUN/report, of a study into its folder.
+
+    Example: alphastream report RUN
+    """
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|DIR")]
     """Run directory, or a study's folder; one in progress is reported as far as it is."""
@@ -93,6 +111,8 @@ class ReportArguments:
 def report_verb(arguments: list[str]) -> int:
     """`alphastream report RUN|DIR`."""
     folder = parse(ReportArguments, arguments, "report").run
+    if (folder / "manifest.json").is_file():
+        raise InputError(f"{folder} is a data folder; give a run directory or a study's folder, or use inspect")
     if is_study(folder):
         from trainer.study import write_study_report
 
@@ -124,7 +144,10 @@ class StudyFileArguments:
 class StudyArguments(StudyFileArguments):
     """Make all runs of a study, continuing DIR where it stopped, and report them.
 
-    Every --section.key below overrides the file's base of all runs; what an arm sets is changed in the file.
+    Every --section.key below overrides the file's base of all runs; what an arm sets is changed in the file. Defaults
+    are those of preset dlrm-tiny; None stands for no value.
+
+    Example: alphastream study learning-rate-free --out STUDY --data.path DATA
     """
 
     settings: Annotated[Config, tyro.conf.arg(name="")]

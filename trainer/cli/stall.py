@@ -42,7 +42,10 @@ class StallArguments(StallOptions):
     first trial starts with an empty cache of its own, removed afterwards, so its rows come from the store; the others
     have theirs from the cache, which keeps what they fetch.
 
-    Every --section.key below is also a key of the TOML file; given here, it overrides the file's.
+    Every --section.key below is also a key of the TOML file; given here, it overrides the file's. Defaults are those of
+    preset dlrm-tiny; None stands for no value.
+
+    Example: alphastream stall run.toml --seconds 5
     """
 
     settings: Annotated[Config, tyro.conf.arg(name="")]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pipeline.addresses import is_remote
 from pipeline.device import DataConfig, ModelInputs, open_rows
 from pipeline.schema import LogFormat
 from pipeline.shards import Manifest
@@ -121,6 +122,8 @@ def evaluate_run(run: Path, *, split: str, rows: int | None, data: str | None) -
     if not (run / "config.toml").is_file():
         raise ConfigError(f"{run}: is not a run directory; give the folder that `alphastream train --run` wrote")
     config = load_config(run / "config.toml")
+    if data is None:
+        _refuse_lost_path(config.data.path, run)
     folder = config.data if data is None else replace(config.data, path=data)
     with config_errors():
         evaluation = replace(config.eval, rows=rows)
@@ -135,6 +138,15 @@ def evaluate_run(run: Path, *, split: str, rows: int | None, data: str | None) -
     learner = Learner.build(config, manifest.format)
     learner.load(found)
     return found.step, learner.evaluate(folder, manifest, evaluation, split)
+
+
+def _refuse_lost_path(path: str, run: Path) -> None:
+    """Earlier versions kept a relative data.path as it was given, which leads nowhere from another folder."""
+    if not is_remote(path) and not Path(path).is_absolute() and not Path(path).exists():
+        raise ConfigError(
+            f"{run / 'config.toml'}: data.path is {path!r}, relative to where the run was started; evaluate it from "
+            "there, or give --data"
+        )
 
 
 def training_device() -> torch.device:

@@ -13,7 +13,7 @@ PRESETS_FOLDER = Path(__file__).with_name("presets")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The `[model]` section. What is None comes from the preset."""
+    """The `[model]` section. What is not given comes from the preset."""
 
     preset: str = "dlrm-tiny"
     """Named sizes: "dlrm-small" (AlgoPerf's, 539M parameters) or "dlrm-tiny" (4M, for one machine)."""
@@ -109,7 +109,7 @@ REFUSED = {
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """The `[optimizer]` section. What is None comes from the preset (for its own optimizer) or the optimizer itself."""
+    """The `[optimizer]` section. What is not given comes from the preset (for its own optimizer) or the optimizer."""
 
     name: str = "nadamw"
     """nadamw, any class of torch.optim in lower case, or one of the extra `optimizers`, e.g. schedulefree_adamw."""

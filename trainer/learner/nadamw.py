@@ -13,9 +13,10 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 from torch.optim import Optimizer
+
+from pipeline.compiled import compiled
 
 TASK_ELEMENTS = 1 << 20
 """Elements a thread takes at a time: about a millisecond."""
@@ -155,7 +156,7 @@ def _has_kernel(piece: Piece) -> bool:
     )
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _kernel(theta, g, m, v, decay, beta1, rest1, beta2, rest2, addend, factor):  # noqa: PLR0917
     """One step of 1-D arrays in place; the scalars have the arrays' dtype, so that nothing is widened."""
     for i in range(theta.size):

@@ -1,4 +1,9 @@
-"""A run's figures, tables and page."""
+"""A run's report: its figures, its tables and the page that shows them.
+
+For example:
+
+    page = write_report(Path("runs/one"))  # runs/one/report/index.html
+"""
 
 from __future__ import annotations
 

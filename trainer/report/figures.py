@@ -1,20 +1,16 @@
-"""The pictures of a report, each drawn from a run's columns alone."""
+"""The pictures of a run's loss, learning rate and time, and the list of all that a report shows."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
 
-from ops.live import LEAST_ESTIMATES
 from trainer.records import RunHistory
+from trainer.report.alpha_figures import alpha_figure, bias_figure
 from trainer.report.plotting import (
     AMBER,
     BLUE,
@@ -28,6 +24,7 @@ from trainer.report.plotting import (
     VIOLET,
     legend,
     new_figure,
+    signed_log,
     step_axis,
     style,
 )
@@ -38,7 +35,6 @@ from trainer.report.summary import (
     bin_sums,
     bound,
     centered_mean,
-    rate_summary,
 )
 
 SPLIT_COLORS = {"train": AMBER, "validation": ORANGE, "test": GREEN}
@@ -56,8 +52,6 @@ PHASE_COLORS = {
 POINTS = 1200
 """No curve has more points than a screen can show."""
 STRETCHES = 120
-MOST_RELATIVE = 1e4
-"""The largest α* relative that an axis reaches for."""
 
 
 def figures(log: RunHistory) -> dict[str, Figure]:
@@ -192,49 +186,6 @@ def _first_step(axes: Axes, phases: dict[str, float]) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def alpha_figure(log: RunHistory) -> Figure:
-    """What came of the estimates of α*, and how the finite ones are spread."""
-    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-    counts_axes, spread = figure.subplots(1, 2, width_ratios=(2, 3))
-    counts = Counter(log.outcomes)
-    names = [name for name, _ in reversed(counts.most_common())]
-    total = len(log.outcomes)
-    style(counts_axes, f"Outcomes of {total:,} estimates", "")
-    colors = {"ok": GREEN, "ascent": AMBER}
-    counts_axes.barh(names, [counts[name] for name in names], color=[colors.get(name, GREY) for name in names])
-    for index, name in enumerate(names):
-        text = f" {counts[name]:,} ({100 * counts[name] / total:.1f} %)"
-        counts_axes.text(counts[name], index, text, va="center", fontsize=9, color=INK)
-    counts_axes.set_xlim(0, max(counts.values()) * 1.6)
-    counts_axes.set_xlabel("estimates")
-    counts_axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    counts_axes.grid(visible=False, axis="y")
-    counts_axes.tick_params(axis="y", length=0)
-    _spread(spread, log)
-    return figure
-
-
-def bias_figure(log: RunHistory) -> Figure:
-    """The estimators side by side: from one batch (biased), from two (unbiased), and from a mix (hybrid)."""
-    figure, axes = new_figure("Biased against unbiased α*", "α* (times the applied step)")
-    colors = {"relative": BLUE, "hybrid": PINK, "biased": ORANGE}
-    names = {"relative": "unbiased (both from B1)", "hybrid": "hybrid (slope from B1)"}
-    values = []
-    for column, color in colors.items():
-        if column not in log.alpha:
-            continue
-        chosen = np.isfinite(log.alpha[column])
-        step, value = log.alpha["step"][chosen], log.alpha[column][chosen]
-        axes.plot(step, value, ".", color=color, alpha=0.15, markersize=4, markeredgewidth=0)
-        smooth = _running_median(value, max(3, len(value) // 20))
-        axes.plot(step, smooth, color=color, linewidth=2, label=names.get(column, "biased (both from B2)"))
-        values.append(value)
-    _signed_log(axes, np.concatenate(values), edge=1.0)
-    axes.axhline(1, color=INK, linewidth=1, linestyle=":", label="1: the step was just right")
-    legend(axes, columns=4)
-    return figure
-
-
 def _thin(values: np.ndarray) -> np.ndarray:
     return bin_means(values, POINTS)
 
@@ -276,67 +227,7 @@ def _rate_scale(axes: Axes, log: RunHistory, alphas: list[float]) -> None:
     rates = rates[np.isfinite(rates) & (rates > 0)]
     typical = float(np.median(rates)) if len(rates) else float(np.median(np.abs(alphas)))
     values = np.concatenate([np.asarray(alphas), [rates.max()] if len(rates) else []])
-    _signed_log(axes, values, edge=10 ** math.floor(math.log10(typical)))
-
-
-def _signed_log(axes: Axes, values: np.ndarray, *, edge: float) -> None:
-    """Logarithmic on both sides of zero and linear within ±`edge`; framed on the middle 98 % of `values`."""
-    axes.set_yscale("symlog", linthresh=edge, linscale=0.7)
-    low, high = np.clip(np.quantile(values, [0.01, 0.99]), -MOST_RELATIVE * edge, MOST_RELATIVE * edge)
-    axes.set_ylim(min(1.4 * low, -0.1 * edge), max(1.4 * high, 1.5 * edge))
-    axes.axhline(0, color=GREY, linewidth=1)
-
-
-def _spread(axes: Axes, log: RunHistory) -> None:
-    relative = log.alpha["relative"][log.measured]
-    style(axes, "Spread of single estimates of α*", "estimates")
-    if len(relative) < LEAST_ESTIMATES:
-        text = f"{len(relative)} estimates carried a number;\na spread takes {LEAST_ESTIMATES}"
-        axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center")
-        return
-    # A step at a rate near zero can have an α* of 10¹³; the outermost bars hold everything beyond the axis.
-    reach = math.ceil(math.log10(min(max(float(np.quantile(np.abs(relative), 0.98)), 10.0), MOST_RELATIVE)))
-    positive = 10 ** np.linspace(-1, reach, (20 if reach == 1 else 10) * (reach + 1) // 2 + 1)
-    inner = np.linspace(-0.1, 0.1, 5)[1:-1]
-    edges = np.concatenate([-positive[::-1], inner, positive])
-    counts, _ = np.histogram(np.clip(relative, edges[0], edges[-1]), edges)
-    # Bars stand on the index of their bin, which is what a signed logarithmic axis would show.
-    place = np.arange(len(counts))
-    colors = [GREEN if right > 0 else AMBER for right in edges[1:]]
-    axes.bar(place + 0.5, counts, width=1.0, color=colors, edgecolor="white", linewidth=0.4)
-    at: Callable[[float], float] = lambda value: float(np.interp(value, edges, np.arange(len(edges))))  # noqa: E731
-    powers = [10.0**power for power in range(reach + 1)]
-    ticks = [*(-power for power in reversed(powers)), 0.0, *powers]
-    axes.set_xticks([at(tick) for tick in ticks], [_power(tick) for tick in ticks])
-    summary = rate_summary(log)
-    axes.axvline(at(1.0), color=INK, linewidth=1.2, linestyle=":")
-    pooled = None if summary is None else summary.pooled
-    if pooled is not None:
-        axes.axvline(at(pooled), color=BLUE, linewidth=2)
-    axes.set_xlabel("α* (1: the step was just right)")
-    negative = int((relative < 0).sum())
-    axes.figure.legend(
-        handles=[
-            *([] if pooled is None else [Line2D([], [], color=BLUE, linewidth=2, label=f"pooled {pooled:.3g}")]),
-            Line2D([], [], color=INK, linewidth=1.2, linestyle=":", label="1"),
-            Patch(color=GREEN, label="positive"),
-            Patch(color=AMBER, label=f"negative ({100 * negative / len(relative):.0f} %)"),
-        ],
-        loc="outside lower right",
-        ncols=4,
-        frameon=False,
-        fontsize=9,
-    )
-
-
-def _power(value: float) -> str:
-    """A power of ten, short enough for an axis of many."""
-    return f"{value:g}" if abs(value) <= 100 else rf"${'-' if value < 0 else ''}10^{{{math.log10(abs(value)):.0f}}}$"
-
-
-def _running_median(values: np.ndarray, half: int) -> np.ndarray:
-    padded = np.pad(values, half, mode="reflect" if len(values) > half else "edge")
-    return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1), axis=1)
+    signed_log(axes, values, edge=10 ** math.floor(math.log10(typical)))
 
 
 def _words(names: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -10,6 +11,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 BLUE, ORANGE, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
 AMBER, PINK, VIOLET, BROWN, GREY, INK = "#E69F00", "#CC79A7", "#7A5CC0", "#8C6D46", "#A3ABB4", "#16191D"
 WIDE = (9.6, 4.8)
+MOST_RELATIVE = 1e4
+"""The largest multiple of its linear part that a signed logarithmic axis reaches for."""
 
 
 def new_figure(title: str, ylabel: str) -> tuple[Figure, Axes]:
@@ -42,3 +45,11 @@ def legend(axes: Axes, columns: int = 3) -> None:
     """Below the axes, where it can never lie over data."""
     handles, labels = axes.get_legend_handles_labels()
     axes.figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+
+
+def signed_log(axes: Axes, values: np.ndarray, *, edge: float) -> None:
+    """Logarithmic on both sides of zero and linear within ±`edge`; framed on the middle 98 % of `values`."""
+    axes.set_yscale("symlog", linthresh=edge, linscale=0.7)
+    low, high = np.clip(np.quantile(values, [0.01, 0.99]), -MOST_RELATIVE * edge, MOST_RELATIVE * edge)
+    axes.set_ylim(min(1.4 * low, -0.1 * edge), max(1.4 * high, 1.5 * edge))
+    axes.axhline(0, color=GREY, linewidth=1)

@@ -75,7 +75,7 @@ def write_report(run: Path) -> Path:
         page,
         title=str(log.path),
         said=sentences(log),
-        pictures=[(stem, CAPTIONS[stem]) for stem in drawn],
+        pictures=[(stem, _caption(stem, log)) for stem in drawn],
         tables=tables,
         messages=log.messages[-40:],
     )
@@ -100,6 +100,12 @@ def sentences(log: RunHistory) -> list[str]:
     if log.damaged_lines:
         said.append(f"{log.damaged_lines} lines of the records were not whole and were left out.")
     return said
+
+
+def _caption(stem: str, log: RunHistory) -> str:
+    if stem == "learning_rate" and not alpha_bins(log):
+        return "The rate the optimizer used; there are too few estimates of α* for the rate that it would suggest."
+    return CAPTIONS[stem]
 
 
 def _divergence(log: RunHistory) -> str:
@@ -176,12 +182,12 @@ def _summary_table(log: RunHistory) -> Table:
     if rates is not None:
         entries += [
             ("α* estimates with a number", rates.estimates, ""),
-            ("α* negative", rates.negative, ""),
-            ("α*, lower quartile", rates.lower, ""),
-            ("α*, median", rates.median, ""),
-            ("α*, upper quartile", rates.upper, ""),
+            ("α* estimates that are negative", rates.negative, ""),
             ("α*, pooled", rates.pooled, ""),
-            ("α*, standard error of the pooled", rates.pooled_error, ""),
+            ("α*, standard error", rates.pooled_error, ""),
+            ("single estimates of α*, lower quartile", rates.lower, ""),
+            ("single estimates of α*, median", rates.median, ""),
+            ("single estimates of α*, upper quartile", rates.upper, ""),
         ]
     return Table(stem="summary", title="The run in figures", columns=("figure", "value", "unit"), rows=entries)
 

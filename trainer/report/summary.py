@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ops.live import LEAST_ESTIMATES, measuring_gaps
-from ops.step_clock import DATA_BOUND_SHARE, Bound, BoundKind
+from ops.step_clock import Bound, bound_of
 from stepsize.pooling import pool
 from trainer.records import Column, RunHistory
 
@@ -70,11 +70,8 @@ def bound(log: RunHistory) -> Bound:
     first = 1 if len(log.steps["step"]) > 1 else 0
     seconds = float(np.nansum(log.steps["seconds"][first:]))
     waiting = float(np.nansum(log.phases["data_wait"][first:])) if "data_wait" in log.phases else 0.0
-    if seconds == 0:
-        return Bound(kind=BoundKind.UNKNOWN, data_share=0.0, seconds=0.0, steps=len(log.steps["step"]))
-    share = waiting / seconds
-    kind = BoundKind.DATA if share >= DATA_BOUND_SHARE else BoundKind.COMPUTE
-    return Bound(kind=kind, data_share=share, seconds=seconds, steps=len(log.steps["step"]))
+    share = waiting / seconds if seconds else 0.0
+    return bound_of(share, seconds=seconds, steps=len(log.steps["step"]) - first)
 
 
 def alpha_bins(log: RunHistory) -> list[AlphaBin]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import threading
 import time
@@ -117,7 +116,7 @@ def measure_stall(
         seconds=seconds,
         warmup_steps=warmup_steps,
         window_rows=manifest.splits["train"].rows / max(windows, 1),
-        reader_threads=config.data.read_threads or min(os.cpu_count() or 1, 4),
+        reader_threads=config.data.reader_threads,
         no_cold_trial=why_not_dropped(paths[0]) if paths else None,
     )
 

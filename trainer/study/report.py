@@ -118,14 +118,16 @@ def _figures(study: Study, results: Sequence[Result]) -> Iterator[tuple[str, str
     grouped = cells(study, results)
     if not any(math.isfinite(result.best_loss) for result in results):
         return
-    if any("optimizer.lr" in keys for keys in study.varied.values()):
+    several = len(results) > 1  # a single run would be a picture of one dot
+    if several and any("optimizer.lr" in keys for keys in study.varied.values()):
         yield "learning_rate", CAPTIONS["learning_rate"], losses_by_rate(study, grouped)
     for arm, keys in study.varied.items():
-        if len(keys) == 2:
+        if several and len(keys) == 2:
             mine = [cell for cell in grouped if cell.arm == arm]
             caption = f"Mean best validation loss of {arm} over {keys[0]} and {keys[1]}."
             yield f"heat_{arm}", caption, heat_map(arm, keys, mine)
-    yield "cells", CAPTIONS["cells"], losses_by_cell(study, grouped)
+    if several:
+        yield "cells", CAPTIONS["cells"], losses_by_cell(study, grouped)
     if any(len(result.evaluations[0]) > 1 for result in results):
         yield "progress", CAPTIONS["progress"], loss_along_training(study, grouped)
     yield "rates", CAPTIONS["rates"], rates_along_training(study, grouped)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.stages import usable_cores
 from trainer.config import Config
 from trainer.job import train
 from trainer.loop import Stop
@@ -129,7 +130,7 @@ class _Worker:
 
 @contextmanager
 def _workers(count: int) -> Iterator[list[_Worker]]:
-    threads = max(1, (os.cpu_count() or 1) // count)
+    threads = max(1, usable_cores() // count)
     # a terminal's Ctrl-C reaches every process of its group; until a worker has left that group it must not hear it
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

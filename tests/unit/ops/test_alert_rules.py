@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 from ops.metrics import Metrics
+from ops.step_clock import DATA_BOUND_SHARE
 
 RULES = Path(__file__).parents[3] / "ops" / "rules" / "alphastream.yml"
 CASES = Path(__file__).with_name("rules_test.yml")
@@ -44,3 +45,8 @@ def test_rules_read_only_series_that_exist() -> None:
         names = set(re.findall(r"[a-z_]*:?\balphastream_\w+(?::\w+)?", several or one))
         assert names <= exported | recorded
     assert len(expressions) == text.count("expr:")
+
+
+def test_the_alert_calls_data_bound_what_the_run_itself_does() -> None:
+    found = re.findall(r"instance:alphastream_data_wait:ratio_rate5m > ([\d.]+)", RULES.read_text(encoding="utf-8"))
+    assert [float(share) for share in found] == [DATA_BOUND_SHARE]

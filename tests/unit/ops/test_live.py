@@ -189,6 +189,7 @@ def test_a_bin_pools_by_the_ratio_of_averages() -> None:
         ([*range(0, 300, 10), *range(700, 1000, 10)], [30]),
         ([*range(0, 300, 10), 320, *range(340, 1000, 10)], []),
         ([start + i for start in range(0, 1000, 100) for i in range(10)], []),
+        ([start + i for start in (0, 300, 600, 900) for i in range(200)], [200, 400, 600]),
         ([start + i for start in (0, 100, 200, 300, 1500, 1600) for i in range(10)], [40]),
     ],
 )
@@ -229,3 +230,11 @@ def test_the_latest_messages_come_first() -> None:
     messages = live.snapshot()["messages"]
     assert len(messages) == MESSAGES
     assert messages[0] == {"step": MESSAGES + 2, "text": f"message {MESSAGES + 2}"}
+
+
+def test_until_its_first_step_ends_a_run_prepares() -> None:
+    live = status(total_steps=10)
+    live.state("training")
+    assert live.snapshot()["state"] == "preparing"
+    take_step(live, 0)
+    assert live.snapshot()["state"] == "training"

@@ -220,3 +220,13 @@ def test_promtool_finds_no_fault_with_the_names() -> None:
     command = [promtool, "check", "metrics"]
     result = subprocess.run(command, input=metrics.exposition(), capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
+
+
+def test_pooled_alpha_is_unknown_until_there_is_one() -> None:
+    metrics = Metrics()
+    assert math.isnan(value(metrics, "alpha_pooled_relative"))
+    metrics.pooled_alpha(2.0, 0.1)
+    assert value(metrics, "alpha_pooled_relative") == 2.0
+    assert value(metrics, "alpha_pooled_relative_standard_error") == 0.1
+    metrics.pooled_alpha(None, None)
+    assert math.isnan(value(metrics, "alpha_pooled_relative"))

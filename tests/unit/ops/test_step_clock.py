@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from ops.step_clock import PHASES, BoundKind, StepClock
+from ops.step_clock import NANOSECONDS, PHASES, BoundKind, StepClock
 
 
 class FakeTime:
@@ -214,3 +214,23 @@ def test_readers_in_other_threads_see_whole_intervals(clock: StepClock, time: Fa
     clock.finish_step()
     reader.join()
     assert [totals["evaluation"] for totals in seen] == [totals["forward"] for totals in seen] == [1e-6]
+
+
+def test_the_first_step_is_kept_apart_once_there_is_another() -> None:
+    now = [0]
+    clock = StepClock(nanosecond_time=lambda: now[0])
+    assert clock.first_step is None
+    for waiting in (80, 1, 1):
+        with clock.phase("data_wait"):
+            now[0] += waiting * NANOSECONDS
+        with clock.phase("forward"):
+            now[0] += 19 * NANOSECONDS
+        clock.finish_step()
+        if waiting == 80:
+            assert clock.bound().data_share == pytest.approx(80 / 99)
+    first = clock.first_step
+    assert first is not None
+    assert (first.seconds, first.phases["data_wait"]) == (99, 80)
+    assert clock.bound().data_share == pytest.approx(1 / 20)
+    assert clock.recent_phases()["data_wait"] == 2
+    assert clock.totals()["data_wait"] == 82

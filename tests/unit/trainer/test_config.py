@@ -350,3 +350,15 @@ def test_files_that_strain_the_parser_are_one_line(tmp_path: Path, content: str)
     refused = settled(tmp_path / "run.toml")
     assert isinstance(refused, str)
     assert is_one_line(refused)
+
+
+def test_a_resolved_path_leads_there_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert from_toml('data.path = "DATA"').resolved().data.path == str(tmp_path / "DATA")
+    assert from_toml('data.path = "s3://bucket/DATA"').resolved().data.path == "s3://bucket/DATA"
+
+
+def test_a_path_that_no_toml_can_hold_is_refused() -> None:
+    config = config_from({"data": {"path": "DATA-\udcff"}}, where="run.toml")
+    with pytest.raises(ConfigError, match=r"^data\.path is not UTF-8"):
+        config.resolved()

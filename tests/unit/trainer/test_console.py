@@ -47,6 +47,7 @@ def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_line_of_progress_every_half_minute(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Console().progress("training", 400, unit="steps", start=100) as line:
+        clock.now += 500  # the first step waits for the pipeline to fill; the time left leaves it out
         line.update(110, "loss 0.5")
         clock.now += PLAIN_LINE_SECONDS
         line.update(200, "loss 0.4")
@@ -55,8 +56,9 @@ def test_a_line_of_progress_every_half_minute(clock: Clock, capsys: pytest.Captu
         clock.now += 1
         line.update(250, "loss 0.2")
     assert capsys.readouterr().err.splitlines() == [
-        "training: 200 / 400 steps loss 0.4  0:01:00 left",
-        "training: 250 / 400 steps loss 0.2  0:01:00 left",
+        "training: 110 / 400 steps loss 0.5",
+        "training: 200 / 400 steps loss 0.4  0:01:07 left",
+        "training: 250 / 400 steps loss 0.2  0:01:04 left",
     ]
 
 
@@ -83,3 +85,16 @@ def test_on_a_terminal_the_line_never_wraps(width: int) -> None:
     text = shown.getvalue()
     assert "pre" in text
     assert text.count("\n") == 1
+
+
+def test_before_the_first_update_a_bar_says_that_it_prepares() -> None:
+    shown = io.StringIO()
+    terminal = rich.console.Console(file=shown, force_terminal=True, width=120, _environ={})
+    with ProgressLine(terminal, "training", 400, unit="steps", start=0):
+        pass
+    assert "preparing" in shown.getvalue()
+    with ProgressLine(terminal, "training", 400, unit="steps", start=0) as line:
+        line.update(1, "loss 0.5")
+    last_frame = shown.getvalue().rpartition("400 steps")[2]
+    assert "loss 0.5" in last_frame
+    assert "preparing" not in last_frame

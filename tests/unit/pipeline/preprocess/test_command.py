@@ -13,12 +13,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from filelock import FileLock
 
 from pipeline.errors import InputError
-from pipeline.preprocess import command as module
 from pipeline.preprocess.command import PreprocessConfig, Progress, Summary, forecast, preprocess
-from pipeline.preprocess.encoder import Workplace
-from pipeline.preprocess.parts import LAST_DAY_TEST_SHARE, day_segments
+from pipeline.preprocess.plan import LAST_DAY_TEST_SHARE, day_segments
 from pipeline.schema import CRITEO, SPLITS
 from pipeline.shards.manifest import Manifest
 from tests.log_reference import Row, read_log
@@ -181,7 +180,7 @@ def test_too_many_rejects_name_the_first_lines_and_list_nothing(tmp_path: Path, 
 
 
 def test_a_hopeless_log_is_given_up_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.preprocess.job.HOPELESS_AFTER_LINES", 100)
+    monkeypatch.setattr("pipeline.preprocess.assignment.HOPELESS_AFTER_LINES", 100)
     (tmp_path / "log.tsv").write_bytes(b"what is this\n" * 1000 + joined(log_lines(10)))
     seen: list[Progress] = []
     config = PreprocessConfig(sources=(str(tmp_path / "log.tsv"),), out=tmp_path / "data", rows_per_shard=50, workers=1)
@@ -304,6 +303,23 @@ def test_standard_input_is_read_again_to_continue_and_must_be_the_same(
     assert (done.rows, done.resumed_rows) == (99, 99)
 
 
+def test_standard_input_without_a_byte_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    with pytest.raises(
+        InputError, match=r"standard input \(-\) is empty or closed; pipe a log into it, or name a file"
+    ):
+        run(tmp_path / "data", "-")
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputError, match=r"standard input \(-\) is closed; pipe a log into it, or name a file"):
+        run(tmp_path / "data", "-")
+
+
+def test_foreign_bytes_on_standard_input_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"PAR1\x15\x04")))
+    with pytest.raises(InputError, match="standard input is a Parquet file; export it as delimited text"):
+        run(tmp_path / "data", "-")
+
+
 def test_finished_shards_are_not_encoded_again(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log.tsv", 100)
     lines = log.read_bytes().splitlines()
@@ -350,7 +366,7 @@ def test_a_second_writer_is_turned_away(tmp_path: Path) -> None:
 
     def meanwhile(_: Progress) -> None:
         if not refused:
-            with pytest.raises(InputError, match="is being written by another run") as caught:
+            with pytest.raises(InputError, match="is being written by another command") as caught:
                 run(tmp_path / "data", log)
             refused.append(str(caught.value))
 
@@ -366,7 +382,7 @@ def test_a_second_writer_that_is_turned_away_leaves_the_plan_alone(tmp_path: Pat
         if not plans:
             plan = tmp_path / "data/.work/plan.json"
             plans.append(plan.read_bytes())
-            with pytest.raises(InputError, match="is being written by another run"):
+            with pytest.raises(InputError, match="is being written by another command"):
                 run(tmp_path / "data", log, rows_per_shard=7)
             plans.append(plan.read_bytes())
 
@@ -380,14 +396,14 @@ def test_a_folder_that_was_finished_meanwhile_is_not_made_again(
 ) -> None:
     """Another run finishes between the look at the folder and the lock."""
     log = write_log(tmp_path / "log.tsv", 50)
-    lock = module._locked
+    acquire = FileLock.acquire
 
-    def late(out: Path, place: Workplace) -> Any:
-        monkeypatch.setattr(module, "_locked", lock)
-        run(out, log)
-        return lock(out, place)
+    def late(lock: FileLock, *arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(FileLock, "acquire", acquire)
+        run(tmp_path / "data", log)
+        return acquire(lock, *arguments, **options)
 
-    monkeypatch.setattr(module, "_locked", late)
+    monkeypatch.setattr(FileLock, "acquire", late)
     (tmp_path / "data/.work").mkdir(parents=True)
     if options:
         with pytest.raises(InputError, match="was made with rows_per_shard 262144 instead of 7"):

@@ -82,7 +82,7 @@ def test_an_error_ends_it_without_the_shards_that_wait(
         raised.wait(10)
         return verify_shard(manifest, shard)
 
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("pipeline.shards.verify.usable_cores", lambda: 2)
     monkeypatch.setattr("pipeline.shards.verify.verify_shard", fail_first)
     pools = [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
     with pytest.raises(type(error)):

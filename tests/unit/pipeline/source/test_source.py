@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import gzip
 import io
 import itertools
@@ -12,10 +13,13 @@ from pathlib import Path
 import pytest
 import zstandard
 
+import pipeline.source
 from pipeline.addresses import without_secrets
 from pipeline.errors import InputError
+from pipeline.schema import CRITEO
 from pipeline.source.find import Found, find_sources
 from pipeline.source.source import Source
+from tests.logs import write_log
 
 TEXT = b"".join(b"line %d\n" % i for i in range(200_000))
 
@@ -161,6 +165,17 @@ def test_what_stands_for_nothing_is_said_in_one_line(days: Path) -> None:
             find_sources(given)
         assert why in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_the_example_of_the_room_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "log").mkdir()
+    write_log(tmp_path / "log/day_10.tsv", 40)
+    write_log(tmp_path / "log/day_2.tsv", 30, seed=1)
+    names = {name: getattr(pipeline.source, name) for name in pipeline.source.__all__} | {"log_format": CRITEO}
+    example = doctest.DocTestParser().get_doctest(pipeline.source.__doc__ or "", names, "pipeline.source", None, 0)
+    result = doctest.DocTestRunner().run(example)
+    assert (result.attempted, result.failed) == (4, 0)
 
 
 def test_a_changed_file_is_another_source(days: Path) -> None:

@@ -35,7 +35,7 @@ def prepared(name: str, device: str, **options) -> tuple[StepSizeWorker, nn.Modu
     case = CASES[name]
     model = case.model().to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    worker = StepSizeWorker(model, optimizer, case.loss, **options)
+    worker = StepSizeWorker(model, optimizer, case.loss, self_check=False, **options)
     with worker.around_step(*on(device, case.batch(5)), step=0):
         pass
     worker.drain()
@@ -46,6 +46,7 @@ def prepared(name: str, device: str, **options) -> tuple[StepSizeWorker, nn.Modu
 
 def one_step(name: str, device: str) -> Estimate:
     worker, _, optimizer = prepared(name, device)
+    worker.check_next()
     with worker.around_step(*on(device, CASES[name].batch(1)), step=1):
         optimizer.step()
     [estimate] = worker.drain()

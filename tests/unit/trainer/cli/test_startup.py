@@ -14,12 +14,9 @@ HEAVY = ("torch", "numba", "numpy", "pyarrow", "matplotlib", "pandas")
 SCRIPT = f"""
 import sys
 from trainer.cli import main
-try:
-    code = main(sys.argv[1:])
-except SystemExit as stop:
-    code = stop.code
+code = main(sys.argv[1:])
 loaded = [name for name in {HEAVY!r} if name in sys.modules]
-print("LOADED", code or 0, *loaded)
+print("LOADED", code, *loaded)
 """
 
 

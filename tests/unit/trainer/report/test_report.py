@@ -321,3 +321,13 @@ def test_the_first_step_is_drawn_apart(tmp_path: Path) -> None:
     assert apart.get_title(loc="left") == "The first step, apart: 90.0 s, 80.0 s waiting for data"
     assert sorted(patch.get_width() for patch in apart.patches if isinstance(patch, Rectangle)) == [10.0, 80.0]
     assert sorted(patch.get_width() for patch in totals.patches if isinstance(patch, Rectangle)) == [2.0, 6.0]
+
+
+def test_the_smoothed_estimators_are_not_drawn_across_a_pause(tmp_path: Path) -> None:
+    write_lines(tmp_path / "steps.jsonl", step_records(1000))
+    estimate = {"outcome": "ok", "relative": 2.0, "absolute": 2e-3, "learning_rate": 1e-3, "biased": {"relative": 9.0}}
+    steps = [*range(0, 300, 5), *range(700, 1000, 5)]
+    write_lines(tmp_path / "alpha.jsonl", [{"step": step} | estimate for step in steps])
+    lines = figures(RunHistory.load(tmp_path))["bias"].axes[0].lines
+    smooth = [np.asarray(line.get_ydata()) for line in lines if "(both" in str(line.get_label())]
+    assert [int(np.isnan(values).sum()) for values in smooth] == [1, 1]

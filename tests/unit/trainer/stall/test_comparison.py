@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from trainer.cli.stall import print_report
 from trainer.stall.comparison import StepSample, TrialTimes, compare, standard_error, times, whole_windows
 
 
@@ -145,3 +146,18 @@ def test_computing_slowed_by_more_than_the_loader_works_is_not_its_doing() -> No
     for slower, verdict in ((0.03, "data-bound"), (0.05, "unclear")):
         warm = trial("warm", 0.1 + slower, stages=stages)
         assert compare(trial("compute", 0.1), warm, None, reader_threads=2).verdict.startswith(verdict)
+
+
+def test_predictions_are_printed_only_from_trials_that_tell_something(capsys: pytest.CaptureFixture[str]) -> None:
+    clear = compare(trial("compute", 0.02), trial("warm", 0.05, waiting=0.025), None, reader_threads=2)
+    print_report(clear)
+    assert "speed-up of" in capsys.readouterr().out
+    compute, warm = (
+        times(name, [StepSample(seconds=seconds, waiting=0.0, rows=100)] * 3, reader_threads=2)
+        for name, seconds in (("compute", 0.02), ("warm", 0.05))
+    )
+    print_report(compare(compute, warm, None, reader_threads=2))
+    out = capsys.readouterr().out
+    assert out.startswith("unclear: ")
+    assert "warm" in out
+    assert "speed-up" not in out

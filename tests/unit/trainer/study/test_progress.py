@@ -87,4 +87,4 @@ def test_without_a_terminal_the_time_left_is_told(clock: SimpleNamespace) -> Non
     line.update(2.9, "a run")
     first, second = said.getvalue().splitlines()
     assert first == "study: 2 / 10 runs starting"
-    assert second == "study: 2 / 10 runs a run  0:15:47 left"  # 0.9 runs in 120 s, 7.1 to go
+    assert second == "study: 2 / 10 runs a run  0:11:50 left"  # 0.9 runs in 90 s since the first update, 7.1 to go

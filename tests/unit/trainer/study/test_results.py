@@ -258,3 +258,20 @@ def test_a_study_in_progress_is_reported_as_far_as_it_is(study: Study, tmp_path:
 def test_a_study_without_a_result_still_has_a_page(study: Study, tmp_path: Path) -> None:
     (tmp_path / RESOLVED).write_text(replace(study).to_toml(), encoding="utf-8")
     assert "0 of 14 runs finished" in write_study_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_a_study_of_a_single_run_draws_no_picture_of_one_dot(tmp_path: Path) -> None:
+    text = """
+    [data]
+    path = "DATA"
+    [[study.arm]]
+    name = "base"
+    set = { "optimizer.lr" = [1e-3] }
+    """
+    (tmp_path / "one.toml").write_text(text, encoding="utf-8")
+    study = read_study(tmp_path / "one.toml").unfold()
+    [run] = study.runs
+    write_result(tmp_path / "out", run, 0.5)
+    (tmp_path / "out" / RESOLVED).write_text(study.to_toml(), encoding="utf-8")
+    page = write_study_report(tmp_path / "out").read_text(encoding="utf-8")
+    assert re.findall(r'img src="([^"]+)"', page) == ["progress.png", "rates.png"]
