@@ -7,8 +7,8 @@ ids, its gradient whole, the optimizer one operation after the other, parameter 
 from __future__ import annotations
 
 import argparse
+import itertools
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -25,7 +25,7 @@ from trainer.learner.model import ModelConfig, build_model
 from trainer.learner.optimizers import OptimizerConfig, build_optimizer
 
 SKEW = 1.25
-"""Exponent of the ids' power law: 2,048 rows look up some 10,300 distinct rows, those of the real logs 9,200 to 9,700."""
+"""Exponent of the ids' power law: 2,048 rows look up some 10,300 table rows, those of the real logs 9,200 to 9,700."""
 GIGABYTE = 1 << 30
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -127,7 +127,7 @@ class AlgoPerf:
 
 def _mlp(*widths: int, last: nn.Module | None = None) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers[:-1], *([last] if last else []))
 
@@ -161,9 +161,8 @@ def compare(names: list[str], *, table_rows: int, rows: int, warmup: int, steps:
         for name in names:
             ratios[name].append(seconds[name] / seconds["lazy"])
     for name in names[1:]:
-        print(
-            f"  {name:10} takes {statistics.median(ratios[name]):6.2f} times as long a step ({min(ratios[name]):.2f} to {max(ratios[name]):.2f})"
-        )
+        found = sorted(ratios[name])
+        print(f"  {name:10} takes {found[1]:6.2f} times as long a step ({found[0]:.2f} to {found[-1]:.2f})")
 
 
 def _seconds_a_step(subject: Trained, stream: Iterator[Batch], name: str, steps: int, flush_every: int) -> float:

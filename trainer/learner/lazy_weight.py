@@ -54,6 +54,10 @@ class _Read(torch.Tensor):
         memo[id(self)] = copied = nn.Parameter(copied, self.requires_grad) if isinstance(self, LazyWeight) else copied
         return copied
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Saved as the same plain tensor or parameter."""
+        return self.__deepcopy__({}).__reduce_ex__(protocol)
+
 
 class LazyWeight(_Read, nn.Parameter):
     """The weight of an embedding table kept by rows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -299,6 +300,13 @@ def test_dividing_the_work_changes_nothing(threads: int, monkeypatch: pytest.Mon
     assert_alike(Tables, plain_step)
 
 
+def saved_and_loaded(value: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
 READS: dict[str, Callable[[Any], Any]] = {
     "arithmetic": lambda table: table.weight * 2,
     "clone": lambda table: table.weight.detach().clone(),
@@ -311,6 +319,7 @@ READS: dict[str, Callable[[Any], Any]] = {
     "state_dict": lambda table: {name: value + 0 for name, value in table.state_dict().items()},
     "checkpoint": lambda table: through_a_checkpoint(table.state_dict()),
     "deepcopy": lambda table: copy.deepcopy(table).weight.detach(),
+    "torch.save": lambda table: saved_and_loaded(table.state_dict()),
     "index_select": lambda table: table.weight.detach().index_select(0, torch.tensor([3, 39, 3])),
     "look-up": lambda table: table(torch.tensor([[3], [38]])),
     "look-up of the detached": lambda table: functional.embedding(torch.tensor([37]), table.weight.detach()),
