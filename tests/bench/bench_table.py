@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import resource
+import re
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -118,7 +120,7 @@ class AlgoPerf:
             m.mul_(beta1).add_(gradient, alpha=1 - beta1)
             v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             ahead = (m * beta1).add_(gradient, alpha=1 - beta1)
-            denominator = (v.sqrt() / correction2**0.5).add_(eps)
+            denominator = v.sqrt().div_(correction2**0.5).add_(eps)
             parameter.addcdiv_(ahead, denominator, value=-lr / correction1)
 
     def flush(self) -> None:
@@ -139,43 +141,45 @@ SUBJECTS: dict[str, Callable[[int], Trained]] = {
 }
 
 
-def compare(names: list[str], *, table_rows: int, rows: int, warmup: int, steps: int, flush_every: int) -> None:
-    """Prints each peer's time over ours by rows: the median of the ratios of rounds, in which all take their turn.
+def compare(
+    peers: list[str], *, table_rows: int, rows: int, warmup: int, flush_every: int, steps: int, rounds: int
+) -> None:
+    """Prints each peer's time a step over ours by rows: the median of the ratios of rounds, in which all take a turn.
 
-    Before it, ours makes `warmup` steps, so that most rows have been seen; a round is `flush_every` of its steps and a
-    read of the whole table, and `steps` of each peer's.
+    Before, ours makes `warmup` steps, so that most rows have been seen. Its turn is `flush_every` steps and a read of
+    the whole table; a peer's is `steps`. Peers are built anew for each turn, so that only one table lies beside ours.
     """
-    subjects = {name: SUBJECTS[name](table_rows) for name in names}
-    streams = {name: batches(rows, table_rows, seed=1) for name in names}
-    for name, subject in subjects.items():
-        for _ in range(warmup if name == "lazy" else 2):
-            subject.step(next(streams[name]))
-        subject.flush()
+    ours, stream = SUBJECTS["lazy"](table_rows), batches(rows, table_rows, seed=1)
+    for _ in range(warmup):
+        ours.step(next(stream))
+    ours.flush()
     print(f"{table_rows:,} × 128, {rows} rows a step, {torch.get_num_threads()} threads, {warmup} steps before")
-    ratios: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(3):
-        seconds = {
-            name: _seconds_a_step(subject, streams[name], name, steps, flush_every)
-            for name, subject in subjects.items()
-        }
-        for name in names:
-            ratios[name].append(seconds[name] / seconds["lazy"])
-    for name in names[1:]:
-        found = sorted(ratios[name])
-        print(f"  {name:10} takes {found[1]:6.2f} times as long a step ({found[0]:.2f} to {found[-1]:.2f})")
+    ratios: dict[str, list[float]] = {name: [] for name in peers}
+    for _ in range(rounds):
+        our_seconds = _seconds_a_step(ours, stream, flush_every)
+        for name in peers:
+            peer = SUBJECTS[name](table_rows)
+            peer.step(next(stream))
+            ratios[name].append(_seconds_a_step(peer, stream, steps) / our_seconds)
+            del peer
+    for name, found in ratios.items():
+        median = statistics.median(found)
+        print(
+            f"  {name:10} takes {median:6.2f} times as long a step ({min(found):.2f} to {max(found):.2f})", flush=True
+        )
 
 
-def _seconds_a_step(subject: Trained, stream: Iterator[Batch], name: str, steps: int, flush_every: int) -> float:
-    count = flush_every if name == "lazy" else steps
+def _seconds_a_step(subject: Trained, stream: Iterator[Batch], steps: int) -> float:
+    """Of `steps` steps and a read of the whole table after them, without making the batches."""
     spent = 0.0
-    for _ in range(count):
+    for _ in range(steps):
         batch = next(stream)
         start = time.perf_counter()
         subject.step(batch)
         spent += time.perf_counter() - start
     start = time.perf_counter()
     subject.flush()
-    return (spent + time.perf_counter() - start) / count
+    return (spent + time.perf_counter() - start) / steps
 
 
 def peak_memory(name: str, *, table_rows: int, rows: int) -> None:
@@ -183,7 +187,8 @@ def peak_memory(name: str, *, table_rows: int, rows: int) -> None:
     subject, stream = SUBJECTS[name](table_rows), batches(rows, table_rows, seed=1)
     for _ in range(3):
         subject.step(next(stream))
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status").read_text(encoding="utf-8")  # getrusage would count the parent's peak too
+    kilobytes = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
     print(f"  {name:10} has needed {kilobytes * 1024 / GIGABYTE:5.2f} GiB at most", flush=True)
 
 
@@ -192,7 +197,8 @@ def main() -> None:
     parser.add_argument("--table-rows", type=int, default=4_194_304)
     parser.add_argument("--rows", type=int, default=2048)
     parser.add_argument("--warmup", type=int, default=1000, help="steps of ours by rows before measuring")
-    parser.add_argument("--steps", type=int, default=3, help="steps of each peer in each of three rounds")
+    parser.add_argument("--steps", type=int, default=3, help="steps of each peer in a round")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--flush-every", type=int, default=1000, help="steps between two reads of the whole table")
     parser.add_argument("--peers", nargs="*", default=["dense", "algoperf"], choices=["dense", "algoperf"])
     parser.add_argument("--memory", choices=list(SUBJECTS), help="only print this one's peak memory")
@@ -200,10 +206,16 @@ def main() -> None:
     if arguments.memory:
         peak_memory(arguments.memory, table_rows=arguments.table_rows, rows=arguments.rows)
         return
-    names = ["lazy", *arguments.peers]
-    sizes = {"table_rows": arguments.table_rows, "rows": arguments.rows}
-    compare(names, **sizes, warmup=arguments.warmup, steps=arguments.steps, flush_every=arguments.flush_every)
-    for name in names:  # a process each, since a peak never falls
+    compare(
+        arguments.peers,
+        table_rows=arguments.table_rows,
+        rows=arguments.rows,
+        warmup=arguments.warmup,
+        flush_every=arguments.flush_every,
+        steps=arguments.steps,
+        rounds=arguments.rounds,
+    )
+    for name in ["lazy", *arguments.peers]:  # a process each, since a peak never falls
         command = [sys.executable, "-m", "tests.bench.bench_table", "--memory", name]
         subprocess.run([*command, "--table-rows", str(arguments.table_rows), "--rows", str(arguments.rows)], check=True)
 

@@ -388,6 +388,17 @@ def test_the_average_may_be_taken_at_any_steps() -> None:
     assert_identical(lazy, dense)
 
 
+@pytest.mark.parametrize("shape", [(7,), (26, 512), (64, 300)])
+def test_a_large_batch_s_gradient_is_the_dense_one(shape: tuple[int, ...]) -> None:
+    found = []
+    for model, _ in pair_of(lambda: nn.ModuleList([nn.Embedding(5000, 48)])):
+        rows = model[0](ids_of(3, 5000, *shape))
+        rows.backward(torch.randn(rows.shape, generator=torch.Generator().manual_seed(4)))
+        found.append(model[0].weight.grad)
+    dense, lazy = found
+    assert_identical(lazy.to_dense(), dense)
+
+
 def test_the_gradient_holds_the_rows_looked_up_alone() -> None:
     (_, _), (model, optimizer) = pair_of(ReadAsAWhole)
     model(1).backward()
