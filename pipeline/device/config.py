@@ -34,7 +34,7 @@ class DataConfig:
     shuffle: Shuffle = "rows"
     """none: file order; files: shards in random order; rows: row groups in random order, then rows within windows."""
     damaged: OnDamage = "fail"
-    """What happens at a damaged row group: fail, or skip its rows (of a remote folder: its shard\'s) and count them."""
+    """What happens at a damaged row group: fail, or skip its rows (of a remote folder: its shard's) and count them."""
     shuffle_row_groups: int = 16
     """Row groups in a window whose rows are shuffled; memory: 10 MB for each of them, four or five times."""
     prefetch_batches: int = 4

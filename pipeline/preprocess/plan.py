@@ -125,7 +125,7 @@ class Plan:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as plain JSON values, to be compared with that of another run."""
+        """The plan as plain JSON values, to be compared with that of another call."""
         values: dict[str, Any] = {
             "sources": [{**asdict(source), "name": source.address} for source in self.sources],
             "format": self.log_format.to_dict(),

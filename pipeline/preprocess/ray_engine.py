@@ -47,7 +47,7 @@ def encode_parts_on_ray(assignment: Assignment, report: Callable[[Progress], Non
     if own:
         connect(ray, assignment.workers)
     try:
-        return _Tasks(ray, assignment, report).run()
+        return _Tasks(ray, assignment, report).gather()
     finally:
         if own:
             ray.shutdown()
@@ -95,7 +95,7 @@ class _Tasks:
         options = ray.remote(num_cpus=1, max_retries=TRIES)
         self._encode_range, self._encode_source = options(encode_range), options(encode_source)
 
-    def run(self) -> list[PartRecord]:
+    def gather(self) -> list[PartRecord]:
         """Submit all tasks, a few ahead of those that run, and gather their records."""
         room = max(1, int(self._ray.cluster_resources().get("CPU", 1))) * TASKS_A_CORE
         try:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from pipeline.errors import InputError
+from trainer.budget import BudgetConfig
 from trainer.cli.arguments import parse, parse_first
 from trainer.cli.demo import DemoConfig, run_demo
 from trainer.cli.settings import asks_for_help, current_arguments, settings_for_help
@@ -57,7 +58,10 @@ def train_verb(arguments: list[str]) -> int:
     given = parse(TrainArguments, arguments, "train", default=default, underscores=True)
     from trainer.job import train
 
-    return train(given.settings, given.run, console=Console()).exit_code
+    console = Console()
+    if given.settings.budget == BudgetConfig():
+        console.say("no budget is set, so it trains until it is stopped; --budget.steps, .epochs or .seconds ends it")
+    return train(given.settings, given.run, console=console).exit_code
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,10 @@ class RunDirectory:
 
     def __init__(self, path: str | Path, config: Config) -> None:
         self.path = Path(path)
+        try:
+            str(self.path.absolute()).encode()
+        except UnicodeEncodeError:  # safetensors can write there, and not read
+            raise ConfigError(f"{self.path}: the name is not UTF-8; give another directory for the run") from None
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path}: is a file; give a directory for the run")
         if (self.path / MANIFEST).exists():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.logs import write_log
+from tests.tiny_data import write_tiny
 from trainer.cli.entry import VERBS
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -91,6 +92,14 @@ def test_names_and_words_that_the_locale_lacks_are_escaped(tmp_path: Path) -> No
 def test_a_name_that_is_not_utf8_is_shown_as_it_is(tmp_path: Path) -> None:
     run = ended("alphastream verify $'nowhere-\\xff-α'", tmp_path, LC_ALL="C.UTF-8")
     assert run.stderr.startswith(b"alphastream: nowhere-\xff-\xce\xb1 does not exist")
+
+
+def test_a_run_whose_name_is_not_utf8_is_refused_before_it_begins(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('[data]\npath = "DATA"\nbatch_rows = 8\n[budget]\nsteps = 1\n')
+    write_tiny(tmp_path / "DATA", {"train": [[64]], "validation": [[16]]})
+    run = ended("alphastream train run.toml --run $'RUN-\\xff' --metrics.port -1", tmp_path, LC_ALL="C.UTF-8")
+    assert (run.returncode, len(said(run))) == (2, 1), said(run)
+    assert run.stderr.startswith(b"alphastream: RUN-\xff: the name is not UTF-8; give another directory")
 
 
 @pytest.mark.parametrize(
