@@ -151,10 +151,10 @@ def config_from(values: Mapping[str, Any], *, where: str) -> Config:
     return convert(values, Config, where=where)
 
 
-Settings = TypeVar("Settings")
+Section = TypeVar("Section")
 
 
-def convert(values: Mapping[str, Any], owner: type[Settings], *, where: str) -> Settings:
+def convert(values: Mapping[str, Any], owner: type[Section], *, where: str) -> Section:
     """`values` as an instance of the dataclass `owner`.
 
     Raises: ConfigError that names the key, its value and what it takes.

@@ -89,7 +89,7 @@ class Counts:
         return counts
 
 
-def summarize(log_format: LogFormat, counts_by_split: Mapping[str, Counts]) -> dict[str, Any]:
+def summarize_counts(log_format: LogFormat, counts_by_split: Mapping[str, Counts]) -> dict[str, Any]:
     """The statistics of a manifest.
 
     `rows`, `label_rate` (None without rows); `splits`: the same for each; `columns`: `missing_rate` of every column,

@@ -42,7 +42,7 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
+class ParquetColumn:
     """One column: integers of int32's range, or 0 to 255 where it is `unsigned_byte`."""
 
     name: str
@@ -53,7 +53,7 @@ class Column:
 class ParquetWriter:
     """Writes the columns of one row group after another into `sink`; `finish` ends the file."""
 
-    def __init__(self, sink: Sink, columns: Iterable[Column], compression: Compression) -> None:
+    def __init__(self, sink: Sink, columns: Iterable[ParquetColumn], compression: Compression) -> None:
         self._sink = sink
         self._columns = tuple(columns)
         number, name = _CODECS[compression]
@@ -150,7 +150,7 @@ def lz4_literals(body: memoryview) -> bytes:
     return b"".join((b"\xf0", b"\xff" * more, bytes([last]), body))
 
 
-def _chunk_head(column: Column, codec: int) -> bytes:
+def _chunk_head(column: ParquetColumn, codec: int) -> bytes:
     """ColumnChunk up to the numbers that differ from group to group: file_offset, then within meta_data type,
     encodings, path and codec."""
     metadata = _struct(
@@ -163,7 +163,7 @@ def _chunk_head(column: Column, codec: int) -> bytes:
     return outer[:-1]
 
 
-def _schema_element(column: Column) -> bytes:
+def _schema_element(column: ParquetColumn) -> bytes:
     """SchemaElement: an int32, annotated as UINT_8 both ways where it is one."""
     parts = [
         (1, _i32(codes.INT32)),

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from pipeline.encode import Counts, merged, summarize
+from pipeline.encode import Counts, merged, summarize_counts
 from pipeline.errors import InputError, StorageError
 from pipeline.preprocess.assignment import Assignment, Progress
 from pipeline.preprocess.config import Allowance, PreprocessConfig
@@ -260,7 +260,7 @@ def _statistics(log_format: LogFormat, place: Workplace, records: list[PartRecor
         )
         for split in SPLITS
     }
-    return summarize(log_format, counts)
+    return summarize_counts(log_format, counts)
 
 
 def _gather_rejects(

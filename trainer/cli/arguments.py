@@ -80,7 +80,7 @@ def _plain_values(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | No
     )
 
 
-def parse(
+def parse_arguments(
     options: type[Options],
     arguments: Sequence[str],
     verb: str,

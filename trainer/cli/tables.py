@@ -24,7 +24,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     sys.stdout.write(drawn.get())  # by itself it would exit with 1 where nobody reads
 
 
-def shown(value: object) -> str:
+def cell_text(value: object) -> str:
     """A value as a table shows it: numbers with five digits, or whole with thousands separated."""
     if value is None:
         return ""
