@@ -247,7 +247,7 @@ class LiveStatus:
 def alpha_bins(alphas: Sequence[tuple[int, float, float, float]], bins: int = BINS) -> list[dict[str, Any]]:
     """The rate that α* suggests along the run, in about `bins` bins of nearly equal count; none before the tenth.
 
-    Takes (step, α_abs, slope/η, curvature/η²) of every estimate, η the learning rate. A bin has the ratio of averages
+    Takes (step, suggested rate, slope/η, curvature/η²) of every estimate, η the learning rate. A bin has the ratio of averages
     (`pooled`, None if it has no finite one), the quartiles, and whether measuring paused before it (`after_gap`).
     """
     if len(alphas) < LEAST_ESTIMATES:

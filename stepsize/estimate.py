@@ -1,4 +1,9 @@
-"""One measurement of the step size α* and what came of it."""
+"""One measurement of the step size α* and what came of it.
+
+α* = −dᵀg / dᵀGd: D. Suckrow, Curvature-Based Step Sizes for Training Deep Neural Networks, BSc thesis, University of
+Tübingen, 2025. Slope and curvature from a batch that did not make the step: L. Tatzel, B. Mucsányi, O. Hackel and
+P. Hennig, Debiasing Mini-Batch Quadratics for Applications in Deep Learning, ICLR 2025, arXiv 2410.14325.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class PooledRate:
     """
 
     rate: float
-    """The pooled α_abs; negative where the steps climbed on average."""
+    """The pooled rate that α* suggests, α* times the rate of its step; negative where the steps climbed on average."""
     standard_error: float | None
     """Of `rate`, from the scatter of the estimates about it; None with fewer than two."""
     effective_count: float
@@ -91,7 +91,7 @@ def pool(pairs: Sequence[tuple[float, float]]) -> PooledRate | None:
 
 
 def median_rate(rates: Sequence[float]) -> float:
-    """The median of single α_abs, the midpoint of the two middle ones for an even number.
+    """The median of the rates that single estimates suggest, the midpoint of the two middle ones for an even number.
 
     Robust against single wild ratios, but biased: the median of ratios is not the ratio of means.
     """

@@ -72,7 +72,8 @@ class _UnitStep:
 
 
 class PAL:
-    """Parabolic approximation line search (Mutschler and Zell 2020, arXiv 1903.11991) along the optimizer's direction.
+    """Parabolic approximation line search (M. Mutschler and A. Zell, Parabolic Approximation Line Search for DNNs,
+    NeurIPS 2020, arXiv 1903.11991) along the optimizer's direction.
 
     Measures the batch's loss at distance `trial` along the direction and goes to the minimum of the parabola that it
     and the slope at 0 define (`parabolic_length`). With `torch.optim.SGD(momentum=0.4)` it is the published method;
@@ -105,7 +106,8 @@ class PAL:
 
 
 class SGDBB:
-    """SGD-BB (Tan, Ma, Dai and Qian 2016, arXiv 1605.04131): Barzilai-Borwein rates from averaged gradients.
+    """SGD-BB (C. Tan, S. Ma, Y.-H. Dai and Y. Qian, Barzilai-Borwein Step Size for Stochastic Gradient Descent, NIPS
+    2016, arXiv 1605.04131): Barzilai-Borwein rates from averaged gradients.
 
     Every `steps` optimizer steps the rate becomes ‖s‖² / (m·|sᵀy|), s being how far the parameters moved and y by how
     much the averaged gradient changed since the last time; ĝ ← (1 − β)ĝ + βg within those steps, beginning at 0.
@@ -142,7 +144,8 @@ class SGDBB:
 
 
 class SPS:
-    """Stochastic Polyak steps (Loizou et al. 2021, arXiv 2002.10542), smoothed: `polyak_rate` of every batch.
+    """Stochastic Polyak steps (N. Loizou, S. Vaswani, I. Laradji and S. Lacoste-Julien, Stochastic Polyak Step-size for
+    SGD, AISTATS 2021, arXiv 2002.10542), smoothed: `polyak_rate` of every batch.
 
     Meant for plain SGD on a model that can fit every batch, whose least loss is then 0; click logs have no such model.
     `growth` is the factor by which the rate may rise a step, 2 an epoch in the published code.
@@ -161,7 +164,8 @@ class SPS:
 
 
 class L4:
-    """L4 (Rolínek and Martius 2018, arXiv 1802.05074): `l4_rate` along the optimizer's direction.
+    """L4 (M. Rolínek and G. Martius, L4: Practical Loss-Based Stepsize Adaptation for Deep Learning, NeurIPS 2018,
+    arXiv 1802.05074): `l4_rate` along the optimizer's direction.
 
     ĝ is the gradient averaged over about `memory` steps, without the average's bias to its start at 0. ℓ_min is the
     least loss so far, beginning at three quarters of the first and forgotten at a rate of 1/`forget` a step. The

@@ -22,7 +22,7 @@ BIN_ESTIMATES = 20
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaBin:
-    """α_abs over a stretch of steps: quartiles of the estimates, and the rate that was applied."""
+    """The rate that α* suggests over a stretch of steps: quartiles of the estimates; and the rate that was applied."""
 
     first_step: int
     last_step: int
@@ -45,7 +45,7 @@ class AlphaBin:
 
 @dataclass(frozen=True, kw_only=True)
 class RateSummary:
-    """How the applied rate compares with α* over the whole run; `factor` numbers are α_abs over the rate."""
+    """α* over the whole run: by what factor the steps should have been longer."""
 
     estimates: int
     negative: int
@@ -53,7 +53,7 @@ class RateSummary:
     median: float
     upper: float
     pooled: float | None
-    """Pooled α_abs over the mean applied rate."""
+    """The pooled rate that α* suggests over the mean applied one."""
     pooled_error: float | None
 
     @property
