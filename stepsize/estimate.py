@@ -35,7 +35,7 @@ class StepSizeNumbers:
 
     `relative` = −slope / curvature (the factor by which the step should have been longer),
     `absolute` = relative · learning_rate, `standard_error` that of `relative` by the delta method.
-    All are None where the outcome leaves them undefined.
+    All are None if the outcome leaves them undefined.
     """
 
     slope: float | None
@@ -52,7 +52,7 @@ class Diagnostics:
     """Norms, cosines and losses at θ0; None for what could not be seen."""
 
     loss_b2: float | None
-    """Mean loss on B2, where B2 was given."""
+    """Mean loss on B2, if B2 was given."""
     gradient_norm_b1: float | None
     """‖g1‖, from a backward pass over B1."""
     gradient_norm_b2: float | None

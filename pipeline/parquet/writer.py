@@ -31,7 +31,7 @@ _CODECS: dict[Compression, tuple[int, str]] = {
 
 _SAMPLE_BYTES = 4096
 _WORTH_IT = 0.98
-"""Packed codes of a column with many values are as good as random: where a sample keeps more than this share of its
+"""Packed codes of a column with many values are as good as random: if a sample keeps more than this share of its
 size, a page is not compressed, which would take a tenth of all the time that writing takes."""
 
 
@@ -43,7 +43,7 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetColumn:
-    """One column: integers of int32's range, or 0 to 255 where it is `unsigned_byte`."""
+    """One column: integers of int32's range, or 0 to 255 if it is `unsigned_byte`."""
 
     name: str
     optional: bool = False
@@ -67,7 +67,7 @@ class ParquetWriter:
         self._write(_MAGIC)
 
     def write_group(self, values: Iterable[tuple[np.ndarray, np.ndarray | None]]) -> None:
-        """Append a row group of up to 65,536 rows: for each column its values (R,) and, where it is optional, which
+        """Append a row group of up to 65,536 rows: for each column its values (R,) and, if it is optional, which
         of them are present (R,) uint8."""
         start = self._position
         chunks = []
@@ -164,7 +164,7 @@ def _chunk_head(column: ParquetColumn, codec: int) -> bytes:
 
 
 def _schema_element(column: ParquetColumn) -> bytes:
-    """SchemaElement: an int32, annotated as UINT_8 both ways where it is one."""
+    """SchemaElement: an int32, annotated as UINT_8 both ways if it is one."""
     parts = [
         (1, _i32(codes.INT32)),
         (3, _i32(codes.OPTIONAL if column.optional else codes.REQUIRED)),

@@ -68,10 +68,10 @@ class SampleSummary:
 def write_sample(config: SampleConfig, progress: Callable[[int], object] | None = None) -> SampleSummary:
     """Writes the days of a sample and its summary, calling `progress` with the lines written so far.
 
-    The same config gives the same bytes; where they are already there nothing is written. Categories follow Zipf's
+    The same config gives the same bytes; if they are already there nothing is written. Categories follow Zipf's
     law, integers are lognormal; labels are Bernoulli draws from a logistic model of the encoded columns, so a model
     of the encoded rows can reach `best_loss`. Memory does not depend on `rows`.
-    Raises: InputError where `out` holds another sample; StorageError where it cannot be written.
+    Raises: InputError if `out` holds another sample; StorageError if it cannot be written.
     """
     finished = _finished(config)
     if finished is not None:
@@ -187,7 +187,7 @@ def _summary(config: SampleConfig, days: tuple[Day, ...]) -> SampleSummary:
 
 
 def _finished(config: SampleConfig) -> SampleSummary | None:
-    """The summary of the same sample where it is already there."""
+    """The summary of the same sample if it is already there."""
     try:
         values = json.loads((config.out / SAMPLE_FILE).read_text())
     except FileNotFoundError:

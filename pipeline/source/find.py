@@ -39,7 +39,7 @@ class _Listed:
 
     names: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
-    """Named for people: with the reason where it is not the ending."""
+    """Named for people: with the reason if it is not the ending."""
 
 
 def find_sources(names: Iterable[str | Path]) -> Found:

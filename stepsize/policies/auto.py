@@ -14,7 +14,7 @@ from stepsize.pooling import COUNTED, RateMoments, RateMomentSums
 
 FIRST_TRIAL = 1e-6
 """Longest first step of `auto`: too short to harm anything, and long enough for float32 to resolve d = θ1 − θ0
-where a step of rate 1 moves weights by about 1, as Adam-like optimizers do."""
+if a step of rate 1 moves weights by about 1, as Adam-like optimizers do."""
 PATIENCE = 10
 """Estimates without evidence after which `auto` takes trial steps ten times as long."""
 MOST_HALVINGS = 3

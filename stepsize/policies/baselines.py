@@ -22,7 +22,7 @@ def parabolic_length(
     """Where a parabola through the losses at 0 and at `trial` with `slope` at 0 is least, stretched and bounded.
 
     b = `slope`, a = (ℓ(μ) − ℓ(0) − bμ) / μ²: −κb / 2a where the parabola opens upwards (a > 0, b < 0), μ where it
-    opens downwards, 0 where the direction climbs or a loss is not finite; never more than `longest`.
+    opens downwards, 0 if the direction climbs or a loss is not finite; never more than `longest`.
     """
     if not (math.isfinite(loss) and math.isfinite(trial_loss)) or not slope < 0:
         return 0.0
@@ -31,7 +31,7 @@ def parabolic_length(
 
 
 def barzilai_borwein_rate(change: float, product: float, steps: int) -> float | None:
-    """‖s‖² / (m·|sᵀy|) from `change` = ‖s‖², `product` = sᵀy and m = `steps`; None where sᵀy = 0."""
+    """‖s‖² / (m·|sᵀy|) from `change` = ‖s‖², `product` = sᵀy and m = `steps`; None if sᵀy = 0."""
     return change / (steps * abs(product)) if product else None
 
 
@@ -47,7 +47,7 @@ def l4_rate(
 ) -> float:
     """0.15·(ℓ − 0.9·ℓ_min) / (ĝᵀv + ε): the rate at which a linear loss would fall by `share` of the way to target.
 
-    `product` is ĝᵀv of the averaged gradient and the optimizer's direction. Negative where that is.
+    `product` is ĝᵀv of the averaged gradient and the optimizer's direction. Negative if that is.
     """
     return share * (loss - target * least) / (product + eps)
 
@@ -78,7 +78,7 @@ class PAL:
     Measures the batch's loss at distance `trial` along the direction and goes to the minimum of the parabola that it
     and the slope at 0 define (`parabolic_length`). With `torch.optim.SGD(momentum=0.4)` it is the published method;
     of other optimizers it takes the direction, for which their step must be proportional to their rate.
-    Costs one forward pass a step and two copies of the parameters. Where that loss is not finite the trial step
+    Costs one forward pass a step and two copies of the parameters. If that loss is not finite the trial step
     is taken back, and the step with it.
     """
 
@@ -207,7 +207,7 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _gradients(optimizer: Optimizer) -> list[Tensor]:
-    """Dense copies of the gradients, zeros where there is none."""
+    """Dense copies of the gradients, zeros if there is none."""
     return [
         torch.zeros_like(p) if p.grad is None else p.grad.detach().to_dense().clone() for p in _parameters(optimizer)
     ]

@@ -21,7 +21,7 @@ class MedianHold:
 
     Outcomes: ok and ascent (with its negative rate) count. flat, nonfinite, stale and dropped do not, nor
     does a step that was never measured; measuring goes on until `count` have counted. A series still short
-    after 2·`count` steps, or when the next interval begins, is given up and the rate stays. Where estimates
+    after 2·`count` steps, or when the next interval begins, is given up and the rate stays. If estimates
     arrive late a few more steps than needed are measured; the first `count` to arrive decide.
     """
 

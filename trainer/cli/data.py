@@ -35,7 +35,7 @@ class SampleArguments(SampleConfig):
     """
 
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """Folder to write the days to; made where it is missing."""
+    """Folder to write the days to; made if it is missing."""
 
 
 def sample_verb(arguments: list[str]) -> int:

@@ -164,7 +164,7 @@ def test_a_run_without_a_finished_step_is_one_clear_error(tmp_path: Path, conten
 
 
 def test_a_path_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match="no run directory"):
+    with pytest.raises(ReportError, match="not a run directory"):
         write_report(tmp_path / "nowhere")
 
 
