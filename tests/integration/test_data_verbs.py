@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.preprocess.command import Progress
+from pipeline.preprocess import Progress
 from tests.logs import log_lines, write_log
 from trainer.cli import data_progress as logs
 from trainer.cli import main

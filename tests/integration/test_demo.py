@@ -9,15 +9,14 @@ import pytest
 from pipeline.preprocess import PreprocessConfig, preprocess
 from pipeline.sample import SampleConfig, write_sample
 from pipeline.shards import Manifest
-from trainer.cli.demo import DemoConfig, run_demo
-from trainer.console import Console
-from trainer.loop import Stop
+from trainer.cli import main
 
 ROWS = 3000
+OPTIONS = ["--rows", str(ROWS), "--port", "-1"]
 
 
 def test_the_demo_has_nothing_to_warn_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_demo(DemoConfig(out=tmp_path, rows=ROWS, port=-1), console=Console()) is Stop.BUDGET
+    assert main(["demo", "--out", str(tmp_path), *OPTIONS]) == 0
     said = capsys.readouterr().err
     assert "2/4 preprocess" in said
     assert "share a bucket" not in said
@@ -29,5 +28,5 @@ def test_the_demo_has_nothing_to_warn_of(tmp_path: Path, capsys: pytest.CaptureF
 def test_shards_of_an_earlier_version_keep_their_format(tmp_path: Path) -> None:
     write_sample(SampleConfig(out=tmp_path / "logs", rows=ROWS, days=5))
     preprocess(PreprocessConfig(sources=(str(tmp_path / "logs"),), out=tmp_path / "data", format="criteo"))
-    assert run_demo(DemoConfig(out=tmp_path, rows=ROWS, port=-1), console=Console()) is Stop.BUDGET
+    assert main(["demo", "--out", str(tmp_path), *OPTIONS]) == 0
     assert Manifest.load(tmp_path / "data").format.name == "criteo"
