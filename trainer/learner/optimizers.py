@@ -64,9 +64,9 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
 def _keeps_tables_by_rows(config: OptimizerConfig, model: nn.Module) -> bool:
     """Whether the model's tables are kept by rows.
 
-    Raises: ValueError where they are to be and cannot.
+    Raises: ValueError if they are to be and cannot.
     """
-    if config.table == "dense" or config.name.lower() != "nadamw":
+    if config.table != "lazy":
         return False
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     reasons = [reason for table in tables if (reason := reason_for_dense(table)) is not None]
@@ -74,9 +74,9 @@ def _keeps_tables_by_rows(config: OptimizerConfig, model: nn.Module) -> bool:
         reasons.append("a capturable step reads nothing back from the device")
     if config.average != "none" and lerp_rounding() is None:
         reasons.append("this build of torch rounds averages in a way of its own")
-    if config.table == "lazy" and reasons:
-        raise ValueError(f'optimizer.table is "lazy", but {reasons[0]}; leave it out, or give "dense"')
-    return bool(tables) and not reasons
+    if reasons:
+        raise ValueError(f'optimizer.table is "lazy", but {reasons[0]}; set it to "dense"')
+    return bool(tables)
 
 
 def learning_rate(optimizer: Optimizer) -> float:
