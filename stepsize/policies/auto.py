@@ -35,7 +35,7 @@ class Auto:
        the rate is multiplied by a ramp from 1/warmup to 1, because one step's α* knows of no step after it,
        and an optimizer's first directions are its wildest.
     3. Cooling down, unless told not to: over the last part of the budget the rate falls linearly to zero. Nothing is
-       measured or heeded then: as the rate falls so does the one that α* suggests, and would chase it to nothing.
+       measured or followed then: as the rate falls so does the one that α* suggests, and would chase it to nothing.
 
     `bounds` hold for the guess, the trial steps and the filter; warm-up and cool-down pass through lower rates.
 

@@ -111,7 +111,7 @@ class Policy(Protocol):
     (True, True)
 
     Until it takes over a policy hands the schedule's rate back unchanged, so any torch schedule, also one that
-    reckons on from the rate it finds in the optimizer, runs as if alone; from then on it is not heeded.
+    goes on from the rate it finds in the optimizer, runs as if alone; from then on it has no say.
     """
 
     def wants(self, step: int) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import re
 import shutil
@@ -20,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import InputError, StorageError
-from pipeline.shards import sync_folder
+from pipeline.shards import sync_file, sync_folder
 from trainer.records.serialization import deserialize, serialize
 
 CHECKPOINT_VERSION = 1
@@ -200,7 +199,7 @@ def _write_content(
     manifest["sha256"] = _digest(manifest)
     (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for path in partial.iterdir():
-        _sync_file(path)
+        sync_file(path)
     sync_folder(partial)
 
 
@@ -250,11 +249,3 @@ def _hash_file(path: Path) -> str:
 
 def _digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
