@@ -45,7 +45,7 @@ class Forecast:
     rows_per_second: float
     """All workers together, should the disks keep up."""
     seconds: float
-    """With counting the lines first, where the splits depend on them."""
+    """With counting the lines first, if the splits depend on them."""
     rejected_share: float
     """Of the lines that were read for this."""
 
@@ -55,7 +55,7 @@ def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forec
 
     Compiling the encoder, once after installing, is not part of the forecast.
 
-    Raises: InputError where the sources cannot be used, or are standard input, whose length nobody knows.
+    Raises: InputError if the sources cannot be used, or are standard input, whose length nobody knows.
     """
     plan = Plan.make(config)
     if plan.sources[0].is_standard_input:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.learner.config import ModelConfig, OptimizerConfig
-from trainer.learner.model import DLRM, build_model
-from trainer.learner.optimizers import build_optimizer
+from trainer.learner import ModelConfig, OptimizerConfig, build_model, build_optimizer
+from trainer.learner.model import DLRM
 
 T = TypeVar("T")
 

@@ -18,7 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = (ROOT / "README.md", ROOT / "stepsize" / "README.md")
 LINKS = sorted(
-    {(page.parent, link) for page in PAGES for link in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8"))}
+    {
+        (page.parent, link)
+        for page in PAGES
+        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8"))
+    }
 )
 COMMANDS = re.findall(r"\.venv/bin/alphastream (\w+)(.*?)(?:\s{2,}#.*)?$", README, re.MULTILINE)
 

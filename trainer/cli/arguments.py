@@ -44,7 +44,7 @@ _registry = ConstructorRegistry()
 
 @_registry.primitive_rule
 def _plain_values(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Numbers, texts and paths, tuples of one of them where they may be missing, and each of these or nothing.
+    """Numbers, texts and paths, tuples of one of them if they may be missing, and each of these or nothing.
 
     tyro takes them too, but shows a type that may be missing as `{None}|INT`, and an error in it as one of each type.
     """
@@ -107,7 +107,7 @@ def _one_line(text: str | Callable[[], str | None] | None) -> Callable[[], str |
     return joined
 
 
-def parse(
+def parse_arguments(
     options: type[Options],
     arguments: Sequence[str],
     verb: str,
@@ -166,7 +166,7 @@ def _in_words(failure: failures.ParseErrorEvent, names: Sequence[str]) -> str:
                 many = "is one argument" if len(failure.tokens) == 1 else "are arguments"
                 return f"{', '.join(map(repr, failure.tokens))} {many} too many"
             near = difflib.get_close_matches(unknown.partition("=")[0], names, n=1)
-            return f"{unknown} is no option{f' (did you mean {near[0]}?)' if near else ''}"
+            return f"{unknown} is not an option{f' (did you mean {near[0]}?)' if near else ''}"
         case failures.BadValue():
             return f"{_name(failure.argument)} needs a value"
         case failures.InvalidChoice():

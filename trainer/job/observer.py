@@ -159,7 +159,7 @@ def pooled_factor(estimates: Collection[tuple[float, float, float]]) -> AlphaFac
 
 
 def _alpha(factor: AlphaFactor | None) -> str:
-    """The factor with its margin, or why there is none yet; nothing where nothing is measured."""
+    """The factor with its margin, or why there is none yet; nothing if nothing is measured."""
     if factor is None:
         return ""
     if factor.factor is None:

@@ -34,12 +34,15 @@ def test_options_of_earlier_versions_are_those_of_now(arguments: list[str], curr
     [
         (
             ["--optimizer.learning_rate", "1"],
-            "--optimizer.learning_rate is no option; did you mean --optimizer.lr?",
+            "--optimizer.learning_rate is not an option; did you mean --optimizer.lr?",
         ),
-        (["--budget.step=3"], "--budget.step is no option; did you mean --budget.steps?; see"),
+        (["--budget.step=3"], "--budget.step is not an option; did you mean --budget.steps?; see"),
         (["--stepsize.drift", "0.5"], "--stepsize.drift = 0.5 can no longer be set, it is always 0.02; leave it out"),
         (["--stepsize.clip"], "--stepsize.clip = '' can no longer be set"),
-        (["--optimizer.options.momentum", "0.9"], "no option; write optimizer.options.momentum = ... into the file"),
+        (
+            ["--optimizer.options.momentum", "0.9"],
+            "not an option; write optimizer.options.momentum = ... into the file",
+        ),
     ],
 )
 def test_options_that_cannot_be_used_have_a_remedy(arguments: list[str], said: str) -> None:
