@@ -59,7 +59,7 @@ def _timed(call: Callable[[], T]) -> tuple[float, T]:
 
 def compare(name: str, model: ModelConfig, *, rows: int, rounds: int) -> None:
     """Prints each peer's time over NAdamW's: the median of ratios within rounds, in which all take their turn."""
-    subjects = {"NAdamW": Subject(model, OptimizerConfig(), rows)}
+    subjects = {"NAdamW": Subject(model, OptimizerConfig(table="dense"), rows)}
     subjects |= {peer: Subject(model, config, rows) for peer, config in PEERS.items()}
     for subject in subjects.values():
         subject.seconds()

@@ -123,6 +123,10 @@ class OptimizerConfig:
     """Decay λ; decoupled from the gradient in nadamw and adamw."""
     options: dict[str, Any] = field(default_factory=dict)
     """Any further keyword argument of the optimizer, e.g. momentum = 0.9."""
+    table: Literal["lazy", "dense"] | None = None
+    """How embedding tables are moved: "dense" moves every row at every step; "lazy" makes a row's steps when the row is
+    looked at, which gives the same weights, bit for bit, at a fraction of the cost. By default lazy wherever it can be:
+    with nadamw, on the CPU (on CUDA tables are moved densely)."""
     average: Literal["none", "ema", "polyak"] = "none"
     """What is evaluated: the weights themselves, their exponential moving average, or their mean since the start."""
     average_decay: float = 0.99
@@ -134,6 +138,11 @@ class OptimizerConfig:
         if not 0.0 <= self.average_decay < 1.0:
             raise ValueError(f"optimizer.average_decay is {self.average_decay}; give a number from 0 to below 1")
         _check_name(self.name)
+        if self.table == "lazy" and self.name.lower() != "nadamw":
+            raise ValueError(
+                f'optimizer.table is "lazy", but only nadamw can make the steps of a row later, and optimizer.name is '
+                f'{self.name!r}; leave optimizer.table out, or give "dense"'
+            )
 
     def resolved(self, preset: str) -> OptimizerConfig:
         """The same with every None that `preset` has a value for filled, if the preset is for this optimizer.
