@@ -5,14 +5,21 @@ from __future__ import annotations
 import difflib
 import re
 import types
-from collections.abc import Sequence
-from dataclasses import is_dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro import _errors as failures
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructTypeInfo,
+)
+from tyro.constructors._struct_spec_dataclass import dataclass_rule
 
 from pipeline.errors import InputError
 
@@ -78,6 +85,26 @@ def _plain_values(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | No
         is_instance=lambda value: (value is None and optional) or isinstance(value, tuple if several else kind),
         str_from_instance=lambda value: list(map(str, value)) if isinstance(value, tuple) else [str(value)],
     )
+
+
+@_registry.struct_rule
+def _help_in_paragraphs(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """Options of a dataclass, their docstrings without the line ends that stand for the width of the source.
+
+    tyro takes out those of text that is not indented, and keeps a docstring's.
+    """
+    spec = dataclass_rule(info)
+    if spec is None:
+        return None
+    return replace(spec, fields=tuple(replace(each, helptext=_one_line(each.helptext)) for each in spec.fields))
+
+
+def _one_line(text: str | Callable[[], str | None] | None) -> Callable[[], str | None]:
+    def joined() -> str | None:
+        found = text() if callable(text) else text
+        return None if found is None else " ".join(found.split())
+
+    return joined
 
 
 def parse_arguments(

@@ -133,7 +133,8 @@ def evaluate_run(run: Path, *, split: str, rows: int | None, data: str | None) -
         raise ConfigError(f"{run}: has no checkpoint yet; wait for its first, or train it longer")
     if found.state["data"]["columns"] != model_columns(manifest.format):
         raise ConfigError(
-            f"{manifest.folder}: has other columns than {run} was trained on; give data of the same format"
+            f"{manifest.folder}: has other columns or bucket sizes than {run} was trained on; "
+            "give data of the same format"
         )
     learner = Learner.build(config, manifest.format)
     learner.load(found)

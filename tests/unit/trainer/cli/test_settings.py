@@ -57,6 +57,19 @@ def test_help_shows_what_the_preset_decides() -> None:
     assert shown.optimizer.lr == preset["optimizer"]["lr"]
 
 
+def test_help_is_broken_where_the_terminal_ends_and_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "900")
+    for verb, text in [
+        ("preprocess", "in the order of time; those of a folder or pattern are put in natural order."),
+        ("train", "by default $XDG_CACHE_HOME or ~/.cache, then alphastream. (default: None)"),
+        ("study", "[study]. Or the name of one that comes with the package, such as learning-rate-free. (required)"),
+    ]:
+        assert main([verb, "--help"]) == 0
+        assert text in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("verb", list(VERBS))
 def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--help"]) == 0

@@ -272,6 +272,27 @@ def test_nine_estimates_give_no_factor_and_the_page_says_why(tmp_path: Path) -> 
     assert any("α* 2 ± 0:" in sentence for sentence in sentences(measured_run(tmp_path, range(10))))
 
 
+def test_a_warm_up_from_next_to_nothing_leaves_the_frame_to_the_rates_after_it(tmp_path: Path) -> None:
+    steps = step_records(40)
+    for index, step in enumerate(steps):
+        step["learning_rate"] = 1e-12 if index == 0 else 8e-3
+    write_lines(tmp_path / "steps.jsonl", steps)
+    axes = figures(RunHistory.load(tmp_path))["learning_rate"].axes[0]
+    low, high = axes.get_ylim()
+    assert low == pytest.approx(8e-7)
+    assert high > 8e-3
+
+
+def test_a_rate_that_falls_by_a_tenth_is_framed_whole(tmp_path: Path) -> None:
+    steps = step_records(40)
+    for index, step in enumerate(steps):
+        step["learning_rate"] = 8e-3 if index < 20 else 8e-4
+    write_lines(tmp_path / "steps.jsonl", steps)
+    low, high = figures(RunHistory.load(tmp_path))["learning_rate"].axes[0].get_ylim()
+    assert low == pytest.approx(4e-4)
+    assert high > 8e-3
+
+
 def rows_with(page: Path, start: str) -> list[str]:
     text = (page.parent / "summary.csv").read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line.strip('"').startswith(start)]
