@@ -83,7 +83,10 @@ def rate_moments(estimate: Estimate) -> RateMoments | None:
 
 
 def pool(pairs: Sequence[tuple[float, float]]) -> PooledRate | None:
-    """The ratio of plain averages of (slope/η, curvature/η²) pairs; None if their curvature sums to zero."""
+    """The ratio of plain averages of (slope/η, curvature/η²) pairs; None if their curvature sums to zero.
+
+    Of pairs (slope, curvature) as they are it is the one factor by which all those steps should have been longer.
+    """
     sums = RatioSums(decay=1.0)
     for slope, curvature in pairs:
         sums.add(slope, curvature)

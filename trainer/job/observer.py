@@ -51,7 +51,7 @@ class RunObserver:
         self._directory, self._metrics, self._live = outlets.directory, outlets.metrics, outlets.live
         self._smooth_loss = math.nan
         self._recent_seconds, self._shown = math.nan, 0
-        self._estimates: deque[tuple[float, float, float]] = deque(maxlen=POOLED_ESTIMATES)
+        self._estimates: deque[tuple[float, float]] = deque(maxlen=POOLED_ESTIMATES)
         self._factor: AlphaFactor | None = None
         self._skipped_rows, self._warned = feed.skipped_rows, False
         self._flushed_seconds = -math.inf
@@ -110,8 +110,8 @@ class RunObserver:
         self._directory.records["alpha"].append(record)
         self._metrics.estimate(str(estimate.outcome), estimate.relative, estimate.age)
         pair = per_rate(estimate)
-        if pair is not None:
-            self._estimates.append((*pair, estimate.learning_rate))
+        if pair is not None and estimate.slope is not None and estimate.curvature is not None:
+            self._estimates.append((estimate.slope, estimate.curvature))
             self._factor = pooled_factor(self._estimates)
             self._metrics.pooled_alpha(self._factor.factor, self._factor.standard_error)
         self._live.estimate(
@@ -148,14 +148,16 @@ OPTIONAL = ("biased", "hybrid", "diagnostics", "groups")
 """Fields of alpha.jsonl that are left out unless they were asked for."""
 
 
-def pooled_factor(estimates: Collection[tuple[float, float, float]]) -> AlphaFactor:
-    """One factor from (slope/η, curvature/η², η) of many estimates: their pooled rate over their mean η."""
-    pooled = pool([(slope, curvature) for slope, curvature, _ in estimates])
+def pooled_factor(estimates: Collection[tuple[float, float]]) -> AlphaFactor:
+    """The one factor by which the steps of (dᵀg, dᵀGd) should all have been longer, −Σ dᵀg / Σ dᵀGd.
+
+    It minimizes the sum of their quadratic models, so a step counts by what it did: the tiny ones of a warm-up or of a
+    search say little of the others.
+    """
+    pooled = pool(list(estimates))
     if pooled is None or len(estimates) < LEAST_ESTIMATES:
         return AlphaFactor(estimates=len(estimates), factor=None, standard_error=None)
-    rate = sum(rate for _, _, rate in estimates) / len(estimates)
-    error = None if pooled.standard_error is None else pooled.standard_error / rate
-    return AlphaFactor(estimates=len(estimates), factor=pooled.rate / rate, standard_error=error)
+    return AlphaFactor(estimates=len(estimates), factor=pooled.rate, standard_error=pooled.standard_error)
 
 
 def _alpha(factor: AlphaFactor | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +52,7 @@ class RateSummary:
     median: float
     upper: float
     pooled: float | None
-    """The pooled rate that α* suggests over the mean applied one."""
+    """−Σ dᵀg / Σ dᵀGd over the measured steps: the one factor that would have suited them best, each by what it did."""
     pooled_error: float | None
 
     @property
@@ -140,19 +139,18 @@ def rate_summary(log: RunHistory) -> RateSummary | None:
     chosen = log.measured
     if int(chosen.sum()) < LEAST_ESTIMATES:
         return None
-    relative, rate = log.alpha["relative"][chosen], log.alpha["learning_rate"][chosen]
+    relative, slope, curvature = (log.alpha[name][chosen] for name in ("relative", "slope", "curvature"))
     lower, median, upper = np.quantile(relative, [0.25, 0.5, 0.75])
-    pooled = pool(_per_rate({name: column[chosen] for name, column in log.alpha.items()}))
-    mean_rate = float(np.mean(rate[rate > 0])) if (rate > 0).any() else math.nan
-    error = None if pooled is None or pooled.standard_error is None else pooled.standard_error / mean_rate
+    both = np.isfinite(slope) & np.isfinite(curvature)
+    pooled = pool(list(zip(slope[both].tolist(), curvature[both].tolist(), strict=True)))
     return RateSummary(
         estimates=len(relative),
         negative=int((relative < 0).sum()),
         lower=float(lower),
         median=float(median),
         upper=float(upper),
-        pooled=None if pooled is None else pooled.rate / mean_rate,
-        pooled_error=error,
+        pooled=None if pooled is None else pooled.rate,
+        pooled_error=None if pooled is None else pooled.standard_error,
     )
 
 

@@ -98,9 +98,7 @@ def test_the_summary_says_what_the_log_holds(run: Path) -> None:
     assert f"Compute-bound: {100 * share:.0f} % of the time waiting for data." in text
     assert "Best validation loss 0.49714, after 525 steps (test loss there: 0.50314)." in text
     used = log.measured
-    rate = log.alpha["learning_rate"][used]
-    slope, curvature = log.alpha["slope"][used] / rate, log.alpha["curvature"][used] / rate**2
-    factor = -slope.mean() / curvature.mean() / rate.mean()
+    factor = -log.alpha["slope"][used].sum() / log.alpha["curvature"][used].sum()
     assert re.findall(r"α\* ([\d.]+) ± [\d.]+: the length that steps should have had", text) == [f"{factor:.3g}"]
     assert "median" not in text
     page = Page((run / "report" / "index.html").read_text(encoding="utf-8"))

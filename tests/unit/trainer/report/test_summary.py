@@ -127,6 +127,17 @@ def test_pooled_rate_of_estimates_without_noise_is_exact(tmp_path: Path) -> None
     assert rates.pooled_error == pytest.approx(0.0, abs=1e-6)
 
 
+def test_steps_of_a_warm_up_hardly_move_the_pooled_factor(tmp_path: Path) -> None:
+    """Twenty steps of 1e-6 whose α* is 1000, then twenty of 0.1 whose α* is 0.5: Σ dᵀg over Σ dᵀGd by hand."""
+    short = {"slope": -1e-6, "curvature": 1e-9, "relative": 1000.0, "learning_rate": 1e-6}
+    usual = {"slope": -0.5, "curvature": 1.0, "relative": 0.5, "learning_rate": 0.1}
+    lines = [{"step": step, "outcome": "ok", **(short if step < 20 else usual)} for step in range(40)]
+    write_lines(tmp_path / "alpha.jsonl", lines)
+    rates = rate_summary(RunHistory.load(tmp_path))
+    assert rates is not None
+    assert rates.pooled == pytest.approx((20 * 1e-6 + 20 * 0.5) / (20 * 1e-9 + 20 * 1.0))
+
+
 def test_without_a_finite_estimate_there_is_no_rate_summary(tmp_path: Path) -> None:
     write_lines(tmp_path / "alpha.jsonl", [{"step": 0, "outcome": "dropped", "relative": None}])
     empty = RunHistory.load(tmp_path)
