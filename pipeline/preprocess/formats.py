@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from pipeline.addresses import read_settings
 from pipeline.errors import InputError, cause_of
 from pipeline.schema import CRITEO, LogFormat, describe_format
 
@@ -51,13 +52,15 @@ def load_format(path: str | Path) -> LogFormat:
     """
     path = Path(path)
     try:
-        values: dict[str, Any] = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        values: dict[str, Any] = tomllib.loads(read_settings(path).decode("utf-8-sig"))
     except FileNotFoundError:
         near = get_close_matches(str(path), FORMATS, n=1)
         meant = f"did you mean {near[0]!r}? " if near else ""
         raise InputError(
             f"format {path} does not exist; {meant}give {', '.join(FORMATS)} or the path of a TOML file"
         ) from None
+    except InputError as error:
+        raise InputError(f"format {path} {error}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"format {path} is no UTF-8 text ({cause_of(error)}); convert it") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
