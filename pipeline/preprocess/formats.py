@@ -94,8 +94,12 @@ def with_bucket_sizes(log_format: LogFormat, text: str) -> LogFormat:
     entries = [entry.strip() for entry in text.split(",")]
     sizes = dict(zip(log_format.sparse, log_format.bucket_sizes, strict=True))
     if all("=" in entry for entry in entries):
+        named: set[str] = set()
         for entry in entries:
             name, _, number = entry.rpartition("=")
+            if name in named:
+                raise InputError(f"--bucket-sizes {text}: {name!r} is named twice; give it one size")
+            named.add(name)
             if name not in sizes:
                 near = get_close_matches(name, sizes, n=1)
                 meant = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sizes)}"

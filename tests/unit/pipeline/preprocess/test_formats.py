@@ -284,6 +284,7 @@ def test_bucket_sizes_by_option(text: str, sizes: tuple[int, ...]) -> None:
         ("0", "between 1 and 2³¹ − 1, and 0 was given"),
         ("C1=0", "between 1 and 2³¹ − 1, and 0 was given"),
         ("C4=9", "'C4' is no sparse column of tiny; known are C1, C2, C3"),
+        ("C1=9,C2=8,C1=7", "'C1' is named twice; give it one size"),
         ("C1=9,3", "'C1=9' is no whole number"),
         ("9" * 5000, "is no whole number"),
     ],
