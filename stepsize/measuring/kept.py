@@ -81,7 +81,9 @@ def _generators_of(owner: nn.Module) -> Iterator[Any]:
 
 def _inside(value: Any, module: nn.Module) -> Iterator[Any]:
     """`value` and what it holds, also where it is a record or an object of a class defined beside the module's."""
-    beside = type(value).__module__ == type(module).__module__ and not isinstance(value, nn.Module | type)
+    beside = (
+        type(value).__module__ == type(module).__module__ and not isinstance(value, nn.Module) and not callable(value)
+    )
     if hasattr(value, "__dict__") and (beside or is_dataclass(value) or isinstance(value, SimpleNamespace)):
         yield from _within(vars(value))
     else:

@@ -18,13 +18,13 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    # as wide as it is, also where output goes to a pipe: a shortened number would be no number
-    drawn = io.StringIO()  # flushing standard output by itself, it would exit with 1 where nobody reads
+    # as wide as it is, also if output goes to a pipe: a shortened number would be another number
+    drawn = io.StringIO()  # flushing standard output by itself, it would exit with 1 if nobody reads
     Terminal(file=drawn, force_terminal=sys.stdout.isatty(), width=200, markup=False, emoji=False).print(table)
     sys.stdout.write(drawn.getvalue())
 
 
-def shown(value: object) -> str:
+def cell_text(value: object) -> str:
     """A value as a table shows it: numbers with five digits, or whole with thousands separated."""
     if value is None:
         return ""

@@ -34,12 +34,15 @@ def test_options_of_earlier_versions_are_those_of_now(arguments: list[str], curr
     [
         (
             ["--optimizer.learning_rate", "1"],
-            "--optimizer.learning_rate is no option; did you mean --optimizer.lr?",
+            "--optimizer.learning_rate is not an option; did you mean --optimizer.lr?",
         ),
-        (["--budget.step=3"], "--budget.step is no option; did you mean --budget.steps?; see"),
+        (["--budget.step=3"], "--budget.step is not an option; did you mean --budget.steps?; see"),
         (["--stepsize.drift", "0.5"], "--stepsize.drift = 0.5 can no longer be set, it is always 0.02; leave it out"),
         (["--stepsize.clip"], "--stepsize.clip = '' can no longer be set"),
-        (["--optimizer.options.momentum", "0.9"], "no option; write optimizer.options.momentum = ... into the file"),
+        (
+            ["--optimizer.options.momentum", "0.9"],
+            "not an option; write optimizer.options.momentum = ... into the file",
+        ),
     ],
 )
 def test_options_that_cannot_be_used_have_a_remedy(arguments: list[str], said: str) -> None:
@@ -54,6 +57,19 @@ def test_help_shows_what_the_preset_decides() -> None:
     assert shown.optimizer.lr == preset["optimizer"]["lr"]
 
 
+def test_help_is_broken_where_the_terminal_ends_and_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "900")
+    for verb, text in [
+        ("preprocess", "in the order of time; those of a folder or pattern are put in natural order."),
+        ("train", "by default $XDG_CACHE_HOME or ~/.cache, then alphastream. (default: None)"),
+        ("study", "[study]. Or the name of one that comes with the package, such as learning-rate-free. (required)"),
+    ]:
+        assert main([verb, "--help"]) == 0
+        assert text in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("verb", list(VERBS))
 def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--help"]) == 0
@@ -66,7 +82,7 @@ def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["report", "DATA"], "DATA is a data folder; give a run directory or a study's folder"),
         (["sample", "DATA"], "DATA is a data folder; give another OUT"),
         (["sample", "RUN"], "RUN is a run directory; give another OUT"),
-        (["preprocess", "RUN", "--out", "OTHER"], "RUN is a run directory, whose files are no logs"),
+        (["preprocess", "RUN", "--out", "OTHER"], "RUN is a run directory, whose files are not logs"),
         (["preprocess", "DATA", "--out", "OTHER"], "DATA holds no log files"),
         (["preprocess", "--out", "OTHER"], "no source was named"),
         (["preprocess", "log.tsv"], "--out PATH is missing"),
