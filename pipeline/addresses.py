@@ -1,4 +1,4 @@
-"""Names of files as users give them: local paths, and URIs that pyarrow.fs opens."""
+"""Files as users name them: local paths, URIs that pyarrow.fs opens, and TOML files of a size that is meant."""
 
 from __future__ import annotations
 
@@ -10,6 +10,22 @@ from pipeline.errors import InputError, cause_of
 
 if TYPE_CHECKING:
     from pyarrow import fs as arrow_fs
+
+
+SETTINGS_BYTES = 1 << 20
+"""A larger TOML file is taken for something else, a log for instance, and not read."""
+
+
+def read_settings(path: Path) -> bytes:
+    """The bytes of a local TOML file.
+
+    Raises: InputError for a file that is too large to be one; OSError or ValueError if it cannot be read.
+    """
+    with path.open("rb") as file:
+        content = file.read(SETTINGS_BYTES + 1)
+    if len(content) > SETTINGS_BYTES:
+        raise InputError("has more than a megabyte, and no TOML file of settings has; check the path")
+    return content
 
 
 def is_remote(name: str | Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from difflib import get_close_matches
@@ -117,6 +118,10 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
 
 
+_ONE = re.compile(r"\s*\+?0*1(\.0*)?(e[+-]?0+)?\s*", re.ASCII | re.IGNORECASE)
+"""The plain spellings of 1."""
+
+
 def _complaints_of_text(log_format: LogFormat) -> Iterator[str]:
     """What is wrong with names, delimiter and literals, and was nevertheless accepted once."""
     strings = (log_format.name, log_format.delimiter, log_format.default_category)
@@ -134,8 +139,9 @@ def _complaints_of_text(log_format: LogFormat) -> Iterator[str]:
     for literal in log_format.missing:
         if any(character in literal for character in (delimiter, "\r", "\n")):
             yield f"{_shown(literal)} in `missing` has a delimiter or a line end in it, and no field has; correct it"
-    if "1" in log_format.missing:
-        yield "'1' in `missing` would turn every label 1 into 0; take it out"
+    for literal in log_format.missing:
+        if _ONE.fullmatch(literal):
+            yield f"{_shown(literal)} in `missing` would turn every label that is written so into 0; take it out"
     if not log_format.dense and not log_format.sparse:
         yield "neither `dense` nor `sparse` names a column; name those to learn from"
 

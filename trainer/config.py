@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 import msgspec
 import tomli_w
 
-from pipeline.addresses import is_remote, without_secrets
+from pipeline.addresses import is_remote, read_settings, without_secrets
 from pipeline.device import DataConfig
 from pipeline.errors import InputError
 from stepsize.policies import StepSizeConfig
@@ -112,11 +112,13 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises: ConfigError if it is missing or not TOML.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_settings(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file; give the path of a TOML file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from None
+    except InputError as error:
+        raise ConfigError(f"{path}: {error}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: cannot be read as TOML ({error}); save it as UTF-8") from None
     except ValueError as error:  # a NUL in the name

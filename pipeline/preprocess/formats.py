@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from pipeline.addresses import read_settings
 from pipeline.errors import InputError, cause_of
 from pipeline.schema import CRITEO, LogFormat, describe_format
 
@@ -51,13 +52,15 @@ def load_format(path: str | Path) -> LogFormat:
     """
     path = Path(path)
     try:
-        values: dict[str, Any] = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        values: dict[str, Any] = tomllib.loads(read_settings(path).decode("utf-8-sig"))
     except FileNotFoundError:
         near = get_close_matches(str(path), FORMATS, n=1)
         meant = f"did you mean {near[0]!r}? " if near else ""
         raise InputError(
             f"format {path} does not exist; {meant}give {', '.join(FORMATS)} or the path of a TOML file"
         ) from None
+    except InputError as error:
+        raise InputError(f"format {path} {error}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"format {path} is not UTF-8 text ({cause_of(error)}); convert it") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
@@ -91,8 +94,12 @@ def with_bucket_sizes(log_format: LogFormat, text: str) -> LogFormat:
     entries = [entry.strip() for entry in text.split(",")]
     sizes = dict(zip(log_format.sparse, log_format.bucket_sizes, strict=True))
     if all("=" in entry for entry in entries):
+        named: set[str] = set()
         for entry in entries:
             name, _, number = entry.rpartition("=")
+            if name in named:
+                raise InputError(f"--bucket-sizes {text}: {name!r} is named twice; give it one size")
+            named.add(name)
             if name not in sizes:
                 near = get_close_matches(name, sizes, n=1)
                 meant = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sizes)}"

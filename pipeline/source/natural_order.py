@@ -117,7 +117,11 @@ def _tokens(name: str, endings: Sequence[str]) -> list[_Token]:
 
 
 def _refuse_rotated(names: list[str]) -> None:
-    rotated = [name for name in names if re.search(r"\.log[.-]\d{1,3}(\.[A-Za-z]\w*)?$", name)]
+    rotated = [
+        name
+        for name in names
+        if re.search(r"(\.log[.-]\d{1,3}|(log|\.(tsv|csv|txt))\.[1-9]\d{0,2})(\.[A-Za-z]\w*)?$", name)
+    ]
     if len(rotated) > 1 or (rotated and len(names) > 1):
         raise _AmbiguousError(f"{rotated[0]}: rotated logs count backwards in time")
 

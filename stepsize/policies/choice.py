@@ -51,8 +51,8 @@ class StepSizeConfig:
             raise ValueError(f"stepsize.interval: {self.interval} is not positive; give at least 1 step")
         if not 1 <= self.count <= self.interval:
             raise ValueError(
-                f"stepsize.count: {self.count} does not fit an interval of {self.interval} steps; "
-                "give 1 to stepsize.interval"
+                f"stepsize.count: {self.count} estimates do not fit an interval of {self.interval} steps; "
+                f"give stepsize.count from 1 to {self.interval}, or a longer stepsize.interval"
             )
         if self.start is not None and self.start < 0:
             raise ValueError(f"stepsize.start: {self.start} is negative; give the first step to measure, from 0")

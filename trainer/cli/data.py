@@ -41,11 +41,19 @@ class SampleArguments(SampleConfig):
 def sample_verb(arguments: list[str]) -> int:
     """`alphastream sample OUT`."""
     given = parse_arguments(SampleArguments, arguments, "sample")
-    for file, what in (("manifest.json", "data folder"), ("steps.jsonl", "run directory")):
-        if (given.out / file).exists():
-            raise InputError(f"{given.out} is a {what}; give another OUT for the sample")
+    if what := _is_ours(given.out):
+        raise InputError(f"{given.out} is a {what}; give another OUT for the sample")
     make_sample(given, console=Console())
     return 0
+
+
+def _is_ours(path: Path) -> str | None:
+    """What a folder is that preprocess or train wrote."""
+    kinds = {"manifest.json": "data folder", "steps.jsonl": "run directory"}
+    try:
+        return next((what for file, what in kinds.items() if (path / file).is_file()), None)
+    except (OSError, ValueError):  # a name that cannot be one: who opens it says so
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +78,9 @@ class PreprocessArguments(PreprocessConfig):
 def preprocess_verb(arguments: list[str]) -> int:
     """`alphastream preprocess SRC... --out DATA`."""
     given = parse_arguments(PreprocessArguments, arguments, "preprocess")
+    for source in given.sources:
+        if _is_ours(Path(source)) == "run directory":  # others write a manifest.json beside their logs
+            raise InputError(f"{source} is a run directory, whose files are not logs; name the log files themselves")
     if given.dry_run:
         from pipeline.preprocess import forecast
 

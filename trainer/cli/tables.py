@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -18,10 +19,9 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     # as wide as it is, also if output goes to a pipe: a shortened number would be another number
-    terminal = Terminal(width=200, markup=False, emoji=False)
-    with terminal.capture() as drawn:
-        terminal.print(table)
-    sys.stdout.write(drawn.get())  # by itself it would exit with 1 if nobody reads
+    drawn = io.StringIO()  # flushing standard output by itself, it would exit with 1 if nobody reads
+    Terminal(file=drawn, force_terminal=sys.stdout.isatty(), width=200, markup=False, emoji=False).print(table)
+    sys.stdout.write(drawn.getvalue())
 
 
 def cell_text(value: object) -> str:

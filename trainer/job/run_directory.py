@@ -30,6 +30,10 @@ FREE_KEYS = (
 """Where the rows lie, how they are read, how tables are moved; whether the rows are the same, the checkpoint tells."""
 
 
+DATA_ENDINGS = (".tsv", ".csv", ".gz", ".zst", ".bz2", ".xz", ".parquet")
+"""Nothing that belongs into a run's directory ends so; notes, logs of the run or its TOML file may lie there."""
+
+
 class RunDirectory:
     """RUN, held by this process from construction to `close`.
 
@@ -48,6 +52,8 @@ class RunDirectory:
             raise ConfigError(f"{self.path}: is a file; give a directory for the run")
         if (self.path / MANIFEST).exists():
             raise ConfigError(f"{self.path}: is a data folder; give another directory for the run")
+        if stranger := self._stranger():
+            raise ConfigError(f"{self.path}: holds {stranger} and no run; give another directory for the run")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (NotADirectoryError, FileExistsError) as error:
@@ -64,6 +70,13 @@ class RunDirectory:
                 name: stack.enter_context(closing(Records(self.path / f"{name}.jsonl"))) for name in RECORD_FILES
             }
             self._open = stack.pop_all()
+
+    def _stranger(self) -> str | None:
+        """A file of a folder that is somebody's data: the run's files do not belong beside it."""
+        if not self.path.is_dir() or any((self.path / name).exists() for name in ("lock", CONFIG, "steps.jsonl")):
+            return None
+        data = (file.name for file in self.path.iterdir() if file.suffix.lower() in DATA_ENDINGS and file.is_file())
+        return min(data, default=None)
 
     def _refuse_changes(self, config: Config) -> None:
         kept = self.path / CONFIG

@@ -88,18 +88,23 @@ def sentences(log: RunHistory) -> list[str]:
     seconds, rows = float(np.nansum(steps["seconds"])), float(np.nansum(steps["rows"]))
     speed = f", {rows / seconds:,.0f} rows/s" if seconds else ""
     said = [_divergence(log)] if log.diverged else []
-    said += [f"{len(steps['step']):,} steps over {rows:,.0f} rows in {duration(seconds)} of training{speed}."]
-    verdict = str(bound(log))
-    said.append(f"{verdict[0].upper()}{verdict[1:]}.")
+    said += [f"{_steps(len(steps['step']))} over {rows:,.0f} rows in {duration(seconds)} of training{speed}."]
+    if len(steps["step"]) > 1:  # the first one waits for the pipeline to fill, which says nothing of the bound
+        verdict = str(bound(log))
+        said.append(f"{verdict[0].upper()}{verdict[1:]}.")
     best = best_evaluation(log)
     if best is not None:
-        text = f"Best validation loss {number(best['loss'])}, after {best['step']:,.0f} steps"
+        text = f"Best validation loss {number(best['loss'])}, after {_steps(best['step'])}"
         test = evaluation_at(log, "test", best["step"])
         said.append(text + (f" (test loss there: {number(test['loss'])})." if test else "."))
     said += _alpha_sentences(log)
     if log.damaged_lines:
         said.append(f"{log.damaged_lines} lines of the records were not whole and were left out.")
     return said
+
+
+def _steps(count: float) -> str:
+    return f"{count:,.0f} step" + ("" if count == 1 else "s")
 
 
 def _caption(stem: str, log: RunHistory) -> str:

@@ -275,6 +275,14 @@ def test_differing_keys_of_nested_tables_are_named_in_full() -> None:
     assert differing_keys(one, other, sections=("stepsize",)) == [("stepsize.measuring.method", "jvp", "secant")]
 
 
+def test_a_log_instead_of_the_configuration_is_not_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "day_0"
+    with path.open("wb") as log:
+        log.truncate(1 << 21)
+    with pytest.raises(ConfigError, match=r"day_0: has more than a megabyte.*check the path$"):
+        load_config(path)
+
+
 def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_bytes(b"\xef\xbb\xbf" + b"budget.steps = 3\n")

@@ -131,7 +131,10 @@ def test_line_numbers_count_the_header(tmp_path: Path, avazu: Path) -> None:
         ("header = true", 'missing = "-1"', "`missing` must be a list of strings, and '-1' was given"),
         ("header = true", "missing = [-1]", "`missing` must be a list of strings, and [-1] was given"),
         ("header = true", "missing = false", "`missing` must be a list of strings, and false was given"),
-        ("header = true", 'missing = ["1"]', "would turn every label 1 into 0"),
+        ("header = true", 'missing = ["1"]', "'1' in `missing` would turn every label that is written so into 0"),
+        ("header = true", 'missing = ["NA", "1.0"]', "'1.0' in `missing` would turn every label"),
+        ("header = true", 'missing = ["+1"]', "'+1' in `missing` would turn every label"),
+        ("header = true", 'missing = ["01.e0"]', "'01.e0' in `missing` would turn every label"),
         ("header = true", 'missing = ["a,b"]', "'a,b' in `missing` has a delimiter"),
         ("header = true", "default_category = 0", "`default_category` must be a string, and 0 was given"),
         ("header = true", "default_category = 2013-01-01", "`default_category` must be a string"),
@@ -173,6 +176,7 @@ def test_a_byte_order_mark_is_skipped(avazu: Path) -> None:
         (b"a = " + b"[" * 100_000, "is not TOML"),
         (b"a = 1" + b"0" * 5000, "is not TOML|cannot be read"),
         (b"", "`columns` is missing"),
+        (b"1\t2\n" * 300_000, "has more than a megabyte"),
     ],
 )
 def test_bytes_that_are_no_description(tmp_path: Path, content: bytes, why: str) -> None:
@@ -280,6 +284,7 @@ def test_bucket_sizes_by_option(text: str, sizes: tuple[int, ...]) -> None:
         ("0", "between 1 and 2³¹ − 1, and 0 was given"),
         ("C1=0", "between 1 and 2³¹ − 1, and 0 was given"),
         ("C4=9", "'C4' is not a sparse column of tiny; known are C1, C2, C3"),
+        ("C1=9,C2=8,C1=7", "'C1' is named twice; give it one size"),
         ("C1=9,3", "'C1=9' is not a whole number"),
         ("9" * 5000, "is not a whole number"),
     ],

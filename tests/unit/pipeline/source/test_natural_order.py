@@ -89,6 +89,8 @@ def test_names_that_say_their_order(names: list[str]) -> None:
         (["log", "log_2013-01-02"], "do not follow one pattern"),
         (["day_-1", "day_0", "day_2"], "sign or a separator"),
         (["access.log", "access.log.1", "access.log.2.gz"], "rotated logs count backwards"),
+        (["access_log.1", "access_log.2.gz"], "rotated logs count backwards"),
+        (["clicks.tsv.1", "clicks.tsv.2", "clicks.tsv.10"], "rotated logs count backwards"),
     ],
 )
 def test_names_that_leave_their_order_open(names: list[str], why: str) -> None:

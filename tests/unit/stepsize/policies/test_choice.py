@@ -61,7 +61,10 @@ def median_hold(interval: int, count: int, start: int) -> Policy:
     [
         ({"policy": "median"}, "stepsize.policy: 'median'"),
         ({"interval": 0}, "stepsize.interval: 0"),
-        ({"interval": 5, "count": 6}, "stepsize.count: 6"),
+        (
+            {"interval": 5, "count": 6},
+            "stepsize.count: 6 estimates do not fit an interval of 5 steps; give stepsize.count from 1 to 5",
+        ),
         ({"count": 0}, "stepsize.count: 0"),
         ({"start": -1}, "stepsize.start: -1"),
         ({"measuring": MeasuringOptions(estimators=("biased",))}, "lacks 'unbiased'"),

@@ -82,6 +82,8 @@ def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["report", "DATA"], "DATA is a data folder; give a run directory or a study's folder"),
         (["sample", "DATA"], "DATA is a data folder; give another OUT"),
         (["sample", "RUN"], "RUN is a run directory; give another OUT"),
+        (["preprocess", "RUN", "--out", "OTHER"], "RUN is a run directory, whose files are not logs"),
+        (["preprocess", "DATA", "--out", "OTHER"], "DATA holds no log files"),
         (["preprocess", "--out", "OTHER"], "no source was named"),
         (["preprocess", "log.tsv"], "--out PATH is missing"),
     ],

@@ -79,6 +79,24 @@ def test_nobody_reading_is_no_error_of_ours(tmp_path: Path) -> None:
     assert run.stderr == b""
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_nobody_reading_tables_is_no_error_either(options: list[str], log: Path, tmp_path: Path) -> None:
+    assert ended(f"alphastream preprocess {log.name} --out DATA", tmp_path).returncode == 0
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "trainer.cli", "inspect", "DATA", *options]
+    with os.fdopen(writer, "wb") as nobody_reads:
+        run = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=nobody_reads,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (run.returncode, run.stderr.count(b"Traceback")) == (141, 0)
+
+
 def test_names_and_words_that_the_locale_lacks_are_escaped(tmp_path: Path) -> None:
     run = ended("alphastream verify $'nowhere-\\xff-α'", tmp_path, **NO_LOCALE)
     assert run.returncode == 2

@@ -39,6 +39,29 @@ def test_the_settings_are_kept_once_the_run_begins(run: Path) -> None:
     assert load_config(run / "config.toml") == config
 
 
+@pytest.mark.parametrize("name", ["day_0.tsv", "day_1.TSV.GZ", "part-00000.parquet", "train.csv"])
+def test_a_folder_of_data_becomes_no_run(run: Path, name: str) -> None:
+    run.mkdir(parents=True)
+    (run / name).write_text("1\t2\n")
+    with pytest.raises(ConfigError, match=f"holds {name} and no run; give another directory for the run"):
+        RunDirectory(run, settings())
+    assert [file.name for file in run.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["run.toml", "train.log", "notes.txt"])
+def test_a_runs_own_notes_may_lie_in_its_folder_before_it_begins(run: Path, name: str) -> None:
+    run.mkdir(parents=True)
+    (run / name).write_text("seen")
+    begun(run, settings(), checkpoint=False)
+    assert (run / name).read_text() == "seen"
+
+
+def test_a_run_that_was_begun_beside_data_goes_on(run: Path) -> None:
+    begun(run, settings(), checkpoint=True)
+    (run / "steps.csv").write_text("exported")
+    RunDirectory(run, settings()).close()
+
+
 def test_a_second_writer_is_refused_until_the_first_is_gone(run: Path) -> None:
     with RunDirectory(run, settings()), pytest.raises(ConfigError, match="another process is writing"):
         RunDirectory(run, settings())

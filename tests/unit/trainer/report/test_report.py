@@ -125,7 +125,18 @@ def test_a_run_with_one_step_and_nothing_else(tmp_path: Path) -> None:
     write_lines(tmp_path / "steps.jsonl", step_records(1))
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert page.sources == ["loss.png", "learning_rate.png", "time.png"]
-    assert "1 steps" in page.text
+    assert "1 step over" in page.text
+
+
+def test_one_step_is_no_verdict_and_two_are(tmp_path: Path) -> None:
+    step = {"step": 1, "rows": 64, "seconds": 2.0, "loss": 0.5, "phases": {"data_wait": 1.5}}
+    write_lines(tmp_path / "steps.jsonl", [step])
+    assert sentences(RunHistory.load(tmp_path)) == ["1 step over 64 rows in 2.0 s of training, 32 rows/s."]
+    write_lines(tmp_path / "steps.jsonl", [step, {**step, "step": 2}])
+    assert sentences(RunHistory.load(tmp_path)) == [
+        "2 steps over 128 rows in 4.0 s of training, 32 rows/s.",
+        "Data-bound: 75 % of the time waiting for data.",
+    ]
 
 
 def test_numbers_that_are_missing_everywhere(tmp_path: Path) -> None:
