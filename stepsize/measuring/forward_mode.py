@@ -61,6 +61,8 @@ class TrueToReverse(TorchFunctionMode):
         elif func in REPAIRS_IN_PLACE and args:
             return args[0].copy_(torch.nan_to_num(_with_finite_tangent(args[0]), *args[1:], **kwargs))
         result = func(*args, **kwargs)
+        if func is functional.embedding:
+            result = _with_padding_still(result, *args, **kwargs)
         return result if torch.is_grad_enabled() else _without_view_tangents(result, args)
 
     def _refuse_live(self, func: Any, args: Any) -> None:
@@ -107,6 +109,22 @@ def _with_finite_tangent(value: Any) -> Any:
     """`value` with a tangent of 0 where it is not a finite number itself."""
     primal, tangent = fw.unpack_dual(value) if isinstance(value, Tensor) else (value, None)
     return value if tangent is None else fw.make_dual(primal, torch.where(torch.isfinite(primal), tangent, 0))
+
+
+def _with_padding_still(  # the signature of functional.embedding
+    result: Tensor,
+    input: Tensor,  # noqa: A002
+    weight: Tensor,
+    padding_idx: int | None = None,
+    *_: Any,
+    **__: Any,
+) -> Tensor:
+    """The row of the padding, which weight decay may move but no gradient reaches, is a constant."""
+    primal, tangent = fw.unpack_dual(result)
+    if padding_idx is None or tangent is None:
+        return result
+    padded = (input == padding_idx % weight.shape[0]).unsqueeze(-1)
+    return fw.make_dual(primal, torch.where(padded, 0, tangent))
 
 
 def _without_view_tangents(result: Any, args: Any) -> Any:
