@@ -58,6 +58,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
+def refuse_without_parameters(model: object) -> None:
+    """Raises MeasurementError for what is no module, or one that has no parameters."""
+    if not isinstance(model, nn.Module):
+        raise MeasurementError(f"model: {model!r} is not an nn.Module; give the model that the optimizer moves")
+    if next(model.parameters(), None) is None:
+        raise MeasurementError(
+            f"model: {type(model).__name__} has no parameters, so no step moves it; give the model that is trained "
+            "(a quantized one has none)"
+        )
+
+
 def refuse_sharded(model: nn.Module) -> None:
     """Raises MeasurementError for parameters of which this process holds a part only."""
     for name, parameter in model.named_parameters():
