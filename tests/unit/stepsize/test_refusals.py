@@ -119,7 +119,7 @@ def test_an_option_that_is_none_is_named():
     model = mlp()
     with pytest.raises(MeasurementError, match="diagnostic: there is no such option; perhaps diagnostics"):
         StepSizeWorker(model, sgd(model), CE, diagnostic="full")
-    with pytest.raises(MeasurementError, match="measuring: .* is no MeasuringOptions"):
+    with pytest.raises(MeasurementError, match=r"measuring: .* is no MeasuringOptions"):
         StepSizeWorker(model, sgd(model), CE, {"per_group": True})  # pyright: ignore[reportArgumentType]
 
 
