@@ -12,7 +12,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 
 from ops.negotiation import MediaType, choose_coding, choose_media_type
 
-PLAIN = MediaType(name="text/plain", version="0.0.4")
+PLAIN_TEXT = MediaType(name="text/plain", version="0.0.4")
 OPENMETRICS = MediaType(name="application/openmetrics-text", version="1.0.0")
 
 
@@ -31,7 +31,7 @@ def expose(
 
     Prometheus' plain format unless OpenMetrics is preferred; gzip only if it is accepted.
     """
-    media_type, coding = choose_media_type(accept, (PLAIN, OPENMETRICS)), choose_coding(accept_encoding)
+    media_type, coding = choose_media_type(accept, (PLAIN_TEXT, OPENMETRICS)), choose_coding(accept_encoding)
     if media_type is None or coding is None:
         return None
     chosen = registry.restricted_registry(names) if names else registry

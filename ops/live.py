@@ -31,7 +31,7 @@ class AlphaFactor:
     estimates: int
     """How many went into it."""
     factor: float | None
-    """None below `LEAST_ESTIMATES`, or where their curvature sums to nothing."""
+    """None below `LEAST_ESTIMATES`, or if their curvature sums to nothing."""
     standard_error: float | None
     """Of `factor`."""
 
@@ -64,7 +64,7 @@ class Curve:
             self._stride *= 2
 
     def points(self) -> list[tuple[int, float | None]]:
-        """(step, mean value) of every point, None where it is not finite (JSON has no NaN)."""
+        """(step, mean value) of every point, None if it is not finite (JSON has no NaN)."""
         return [(step, finite(value)) for step, value in zip(self._steps, self._values, strict=True)]
 
 
@@ -247,8 +247,9 @@ class LiveStatus:
 def alpha_bins(alphas: Sequence[tuple[int, float, float, float]], bins: int = BINS) -> list[dict[str, Any]]:
     """The rate that α* suggests along the run, in about `bins` bins of nearly equal count; none before the tenth.
 
-    Takes (step, α_abs, slope/η, curvature/η²) of every estimate, η the learning rate. A bin has the ratio of averages
-    (`pooled`, None if it has no finite one), the quartiles, and whether measuring paused before it (`after_gap`).
+    Takes (step, suggested rate, slope/η, curvature/η²) of every estimate, η the learning rate. A bin has the ratio of
+    averages (`pooled`, None if it has no finite one), the quartiles, and whether measuring paused before it
+    (`after_gap`).
     """
     if len(alphas) < LEAST_ESTIMATES:
         return []
@@ -274,7 +275,7 @@ def alpha_bins(alphas: Sequence[tuple[int, float, float, float]], bins: int = BI
 def measuring_gaps(steps: Sequence[float]) -> list[int]:
     """Indices of the estimates before which measuring paused: much longer than it usually does between two.
 
-    `steps` ascend. Where estimates come in bursts, the usual pause between bursts does not count.
+    `steps` ascend. If estimates come in bursts, the usual pause between bursts does not count.
     """
     pauses = [after - before for before, after in itertools.pairwise(steps)]
     if len(pauses) < 2:
@@ -288,5 +289,5 @@ def measuring_gaps(steps: Sequence[float]) -> list[int]:
 
 
 def finite(value: float) -> float | None:
-    """The value, or None where JSON could not carry it."""
+    """The value, or None if JSON could not carry it."""
     return value if math.isfinite(value) else None

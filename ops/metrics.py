@@ -41,7 +41,7 @@ class Series:
     """Every value the label takes, exported as 0 from the start; empty: they come from the pipeline or the build."""
     buckets: tuple[float, ...] = ()
     initial: float = 0.0
-    """What a gauge shows before it is first set; NaN where 0 would be a claim."""
+    """What a gauge shows before it is first set; NaN if 0 would be a claim."""
 
 
 # A creation time beside every counter would double the page and tell what start_timestamp_seconds tells once.
@@ -234,7 +234,7 @@ class Metrics:
             self._stage_totals[name] = (seconds, rows)
 
     def estimate(self, outcome: str, relative: float | None, age_steps: int | None) -> None:
-        """Count one α* estimate; `relative` and `age_steps` are None where the outcome leaves them undefined."""
+        """Count one α* estimate; `relative` and `age_steps` are None if the outcome leaves them undefined."""
         assert outcome in OUTCOMES, f"unknown outcome {outcome!r}"
         self._alpha_estimates.labels(outcome).inc()
         if relative is not None and math.isfinite(relative):

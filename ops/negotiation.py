@@ -74,7 +74,7 @@ def _match(offer: MediaType, given: Sequence[Preference]) -> int | None:
 
 
 def choose_coding(header: str | None) -> str | None:
-    """ "gzip" or "identity", gzip where both are as welcome; None if the header refuses both."""
+    """ "gzip" or "identity", gzip if both are as welcome; None if the header refuses both."""
     if header is None:
         return "identity"
     weights = {}

@@ -172,7 +172,7 @@ class _RequestHandler(WSGIRequestHandler):
     timeout = IDLE_SECONDS
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
-        """Say nothing: a scrape every few seconds is no news in a training log."""
+        """Say nothing: a scrape every few seconds would drown a training log."""
 
 
 class _HttpServer(socketserver.ThreadingMixIn, WSGIServer):
@@ -216,7 +216,7 @@ class _HttpServer(socketserver.ThreadingMixIn, WSGIServer):
 
 def _listen(host: str, port: int) -> _HttpServer:
     if not 0 <= port <= 65535:
-        raise AddressError(f"metrics.port = {port} is no port; choose one from 1 to 65535, or 0 for any free one")
+        raise AddressError(f"metrics.port = {port} is not a port; choose one from 1 to 65535, or 0 for any free one")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return _HttpServer(family, (host, port))

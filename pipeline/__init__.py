@@ -8,6 +8,7 @@ Its rooms, in the order of a row's way; each says in its first line what it is f
         parquet        columns → pages of a shard, and back
         shards         a data folder: its manifest and the files of its shards
         preprocess     the command that does all of this
+        sample         logs of the same shape, to try it on
     reading, at every step of a training run   shards → pairs on the device
         shards, parquet → rows → device
 """

@@ -20,7 +20,7 @@ def is_remote(name: str | Path) -> bool:
 def without_secrets(uri: str) -> str:
     """A URI without the user and password that it may carry, also where a password's slashes are not escaped.
 
-    A user without a password stays: who it is, is no secret.
+    A user without a password stays: who it is, is not a secret.
     """
     port = r"(?!\d+/)" if uri.startswith(("hdfs:", "viewfs:")) else ""  # buckets have none, and a key may begin so
     return re.sub(rf"://[^/@:]*:{port}[^@?]*@", "://", uri, count=1)

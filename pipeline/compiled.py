@@ -26,7 +26,7 @@ def compiled(function: Any = None, *, error_model: Literal["python", "numpy"] = 
 
     numba itself compiles anew if the function's own file has changed, and would go on with machine code that holds the
     constants and the functions of other files as they were. Here the content of every file of the project that the
-    function's file imports from, directly or not, is part of the key. Where numba finds no folder that it may write,
+    function's file imports from, directly or not, is part of the key. If numba finds no folder that it may write,
     nothing is kept.
     """
     if function is None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 
 def usable_cores() -> int:
-    """The cores that this process may use: fewer than the machine has where it is confined to some of them."""
+    """The cores that this process may use: fewer than the machine has if it is confined to some of them."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -27,7 +27,7 @@ class StageTotals:
 
     @contextmanager
     def timed(self, stage: str, rows: int) -> Iterator[None]:
-        """Adds the duration of the block, and `rows`, to `stage`; nothing where the block raises."""
+        """Adds the duration of the block, and `rows`, to `stage`; nothing if the block raises."""
         start = time.perf_counter()
         yield
         self.add(stage, time.perf_counter() - start, rows)

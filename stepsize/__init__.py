@@ -1,5 +1,8 @@
 """The curvature-based step size α* = −dᵀg / dᵀGd for any PyTorch training loop.
 
+`worker` measures what `estimate` defines, by the room `measuring`; `pooling` and the room `policies` make a learning
+rate of many estimates; `losses` are what can be measured on.
+
 worker = StepSizeWorker(model, optimizer, loss)
 with worker.around_step(x1, y1, step=step):  # the next batch probes this one's step
     optimizer.step()

@@ -1,4 +1,9 @@
-"""One measurement of the step size α* and what came of it."""
+"""One measurement of the step size α* and what came of it.
+
+α* = −dᵀg / dᵀGd: D. Suckrow, Curvature-Based Step Sizes for Training Deep Neural Networks, BSc thesis, University of
+Tübingen, 2025. Slope and curvature from a batch that did not make the step: L. Tatzel, B. Mucsányi, O. Hackel and
+P. Hennig, Debiasing Mini-Batch Quadratics for Applications in Deep Learning, ICLR 2025, arXiv 2410.14325.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +35,7 @@ class StepSizeNumbers:
 
     `relative` = −slope / curvature (the factor by which the step should have been longer),
     `absolute` = relative · learning_rate, `standard_error` that of `relative` by the delta method.
-    All are None where the outcome leaves them undefined.
+    All are None if the outcome leaves them undefined.
     """
 
     slope: float | None
@@ -47,7 +52,7 @@ class Diagnostics:
     """Norms, cosines and losses at θ0; None for what could not be seen."""
 
     loss_b2: float | None
-    """Mean loss on B2, where B2 was given."""
+    """Mean loss on B2, if B2 was given."""
     gradient_norm_b1: float | None
     """‖g1‖, from a backward pass over B1."""
     gradient_norm_b2: float | None

@@ -35,7 +35,7 @@ class Loss(Protocol):
         ...
 
     def curvature_error(self, z: Tensor, y: Tensor, t: Tensor, eps: float) -> Tensor:
-        """Bound of the curvature's absolute error where every t carries a relative rounding error of `eps`."""
+        """Bound of the curvature's absolute error if every t carries a relative rounding error of `eps`."""
         ...
 
 
@@ -83,7 +83,7 @@ class CrossEntropy:
     def curvature(self, z: Tensor, y: Tensor, t: Tensor) -> Tensor:
         y = self._targets(z, y)
         p = torch.softmax(z, 1)
-        # Σ p t² − (Σ p t)² would cancel, below zero even, where all logits move together.
+        # Σ p t² − (Σ p t)² would cancel, below zero even, if all logits move together.
         form = (p * (t - (p * t).sum(1, keepdim=True)).square()).sum(1)
         return self._rows(form * y.sum(1) if y.ndim == z.ndim else torch.where(y < 0, 0, form), y, z)
 
@@ -146,7 +146,7 @@ class AutogradLoss:
     """A loss of the user's own, `function(z, y) -> (R,)`; its slope and Hessian form come from autograd in the logits.
 
     Row i of the result may depend on row i of the logits alone; of a result (R, T, ...) every row's mean is taken.
-    The curvature is negative where the loss is concave. The function may read no parameter that the optimizer moves;
+    The curvature is negative if the loss is concave. The function may read no parameter that the optimizer moves;
     it gets copies, which it may write into.
     """
 

@@ -28,12 +28,12 @@ class MeasuringOptions:
     from B2, the batch trained on) and hybrid (B1's slope, B2's curvature) cost one more pass between them."""
     method: Method = "jvp"
     """jvp: the exact derivative of the logits along the step. secant: their difference before and after it, about
-    half the cost (a quarter where the caller has the logits after the step anyway) and no forward-mode formulas; the
+    half the cost (a quarter if the caller has the logits after the step anyway) and no forward-mode formulas; the
     unbiased estimate only. Its error is first order in the step and does not average out: on click rows 1 % at a
     hundredth of the rate that α* names, 5 % at a seventh, 65 % at it."""
     precision: Precision = "float32"
-    """bfloat16: the measuring pass runs under autocast, at about half the cost where the processor multiplies
-    bfloat16 (AVX-512 BF16, AMX, GPUs) and at more where it does not; training stays as it is. The rounding moves
+    """bfloat16: the measuring pass runs under autocast, at about half the cost if the processor multiplies
+    bfloat16 (AVX-512 BF16, AMX, GPUs) and at more if it does not; training stays as it is. The rounding moves
     an estimate by a small part of its standard error (tests/bench/RESULTS.md)."""
     curvature: str = "ggn"
     """Matrix of the curvature. ggn (Gauss-Newton) is what policies use. hessian, fisher (Monte Carlo),
@@ -59,7 +59,7 @@ class MeasuringOptions:
         share = self.probe_fraction
         if isinstance(share, bool) or not isinstance(share, Real) or not 0 < share <= 1:
             raise MeasurementError(
-                f"probe_fraction: {share!r} is no share of the probe batch; give one above 0, up to 1"
+                f"probe_fraction: {share!r} is not a share of the probe batch; give one above 0, up to 1"
             )
         if self.method == "secant":
             self._check_secant()

@@ -24,7 +24,7 @@ class PooledRate:
     """
 
     rate: float
-    """The pooled α_abs; negative where the steps climbed on average."""
+    """The pooled rate that α* suggests, α* times the rate of its step; negative if the steps climbed on average."""
     standard_error: float | None
     """Of `rate`, from the scatter of the estimates about it; None with fewer than two."""
     effective_count: float
@@ -61,7 +61,7 @@ class RateMoments(NamedTuple):
 
 
 def per_rate(estimate: Estimate) -> tuple[float, float] | None:
-    """(slope/η, curvature/η²) of one estimate; None where its outcome carries no number."""
+    """(slope/η, curvature/η²) of one estimate; None if its outcome carries no number."""
     if estimate.outcome not in COUNTED or estimate.slope is None or estimate.curvature is None:
         return None
     if estimate.learning_rate <= 0:
@@ -70,7 +70,7 @@ def per_rate(estimate: Estimate) -> tuple[float, float] | None:
 
 
 def rate_moments(estimate: Estimate) -> RateMoments | None:
-    """The estimate per unit of learning rate; None where it carries no number or no error bar (a single row)."""
+    """The estimate per unit of learning rate; None if it carries no number or no error bar (a single row)."""
     pair = per_rate(estimate)
     if pair is None or estimate.slope_variance is None:
         return None
@@ -83,7 +83,7 @@ def rate_moments(estimate: Estimate) -> RateMoments | None:
 
 
 def pool(pairs: Sequence[tuple[float, float]]) -> PooledRate | None:
-    """The ratio of plain averages of (slope/η, curvature/η²) pairs; None where their curvature sums to zero."""
+    """The ratio of plain averages of (slope/η, curvature/η²) pairs; None if their curvature sums to zero."""
     sums = RatioSums(decay=1.0)
     for slope, curvature in pairs:
         sums.add(slope, curvature)
@@ -91,7 +91,7 @@ def pool(pairs: Sequence[tuple[float, float]]) -> PooledRate | None:
 
 
 def median_rate(rates: Sequence[float]) -> float:
-    """The median of single α_abs, the midpoint of the two middle ones for an even number.
+    """The median of the rates that single estimates suggest, the midpoint of the two middle ones for an even number.
 
     Robust against single wild ratios, but biased: the median of ratios is not the ratio of means.
     """
@@ -118,7 +118,7 @@ class RatioSums:
             self._sums[i] = keep * self._sums[i] + term
 
     def pooled(self) -> PooledRate | None:
-        """What the pairs so far amount to; None before the first, or where their curvature sums to zero."""
+        """What the pairs so far amount to; None before the first, or if their curvature sums to zero."""
         weight, slope, curvature, weight2, ss, sc, cc = self._sums
         if curvature <= 0:
             return None
@@ -149,7 +149,7 @@ class RatioSums:
 class RateMomentSums:
     """The ratio of sums over steps at unchanged weights, with the error bar that the probed rows give.
 
-    Where `RatioSums` learns its error from how estimates scatter, this one adds up the variances that
+    While `RatioSums` learns its error from how estimates scatter, this one adds up the variances that
     each brings along, so that a single estimate already has one.
     """
 

@@ -22,7 +22,10 @@ def estimate(
     age: int = 0,
     curvature: float = 2.0,
 ) -> Estimate:
-    """α_abs ± error of a step of length `rate`, all the noise in its slope; `curvature` is per rate squared."""
+    """An estimate of a step at `rate` that suggests the rate `absolute` ± its error, all the noise in its slope.
+
+    `curvature` is per rate squared.
+    """
     outcome = outcome or (Outcome.OK if absolute > 0 else Outcome.ASCENT)
     number = outcome in (Outcome.OK, Outcome.ASCENT)
     return Estimate(

@@ -117,7 +117,7 @@ def read_log(text: bytes, log_format: LogFormat) -> tuple[list[Row], list[tuple[
     rows, rejects = [], []
     lines = text.split(b"\n")
     if not lines[-1]:
-        lines.pop()  # what follows the last line end is no line
+        lines.pop()  # what follows the last line end is not a line
     for number, line in enumerate(lines, start=1):
         row = read_line(line.removesuffix(b"\r"), log_format)
         if isinstance(row, str):

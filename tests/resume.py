@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import load_file
 from safetensors.torch import load, save
 
-from trainer.records.records import read_records
+from trainer.records import read_records
 from trainer.records.serialization import deserialize, serialize
 
 

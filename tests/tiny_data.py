@@ -11,17 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.device.config import DataConfig
-from pipeline.device.feed import DevicePair, Feed
-from pipeline.device.opening import open_feed
-from pipeline.rows.choices import OnDamage, Shuffle
-from pipeline.rows.groups import GroupReader
-from pipeline.rows.order import Order
-from pipeline.rows.reader import RowReader
+from pipeline.device import DataConfig, DevicePair, Feed, open_feed
+from pipeline.rows import GroupReader, OnDamage, Order, RowReader, Shuffle
 from pipeline.schema import LogFormat
-from pipeline.shards.manifest import Compression, Manifest, Shard, Split
+from pipeline.shards import Compression, Manifest, Shard, ShardWriter, Split
 from pipeline.shards.shard_files import LocalShards
-from pipeline.shards.writer import ShardWriter
 from pipeline.stages import StageTotals
 
 TINY = LogFormat(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from pipeline.schema import SPLITS
+
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
@@ -50,6 +52,6 @@ class EvalConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"eval.{name} is {value}; give a positive number or leave it out")
-        unknown = set(self.splits) - {"train", "validation", "test"}
+        unknown = set(self.splits) - set(SPLITS)
         if unknown:
-            raise ValueError(f"eval.splits names {sorted(unknown)[0]!r}; known are train, validation and test")
+            raise ValueError(f"eval.splits names {sorted(unknown)[0]!r}; known are {', '.join(SPLITS)}")

@@ -100,7 +100,7 @@ def load_config(path: str | Path) -> Config:
     """The configuration in the TOML file at `path`, checked; data.path may be left to the command line.
 
     Keys of earlier versions are taken for what they are now.
-    Raises: ConfigError for a file that is missing or no TOML, an unknown key (naming the nearest
+    Raises: ConfigError for a file that is missing or not TOML, an unknown key (naming the nearest
     known one), a value of the wrong type or out of range.
     """
     return config_from(read_toml(Path(path)), where=str(path))
@@ -109,7 +109,7 @@ def load_config(path: str | Path) -> Config:
 def read_toml(path: Path) -> dict[str, Any]:
     """The TOML file at `path`, with or without a byte order mark.
 
-    Raises: ConfigError if it is missing or no TOML.
+    Raises: ConfigError if it is missing or not TOML.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -130,7 +130,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _toml_remedy(text: str, error: str) -> str:
-    """What to do about a line that is no TOML; mostly it is a text without quotes."""
+    """What to do about a line that is not TOML; mostly it is a text without quotes."""
     found = re.search(r"at line (\d+)", error)
     lines = text.split("\n")
     line = (lines[int(found[1]) - 1] if found else text.rstrip().rpartition("\n")[2]).strip()
@@ -151,10 +151,10 @@ def config_from(values: Mapping[str, Any], *, where: str) -> Config:
     return convert(values, Config, where=where)
 
 
-Settings = TypeVar("Settings")
+Section = TypeVar("Section")
 
 
-def convert(values: Mapping[str, Any], owner: type[Settings], *, where: str) -> Settings:
+def convert(values: Mapping[str, Any], owner: type[Section], *, where: str) -> Section:
     """`values` as an instance of the dataclass `owner`.
 
     Raises: ConfigError that names the key, its value and what it takes.

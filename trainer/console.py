@@ -1,4 +1,4 @@
-"""What a run shows on the terminal: a live line where there is one, a plain line now and then where there is none."""
+"""What a run shows on the terminal: a live line if there is one, a plain line now and then if there is none."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Console:
         self._rich.print(f"warning: {message}", style="yellow", markup=False)
 
     def progress(self, title: str, total: float | None, *, unit: str, start: float = 0) -> ProgressLine:
-        """A progress line of `total` units (None where the end is not known), already at `start`."""
+        """A progress line of `total` units (None if the end is not known), already at `start`."""
         return ProgressLine(self._rich, title, total, unit=unit, start=start)
 
 

@@ -148,7 +148,7 @@ class Loop:
     train_step: TrainStep
     policy: Policy
     scheduled_rate: Callable[[int], float]
-    """The rate that the schedule gives a step, for the policy to heed or not."""
+    """The rate that the schedule gives a step, for the policy to follow or not."""
     timetable: Timetable
     host: Host
     observer: Observer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.encode.statistics import Counts, merged, summarize
+from pipeline.encode.statistics import Counts, merged, summarize_counts
 from pipeline.encode.tsv import make_group, make_layout, make_rejects, make_scratch, parse, reason
 
 __all__ = [
@@ -14,5 +14,5 @@ __all__ = [
     "merged",
     "parse",
     "reason",
-    "summarize",
+    "summarize_counts",
 ]

@@ -159,7 +159,7 @@ def _hash_over_64(s, n):
         w0, w1 = _mix_32_bytes(s, at + 32, z + w1, y + load_u64(s, at + 16))
         z, x = x, z
         at += 64
-    # The last 64 bytes, which overlap what was read where the length is no multiple of 64.
+    # The last 64 bytes, which overlap what was read if the length is not a multiple of 64.
     at = n - 64
     nine = np.uint64(9)
     multiplier = K1 + ((z & np.uint64(0xFF)) << np.uint64(1))

@@ -54,7 +54,7 @@ class Group(NamedTuple):
     label: np.ndarray
     """(R,) uint8"""
     dense: np.ndarray
-    """(D, ≥ R) int32, 0 where missing"""
+    """(D, ≥ R) int32, 0 if missing"""
     present: np.ndarray
     """(D, ≥ R) uint8, 0 = missing"""
     buckets: np.ndarray
@@ -99,7 +99,7 @@ def _is_hexadecimal_word(word):
 
 @inlined
 def _bytes_before(word, terminator):
-    """How many of the eight bytes, from the lowest, come before the first `terminator`; 8 where there is none."""
+    """How many of the eight bytes, from the lowest, come before the first `terminator`; 8 if there is none."""
     difference = word ^ (np.uint64(terminator) * _ONES)
     return trailing_zeros((difference - _ONES) & ~difference & _HIGH_BITS) >> np.uint64(3)
 
@@ -142,7 +142,7 @@ def _is_missing(buffer, start, end, layout):
 
 @compiled
 def _hash_field(buffer, start, end, layout, field, scratch):  # noqa: PLR0917
-    """Fingerprint64 of a field of any length and the decimal of its column; code BAD_CATEGORY where it may not be."""
+    """Fingerprint64 of a field of any length and the decimal of its column; code BAD_CATEGORY if it may not be."""
     n = end - start
     for i in range(n):
         byte = buffer[start + i]

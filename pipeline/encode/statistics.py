@@ -89,7 +89,7 @@ class Counts:
         return counts
 
 
-def summarize(log_format: LogFormat, counts_by_split: Mapping[str, Counts]) -> dict[str, Any]:
+def summarize_counts(log_format: LogFormat, counts_by_split: Mapping[str, Counts]) -> dict[str, Any]:
     """The statistics of a manifest.
 
     `rows`, `label_rate` (None without rows); `splits`: the same for each; `columns`: `missing_rate` of every column,
@@ -169,7 +169,7 @@ def _dense_counts(dense, present, rows):
         for row in range(rows):  # selects, no branches: the loop vectorizes
             value, here = dense[i, row], present[i, row]
             count += here
-            total += value  # 0 where it is missing
+            total += value  # 0 if it is missing
             minimum = min(minimum, value if here else highest)
             maximum = max(maximum, value if here else lowest)
         counts[i], totals[i], minima[i], maxima[i] = count, total, minimum, maximum

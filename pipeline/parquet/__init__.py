@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pipeline.parquet.decoder import Encode, fill_column, read_chunks
-from pipeline.parquet.writer import Column, Compression, ParquetWriter
+from pipeline.parquet.writer import Compression, ParquetColumn, ParquetWriter
 
 __all__ = [
-    "Column",
     "Compression",
     "Encode",
+    "ParquetColumn",
     "ParquetWriter",
     "fill_column",
     "read_chunks",

@@ -46,7 +46,7 @@ def read_chunks(raw: NDArray[np.uint8], *, rows: int, columns: int, codec: pa.Co
 
     Page headers carry no checksum; what they say must fit together: pages without a gap to the end of `raw`, the
     right kinds in the right order, `columns` chunks of `rows` rows each.
-    Raises: StorageError where they do not, or where a checksum is wrong.
+    Raises: StorageError if they do not, or if a checksum is wrong.
     """
     headers = np.zeros((columns * _MOST_PAGES, _HEADER_FIELDS), np.int64)
     count = _find_pages(raw, headers)
@@ -82,7 +82,7 @@ def read_chunks(raw: NDArray[np.uint8], *, rows: int, columns: int, codec: pa.Co
 def fill_column(chunk: Chunk, encode: Encode | None, out: NDArray, *, optional: bool) -> None:
     """Writes the rows of `chunk` to `out` (rows,), nulls as 0.
 
-    Raises: StorageError where the pages do not hold what their headers say.
+    Raises: StorageError if the pages do not hold what their headers say.
     """
     words = chunk.dictionary if encode is None else encode(chunk.dictionary)
     words = words.astype(out.dtype, copy=False)

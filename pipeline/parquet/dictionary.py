@@ -121,7 +121,7 @@ def _encode_small(values, table, generation, dictionary, codes):
 
 @compiled
 def _encode(values, table, generation, dictionary, codes):
-    """Number the values in the order in which they first appear; how many are distinct, or −1 where they are more than
+    """Number the values in the order in which they first appear; how many are distinct, or −1 if they are more than
     half of the slots of `table`, a power of two."""
     slots = np.uint64(len(table))
     mask = slots - np.uint64(1)

@@ -11,7 +11,7 @@ _MOST_BITS = 24  # of an index; row groups are far smaller
 
 @compiled
 def read_varint(raw, at):  # pragma: no cover - compiled
-    """(end, value) of the little-endian base-128 number at `at`; end −1 where it does not end in time."""
+    """(end, value) of the little-endian base-128 number at `at`; end −1 if it does not end in time."""
     value, shift = 0, 0
     while at < raw.size and shift < 63:
         byte = np.int64(raw[at])
@@ -27,7 +27,7 @@ def read_varint(raw, at):  # pragma: no cover - compiled
 def fill_page(body, words, optional, out):  # pragma: no cover - compiled
     """`words[index]` for every row of a version 1 data page `body` (uint8), nulls as 0, into `out` (rows,).
 
-    An optional column's page begins with definition levels. False where the page does not hold exactly what it must.
+    An optional column's page begins with definition levels. False if the page does not hold exactly what it must.
     """
     at = 0
     levels = np.empty(0, np.int32)
@@ -71,7 +71,7 @@ def _spread(dense, levels, out):  # pragma: no cover - compiled
 
 @compiled
 def _fill_runs(body, width, words, out):  # pragma: no cover - compiled
-    """`words[index]` for as many indices as `out` has rows; False where they do not lie in `body` or in `words`."""
+    """`words[index]` for as many indices as `out` has rows; False if they do not lie in `body` or in `words`."""
     at, i = 0, 0
     largest = np.uint64(0)
     padded = _padded(words, 1 << width)

@@ -31,7 +31,7 @@ _CODECS: dict[Compression, tuple[int, str]] = {
 
 _SAMPLE_BYTES = 4096
 _WORTH_IT = 0.98
-"""Packed codes of a column with many values are as good as random: where a sample keeps more than this share of its
+"""Packed codes of a column with many values are as good as random: if a sample keeps more than this share of its
 size, a page is not compressed, which would take a tenth of all the time that writing takes."""
 
 
@@ -42,8 +42,8 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
-    """One column: integers of int32's range, or 0 to 255 where it is `unsigned_byte`."""
+class ParquetColumn:
+    """One column: integers of int32's range, or 0 to 255 if it is `unsigned_byte`."""
 
     name: str
     optional: bool = False
@@ -53,7 +53,7 @@ class Column:
 class ParquetWriter:
     """Writes the columns of one row group after another into `sink`; `finish` ends the file."""
 
-    def __init__(self, sink: Sink, columns: Iterable[Column], compression: Compression) -> None:
+    def __init__(self, sink: Sink, columns: Iterable[ParquetColumn], compression: Compression) -> None:
         self._sink = sink
         self._columns = tuple(columns)
         number, name = _CODECS[compression]
@@ -67,7 +67,7 @@ class ParquetWriter:
         self._write(_MAGIC)
 
     def write_group(self, values: Iterable[tuple[np.ndarray, np.ndarray | None]]) -> None:
-        """Append a row group of up to 65,536 rows: for each column its values (R,) and, where it is optional, which
+        """Append a row group of up to 65,536 rows: for each column its values (R,) and, if it is optional, which
         of them are present (R,) uint8."""
         start = self._position
         chunks = []
@@ -150,7 +150,7 @@ def lz4_literals(body: memoryview) -> bytes:
     return b"".join((b"\xf0", b"\xff" * more, bytes([last]), body))
 
 
-def _chunk_head(column: Column, codec: int) -> bytes:
+def _chunk_head(column: ParquetColumn, codec: int) -> bytes:
     """ColumnChunk up to the numbers that differ from group to group: file_offset, then within meta_data type,
     encodings, path and codec."""
     metadata = _struct(
@@ -163,8 +163,8 @@ def _chunk_head(column: Column, codec: int) -> bytes:
     return outer[:-1]
 
 
-def _schema_element(column: Column) -> bytes:
-    """SchemaElement: an int32, annotated as UINT_8 both ways where it is one."""
+def _schema_element(column: ParquetColumn) -> bytes:
+    """SchemaElement: an int32, annotated as UINT_8 both ways if it is one."""
     parts = [
         (1, _i32(codes.INT32)),
         (3, _i32(codes.OPTIONAL if column.optional else codes.REQUIRED)),

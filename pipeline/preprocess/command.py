@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from pipeline.encode import Counts, merged, summarize
+from pipeline.encode import Counts, merged, summarize_counts
 from pipeline.errors import InputError, StorageError
 from pipeline.preprocess.assignment import Assignment, Progress
 from pipeline.preprocess.config import Allowance, PreprocessConfig
@@ -85,7 +85,7 @@ def preprocess(
     for byte the same however often it was interrupted. `warn` is told what an earlier call had finished and is not
     whole any more, so that it is done again.
     Raises: InputError for what the user gave (sources, options, too many rejected lines, a folder made from other
-    sources); StorageError where reading or writing fails. Either leaves a folder that the same command continues.
+    sources); StorageError if reading or writing fails. Either leaves a folder that the same command continues.
     """
     began = time.monotonic()
     plan = Plan.make(config)
@@ -168,7 +168,7 @@ def _make(
 
 
 def _finished(out: Path, plan: Plan) -> Manifest | None:
-    """The manifest of a folder that is complete. Raises: InputError where it was made from another plan."""
+    """The manifest of a folder that is complete. Raises: InputError if it was made from another plan."""
     if out.is_file():
         raise InputError(f"{out} is a file; give another --out")
     if not (out / MANIFEST).exists():
@@ -188,7 +188,7 @@ def _make_workplace(out: Path, place: Workplace) -> None:
     if not place.plan_file.exists() and not (out / MANIFEST).exists():  # another call may just have finished
         strangers = sorted(child.name for child in out.iterdir()) if out.is_dir() else []
         if strangers and strangers != [place.root.name]:
-            raise InputError(f"{out} is no data folder and not empty (it holds {strangers[0]}); give another --out")
+            raise InputError(f"{out} is not a data folder and not empty (it holds {strangers[0]}); give another --out")
     place.make_folders()
 
 
@@ -202,7 +202,7 @@ def _locked(out: Path, place: Workplace) -> AcquireReturnProxy:
 def _begin(out: Path, plan: Plan, place: Workplace, warn: Callable[[str], None]) -> None:
     """Keep the plan, or find it kept by an earlier call, with what of that call's work is still whole.
 
-    Raises: InputError where rows of another plan are done.
+    Raises: InputError if rows of another plan are done.
     """
     place.make_folders()
     if damaged := place.discard_damaged():
@@ -260,7 +260,7 @@ def _statistics(log_format: LogFormat, place: Workplace, records: list[PartRecor
         )
         for split in SPLITS
     }
-    return summarize(log_format, counts)
+    return summarize_counts(log_format, counts)
 
 
 def _gather_rejects(

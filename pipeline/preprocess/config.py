@@ -34,7 +34,7 @@ class Allowance:
         except ValueError:
             share = -1.0
         if not 0 <= share <= 1:
-            raise InputError(f"--max-rejects {text!r} is no count and no share; give e.g. 100, 0.1% or 0.001")
+            raise InputError(f"--max-rejects {text!r} is neither a count nor a share; give e.g. 100, 0.1% or 0.001")
         return cls(count=None, share=share, text=text)
 
     def exceeded(self, rejected: int, lines: float) -> bool:

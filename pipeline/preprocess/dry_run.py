@@ -45,7 +45,7 @@ class Forecast:
     rows_per_second: float
     """All workers together, should the disks keep up."""
     seconds: float
-    """With counting the lines first, where the splits depend on them."""
+    """With counting the lines first, if the splits depend on them."""
     rejected_share: float
     """Of the lines that were read for this."""
 
@@ -53,11 +53,14 @@ class Forecast:
 def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forecast:
     """Encode the beginning of the first source for about a second, on one core, and scale up. Nothing is kept.
 
-    Raises: InputError where the sources cannot be used, or are standard input, whose length nobody knows.
+    Compiling the encoder, once after installing, is not part of the forecast.
+
+    Raises: InputError if the sources cannot be used, or are standard input, whose length nobody knows.
     """
     plan = Plan.make(config)
     if plan.sources[0].is_standard_input:
         raise InputError("standard input (-) cannot be forecast; name the files instead")
+    _encode_beginning(plan, 0.0)  # compiles what is not compiled yet, which takes long and happens once
     sample = _encode_beginning(plan, measure_seconds)
     expected = _expect(plan, rows_a_byte=sample.record.rows / max(sample.record.bytes, 1))
     source_bytes = sum(source.size or 0 for source in plan.sources)

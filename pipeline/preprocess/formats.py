@@ -59,9 +59,9 @@ def load_format(path: str | Path) -> LogFormat:
             f"format {path} does not exist; {meant}give {', '.join(FORMATS)} or the path of a TOML file"
         ) from None
     except UnicodeDecodeError as error:
-        raise InputError(f"format {path} is no UTF-8 text ({cause_of(error)}); convert it") from None
+        raise InputError(f"format {path} is not UTF-8 text ({cause_of(error)}); convert it") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InputError(f"format {path} is no TOML: {cause_of(error)}; correct it") from None
+        raise InputError(f"format {path} is not TOML: {cause_of(error)}; correct it") from None
     except (OSError, ValueError) as error:
         raise InputError(f"format {path} cannot be read ({cause_of(error)}); check the path") from None
     values.setdefault("name", path.stem)
@@ -96,7 +96,7 @@ def with_bucket_sizes(log_format: LogFormat, text: str) -> LogFormat:
             if name not in sizes:
                 near = get_close_matches(name, sizes, n=1)
                 meant = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sizes)}"
-                raise InputError(f"--bucket-sizes: {name!r} is no sparse column of {log_format.name}; {meant}")
+                raise InputError(f"--bucket-sizes: {name!r} is not a sparse column of {log_format.name}; {meant}")
             sizes[name] = _whole(number, text)
         chosen = tuple(sizes.values())
     elif len(entries) == 1:
@@ -112,7 +112,7 @@ def with_bucket_sizes(log_format: LogFormat, text: str) -> LogFormat:
 def _whole(number: str, text: str) -> int:
     if not number.isascii() or not number.replace("_", "").isdigit() or len(number) > 32:
         raise InputError(
-            f"--bucket-sizes {text!r}: {number!r} is no whole number; give one for every column (1000000), one each "
+            f"--bucket-sizes {text!r}: {number!r} is not a whole number; give one for every column (1000000), one each "
             "(10,20,30) or some by name (C3=10,C7=20)"
         )
     return int(number.replace("_", ""))

@@ -74,7 +74,7 @@ def tail_segments(lines: int, validation: float, test: float) -> tuple[Segment, 
 
 
 def parts_of(source: int, segments: tuple[Segment, ...], lines_per_shard: int) -> Iterator[Part]:
-    """The parts of one source in order; without end where the last segment is open."""
+    """The parts of one source in order; without end if the last segment is open."""
     for segment in segments:
         first = segment.first_line
         number = 0
@@ -146,14 +146,14 @@ class Plan:
         return tuple(describe_files(self.to_dict()))
 
     def segments(self, index: int, counted: Callable[[int], None]) -> tuple[Segment, ...]:
-        """Which lines of source `index` belong to which split; counts its lines where that depends on them.
+        """Which lines of source `index` belong to which split; counts its lines if that depends on them.
 
         `counted` gets the stored bytes read so far.
         """
         return self.segments_of(index, lambda: count_lines(self.sources[index], self.log_format, counted))
 
     def segments_of(self, index: int, lines: Callable[[], int]) -> tuple[Segment, ...]:
-        """Which of the source's `lines` lines belong to which split; `lines` is called where that depends on them."""
+        """Which of the source's `lines` lines belong to which split; `lines` is called if that depends on them."""
         if self.split == "days":
             return day_segments(last=index == len(self.sources) - 1, lines=lines)
         if self.split == "tail":

@@ -56,7 +56,7 @@ def encode_parts_on_ray(assignment: Assignment, report: Callable[[Progress], Non
 def connect(ray: Any, workers: int) -> None:
     """Initialise `ray`, which says nothing on the terminal, with the cluster of RAY_ADDRESS or a local one.
 
-    Raises: InputError where no cluster answers.
+    Raises: InputError if no cluster answers.
     """
     address = os.environ.get("RAY_ADDRESS")
     local = {} if address else {"num_cpus": workers, "include_dashboard": False}

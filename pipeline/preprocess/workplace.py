@@ -71,7 +71,7 @@ class Workplace:
 
     def clear(self) -> None:
         """Forget every part: nothing is done."""
-        # Records first: without its record, what is left of a part is no more than waste.
+        # Records first: without its record, what is left of a part is waste.
         for name in reversed(_FOLDERS):
             shutil.rmtree(self.root / name, ignore_errors=True)
         for path in self._final_paths().values():
@@ -104,7 +104,7 @@ class Workplace:
         return _read_record(self.record_file(part.key))
 
     def load_plan(self) -> dict[str, Any] | None:
-        """The plan that what is here was made from; None where there is none that can be read."""
+        """The plan that what is here was made from; None if there is none that can be read."""
         plan = _read_json(self.plan_file)
         return plan if isinstance(plan, dict) and {"sources", "format"} <= plan.keys() else None
 
@@ -139,7 +139,7 @@ class Workplace:
                 staged.replace(self.out / path)
 
     def _problem(self, record: PartRecord, moved: Mapping[str, str]) -> str | None:
-        """Which file of a part that is done is not what its record says, and why; None where all are."""
+        """Which file of a part that is done is not what its record says, and why; None if all are."""
         expected = [(self.counts_file(record.key), record.counts_bytes)]
         if record.rejected_rows:
             expected.append((self.rejects_file(record.key), record.rejects_bytes))
@@ -177,7 +177,7 @@ def _read_record(path: Path) -> PartRecord | None:
 
 
 def _read_json(path: Path) -> Any:
-    """What a file holds; None where it is missing or is not JSON."""
+    """What a file holds; None if it is missing or is not JSON."""
     try:
         return json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):

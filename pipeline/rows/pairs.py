@@ -48,7 +48,7 @@ class PairSpans:
     on. The last b2 of an epoch may be shorter, the b1 before it too; the last pair has no fresh rows left to probe.
     "disjoint": b1 is the next `probe_rows` rows, b2 the `batch_rows` rows after them; both are used up. What is left
     of an epoch and too little for a pair is shared out between b1 and b2 in the same proportion.
-    Either way every row comes once an epoch, except for stale probes. Where damage empties b1, the next whole rows
+    Either way every row comes once an epoch, except for stale probes. If damage empties b1, the next whole rows
     of the sequence take its place.
     """
 

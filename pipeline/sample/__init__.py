@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from pipeline.sample.config import SampleConfig
 
 if TYPE_CHECKING:
-    from pipeline.sample.writer import CHUNK_ROWS, LABEL_RATE, SUMMARY, SampleSummary, write_sample
+    from pipeline.sample.writer import SAMPLE_FILE, SampleSummary, write_sample
 
-__all__ = ["CHUNK_ROWS", "LABEL_RATE", "SUMMARY", "SampleConfig", "SampleSummary", "write_sample"]
+__all__ = ["SAMPLE_FILE", "SampleConfig", "SampleSummary", "write_sample"]
 
-_FILES = dict.fromkeys(("CHUNK_ROWS", "LABEL_RATE", "SUMMARY", "SampleSummary", "write_sample"), "writer")
+_FILES = dict.fromkeys(("SAMPLE_FILE", "SampleSummary", "write_sample"), "writer")
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ class SampleConfig:
     """Writes Criteo-shaped click logs whose best possible loss is known."""
 
     out: Path
-    """Folder to write the days to; made where it is missing."""
+    """Folder to write the days to; made if it is missing."""
     rows: int = 200_000
     """Lines in all, spread evenly over the days."""
     days: int = 1

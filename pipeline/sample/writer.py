@@ -16,7 +16,7 @@ from pipeline.errors import InputError, StorageError
 from pipeline.sample.config import SampleConfig
 from pipeline.schema import CRITEO, DENSE_COLUMNS, SPARSE_COLUMNS
 
-SUMMARY = "sample.json"
+SAMPLE_FILE = "sample.json"
 LABEL_RATE = 0.25
 CHUNK_ROWS = 65_536
 
@@ -68,10 +68,10 @@ class SampleSummary:
 def write_sample(config: SampleConfig, progress: Callable[[int], object] | None = None) -> SampleSummary:
     """Writes the days of a sample and its summary, calling `progress` with the lines written so far.
 
-    The same config gives the same bytes; where they are already there nothing is written. Categories follow Zipf's
+    The same config gives the same bytes; if they are already there nothing is written. Categories follow Zipf's
     law, integers are lognormal; labels are Bernoulli draws from a logistic model of the encoded columns, so a model
     of the encoded rows can reach `best_loss`. Memory does not depend on `rows`.
-    Raises: InputError where `out` holds another sample; StorageError where it cannot be written.
+    Raises: InputError if `out` holds another sample; StorageError if it cannot be written.
     """
     finished = _finished(config)
     if finished is not None:
@@ -89,9 +89,9 @@ def write_sample(config: SampleConfig, progress: Callable[[int], object] | None 
             rows = config.rows * (number + 1) // config.days - config.rows * number // config.days
             days.append(_write_day(config.out / f"day_{number}.tsv", model, number, rows, report=report))
         summary = _summary(config, tuple(days))
-        partial = config.out / f"{SUMMARY}.part"
+        partial = config.out / f"{SAMPLE_FILE}.part"
         partial.write_text(json.dumps(asdict(summary), indent=2) + "\n")
-        partial.replace(config.out / SUMMARY)
+        partial.replace(config.out / SAMPLE_FILE)
     except OSError as error:
         raise StorageError(
             f"{config.out} cannot be written ({error.strerror or error}); free some space or choose another folder"
@@ -187,9 +187,9 @@ def _summary(config: SampleConfig, days: tuple[Day, ...]) -> SampleSummary:
 
 
 def _finished(config: SampleConfig) -> SampleSummary | None:
-    """The summary of the same sample where it is already there."""
+    """The summary of the same sample if it is already there."""
     try:
-        values = json.loads((config.out / SUMMARY).read_text())
+        values = json.loads((config.out / SAMPLE_FILE).read_text())
     except FileNotFoundError:
         return None
     except NotADirectoryError:

@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 from isal import isal_zlib
 
-from pipeline.parquet import Column, Compression, ParquetWriter
+from pipeline.parquet import Compression, ParquetColumn, ParquetWriter
 from pipeline.schema import LogFormat
 from pipeline.shards.durable import sync_folder
 from pipeline.shards.manifest import Shard
 
 
-def columns_of(log_format: LogFormat) -> tuple[Column, ...]:
+def columns_of(log_format: LogFormat) -> tuple[ParquetColumn, ...]:
     """Columns of a shard: label uint8, dense int32 nullable, sparse int32."""
     return (
-        Column(name=log_format.label, unsigned_byte=True),
-        *(Column(name=name, optional=True) for name in log_format.dense),
-        *(Column(name=name) for name in log_format.sparse),
+        ParquetColumn(name=log_format.label, unsigned_byte=True),
+        *(ParquetColumn(name=name, optional=True) for name in log_format.dense),
+        *(ParquetColumn(name=name) for name in log_format.sparse),
     )
 
 

@@ -90,7 +90,7 @@ class LineReader:
 
 
 def check_header(source: Source, log_format: LogFormat, line: bytes) -> None:
-    """Raises: InputError where the first line of `source` does not name the columns of the format."""
+    """Raises: InputError if the first line of `source` does not name the columns of the format."""
     names = tuple(line.decode("utf-8", "replace").rstrip("\r\n").split(log_format.delimiter))
     if names != log_format.columns:
         wrong = next(
@@ -210,7 +210,7 @@ class RangeFinder:
 def range_blocks(source: Source, lines: ByteRange, memory: np.ndarray) -> Iterator[Block]:
     """Blocks of the whole lines in a byte range, all in `memory` (see new_memory).
 
-    Raises: StorageError where the file is shorter than it was; InputError for a line longer than a block.
+    Raises: StorageError if the file is shorter than it was; InputError for a line longer than a block.
     """
     left = lines.stop - lines.start
     carried = 0
@@ -247,7 +247,7 @@ class Pieces:
         self._accounted_bytes = 0
         self._checked = checked
         self.checksum: int | None = None
-        """CRC-32 of the lines that `take` gave last, where they are to be checked."""
+        """CRC-32 of the lines that `take` gave last, if they are to be checked."""
 
     @property
     def ended(self) -> bool:

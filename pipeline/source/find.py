@@ -14,7 +14,7 @@ from pyarrow import fs as arrow_fs
 
 from pipeline.addresses import is_remote, open_filesystem, without_secrets
 from pipeline.errors import InputError, cause_of
-from pipeline.sample import SUMMARY
+from pipeline.sample import SAMPLE_FILE
 from pipeline.source.natural_order import in_natural_order
 from pipeline.source.source import STANDARD_INPUT, Source, describe, remote_info, remote_source
 
@@ -39,7 +39,7 @@ class _Listed:
 
     names: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
-    """Named for people: with the reason where it is not the ending."""
+    """Named for people: with the reason if it is not the ending."""
 
 
 def find_sources(names: Iterable[str | Path]) -> Found:
@@ -214,7 +214,7 @@ def _is_log(name: str) -> bool:
 def _is_hidden(name: str) -> bool:
     """Whether nobody takes a file for a log: hidden, a mark such as _SUCCESS, or what `alphastream sample` says of its
     days; an ending of a log makes it worth a word all the same."""
-    return name.startswith((".", "_", SUMMARY)) and PurePosixPath(name).suffix.lower() not in LOG_ENDINGS[1:]
+    return name.startswith((".", "_", SAMPLE_FILE)) and PurePosixPath(name).suffix.lower() not in LOG_ENDINGS[1:]
 
 
 def _base(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Files that are no delimited text, told by their first bytes, each with what to do about it."""
+"""Files that are not delimited text, told by their first bytes, each with what to do about it."""
 
 from __future__ import annotations
 

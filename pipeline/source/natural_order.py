@@ -125,7 +125,7 @@ def _refuse_rotated(names: list[str]) -> None:
 def _with_month_numbers(
     tokens: dict[str, list[_Token]],
 ) -> tuple[dict[str, list[_Token]], list[int], dict[int, str]]:
-    """Names of months replaced by their numbers where every name has one, and at which places; and the places of words
+    """Names of months replaced by their numbers if every name has one, and at which places; and the places of words
     that the alphabet puts into an order other than that of time, with the reason.
 
     Raises: _AmbiguousError for months around the turn of a year that nobody names, and for halves of a day.
@@ -305,7 +305,7 @@ def _dates_first(place: int, year: slice, month: slice, day: slice) -> Reading:
 def _check_neighbours(
     first: str, second: str, left: list[_Token], right: list[_Token], unordered: dict[int, str]
 ) -> None:
-    """Raises: _AmbiguousError where two names that follow one another differ first in something other than a number, or
+    """Raises: _AmbiguousError if two names that follow one another differ first in something other than a number, or
     a word that the alphabet orders."""
     for place, (a, b) in enumerate(itertools.zip_longest(left, right)):
         if a is None or b is None or a.is_number != b.is_number:

@@ -38,7 +38,7 @@ def count_newlines(buffer, start, stop):
 
 @compiled
 def after_last_newline(buffer, start, stop):
-    """The position after the last line end in `buffer[start:stop]`, or `start` where there is none."""
+    """The position after the last line end in `buffer[start:stop]`, or `start` if there is none."""
     position = stop
     while position > start and buffer[position - 1] != _NEWLINE:
         position -= 1

@@ -38,7 +38,7 @@ class _Beginning(NamedTuple):
 def check_sources(sources: Sequence[Source], log_format: LogFormat) -> None:
     """Look at the beginning of every source but standard input.
 
-    Raises: InputError for a source that is no text, is empty once it is unpacked, holds nothing but its header, has a
+    Raises: InputError for a source that is not text, is empty once it is unpacked, holds nothing but its header, has a
     header that does not fit; and for two that hold the same rows: one file under two names (a link, a path beside its
     URI), or equal content, however it is packed and whether its lines end in \\n or \\r\\n. Content is taken for equal
     if all of it is, if the first 64 MiB of it are, or if one of them, of 1 KiB at least, is the beginning of the other.
@@ -122,7 +122,7 @@ def _alike(beginnings: list[_Beginning]) -> Iterator[tuple[_Beginning, _Beginnin
 
 
 def _same_rows(first: _Beginning, second: _Beginning, log_format: LogFormat) -> str | None:
-    """Why two sources that begin alike hold the same rows, or None where they differ further on."""
+    """Why two sources that begin alike hold the same rows, or None if they differ further on."""
     if first.is_whole and second.is_whole and first.text == second.text:
         return "hold the same rows"
     shorter = min(first, second, key=lambda each: (not each.is_whole, len(each.text)))

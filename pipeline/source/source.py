@@ -26,7 +26,7 @@ class Source:
     name: str
     """Absolute path, URI, or `-` for standard input."""
     size: int | None
-    """Bytes as stored (compressed where it is); None for standard input."""
+    """Bytes as stored (compressed if it is); None for standard input."""
     modified_ns: int | None
 
     @property
@@ -46,7 +46,7 @@ class Source:
     def open(self) -> SourceStream:
         """The unpacked bytes from the beginning.
 
-        Raises: InputError where it cannot be opened.
+        Raises: InputError if it cannot be opened.
         """
         return SourceStream(_open_raw(self), "standard input" if self.is_standard_input else self.address)
 
@@ -74,7 +74,7 @@ def describe(name: str) -> Source:
     except (OSError, ValueError) as error:
         raise InputError(f"{name} cannot be read ({cause_of(error)}); check the path and its permissions") from None
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{name} is no regular file; name a log file, or pipe it in with -")
+        raise InputError(f"{name} is not a regular file; name a log file, or pipe it in with -")
     if not os.access(name, os.R_OK):
         raise InputError(f"{name} cannot be read (permission denied); check its permissions")
     return Source(name=name, size=status.st_size, modified_ns=status.st_mtime_ns)
@@ -83,7 +83,7 @@ def describe(name: str) -> Source:
 def remote_source(uri: str, info: arrow_fs.FileInfo) -> Source:
     """The source of a URI that is known to the file system as `info`. Raises: InputError for what is not a file."""
     if info.type != arrow_fs.FileType.File:
-        raise InputError(f"{without_secrets(uri)} does not exist or is no file; check the address")
+        raise InputError(f"{without_secrets(uri)} does not exist or is not a file; check the address")
     return Source(name=uri, size=info.size, modified_ns=info.mtime_ns)
 
 

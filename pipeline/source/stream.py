@@ -32,8 +32,8 @@ class SourceStream:
     def fill(self, view: memoryview) -> int:
         """Fill `view` from the stream; fewer bytes than it holds only at the end.
 
-        Raises: InputError where the file is truncated, damaged, needs too much or is no delimited text; StorageError
-        where reading fails.
+        Raises: InputError if the file is truncated, damaged, needs too much or is not delimited text; StorageError
+        if reading fails.
         """
         try:
             if self._unpacked is None:
@@ -54,7 +54,7 @@ class SourceStream:
             )
 
     def _begin(self) -> None:
-        """Find out what the bytes are. Raises: InputError for what is no delimited text."""
+        """Find out what the bytes are. Raises: InputError for what is not delimited text."""
         self._unpacked = unpacked(self._buffered, packing_of(self._buffered.peek(MAGIC_BYTES)[:MAGIC_BYTES]))  # pyright: ignore[reportArgumentType]
         memory = bytearray(HEAD_BYTES)
         head = bytes(memory[: self._fill(memoryview(memory))])

@@ -158,6 +158,10 @@ class Tracker:
     A table is the weight of an `nn.Embedding` or `nn.EmbeddingBag`. The first snapshot runs one whole forward pass to
     learn how often each table is looked up; a table that is also read as a whole (tied weights) or that has fewer rows
     than look-ups is cloned from then on. Later snapshots stop the pass at the last look-up.
+
+    Rows are read by `parameter.detach().index_select(0, ids)`, before and after the step, and whole parameters by
+    `clone` and subtraction. So a table whose rows are brought up to date only when they are read can be measured like
+    any other: its parameter is a Tensor subclass whose `__torch_function__` does so before these functions.
     """
 
     model: nn.Module

@@ -14,7 +14,7 @@ from stepsize.pooling import COUNTED, RateMoments, RateMomentSums
 
 FIRST_TRIAL = 1e-6
 """Longest first step of `auto`: too short to harm anything, and long enough for float32 to resolve d = θ1 − θ0
-where a step of rate 1 moves weights by about 1, as Adam-like optimizers do."""
+if a step of rate 1 moves weights by about 1, as Adam-like optimizers do."""
 PATIENCE = 10
 """Estimates without evidence after which `auto` takes trial steps ten times as long."""
 MOST_HALVINGS = 3
@@ -24,18 +24,19 @@ MOST_HALVINGS = 3
 class Auto:
     """Finds the rate by itself from any first guess and follows it; the schedule has no say from `start` on.
 
-    1. Searching. Trial steps of min(guess, 1e-6): α_abs of a step does not depend on how long that step was, so a
-       harmless one tells as much as a long one. Estimates are summed until the pooled α* lies two standard
-       errors above zero, often the first. After ten estimates without that, of whatever outcome, and after each that
-       is flat, steps get ten times longer, up to the guess (flat ones to 1e-6 in any case). That is all the guess is
-       used for: a bound on the steps taken before there is evidence. Without any, the rate stays at the guess.
+    1. Searching. Trial steps of min(guess, 1e-6): the rate that α* suggests, α* times the step's own, does not depend
+       on how long the step was, so a harmless one tells as much as a long one. Estimates are summed until the pooled
+       rate lies two standard errors above zero, often the first. After ten estimates without that, of whatever
+       outcome, and after each that is flat, steps get ten times longer, up to the guess (flat ones to 1e-6 in any
+       case). That is all the guess is used for: a bound on the steps taken before there is evidence. Without any, the
+       rate stays at the guess.
     2. Following. The rate is a `RateFilter`'s: every estimate counts by its error bar, so a step at most goes as
        far as the evidence does, and no estimate moves it by more than `clip`. Over the first `warmup` steps
        the rate is multiplied by a ramp from 1/warmup to 1, because one step's α* knows of no step after it,
        and an optimizer's first directions are its wildest. Where several steps make one estimate, the ramp is as
        many times longer: before it ends, the filter must have seen what the rate does.
     3. Cooling down, unless told not to: over the last part of the budget the rate falls linearly to zero. Nothing is
-       measured or heeded then: as the rate falls so does the α* that is measured, and would chase it to nothing.
+       measured or followed then: as the rate falls so does the one that α* suggests, and would chase it to nothing.
 
     `bounds` hold for the guess, the trial steps and the filter; warm-up and cool-down pass through lower rates.
 
@@ -122,7 +123,7 @@ class Auto:
             self._clamp()
         if not moved(self._said, self._rate):
             return None
-        return self._say(after, f"α* followed to within {self._filter.relative_error:.0%}")
+        return self._say(after, f"the rate that α* suggests, known to {self._filter.relative_error:.0%}")
 
     def _search(self, estimate: Estimate) -> str | None:
         after = estimate.step + estimate.age + 1
@@ -139,7 +140,7 @@ class Auto:
                 self._said = self._rate
                 return (
                     f"step {after}: rate {format_rate(before)} → {format_rate(self._said)}, reached over "
-                    f"{self._warmup} steps (α* of trial steps {format_rate(rate)} ± {format_rate(error)})"
+                    f"{self._warmup} steps (trial steps suggest {format_rate(rate)} ± {format_rate(error)})"
                 )
         flat = estimate.outcome is Outcome.FLAT
         waiting = one is None and estimate.outcome in COUNTED  # for the rest of a block
@@ -148,7 +149,7 @@ class Auto:
         if self._tried < PATIENCE or self._trial >= 0.99 * longest:
             return None
         before, self._trial, self._tried = self._trial, min(10 * self._trial, longest), 0
-        why = "too short a step to tell from none" if flat else "no evidence of α* yet"
+        why = "too short a step to tell from none" if flat else "no evidence of a rate yet"
         return f"step {after}: rate {format_rate(before)} → {format_rate(self._trial)} ({why})"
 
     def _evidence(self, one: RateMoments) -> tuple[float, float] | None:

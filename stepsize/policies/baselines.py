@@ -22,7 +22,7 @@ def parabolic_length(
     """Where a parabola through the losses at 0 and at `trial` with `slope` at 0 is least, stretched and bounded.
 
     b = `slope`, a = (ℓ(μ) − ℓ(0) − bμ) / μ²: −κb / 2a where the parabola opens upwards (a > 0, b < 0), μ where it
-    opens downwards, 0 where the direction climbs or a loss is not finite; never more than `longest`.
+    opens downwards, 0 if the direction climbs or a loss is not finite; never more than `longest`.
     """
     if not (math.isfinite(loss) and math.isfinite(trial_loss)) or not slope < 0:
         return 0.0
@@ -31,7 +31,7 @@ def parabolic_length(
 
 
 def barzilai_borwein_rate(change: float, product: float, steps: int) -> float | None:
-    """‖s‖² / (m·|sᵀy|) from `change` = ‖s‖², `product` = sᵀy and m = `steps`; None where sᵀy = 0."""
+    """‖s‖² / (m·|sᵀy|) from `change` = ‖s‖², `product` = sᵀy and m = `steps`; None if sᵀy = 0."""
     return change / (steps * abs(product)) if product else None
 
 
@@ -47,7 +47,7 @@ def l4_rate(
 ) -> float:
     """0.15·(ℓ − 0.9·ℓ_min) / (ĝᵀv + ε): the rate at which a linear loss would fall by `share` of the way to target.
 
-    `product` is ĝᵀv of the averaged gradient and the optimizer's direction. Negative where that is.
+    `product` is ĝᵀv of the averaged gradient and the optimizer's direction. Negative if that is.
     """
     return share * (loss - target * least) / (product + eps)
 
@@ -72,12 +72,13 @@ class _UnitStep:
 
 
 class PAL:
-    """Parabolic approximation line search (Mutschler and Zell 2020, arXiv 1903.11991) along the optimizer's direction.
+    """Parabolic approximation line search (M. Mutschler and A. Zell, Parabolic Approximation Line Search for DNNs,
+    NeurIPS 2020, arXiv 1903.11991) along the optimizer's direction.
 
     Measures the batch's loss at distance `trial` along the direction and goes to the minimum of the parabola that it
     and the slope at 0 define (`parabolic_length`). With `torch.optim.SGD(momentum=0.4)` it is the published method;
     of other optimizers it takes the direction, for which their step must be proportional to their rate.
-    Costs one forward pass a step and two copies of the parameters. Where that loss is not finite the trial step
+    Costs one forward pass a step and two copies of the parameters. If that loss is not finite the trial step
     is taken back, and the step with it.
     """
 
@@ -105,7 +106,8 @@ class PAL:
 
 
 class SGDBB:
-    """SGD-BB (Tan, Ma, Dai and Qian 2016, arXiv 1605.04131): Barzilai-Borwein rates from averaged gradients.
+    """SGD-BB (C. Tan, S. Ma, Y.-H. Dai and Y. Qian, Barzilai-Borwein Step Size for Stochastic Gradient Descent, NIPS
+    2016, arXiv 1605.04131): Barzilai-Borwein rates from averaged gradients.
 
     Every `steps` optimizer steps the rate becomes ‖s‖² / (m·|sᵀy|), s being how far the parameters moved and y by how
     much the averaged gradient changed since the last time; ĝ ← (1 − β)ĝ + βg within those steps, beginning at 0.
@@ -142,7 +144,8 @@ class SGDBB:
 
 
 class SPS:
-    """Stochastic Polyak steps (Loizou et al. 2021, arXiv 2002.10542), smoothed: `polyak_rate` of every batch.
+    """Stochastic Polyak steps (N. Loizou, S. Vaswani, I. Laradji and S. Lacoste-Julien, Stochastic Polyak Step-size for
+    SGD, AISTATS 2021, arXiv 2002.10542), smoothed: `polyak_rate` of every batch.
 
     Meant for plain SGD on a model that can fit every batch, whose least loss is then 0; click logs have no such model.
     `growth` is the factor by which the rate may rise a step, 2 an epoch in the published code.
@@ -161,7 +164,8 @@ class SPS:
 
 
 class L4:
-    """L4 (Rolínek and Martius 2018, arXiv 1802.05074): `l4_rate` along the optimizer's direction.
+    """L4 (M. Rolínek and G. Martius, L4: Practical Loss-Based Stepsize Adaptation for Deep Learning, NeurIPS 2018,
+    arXiv 1802.05074): `l4_rate` along the optimizer's direction.
 
     ĝ is the gradient averaged over about `memory` steps, without the average's bias to its start at 0. ℓ_min is the
     least loss so far, beginning at three quarters of the first and forgotten at a rate of 1/`forget` a step. The
@@ -203,7 +207,7 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _gradients(optimizer: Optimizer) -> list[Tensor]:
-    """Dense copies of the gradients, zeros where there is none."""
+    """Dense copies of the gradients, zeros if there is none."""
     return [
         torch.zeros_like(p) if p.grad is None else p.grad.detach().to_dense().clone() for p in _parameters(optimizer)
     ]

@@ -34,11 +34,11 @@ class StepSizeConfig:
     """Consecutive steps measured at the start of every interval; ema and auto measure all of the first interval."""
     start: int | None = None
     """First step measured; before it the schedule rules. Default: 0, and for median_hold and ema, which begin at the
-    schedule's rate, a fortieth of the budget's steps, just past the warm-up (2000 where the budget is not in steps)."""
+    schedule's rate, a fortieth of the budget's steps, just past the warm-up (2000 if the budget is not in steps)."""
     warmup: int = 20
     """Steps over which auto comes up to the rate it found."""
     cooldown: float | None = None
-    """Last share of the budget's steps over which auto lets its rate fall linearly to zero. Default: 0.15, and 0 where
+    """Last share of the budget's steps over which auto lets its rate fall linearly to zero. Default: 0.15, and 0 if
     the budget is not in steps. Weights that are not averaged need it; averaged ones lose nothing by it."""
     measuring: MeasuringOptions = field(default_factory=MeasuringOptions)
     """What is measured, and how."""
@@ -111,7 +111,7 @@ class Policy(Protocol):
     (True, True)
 
     Until it takes over a policy hands the schedule's rate back unchanged, so any torch schedule, also one that
-    reckons on from the rate it finds in the optimizer, runs as if alone; from then on it is not heeded.
+    goes on from the rate it finds in the optimizer, runs as if alone; from then on it has no say.
     """
 
     def wants(self, step: int) -> bool:
@@ -139,7 +139,7 @@ def make_policy(config: StepSizeConfig, *, initial_rate: float, total_steps: int
     """The policy that `config` names.
 
     `initial_rate` is the optimizer's configured rate, the first guess of policies that leave the schedule;
-    `total_steps` is the budget in steps, None where it is in seconds.
+    `total_steps` is the budget in steps, None if it is in seconds.
 
     Raises: ValueError when `initial_rate` is not positive and finite, or a cool-down has no budget to end with.
     """

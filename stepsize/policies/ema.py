@@ -12,7 +12,8 @@ from stepsize.pooling import RatioSums, per_rate
 
 
 class Ema:
-    """The ratio of exponential averages, η = −EMA(dᵀg/η) / EMA(dᵀGd/η²), the study's first idea for future work.
+    """The ratio of exponential averages, η = −EMA(dᵀg/η) / EMA(dᵀGd/η²), the first idea for future work of
+    Suckrow 2025 (see stepsize/README.md).
 
     Before `start` the schedule rules, from then on the ratio does, beginning at the rate of step `start`.
     Each estimate moves the rate by at most `clip` either way. A ratio that is not positive leaves the rate

@@ -20,7 +20,7 @@ def steps_a_block(rows: int) -> int:
 
 
 class FewRows:
-    """Makes one estimate of the steps of a block where each has too few rows for its spread to mean anything.
+    """Makes one estimate of the steps of a block if each has too few rows for its spread to mean anything.
 
     One row has no spread, and two have by chance a spread near zero that would outweigh everything else. So the
     slopes and curvatures of consecutive steps, per unit of learning rate, are averaged, and their errors taken from

@@ -12,15 +12,17 @@ from stepsize.pooling import COUNTED, median_rate
 
 
 class MedianHold:
-    """The study's experiment 2: hold the rate, re-set it once an interval to the median of `count` estimates.
+    """Hold the rate; once an interval it becomes the median of those that `count` estimates suggest.
+
+    The protocol of experiment 2 of Suckrow 2025 (see stepsize/README.md).
 
     Before `start` the schedule rules; the rate of step `start` is then held. Of every interval the first
-    `count` steps are measured at constant rate, and the rate becomes the median of their α_abs if that is
+    `count` steps are measured at constant rate, and the rate becomes the median of those that they suggest, if that is
     positive and finite (the midpoint of the two middle ones for an even count), else it stays.
 
-    Outcomes: ok and ascent (with its negative α_abs) count. flat, nonfinite, stale and dropped do not, nor
+    Outcomes: ok and ascent (with its negative rate) count. flat, nonfinite, stale and dropped do not, nor
     does a step that was never measured; measuring goes on until `count` have counted. A series still short
-    after 2·`count` steps, or when the next interval begins, is given up and the rate stays. Where estimates
+    after 2·`count` steps, or when the next interval begins, is given up and the rate stays. If estimates
     arrive late a few more steps than needed are measured; the first `count` to arrive decide.
     """
 

@@ -34,7 +34,7 @@ class NoMeasurements:
 class Observe(NoMeasurements):
     """Measures the first `count` steps of every `interval` from `start` on; the schedule rules.
 
-    The protocol of the study's experiment 1. An outcome without a number is not repeated.
+    The protocol of experiment 1 of Suckrow 2025 (see stepsize/README.md). An outcome without a number is not repeated.
     """
 
     def __init__(self, *, interval: int, count: int, start: int) -> None:

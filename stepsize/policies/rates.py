@@ -30,7 +30,7 @@ class Bounds:
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give the first parameter group `rate` and each other group its share, in place where the rate is a tensor.
+    """Give the first parameter group `rate` and each other group its share, in place if the rate is a tensor.
 
     The shares are those of the rates that the groups began with, which are noted as `initial_lr`, where torch's
     schedules keep them too; so a rate of zero on the way loses nothing. With a first rate of zero all get `rate`.

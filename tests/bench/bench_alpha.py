@@ -19,9 +19,7 @@ from curvlinops import GGNLinearOperator
 from torch import Tensor, nn
 
 from stepsize import BCEWithLogits, StepSizeWorker
-from trainer.learner.config import ModelConfig, OptimizerConfig
-from trainer.learner.model import build_model
-from trainer.learner.optimizers import build_optimizer
+from trainer.learner import ModelConfig, OptimizerConfig, build_model, build_optimizer
 
 PLAIN = "α*, one JVP"
 SLOW_ROWS = 1_000_000

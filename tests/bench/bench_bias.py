@@ -16,15 +16,11 @@ from contextlib import ExitStack
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from pipeline.device.config import DataConfig
-from pipeline.device.opening import open_feed
-from pipeline.shards.manifest import Manifest
+from pipeline.device import DataConfig, open_feed
+from pipeline.shards import Manifest
 from stepsize import BCEWithLogits, Estimate, StepSizeNumbers, StepSizeWorker, set_learning_rate
 from tests.bench.rows import add_data_argument, data_folder
-from trainer.learner.config import ModelConfig, OptimizerConfig
-from trainer.learner.model import build_model
-from trainer.learner.optimizers import build_optimizer
-from trainer.learner.schedules import ScheduleConfig, scheduled_rate
+from trainer.learner import ModelConfig, OptimizerConfig, ScheduleConfig, build_model, build_optimizer, scheduled_rate
 
 THREE = ("unbiased", "biased", "hybrid")
 

@@ -16,14 +16,11 @@ from functools import partial
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from pipeline.device.config import DataConfig
-from pipeline.device.opening import open_feed
-from pipeline.shards.manifest import Manifest
+from pipeline.device import DataConfig, open_feed
+from pipeline.shards import Manifest
 from stepsize import BCEWithLogits, Estimate, StepSizeWorker
 from tests.bench.rows import add_data_argument, data_folder
-from trainer.learner.config import ModelConfig, OptimizerConfig
-from trainer.learner.model import build_model
-from trainer.learner.optimizers import build_optimizer
+from trainer.learner import ModelConfig, OptimizerConfig, build_model, build_optimizer
 
 RATES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 CHEAPER = {

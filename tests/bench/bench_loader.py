@@ -24,15 +24,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.device.config import DataConfig
-from pipeline.device.opening import open_feed
-from pipeline.preprocess.command import preprocess
-from pipeline.preprocess.config import PreprocessConfig
-from pipeline.rows.order import Order
-from pipeline.rows.pairs import PairSpans
+from pipeline.device import DataConfig, open_feed
+from pipeline.preprocess import PreprocessConfig, preprocess
+from pipeline.rows import Order, PairSpans
 from pipeline.sample import SampleConfig, write_sample
 from pipeline.schema import CRITEO, SPLITS
-from pipeline.shards.manifest import Manifest, Shard, Split
+from pipeline.shards import Manifest, Shard, Split
 
 BATCH_ROWS = 32_768
 TABLE_ROWS = 4_194_304

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.learner.config import ModelConfig, OptimizerConfig
-from trainer.learner.model import DLRM, build_model
-from trainer.learner.optimizers import build_optimizer
+from trainer.learner import ModelConfig, OptimizerConfig, build_model, build_optimizer
+from trainer.learner.model import DLRM
 
 T = TypeVar("T")
 
@@ -60,7 +59,7 @@ def _timed(call: Callable[[], T]) -> tuple[float, T]:
 
 def compare(name: str, model: ModelConfig, *, rows: int, rounds: int) -> None:
     """Prints each peer's time over NAdamW's: the median of ratios within rounds, in which all take their turn."""
-    subjects = {"NAdamW": Subject(model, OptimizerConfig(), rows)}
+    subjects = {"NAdamW": Subject(model, OptimizerConfig(table="dense"), rows)}
     subjects |= {peer: Subject(model, config, rows) for peer, config in PEERS.items()}
     for subject in subjects.values():
         subject.seconds()

@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 
 from ops.step_clock import StepClock
-from pipeline.shards.manifest import Manifest
+from pipeline.shards import Manifest
 from tests.bench.rows import add_data_argument, data_folder
 from trainer.config import config_from
-from trainer.job.training_state import open_training
-from trainer.learner.optimizers import learning_rate
+from trainer.job import open_training
+from trainer.learner import learning_rate
 from trainer.step import TrainStep
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}

@@ -29,8 +29,7 @@ from pyarrow import csv
 
 from pipeline.encode import tsv
 from pipeline.line_buffer import PADDING_BYTES
-from pipeline.preprocess.command import preprocess
-from pipeline.preprocess.config import PreprocessConfig
+from pipeline.preprocess import PreprocessConfig, preprocess
 from pipeline.sample import SampleConfig, write_sample
 from pipeline.schema import CRITEO, ROW_GROUP_ROWS
 from pipeline.source.newlines import after_last_newline

@@ -7,7 +7,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from pipeline.preprocess.command import PreprocessConfig, preprocess
+from pipeline.preprocess import PreprocessConfig, preprocess
 from pipeline.sample import SampleConfig, write_sample
 
 

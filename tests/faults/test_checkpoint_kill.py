@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.records.checkpoint import load_latest
+from trainer.records import load_latest
 
 ROOT = Path(__file__).parents[2]
 

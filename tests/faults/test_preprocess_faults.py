@@ -18,13 +18,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.device.config import DataConfig
-from pipeline.device.opening import open_feed
+from pipeline.device import DataConfig, open_feed
 from pipeline.errors import InputError, StorageError
-from pipeline.preprocess.command import preprocess, verify_data
-from pipeline.preprocess.config import PreprocessConfig
-from pipeline.rows.pairs import PairSpans
-from pipeline.shards.manifest import Manifest
+from pipeline.preprocess import PreprocessConfig, preprocess
+from pipeline.rows import PairSpans
+from pipeline.shards import Manifest, verify_data
 from tests.logs import folder_bytes, log_lines, write_log
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ import pytest
 
 from trainer.cli import main
 from trainer.job import training_state
-from trainer.records.records import read_records
+from trainer.records import read_records
 
 WriteConfig = Callable[..., Path]
 

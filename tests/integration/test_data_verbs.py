@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.preprocess.command import Progress
+from pipeline.preprocess import Progress
 from tests.logs import log_lines, write_log
 from trainer.cli import data_progress as logs
 from trainer.cli import main
@@ -109,7 +109,7 @@ def test_inspect_shows_what_applies_to_each_kind_of_column(data: Path, capsys: p
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
-    """A folder of three days, the last with one class, and two files that are no days."""
+    """A folder of three days, the last with one class, and two files that are not days."""
     (tmp_path / "log").mkdir()
     for day, name in enumerate(("day_9.tsv", "day_10.TSV", "day_11.tsv")):
         write_log(tmp_path / "log" / name, 40, seed=day)

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from trainer.cli import main
-from trainer.records.history import RunHistory
-from trainer.records.records import read_records
+from trainer.records import RunHistory, read_records
 
 EARLIER = Path(__file__).parents[1] / "fixtures" / "earlier"
 CHECKPOINT_STEP = 7

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.logs import write_log
 from trainer.cli import main
 
 GOOD = b"1\t" + b"\t".join(b"%d" % i for i in range(13)) + b"\t" + b"\t".join(b"%08x" % i for i in range(26)) + b"\n"
@@ -133,6 +134,16 @@ def test_evaluating_no_rows(fails: Callable[..., None], write_config: Callable[.
     config, run = write_config("[budget]\nsteps = 1"), str(tmp_path / "run")
     assert main(["train", str(config), "--run", run]) == 0
     fails(["evaluate", run, "--rows", "0"], "eval.rows is 0")
+
+
+def test_evaluating_on_rows_encoded_otherwise(
+    fails: Callable[..., None], write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    config, run, other = write_config("[budget]\nsteps = 1"), str(tmp_path / "run"), str(tmp_path / "other")
+    assert main(["train", str(config), "--run", run]) == 0
+    log = str(write_log(tmp_path / "log.tsv", 50))
+    assert main(["preprocess", log, "--out", other, "--bucket-sizes", "1000"]) == 0
+    fails(["evaluate", run, "--data", other], other, "other columns or bucket sizes")
 
 
 def test_the_path_of_the_data_may_come_from_the_command_line(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainer.cli import main
-from trainer.records.records import read_records
+from trainer.records import read_records
 
 pytestmark = pytest.mark.timeout(600)
 PHASES = {"data_wait", "transfer", "forward", "backward", "optimizer", "alpha", "evaluation", "checkpoint", "other"}

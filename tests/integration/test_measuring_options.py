@@ -11,8 +11,7 @@ import torch
 
 from stepsize.worker import first_rows
 from trainer.cli import main
-from trainer.records.history import RunHistory
-from trainer.records.records import read_records
+from trainer.records import RunHistory, read_records
 from trainer.step import first_click_rows
 
 Estimates = Callable[[str], list[dict[str, Any]]]

@@ -15,9 +15,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.preprocess import ray_engine
-from pipeline.preprocess.assignment import Progress
-from pipeline.preprocess.command import PreprocessConfig, preprocess
+from pipeline.preprocess import PreprocessConfig, Progress, preprocess, ray_engine
 from tests.logs import folder_bytes, log_lines, write_log
 
 ROOT = Path(__file__).resolve().parents[2]

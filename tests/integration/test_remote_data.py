@@ -13,11 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.shards.manifest import Manifest
+from pipeline.shards import Manifest
 from pipeline.shards.remote import RemoteFolder
 from tests.store import SECRET, Store, serve
-from trainer.cli.entry import EXIT_INTERRUPTED, main
-from trainer.records.records import read_records
+from trainer.cli import main
+from trainer.cli.entry import EXIT_INTERRUPTED
+from trainer.records import read_records
 from trainer.stall.trials import Stopwatch
 
 pytest.importorskip("moto.server", reason="moto serves the store; it is part of the extra `dev`")

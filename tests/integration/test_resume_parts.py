@@ -11,11 +11,11 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from pipeline.device.config import DataConfig
-from pipeline.device.opening import open_feed
-from pipeline.shards.manifest import Manifest
+from pipeline.device import DataConfig, open_feed
+from pipeline.shards import Manifest
 from stepsize.estimate import Estimate, Outcome
-from stepsize.policies.choice import PolicyName, StepSizeConfig, make_policy
+from stepsize.policies import StepSizeConfig, make_policy
+from stepsize.policies.choice import PolicyName
 from tests.resume import assert_resumes
 
 

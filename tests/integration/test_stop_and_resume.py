@@ -15,7 +15,7 @@ import pytest
 
 from tests.resume import lasting, same_bits
 from trainer.cli import main
-from trainer.records.records import read_records
+from trainer.records import read_records
 
 SETTINGS = """
 [budget]

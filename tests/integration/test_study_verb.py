@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from trainer.cli import main
-from trainer.records.records import read_records
+from trainer.records import read_records
 
 QUICK = """
 [budget]

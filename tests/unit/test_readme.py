@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,17 @@ from torch import nn
 
 from trainer.cli.entry import VERBS, main
 from trainer.config import config_from
+from trainer.study import read_study
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = (ROOT / "README.md", ROOT / "stepsize" / "README.md")
 LINKS = sorted(
-    {(page.parent, link) for page in PAGES for link in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8"))}
+    {
+        (page.parent, link)
+        for page in PAGES
+        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8"))
+    }
 )
 COMMANDS = re.findall(r"\.venv/bin/alphastream (\w+)(.*?)(?:\s{2,}#.*)?$", README, re.MULTILINE)
 
@@ -58,6 +64,16 @@ def test_configurations_are_valid() -> None:
         values = tomllib.loads(text)
         if "data" in values:
             assert config_from(values, where="README").data.path
+
+
+def test_the_study_of_your_own_has_six_runs(tmp_path: Path) -> None:
+    """Two rates and auto, with two seeds each."""
+    [text] = [block for block in blocks("toml") if "study" in tomllib.loads(block)]
+    (tmp_path / "study.toml").write_text(text, encoding="utf-8")
+    file = read_study(tmp_path / "study.toml")
+    runs = file.unfold(replace(file.base, data=replace(file.base.data, path="DATA"))).runs
+    assert len({run.name for run in runs}) == 6
+    assert {run.config.stepsize.policy for run in runs if run.arm == "auto"} == {"auto"}
 
 
 def test_the_loop_of_your_own_runs() -> None:

@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("pipeline", "stepsize", "trainer", "ops")
 MOST_BESIDE, MOST_IN_A_ROOM, MOST_LINES = 8, 12, 400
+SAME_MEANING = {"alpha_bins", "sentences"}
+"""Public names that two modules define for the same thing: of the live page and the report, of a run and a study."""
 
 
 def modules(root: Path) -> Iterator[Path]:
@@ -116,3 +118,22 @@ def test_every_room_says_what_it_is_for() -> None:
         sentence = ast.get_docstring(face)
         assert sentence, room
         assert sentence.splitlines()[0].endswith("."), room
+
+
+def public_names(root: Path) -> dict[str, list[str]]:
+    """Every public class and function at the top of a module, with the modules that define it."""
+    found: dict[str, list[str]] = {}
+    for path in modules(root):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        kinds = (ast.ClassDef, ast.FunctionDef)
+        names = {node.name for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")}
+        for name in names:
+            found.setdefault(name, []).append(str(path.relative_to(root)))
+    return found
+
+
+def test_no_two_public_names_differ_by_their_place_alone() -> None:
+    found = public_names(ROOT)
+    assert "Order" in found
+    several = {name: places for name, places in found.items() if len(places) > 1}
+    assert several.keys() == SAME_MEANING, several

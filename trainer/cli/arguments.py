@@ -5,14 +5,21 @@ from __future__ import annotations
 import difflib
 import re
 import types
-from collections.abc import Sequence
-from dataclasses import is_dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro import _errors as failures
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructTypeInfo,
+)
+from tyro.constructors._struct_spec_dataclass import dataclass_rule
 
 from pipeline.errors import InputError
 
@@ -37,7 +44,7 @@ _registry = ConstructorRegistry()
 
 @_registry.primitive_rule
 def _plain_values(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Numbers, texts and paths, tuples of one of them where they may be missing, and each of these or nothing.
+    """Numbers, texts and paths, tuples of one of them if they may be missing, and each of these or nothing.
 
     tyro takes them too, but shows a type that may be missing as `{None}|INT`, and an error in it as one of each type.
     """
@@ -80,7 +87,27 @@ def _plain_values(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | No
     )
 
 
-def parse(
+@_registry.struct_rule
+def _help_in_paragraphs(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """Options of a dataclass, their docstrings without the line ends that stand for the width of the source.
+
+    tyro takes out those of text that is not indented, and keeps a docstring's.
+    """
+    spec = dataclass_rule(info)
+    if spec is None:
+        return None
+    return replace(spec, fields=tuple(replace(each, helptext=_one_line(each.helptext)) for each in spec.fields))
+
+
+def _one_line(text: str | Callable[[], str | None] | None) -> Callable[[], str | None]:
+    def joined() -> str | None:
+        found = text() if callable(text) else text
+        return None if found is None else " ".join(found.split())
+
+    return joined
+
+
+def parse_arguments(
     options: type[Options],
     arguments: Sequence[str],
     verb: str,
@@ -139,7 +166,7 @@ def _in_words(failure: failures.ParseErrorEvent, names: Sequence[str]) -> str:
                 many = "is one argument" if len(failure.tokens) == 1 else "are arguments"
                 return f"{', '.join(map(repr, failure.tokens))} {many} too many"
             near = difflib.get_close_matches(unknown.partition("=")[0], names, n=1)
-            return f"{unknown} is no option{f' (did you mean {near[0]}?)' if near else ''}"
+            return f"{unknown} is not an option{f' (did you mean {near[0]}?)' if near else ''}"
         case failures.BadValue():
             return f"{_name(failure.argument)} needs a value"
         case failures.InvalidChoice():

@@ -15,9 +15,9 @@ from pipeline.addresses import is_remote, without_secrets
 from pipeline.errors import InputError
 from pipeline.preprocess import PreprocessConfig
 from pipeline.sample import SampleConfig
-from trainer.cli.arguments import parse
+from trainer.cli.arguments import parse_arguments
 from trainer.cli.data_progress import MEGABYTE, make_data, make_sample
-from trainer.cli.tables import print_table, shown
+from trainer.cli.tables import cell_text, print_table
 from trainer.console import Console
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ class SampleArguments(SampleConfig):
     """
 
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """Folder to write the days to; made where it is missing."""
+    """Folder to write the days to; made if it is missing."""
 
 
 def sample_verb(arguments: list[str]) -> int:
     """`alphastream sample OUT`."""
-    given = parse(SampleArguments, arguments, "sample")
+    given = parse_arguments(SampleArguments, arguments, "sample")
     for file, what in (("manifest.json", "data folder"), ("steps.jsonl", "run directory")):
         if (given.out / file).exists():
             raise InputError(f"{given.out} is a {what}; give another OUT for the sample")
@@ -69,7 +69,7 @@ class PreprocessArguments(PreprocessConfig):
 
 def preprocess_verb(arguments: list[str]) -> int:
     """`alphastream preprocess SRC... --out DATA`."""
-    given = parse(PreprocessArguments, arguments, "preprocess")
+    given = parse_arguments(PreprocessArguments, arguments, "preprocess")
     if given.dry_run:
         from pipeline.preprocess import forecast
 
@@ -116,7 +116,7 @@ class InspectArguments:
 
 def inspect_verb(arguments: list[str]) -> int:
     """`alphastream inspect DATA`."""
-    given = parse(InspectArguments, arguments, "inspect")
+    given = parse_arguments(InspectArguments, arguments, "inspect")
     from pipeline.shards import inspect_data
 
     overview = asdict(inspect_data(given.data))
@@ -140,7 +140,7 @@ def _print_rows(rows: list[dict[str, Any]], *, without: tuple[str, ...] = ()) ->
     """One table, if there are rows, without the columns that do not apply to them."""
     if rows:
         keys = [key for key in rows[0] if key not in without]
-        print_table([key.replace("_", " ") for key in keys], [[shown(row[key]) for key in keys] for row in rows])
+        print_table([key.replace("_", " ") for key in keys], [[cell_text(row[key]) for key in keys] for row in rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +158,7 @@ class VerifyArguments:
 
 def verify_verb(arguments: list[str]) -> int:
     """`alphastream verify DATA|RUN`."""
-    given = parse(VerifyArguments, arguments, "verify")
+    given = parse_arguments(VerifyArguments, arguments, "verify")
     from pipeline.shards import MANIFEST
 
     path = Path(given.path)
@@ -245,4 +245,4 @@ def _print_forecast(expected: Forecast, rows_per_shard: int) -> None:
 
 
 def _print_values(values: dict[str, Any]) -> None:
-    print_table(("", ""), [(key.replace("_", " "), shown(value)) for key, value in values.items()])
+    print_table(("", ""), [(key.replace("_", " "), cell_text(value)) for key, value in values.items()])

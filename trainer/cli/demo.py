@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.errors import InputError
 from pipeline.preprocess import PreprocessConfig
 from pipeline.sample import SampleConfig
 from trainer.cli.data_progress import make_data, make_sample
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 FIRST_GUESS = 1.0
 """Some hundred times too long, to show that it does not matter."""
+LOG_FORMAT = "criteo-kaggle"
+"""Buckets enough for the many values of every column; those of the 1TB log would let some columns' values collide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,7 @@ def run_demo(config: DemoConfig, *, console: Console) -> Stop:
     console.say("1/4 sample: a click log with the shape of Criteo's, and a known best loss")
     make_sample(SampleConfig(out=logs, rows=config.rows, days=5), console=console)
     console.say("2/4 preprocess: TSV to Parquet shards")
-    make_data(PreprocessConfig(sources=(str(logs),), out=data), console=console)
+    make_data(PreprocessConfig(sources=(str(logs),), out=data, format=_format_of(data)), console=console)
     console.say(
         f"3/4 train: one epoch of dlrm-tiny; α* finds the learning rate, whatever the first guess ({FIRST_GUESS:g})"
     )
@@ -61,6 +64,16 @@ def run_demo(config: DemoConfig, *, console: Console) -> Stop:
     console.say(f"run directory  {run.resolve()}")
     console.say(f"metrics        {(run / 'metrics.prom').resolve()} (the last scrape; live while a run trains)")
     return stop
+
+
+def _format_of(data: Path) -> str:
+    """The format that the shards are in already, which an earlier version may have made, or are to be made in."""
+    from pipeline.shards import Manifest
+
+    try:
+        return Manifest.load(data).format.name
+    except InputError:  # not made yet, or not to its end
+        return LOG_FORMAT
 
 
 def _training(data: Path, port: int) -> Config:

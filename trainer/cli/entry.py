@@ -86,7 +86,7 @@ def _run(arguments: list[str]) -> int:
     if name not in VERBS:
         near = difflib.get_close_matches(name, VERBS, n=1)
         raise UsageError(
-            f"{name!r} is no verb; " + (f"did you mean {near[0]!r}?" if near else "see alphastream --help")
+            f"{name!r} is not a verb; " + (f"did you mean {near[0]!r}?" if near else "see alphastream --help")
         )
     try:
         return VERBS[name].run(rest)

@@ -50,15 +50,15 @@ def current_arguments(arguments: Sequence[str], verb: str) -> list[str]:
         elif MOVED.get(key, key) in known:
             current.append(f"--{MOVED.get(key, key)}{value}")
         elif key.startswith("optimizer.options."):
-            raise UsageError(f"--{key} is no option; write {key} = ... into the file")
+            raise UsageError(f"--{key} is not an option; write {key} = ... into the file")
         else:
             remedy = re.sub(r"'([\w.]+)'", r"--\1", nearest(key))
-            raise UsageError(f"--{key} is no option; {remedy}; see alphastream {verb} --help")
+            raise UsageError(f"--{key} is not an option; {remedy}; see alphastream {verb} --help")
     return current
 
 
 def _number(text: str) -> Any:
-    """A constant as it was given; a text that is no number stands for itself."""
+    """A constant as it was given; a text that is not a number stands for itself."""
     if text == NOTHING:
         return None
     try:

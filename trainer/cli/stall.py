@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from trainer.cli.arguments import UsageError, parse, parse_first
+from trainer.cli.arguments import UsageError, parse_arguments, parse_first
 from trainer.cli.settings import asks_for_help, current_arguments, settings_for_help
 from trainer.cli.tables import print_table
 from trainer.config import Config, load_config
@@ -59,7 +59,7 @@ def stall_verb(arguments: list[str]) -> int:
         arguments = current_arguments(arguments, "stall")
         known = parse_first(StallOptions, arguments, "stall")
         default = StallArguments(config=known.config, settings=load_config(known.config))
-    given = parse(StallArguments, arguments, "stall", default=default, underscores=True)
+    given = parse_arguments(StallArguments, arguments, "stall", default=default, underscores=True)
     _check(given)
     from trainer.stall import measure_stall
 

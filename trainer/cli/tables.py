@@ -17,14 +17,14 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    # as wide as it is, also where output goes to a pipe: a shortened number would be no number
+    # as wide as it is, also if output goes to a pipe: a shortened number would be another number
     terminal = Terminal(width=200, markup=False, emoji=False)
     with terminal.capture() as drawn:
         terminal.print(table)
-    sys.stdout.write(drawn.get())  # by itself it would exit with 1 where nobody reads
+    sys.stdout.write(drawn.get())  # by itself it would exit with 1 if nobody reads
 
 
-def shown(value: object) -> str:
+def cell_text(value: object) -> str:
     """A value as a table shows it: numbers with five digits, or whole with thousands separated."""
     if value is None:
         return ""

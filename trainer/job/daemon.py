@@ -23,7 +23,7 @@ from trainer.job.training_state import TrainingState, open_training
 from trainer.loop import Position, Stop, Timetable
 from trainer.records import Checkpoint, load_latest
 
-REMEDY = "give a lower optimizer.lr, a longer warm-up, or stepsize.policy = 'auto', which finds the rate"
+DIVERGENCE_REMEDY = "give a lower optimizer.lr, a longer warm-up, or stepsize.policy = 'auto', which finds the rate"
 """What to do about a run that diverged."""
 
 
@@ -208,7 +208,7 @@ class Job:
         (outlets.directory.path / "metrics.prom").write_text(outlets.metrics.exposition(), encoding="utf-8")
         left_out = f" ({skipped:,} damaged rows left out)" if skipped else ""
         place = f"at step {position.step:,}{left_out}; run directory {outlets.directory.path}"
-        outlets.console.say(f"{stop.text} {place}{f'; {REMEDY}' if stop is Stop.DIVERGED else ''}")
+        outlets.console.say(f"{stop.text} {place}{f'; {DIVERGENCE_REMEDY}' if stop is Stop.DIVERGED else ''}")
 
 
 def _warn_of_changes(found: Checkpoint, state: TrainingState, outlets: Outlets) -> None:

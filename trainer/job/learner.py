@@ -131,9 +131,10 @@ def evaluate_run(run: Path, *, split: str, rows: int | None, data: str | None) -
     found = load_latest(run)
     if found is None:
         raise ConfigError(f"{run}: has no checkpoint yet; wait for its first, or train it longer")
-    if found.state["data"]["columns"] != columns_of(manifest.format):
+    if found.state["data"]["columns"] != model_columns(manifest.format):
         raise ConfigError(
-            f"{manifest.folder}: has other columns than {run} was trained on; give data of the same format"
+            f"{manifest.folder}: has other columns or bucket sizes than {run} was trained on; "
+            "give data of the same format"
         )
     learner = Learner.build(config, manifest.format)
     learner.load(found)
@@ -154,7 +155,7 @@ def training_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def columns_of(log_format: LogFormat) -> dict[str, Any]:
+def model_columns(log_format: LogFormat) -> dict[str, Any]:
     """What two data folders must share for one model to read both."""
     values = log_format.to_dict()
     return {name: values[name] for name in ("dense", "sparse", "bucket_sizes")}

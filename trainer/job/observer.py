@@ -18,8 +18,9 @@ from trainer.console import Console, ProgressLine
 from trainer.job.run_directory import RunDirectory
 from trainer.learner import Evaluation
 
-FLUSH_STEPS = 50
-"""Records reach the operating system at least every so many steps."""
+FLUSH_STEPS, FLUSH_SECONDS = 50, 5.0
+"""Records reach the operating system, and so a report of a run in progress, after at most so many steps, and after at
+most so many seconds of training where a step is shorter."""
 POOLED_ESTIMATES = 200
 """α* is shown as pooled over so many of the latest estimates."""
 SMOOTHING = 0.98
@@ -53,13 +54,15 @@ class RunObserver:
         self._estimates: deque[tuple[float, float, float]] = deque(maxlen=POOLED_ESTIMATES)
         self._factor: AlphaFactor | None = None
         self._skipped_rows, self._warned = feed.skipped_rows, False
+        self._flushed_seconds = -math.inf
 
     def on_step(self, record: Mapping[str, Any], timing: StepTiming, training_seconds: float) -> None:
         """One finished step: the fields of steps.jsonl, its timing, and the run's training time after it."""
         self._directory.records["steps"].append(record)
         step, loss, rate, rows = record["step"], record["loss"], record["learning_rate"], record["rows"]
-        if step % FLUSH_STEPS == 0:
+        if step % FLUSH_STEPS == 0 or training_seconds >= self._flushed_seconds + FLUSH_SECONDS:
             self._directory.flush()
+            self._flushed_seconds = training_seconds
         self._metrics.step(timing.seconds, timing.phases, rows, loss, rate, self._feed.queued_batches())
         self._metrics.stages(self._feed.stage_totals())
         self._count_skipped(step)
@@ -156,7 +159,7 @@ def pooled_factor(estimates: Collection[tuple[float, float, float]]) -> AlphaFac
 
 
 def _alpha(factor: AlphaFactor | None) -> str:
-    """The factor with its margin, or why there is none yet; nothing where nothing is measured."""
+    """The factor with its margin, or why there is none yet; nothing if nothing is measured."""
     if factor is None:
         return ""
     if factor.factor is None:

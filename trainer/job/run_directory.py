@@ -25,8 +25,9 @@ FREE_KEYS = (
     "data.read_threads",
     "data.feed",
     "data.damaged",
+    "optimizer.table",
 )
-"""Where the rows lie and how they are read; whether they are the same rows, the checkpoint tells."""
+"""Where the rows lie, how they are read, how tables are moved; whether the rows are the same, the checkpoint tells."""
 
 
 class RunDirectory:

@@ -16,7 +16,7 @@ from stepsize.losses import BCEWithLogits
 from stepsize.policies import Policy, make_policy
 from stepsize.worker import StepSizeWorker
 from trainer.config import Config, ConfigError, config_errors
-from trainer.job.learner import Learner, columns_of, training_device
+from trainer.job.learner import Learner, model_columns, training_device
 from trainer.learner import learning_rate, scheduled_rate
 from trainer.loop import Host, Loop, Observer, Pairs, Position, Timetable
 from trainer.records import Checkpoint, random_state, restore_random_state, save_checkpoint
@@ -146,7 +146,7 @@ def open_training(config: Config, manifest: Manifest) -> Iterator[TrainingState]
 def data_identity(manifest: Manifest) -> dict[str, Any]:
     """What tells one training split from another wherever it lies: its columns and the content of its shards."""
     content = hashlib.sha256("".join(shard.sha256 for shard in manifest.splits["train"].shards).encode())
-    return {"columns": columns_of(manifest.format), "train": content.hexdigest()}
+    return {"columns": model_columns(manifest.format), "train": content.hexdigest()}
 
 
 def _evaluated_splits(config: Config, manifest: Manifest) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.learner.config import OptimizerConfig
+from trainer.learner.lazy_weight import LazyWeight, reading
 
 UPDATES = "#updates"
 """Key of the count in the state; no parameter can have this name."""
@@ -23,12 +24,13 @@ class WeightAverage:
 
     The k-th update, counted from 1: θ̄ ← θ̄ + w·(θ − θ̄), with w = 1/k for "polyak" (the mean of all iterates)
     and w = max(1 − decay, 1/k) for "ema", so that the first iterates weigh no more than later ones.
-    Parameters that share memory are averaged once. Buffers are not averaged.
+    Parameters that share memory are averaged once. Buffers are not averaged. The rows of a table kept by rows take
+    their part in it when somebody looks at them.
     """
 
     def __init__(self, model: nn.Module, kind: Literal["ema", "polyak"], *, decay: float = 0.99) -> None:
         self._names, self._parameters = zip(*model.named_parameters(), strict=True)
-        self._averages = [parameter.detach().clone() for parameter in self._parameters]
+        self._averages = [_copy_to_average(parameter) for parameter in self._parameters]
         self._floor = 1.0 - decay if kind == "ema" else 0.0
         self._updates = 0
         self._applied = False
@@ -38,8 +40,18 @@ class WeightAverage:
         """Take in the weights as they are now, after an optimizer step."""
         assert not self._applied, "the weights are swapped out"
         self._updates += 1
-        current = [parameter.detach() for parameter in self._parameters]
-        torch._foreach_lerp_(self._averages, current, max(self._floor, 1.0 / self._updates))
+        weight = max(self._floor, 1.0 / self._updates)
+        tables = [parameter.table for parameter in self._parameters if isinstance(parameter, LazyWeight)]
+        for table in tables:
+            table.take_average(weight)
+        others = [
+            (average, parameter.detach())
+            for parameter, average in zip(self._parameters, self._averages, strict=True)
+            if not isinstance(parameter, LazyWeight)
+        ]
+        if others:
+            averages, current = map(list, zip(*others, strict=True))
+            torch._foreach_lerp_(averages, current, weight)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -70,6 +82,14 @@ class WeightAverage:
     def _exchange(self) -> None:
         for index, parameter in enumerate(self._parameters):
             parameter.data, self._averages[index] = self._averages[index], parameter.data
+
+
+def _copy_to_average(parameter: Tensor) -> Tensor:
+    copied = parameter.detach().clone()
+    if not isinstance(parameter, LazyWeight):
+        return copied
+    parameter.table.follow_average(copied)
+    return reading(parameter.table, copied)
 
 
 def build_average(config: OptimizerConfig, model: nn.Module) -> WeightAverage | None:

@@ -123,6 +123,10 @@ class OptimizerConfig:
     """Decay λ; decoupled from the gradient in nadamw and adamw."""
     options: dict[str, Any] = field(default_factory=dict)
     """Any further keyword argument of the optimizer, e.g. momentum = 0.9."""
+    table: Literal["dense", "lazy"] = "dense"
+    """How embedding tables are moved: "dense" moves every row at every step; "lazy" makes a row's steps when the row is
+    looked at, which gives the same weights, bit for bit, and never makes the table's gradient whole. lazy is for nadamw
+    on the CPU; what it gains depends on the table's size (`python -m tests.bench table`)."""
     average: Literal["none", "ema", "polyak"] = "none"
     """What is evaluated: the weights themselves, their exponential moving average, or their mean since the start."""
     average_decay: float = 0.99
@@ -134,6 +138,11 @@ class OptimizerConfig:
         if not 0.0 <= self.average_decay < 1.0:
             raise ValueError(f"optimizer.average_decay is {self.average_decay}; give a number from 0 to below 1")
         _check_name(self.name)
+        if self.table == "lazy" and self.name.lower() != "nadamw":
+            raise ValueError(
+                f'optimizer.table is "lazy", but only nadamw can make the steps of a row later, and optimizer.name is '
+                f'{self.name!r}; set optimizer.table = "dense"'
+            )
 
     def resolved(self, preset: str) -> OptimizerConfig:
         """The same with every None that `preset` has a value for filled, if the preset is for this optimizer.

@@ -24,7 +24,7 @@ WAVE_ELEMENTS = 1 << 25
 """Bounds the two temporaries of a multi-tensor pass to 128 MB each, and costs no launches worth counting."""
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
     """A parameter, or a slice of one, with its gradient, moments and step count."""
 
     parameter: Tensor
@@ -94,19 +94,22 @@ class NAdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            pieces = [self._state_of(parameter, group) for parameter in group["params"] if parameter.grad is not None]
-            on_device = group["capturable"] or (isinstance(group["lr"], Tensor) and group["lr"].device.type != "cpu")
-            compiled = [] if on_device else [piece for piece in pieces if _has_kernel(piece)]
-            _move_compiled(compiled, group)
-            for wave in _waves(pieces if on_device else [piece for piece in pieces if not _has_kernel(piece)]):
-                (_move_on_device if on_device else _move)(wave, group)
+            self._move_group([parameter for parameter in group["params"] if parameter.grad is not None], group)
         return loss
 
-    def _state_of(self, parameter: Tensor, group: dict[str, Any]) -> _Piece:
+    def _move_group(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        move([self._piece_of(parameter, group) for parameter in parameters], group)
+
+    def _piece_of(self, parameter: Tensor, group: dict[str, Any]) -> Piece:
         gradient = parameter.grad
         assert gradient is not None
         if gradient.is_sparse:
             raise RuntimeError("NAdamW moves every row of a table at every step; build the table with sparse=False")
+        state = self._advanced_state(parameter, group)
+        return Piece(parameter, gradient, state["exp_avg"], state["exp_avg_sq"], state["step"])
+
+    def _advanced_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        """The parameter's state, made at its first step, with the coming step counted."""
         state = self.state[parameter]
         if not state:
             device = parameter.device if group["capturable"] else "cpu"
@@ -114,7 +117,16 @@ class NAdamW(Optimizer):
             state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         state["step"] += 1
-        return _Piece(parameter, gradient, state["exp_avg"], state["exp_avg_sq"], state["step"])
+        return state
+
+
+def move(pieces: list[Piece], group: dict[str, Any]) -> None:
+    """One step of whole tensors."""
+    on_device = group["capturable"] or (isinstance(group["lr"], Tensor) and group["lr"].device.type != "cpu")
+    compiled = [] if on_device else [piece for piece in pieces if _has_kernel(piece)]
+    _move_compiled(compiled, group)
+    for wave in _waves(pieces if on_device else [piece for piece in pieces if not _has_kernel(piece)]):
+        (_move_on_device if on_device else _move)(wave, group)
 
 
 def _factors(step: float, group: dict[str, Any]) -> tuple[float, float]:
@@ -127,7 +139,15 @@ def _factors(step: float, group: dict[str, Any]) -> tuple[float, float]:
     return float(group["lr"]) * correction / (1.0 - beta1**step), group["eps"] * correction
 
 
-def _has_kernel(piece: _Piece) -> bool:
+def scalars_of(step: float, group: dict[str, Any]) -> tuple[float, float, float, float, float, float, float]:
+    """Decay, β1, 1 − β1, β2, 1 − β2, addend and factor of a step: all that the kernel needs beside the arrays."""
+    factor, addend = _factors(step, group)
+    beta1, beta2 = group["betas"]
+    decay = 1.0 - float(group["lr"]) * group["weight_decay"]
+    return decay, beta1, 1.0 - beta1, beta2, 1.0 - beta2, addend, factor
+
+
+def _has_kernel(piece: Piece) -> bool:
     return (
         piece.parameter.device.type == "cpu"
         and piece.parameter.dtype in {torch.float32, torch.float64}
@@ -147,22 +167,17 @@ def _kernel(theta, g, m, v, decay, beta1, rest1, beta2, rest2, addend, factor): 
         theta[i] = theta[i] * decay - factor * (beta1 * first + rest1 * g[i]) / (np.sqrt(second) + addend)
 
 
-def _move_compiled(pieces: list[_Piece], group: dict[str, Any]) -> None:
+def _move_compiled(pieces: list[Piece], group: dict[str, Any]) -> None:
     """One step by the kernel; every element is moved by itself, so the division of labor changes no bit."""
     threads = torch.get_num_threads()
     waiting: list[Future[None]] = []
     for piece in pieces:
         arrays = [tensor.detach().view(-1).numpy() for tensor in piece[:4]]
-        factor, addend = _factors(piece.step.item(), group)
-        beta1, beta2 = group["betas"]
-        decay = 1.0 - float(group["lr"]) * group["weight_decay"]
-        scalars = [
-            arrays[0].dtype.type(value) for value in (decay, beta1, 1.0 - beta1, beta2, 1.0 - beta2, addend, factor)
-        ]
+        scalars = [arrays[0].dtype.type(value) for value in scalars_of(piece.step.item(), group)]
         for start in range(0, arrays[0].size, TASK_ELEMENTS):
             task = [array[start : start + TASK_ELEMENTS] for array in arrays]
             if threads > 1 and arrays[0].size > TASK_ELEMENTS:
-                waiting.append(_pool(threads).submit(_kernel, *task, *scalars))
+                waiting.append(thread_pool(threads).submit(_kernel, *task, *scalars))
             else:
                 _kernel(*task, *scalars)
     for future in waiting:
@@ -170,13 +185,14 @@ def _move_compiled(pieces: list[_Piece], group: dict[str, Any]) -> None:
 
 
 @lru_cache(maxsize=1)
-def _pool(threads: int) -> ThreadPoolExecutor:
+def thread_pool(threads: int) -> ThreadPoolExecutor:
+    """Threads for the compiled passes, which let go of the interpreter's lock."""
     return ThreadPoolExecutor(threads, thread_name_prefix="nadamw")
 
 
-def _waves(whole: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+def _waves(whole: Iterable[Piece]) -> Iterator[list[Piece]]:
     """Pieces in order, gathered until a wave has WAVE_ELEMENTS."""
-    wave: list[_Piece] = []
+    wave: list[Piece] = []
     elements = 0
     for piece in (part for parameter in whole for part in _split(parameter)):
         wave.append(piece)
@@ -188,17 +204,17 @@ def _waves(whole: Iterable[_Piece]) -> Iterator[list[_Piece]]:
         yield wave
 
 
-def _split(whole: _Piece) -> Iterator[_Piece]:
+def _split(whole: Piece) -> Iterator[Piece]:
     *tensors, step = whole
     if whole.parameter.numel() <= WAVE_ELEMENTS or not all(tensor.is_contiguous() for tensor in tensors):
         yield whole
         return
     parts = (tensor.view(-1).split(WAVE_ELEMENTS) for tensor in tensors)
     for parameter, gradient, first, second in zip(*parts, strict=True):
-        yield _Piece(parameter, gradient, first, second, step)
+        yield Piece(parameter, gradient, first, second, step)
 
 
-def _move(wave: list[_Piece], group: dict[str, Any]) -> None:
+def _move(wave: list[Piece], group: dict[str, Any]) -> None:
     """One step of the wave in multi-tensor passes, its factors computed on the host."""
     parameters, look_ahead, denominators, steps = _moments(wave, *group["betas"])
     factors, addends = zip(*(_factors(step.item(), group) for step in steps), strict=True)
@@ -208,7 +224,7 @@ def _move(wave: list[_Piece], group: dict[str, Any]) -> None:
     torch._foreach_addcdiv_(parameters, look_ahead, denominators, [-factor for factor in factors])
 
 
-def _move_on_device(wave: list[_Piece], group: dict[str, Any]) -> None:
+def _move_on_device(wave: list[Piece], group: dict[str, Any]) -> None:
     """The same with factors that never leave the device."""
     rate, (beta1, beta2) = group["lr"], group["betas"]
     parameters, look_ahead, denominators, steps = _moments(wave, beta1, beta2)
@@ -222,7 +238,7 @@ def _move_on_device(wave: list[_Piece], group: dict[str, Any]) -> None:
 
 
 def _moments(
-    wave: list[_Piece], beta1: float, beta2: float
+    wave: list[Piece], beta1: float, beta2: float
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     """Advance m and v; returns parameters, β1·m + (1−β1)·g, √v and step counts of the wave."""
     parameters, gradients, firsts, seconds, steps = (list(column) for column in zip(*wave, strict=True))

@@ -13,6 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trainer.learner.config import OWN, PACKAGED, OptimizerConfig
+from trainer.learner.lazy_table import lerp_rounding
+from trainer.learner.lazy_weight import LazyNAdamW, keep_by_rows, reason_for_dense
 from trainer.learner.muon import MuonWithAdamW
 from trainer.learner.nadamw import NAdamW
 
@@ -33,6 +35,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
     refuses, or a package that is not installed.
     """
     make = _class_of(config.name)
+    by_rows = _keeps_tables_by_rows(config, model)
     accepted = set(inspect.signature(make).parameters) - {"params", "model"}
     arguments = dict(ALGOPERF_SCHEDULE_FREE) if config.name.lower() == "schedulefree_adamw" else {}
     for name in ("lr", "betas", "eps", "weight_decay"):
@@ -47,12 +50,33 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
                 f"optimizer.options.{name}: {config.name} has no such setting; it has {', '.join(sorted(accepted))}"
             )
         arguments[name] = tuple(value) if isinstance(value, list) else value
+    if by_rows:
+        keep_by_rows(model)
+        make = LazyNAdamW
     try:
         optimizer = make(model if make is MuonWithAdamW else list(model.parameters()), **arguments)
     except (ValueError, TypeError) as error:
         raise ValueError(f"optimizer {config.name}: {error}") from None
     _switch(optimizer, "train")
     return optimizer
+
+
+def _keeps_tables_by_rows(config: OptimizerConfig, model: nn.Module) -> bool:
+    """Whether the model's tables are kept by rows.
+
+    Raises: ValueError if they are to be and cannot.
+    """
+    if config.table != "lazy":
+        return False
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    reasons = [reason for table in tables if (reason := reason_for_dense(table)) is not None]
+    if config.options.get("capturable"):
+        reasons.append("a capturable step reads nothing back from the device")
+    if config.average != "none" and lerp_rounding() is None:
+        reasons.append("this build of torch rounds averages in a way of its own")
+    if reasons:
+        raise ValueError(f'optimizer.table is "lazy", but {reasons[0]}; set it to "dense"')
+    return bool(tables)
 
 
 def learning_rate(optimizer: Optimizer) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import re
 import shutil
@@ -20,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import InputError, StorageError
-from pipeline.shards import sync_folder
+from pipeline.shards import sync_file, sync_folder
 from trainer.records.serialization import deserialize, serialize
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
+CHECKPOINT_VERSION = 1
+_MANIFEST = "manifest.json"
 STATE = "state.json"
 _NAME = re.compile(r"step-(\d{8,})(\.replaced)?")
 
@@ -126,10 +125,10 @@ def find_damage(path: Path) -> str | None:
     manifest = _manifest_or_damage(path)
     if isinstance(manifest, str):
         return manifest
-    if manifest["format_version"] > FORMAT_VERSION:
+    if manifest["format_version"] > CHECKPOINT_VERSION:
         raise InputError(
-            f"{path} has checkpoint format {manifest['format_version']}, this version reads up to {FORMAT_VERSION}; "
-            "update alphastream"
+            f"{path} has checkpoint format {manifest['format_version']}, this version reads up to "
+            f"{CHECKPOINT_VERSION}; update alphastream"
         )
     for name, entry in manifest["files"].items():
         try:
@@ -171,13 +170,13 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 def _manifest_or_damage(path: Path) -> dict[str, Any] | str:
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        manifest = json.loads((path / _MANIFEST).read_bytes())
         claimed = manifest.pop("sha256")
     except FileNotFoundError:
-        return f"{MANIFEST} is missing"
+        return f"{_MANIFEST} is missing"
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
-    return manifest if claimed == _digest(manifest) else f"{MANIFEST} does not match its own hash"
+        return f"{_MANIFEST} cannot be read ({error})"
+    return manifest if claimed == _digest(manifest) else f"{_MANIFEST} does not match its own hash"
 
 
 def _write_content(
@@ -196,11 +195,11 @@ def _write_content(
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": _hash_file(path)} for path in sorted(partial.iterdir())
     }
-    manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files}
+    manifest = {"format_version": CHECKPOINT_VERSION, "step": step, "files": files}
     manifest["sha256"] = _digest(manifest)
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for path in partial.iterdir():
-        _sync_file(path)
+        sync_file(path)
     sync_folder(partial)
 
 
@@ -250,11 +249,3 @@ def _hash_file(path: Path) -> str:
 
 def _digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

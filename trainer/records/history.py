@@ -23,6 +23,13 @@ STEP_FIELDS = ("step", "epoch", "rows", "loss", "learning_rate", "scheduled_rate
 ALPHA_FIELDS = ("step", "age", "slope", "curvature", "relative", "absolute", "standard_error", "learning_rate")
 EVALUATION_FIELDS = ("step", "loss", "auc", "normalized_entropy", "rows", "seconds", "training_seconds")
 VARIANTS = ("biased", "hybrid")
+ENDS = {
+    "budget": "the budget is reached",
+    "target": "the target is reached",
+    "diverged": "training diverged",
+    "interrupted": "stopped by a signal; resumable",
+}
+"""Reasons of the event `stop`, in the words of `trainer.loop.Stop`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,9 +174,21 @@ def _diverged(events: Iterator[dict[str, Any]], loss: Column) -> bool:
 
 def _messages(records: Iterator[dict[str, Any]]) -> Iterator[tuple[int | None, str]]:
     for record in records:
-        text = record.get("message")
-        if text is None:
-            values = [str(value) for key, value in record.items() if key not in ("time", "event", "step")]
-            text = ": ".join([str(record.get("event", "event")), *([", ".join(values)] if values else [])])
         step = record.get("step")
-        yield (step if isinstance(step, int) else None), str(text)
+        yield (step if isinstance(step, int) else None), str(record.get("message") or _in_words(record))
+
+
+def _in_words(record: Mapping[str, Any]) -> str:
+    """An event without a message of its own; of an event that is not known, every value under its name."""
+    match record:
+        case {"event": "start"}:
+            return "training began"
+        case {"event": "resume", "checkpoint": name}:
+            return f"continued from {name}"
+        case {"event": "checkpoint", "checkpoint": name}:
+            return f"saved {name}"
+        case {"event": "stop", "reason": reason}:
+            skipped = record.get("skipped_rows") or 0
+            return ENDS.get(reason, f"stopped: {reason}") + (f" ({skipped:,} damaged rows left out)" if skipped else "")
+    values = [f"{key} {value}" for key, value in record.items() if key not in ("time", "event", "step")]
+    return ": ".join([str(record.get("event", "event")), *([", ".join(values)] if values else [])])

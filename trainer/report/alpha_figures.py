@@ -39,7 +39,7 @@ def alpha_figure(log: RunHistory) -> Figure:
     counts = Counter(log.outcomes)
     names = [name for name, _ in reversed(counts.most_common())]
     total = len(log.outcomes)
-    style(counts_axes, f"Outcomes of {total:,} estimates", "")
+    style(counts_axes, f"Outcomes of {total:,} estimate{'' if total == 1 else 's'}", "")
     colors = {"ok": GREEN, "ascent": AMBER}
     counts_axes.barh(names, [counts[name] for name in names], color=[colors.get(name, GREY) for name in names])
     for index, name in enumerate(names):

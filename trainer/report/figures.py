@@ -52,6 +52,8 @@ PHASE_COLORS = {
 POINTS = 1200
 """No curve has more points than a screen can show."""
 STRETCHES = 120
+LARGEST_RATE_RATIO = 1e4
+"""How far below the highest rate the frame reaches: a warm-up begins at nearly nothing, and a cosine ends there."""
 
 
 def figures(log: RunHistory) -> dict[str, Figure]:
@@ -93,8 +95,10 @@ def rate_figure(log: RunHistory) -> Figure:
     if not bins:
         figure, axes = new_figure("Learning rate applied", "learning rate")
         _applied(axes, log)
-        if (log.steps["learning_rate"] > 0).all():
+        rates = log.steps["learning_rate"]
+        if (rates > 0).all():
             axes.set_yscale("log")
+            axes.set_ylim(bottom=max(float(rates.min()) / 2, float(rates.max()) / LARGEST_RATE_RATIO))
         legend(axes)
         return figure
     figure = Figure(figsize=(9.6, 5.8), layout="constrained")

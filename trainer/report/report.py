@@ -20,7 +20,7 @@ from trainer.report.figures import figures
 from trainer.report.summary import alpha_bins, best_evaluation, bound, evaluation_at, rate_summary
 
 CAPTIONS = {
-    "loss": "Training loss (each point a mean of steps where there are many) and the evaluations of every split.",
+    "loss": "Training loss (each point a mean of steps if there are many) and the evaluations of every split.",
     "learning_rate": "The rate the optimizer used against the one that α* suggests. Where the blue line runs above the "
     "orange one, longer steps would have paid; a negative α* says that a step climbed on fresh rows. "
     "The scale is logarithmic away from zero and linear about it.",
@@ -54,10 +54,10 @@ def write_report(run: Path) -> Path:
     """Writes RUN/report/ (index.html, PNGs, CSVs) from RUN/*.jsonl and returns the page's path.
 
     A run in progress or one that was killed is reported as far as it got.
-    Raises: ReportError where no step is recorded; OSError where the folder cannot be written.
+    Raises: ReportError if no step is recorded; OSError if the folder cannot be written.
     """
     if not run.is_dir():
-        raise ReportError(f"{run}: is no run directory; give the folder that `alphastream train --run` wrote")
+        raise ReportError(f"{run}: is not a run directory; give the folder that `alphastream train --run` wrote")
     log = RunHistory.load(run)
     if len(log.steps["step"]) == 0:
         raise ReportError(f"{run}: holds no finished step in steps.jsonl; train it for at least one step first")
@@ -193,7 +193,7 @@ def _summary_table(log: RunHistory) -> Table:
 
 
 def _finite(values: Column) -> Column:
-    """The finite ones; a single NaN where there is none, which a table then leaves empty."""
+    """The finite ones; a single NaN if there is none, which a table then leaves empty."""
     finite = values[np.isfinite(values)]
     return finite if len(finite) else np.array([math.nan])
 

@@ -22,7 +22,7 @@ BIN_ESTIMATES = 20
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaBin:
-    """α_abs over a stretch of steps: quartiles of the estimates, and the rate that was applied."""
+    """The rate that α* suggests over a stretch of steps: quartiles of the estimates; and the rate that was applied."""
 
     first_step: int
     last_step: int
@@ -32,7 +32,7 @@ class AlphaBin:
     median: float
     upper: float
     pooled: float | None
-    """Ratio of averages over the stretch, the consistent estimator; None where its curvature sums to zero."""
+    """Ratio of averages over the stretch, the consistent estimator; None if its curvature sums to zero."""
     learning_rate: float
     """Median rate of the steps that were measured."""
     after_gap: bool
@@ -45,7 +45,7 @@ class AlphaBin:
 
 @dataclass(frozen=True, kw_only=True)
 class RateSummary:
-    """How the applied rate compares with α* over the whole run; `factor` numbers are α_abs over the rate."""
+    """α* over the whole run: by what factor the steps should have been longer."""
 
     estimates: int
     negative: int
@@ -53,7 +53,7 @@ class RateSummary:
     median: float
     upper: float
     pooled: float | None
-    """Pooled α_abs over the mean applied rate."""
+    """The pooled rate that α* suggests over the mean applied one."""
     pooled_error: float | None
 
     @property
@@ -65,7 +65,7 @@ class RateSummary:
 def bound(log: RunHistory) -> Bound:
     """Whether the run's steps were bound by data or by computing.
 
-    The first step, which waits for the pipeline to fill, is left out where there are others.
+    The first step, which waits for the pipeline to fill, is left out if there are others.
     """
     first = 1 if len(log.steps["step"]) > 1 else 0
     seconds = float(np.nansum(log.steps["seconds"][first:]))
@@ -103,7 +103,7 @@ def alpha_bins(log: RunHistory) -> list[AlphaBin]:
 
 
 def _burst_cuts(step: Column) -> NDArray[np.int64] | None:
-    """Where each burst of estimates begins, and the end of the last; None where they do not come in bursts.
+    """Where each burst of estimates begins, and the end of the last; None if they do not come in bursts.
 
     A long burst is cut into pieces, and neighbors are joined until there are at most `BINS`.
     """

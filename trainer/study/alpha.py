@@ -66,10 +66,10 @@ def _column(records: Sequence[Mapping[str, Any]], name: str) -> Column:
 
 
 def statistics(estimates: Estimates) -> dict[str, float]:
-    """Figures by name: spread of α* absolute and relative, share of negative ones, biased against unbiased.
+    """Figures by name: spread of α* and of the rate that it suggests, share of negative ones, biased against unbiased.
 
     The decomposition is unbiased − biased = (hybrid − biased) + (unbiased − hybrid), the slope's and the
-    curvature's share of the bias, all in relative α*.
+    curvature's share of the bias, all of α*.
     """
     figures: dict[str, float] = {"estimates": len(estimates.step)}
     for kind, numbers in estimates.kinds.items():
@@ -113,8 +113,8 @@ def burst_figure(estimates: Estimates, *, title: str) -> Figure:
     bursts = estimates.bursts()
     middle = np.array([estimates.step[burst].mean() for burst in bursts])
     colors = {"unbiased": BLUE, "biased": ORANGE}
-    style(relative, f"{title}: mean α* relative to the step, by burst", "α* relative")
-    style(absolute, "α* absolute by burst, with the rate applied", "learning rate")
+    style(relative, f"{title}: mean α* by burst", "α*, times the applied step")
+    style(absolute, "Learning rate that α* suggests, by burst, and the rate applied", "learning rate")
     style(parts, "Slope and curvature along the step, mean by burst", "loss per step")
     for kind, color in colors.items():
         numbers = estimates.kinds.get(kind)

@@ -188,7 +188,7 @@ class StudyFile:
 def read_study(path: str | Path) -> StudyFile:
     """The study file at `path`, or the one of that name that comes with the package.
 
-    Raises: ConfigError for a file that is missing or no TOML, an unknown key, or a value of the wrong kind.
+    Raises: ConfigError for a file that is missing or not TOML, an unknown key, or a value of the wrong kind.
     """
     path = _found(Path(path))
     values = read_toml(path)

@@ -110,7 +110,7 @@ def test_nothing_nonfinite_reaches_json() -> None:
 
 
 def estimate(live: LiveStatus, step: int, absolute: float, *, count: int, factor: float | None = 2.0) -> None:
-    """An estimate whose curvature is 1, so that its α_abs is minus its slope."""
+    """An estimate whose curvature is 1, so that the rate it suggests is minus its slope."""
     live.estimate(
         step,
         outcome="ok",

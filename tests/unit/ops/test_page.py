@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,10 @@ FLAGS = [
     "--virtual-time-budget=3000",
     "--dump-dom",
 ]
+
+BAND = re.compile(r'<polygon points="([^"]*)"')
+HEIGHT = re.compile(r'<text [^>]*y="([\d.]+)" text-anchor="end"')
+"""Where the label of a value stands, in units of which a digit is 11 high."""
 
 Open = Callable[[LiveStatus], str]
 
@@ -129,3 +134,24 @@ def test_a_run_that_has_not_begun_is_shown_too(open_page: Open) -> None:
     assert text(page, "state") == "starting"
     assert text(page, "verdict") == "No step finished yet"
     assert "NaN" not in page.split("<script>")[0]
+
+
+def test_two_stretches_of_estimates_are_bands_that_can_be_seen_beside_labels_that_can_be_read(open_page: Open) -> None:
+    """Ten estimates in every hundred steps, a quarter of them below -0.003: two bins with a pause between them."""
+    live = LiveStatus(StepClock(), run="runs/new")
+    for step in range(150):
+        live.step(step, epoch=0, rows=8, loss=0.5, learning_rate=8e-3 - step * 4e-5, seconds=0.01)
+        if step % 100 < 10:
+            absolute = -3.2e-3 if step % 10 < 4 else 8e-3
+            factor = AlphaFactor(estimates=10, factor=2.0, standard_error=0.1)
+            rates = (-absolute, 1.0)
+            live.estimate(step, outcome="ok", relative=1.0, absolute=absolute, per_rate=rates, factor=factor)
+    drawn = open_page(live).split('id="ratechart"')[1].split("</svg>")[0]
+    bands = [[tuple(map(float, corner.split(","))) for corner in points.split()] for points in BAND.findall(drawn)]
+    assert len(bands) == 2
+    for band in bands:
+        assert max(x for x, _ in band) - min(x for x, _ in band) == pytest.approx(5)
+        assert max(y for _, y in band) - min(y for _, y in band) > 20
+    heights = sorted(float(y) for y in HEIGHT.findall(drawn))
+    assert len(heights) >= 4
+    assert min(after - before for before, after in pairwise(heights)) > 9

@@ -125,7 +125,7 @@ def test_an_option_that_is_none_is_named():
 
 @pytest.mark.parametrize("share", ["0.1", True, None])
 def test_a_share_that_is_no_number_is_refused(share):
-    with pytest.raises(MeasurementError, match="is no share of the probe batch"):
+    with pytest.raises(MeasurementError, match="is not a share of the probe batch"):
         MeasuringOptions(probe_fraction=share)
 
 

@@ -28,12 +28,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_messages_go_to_standard_error_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console()
-    console.say("[bold] is no markup here, and :smile: no picture" + " x" * 100)
+    console.say("[bold] is not markup here, nor :smile: a picture" + " x" * 100)
     console.warn("disk nearly full")
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "[bold] is no markup here, and :smile: no picture" + " x" * 100,
+        "[bold] is not markup here, nor :smile: a picture" + " x" * 100,
         "warning: disk nearly full",
     ]
 

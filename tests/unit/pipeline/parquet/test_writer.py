@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.parquet.dictionary import DictionaryEncoder, pack, varint
-from pipeline.parquet.writer import Column, Compression, ParquetWriter, lz4_literals
+from pipeline.parquet.writer import Compression, ParquetColumn, ParquetWriter, lz4_literals
 
 COMPRESSIONS: tuple[Compression, ...] = ("lz4", "zstd", "none")
-COLUMNS = (Column(name="y", unsigned_byte=True), Column(name="n", optional=True), Column(name="c"))
+COLUMNS = (ParquetColumn(name="y", unsigned_byte=True), ParquetColumn(name="n", optional=True), ParquetColumn(name="c"))
 SCHEMA = pa.schema(
     [pa.field("y", pa.uint8(), nullable=False), pa.field("n", pa.int32()), pa.field("c", pa.int32(), nullable=False)]
 )

@@ -343,7 +343,7 @@ def test_an_output_that_cannot_be_used_is_said_in_one_line(tmp_path: Path) -> No
     log = write_log(tmp_path / "log.tsv", 5)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.doc").touch()
-    with pytest.raises(InputError, match=r"full is no data folder and not empty \(it holds thesis\.doc\)"):
+    with pytest.raises(InputError, match=r"full is not a data folder and not empty \(it holds thesis\.doc\)"):
         run(tmp_path / "full", log)
     with pytest.raises(InputError, match=r"log\.tsv is a file; give another --out"):
         run(log, log)
@@ -419,8 +419,8 @@ def test_a_folder_that_was_finished_meanwhile_is_not_made_again(
         ({"validation": float("nan")}, "--validation nan and --test 0.1 must be 0 or more"),
         ({"rows_per_shard": 0}, "--rows-per-shard 0 must be at least 1"),
         ({"workers": 0}, "--workers 0 must be at least 1"),
-        ({"max_rejects": "many"}, "--max-rejects 'many' is no count and no share"),
-        ({"max_rejects": "200%"}, "--max-rejects '200%' is no count and no share"),
+        ({"max_rejects": "many"}, "--max-rejects 'many' is neither a count nor a share"),
+        ({"max_rejects": "200%"}, "--max-rejects '200%' is neither a count nor a share"),
         ({"split": "days"}, "--split days needs at least two files"),
         ({"format": "none.toml"}, "format none.toml does not exist"),
     ],

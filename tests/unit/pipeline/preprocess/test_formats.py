@@ -124,7 +124,7 @@ def test_line_numbers_count_the_header(tmp_path: Path, avazu: Path) -> None:
         ('delimiter = ","', 'delimiter = "a"', "may be part of a number or a category"),
         ('delimiter = ","', 'delimiter = "."', "may be part of a number or a category"),
         ('delimiter = ","', "delimiter = 7", "`delimiter` must be a string, and 7 was given"),
-        ("header = true", "header = yes", "is no TOML"),
+        ("header = true", "header = yes", "is not TOML"),
         ("header = true", 'header = "true"', "`header` must be true or false, and 'true' was given"),
         ("header = true", "header = 1", "`header` must be true or false, and 1 was given"),
         ("hexadecimal = false", "hexadecimal = 0.0", "`hexadecimal` must be true or false, and 0.0 was given"),
@@ -168,10 +168,10 @@ def test_a_byte_order_mark_is_skipped(avazu: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (AVAZU.encode("utf-16"), "is no UTF-8 text"),
-        (AVAZU.replace("avazu", "é").encode("latin-1"), "is no UTF-8 text"),
-        (b"a = " + b"[" * 100_000, "is no TOML"),
-        (b"a = 1" + b"0" * 5000, "is no TOML|cannot be read"),
+        (AVAZU.encode("utf-16"), "is not UTF-8 text"),
+        (AVAZU.replace("avazu", "é").encode("latin-1"), "is not UTF-8 text"),
+        (b"a = " + b"[" * 100_000, "is not TOML"),
+        (b"a = 1" + b"0" * 5000, "is not TOML|cannot be read"),
         (b"", "`columns` is missing"),
     ],
 )
@@ -272,16 +272,16 @@ def test_bucket_sizes_by_option(text: str, sizes: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "'' is no whole number"),
-        ("1e6", "'1e6' is no whole number"),
-        ("-1", "'-1' is no whole number"),
-        ("٣", "is no whole number"),
+        ("", "'' is not a whole number"),
+        ("1e6", "'1e6' is not a whole number"),
+        ("-1", "'-1' is not a whole number"),
+        ("٣", "is not a whole number"),
         ("1,2", "2 bucket sizes for 3 sparse columns"),
         ("0", "between 1 and 2³¹ − 1, and 0 was given"),
         ("C1=0", "between 1 and 2³¹ − 1, and 0 was given"),
-        ("C4=9", "'C4' is no sparse column of tiny; known are C1, C2, C3"),
-        ("C1=9,3", "'C1=9' is no whole number"),
-        ("9" * 5000, "is no whole number"),
+        ("C4=9", "'C4' is not a sparse column of tiny; known are C1, C2, C3"),
+        ("C1=9,3", "'C1=9' is not a whole number"),
+        ("9" * 5000, "is not a whole number"),
     ],
 )
 def test_bucket_sizes_that_make_no_sense(text: str, why: str) -> None:

@@ -150,7 +150,7 @@ def test_what_stands_for_nothing_is_said_in_one_line(days: Path) -> None:
         ([str(days / "none*")], "matches no file; check the pattern"),
         ([days / "deeper"], "holds no log files"),
         ([days / "empty.tsv"], "empty.tsv is empty"),
-        ([days / "fifo"], "is no regular file"),
+        ([days / "fifo"], "is not a regular file"),
         ([days / "day_0.tsv", days], "day_0.tsv is named twice"),
         ([""], "an empty name"),
         (["~nobody-of-this-name/x"], "does not exist"),

@@ -27,7 +27,7 @@ def test_auto_tries_harmless_steps_and_finds_the_rate_from_one_clear_estimate(gu
     trial = policy.learning_rate(0, 0.3)
     assert trial == min(guess, 1e-6)
     said = policy.observe(estimate(0, 5e-3, error=1e-3, rate=trial))
-    source = "reached over 20 steps (α* of trial steps 5.00e-3 ± 1.00e-3)"
+    source = "reached over 20 steps (trial steps suggest 5.00e-3 ± 1.00e-3)"
     assert said == f"step 1: rate {trial:.2e} → 5.00e-3, {source}".replace("e-0", "e-")
     assert policy.learning_rate(20, 0.3) == pytest.approx(5e-3)
 
@@ -48,8 +48,8 @@ def test_auto_tries_ten_times_longer_after_ten_estimates_without_evidence_up_to_
         said.append(policy.observe(estimate(step, -1e-3 * (-1) ** step, error=1e-2, rate=rates[-1])))
     assert rates == pytest.approx([1e-6] * 10 + [1e-5] * 10 + [3e-5] * 20)
     assert [text for text in said if text] == [
-        "step 10: rate 1.00e-6 → 1.00e-5 (no evidence of α* yet)",
-        "step 20: rate 1.00e-5 → 3.00e-5 (no evidence of α* yet)",
+        "step 10: rate 1.00e-6 → 1.00e-5 (no evidence of a rate yet)",
+        "step 20: rate 1.00e-5 → 3.00e-5 (no evidence of a rate yet)",
     ]
     assert all(policy.wants(step) for step in (55, 155)), "the search goes on whatever the interval"
 
@@ -173,7 +173,7 @@ def test_auto_says_so_once_the_rate_has_moved_by_half():
     policy = following(1e-2)
     said = [policy.observe(estimate(step, 1.0, error=1e-3)) for step in range(1, 5)]
     assert [bool(text) for text in said] == [False, True, False, True]
-    assert (said[1] or "").startswith("step 3: rate 1.00e-2 → 1.56e-2 (α* followed to within ")
+    assert (said[1] or "").startswith("step 3: rate 1.00e-2 → 1.56e-2 (the rate that α* suggests, known to ")
 
 
 def test_auto_falls_to_zero_over_its_cool_down_and_neither_measures_nor_heeds_then():

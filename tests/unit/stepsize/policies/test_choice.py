@@ -17,7 +17,7 @@ from stepsize.policies.rates import format_rate
 
 
 def estimate(step: int, absolute: float, *, outcome: Outcome | None = None, rate: float = 1e-3, age: int = 0):
-    """An estimate whose α_abs is `absolute`; an outcome without a number carries none."""
+    """An estimate that suggests the rate `absolute`; an outcome without a number carries none."""
     outcome = outcome or (Outcome.OK if absolute > 0 else Outcome.ASCENT)
     number = outcome in (Outcome.OK, Outcome.ASCENT)
     curvature = 0.02

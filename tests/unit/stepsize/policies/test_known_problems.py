@@ -21,7 +21,7 @@ class Tracking:
 
     Loss ½‖θ − w_t‖² (curvature 1), N weights; each step w moves by q·ε and the gradient comes with noise σ·ε. With
     P the mean square of a coordinate of θ − w, P ← (1 − η)²P + η²σ² + q², least at η = P/(P + σ²): in balance
-    P² = q²(P + σ²). That η is also the mean α_abs; the slope's variance is σ²‖d‖².
+    P² = q²(P + σ²). That η is also the mean of the rates that α* suggests; the slope's variance is σ²‖d‖².
     """
 
     N, NOISE, WALK = 30, 1.0, 0.1

@@ -17,8 +17,8 @@ import tyro
 from ops.server import PortInUseError
 from pipeline.errors import InputError, StorageError
 from trainer.cli import entry as cli
-from trainer.cli.arguments import UsageError, parse, parse_first
-from trainer.cli.tables import print_table, shown
+from trainer.cli.arguments import UsageError, parse_arguments, parse_first
+from trainer.cli.tables import cell_text, print_table
 from trainer.config import ConfigError
 from trainer.report.report import ReportError
 
@@ -62,9 +62,9 @@ def test_a_verb_gets_its_arguments_and_gives_its_code(verb: Callable[[Any], None
     ("error", "code", "said"),
     [
         (InputError("day.tsv:4 has\n 39 fields"), 2, "day.tsv:4 has 39 fields"),
-        (ConfigError("budget.step is no key"), 2, "budget.step is no key"),
+        (ConfigError("budget.step is not a key"), 2, "budget.step is not a key"),
         (UsageError("--run is missing"), 2, "--run is missing"),
-        (ReportError("RUN: is no run"), 2, "RUN: is no run"),
+        (ReportError("RUN: is not a run"), 2, "RUN: is not a run"),
         (StorageError("part-00000.parquet is damaged"), 74, "part-00000.parquet is damaged"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "steps.jsonl"), 74, "steps.jsonl: No space left on device"),
         (OSError(errno.EIO, os.strerror(errno.EIO)), 74, "Input/output error"),
@@ -134,7 +134,7 @@ class Whole(First):
 def test_arguments_override_what_is_there() -> None:
     default = Whole(config=Path("c"), run=Path("r"), budget=Section(steps=3, kind="disjoint"))
     arguments = ["c", "--run", "r", "--budget.steps", "7"]
-    given = parse(Whole, arguments, "try", default=default, underscores=True)
+    given = parse_arguments(Whole, arguments, "try", default=default, underscores=True)
     assert given.budget == Section(steps=7, kind="disjoint")
     assert parse_first(First, arguments, "try") == First(config=Path("c"), run=Path("r"))
 
@@ -152,7 +152,7 @@ def test_arguments_override_what_is_there() -> None:
 )
 def test_values_that_may_be_missing(arguments: list[str], value: Section) -> None:
     default = Whole(config=Path("c"), run=Path("r"), budget=Section(steps=3, share=0.7))
-    assert parse(Whole, ["c", "--run", "r", *arguments], "try", default=default).budget == value
+    assert parse_arguments(Whole, ["c", "--run", "r", *arguments], "try", default=default).budget == value
 
 
 @pytest.mark.parametrize(
@@ -162,8 +162,8 @@ def test_values_that_may_be_missing(arguments: list[str], value: Section) -> Non
         ([], "CONFIG, --run PATH are missing;"),
         (["--run", "r"], "CONFIG is missing;"),
         (["c", "--run"], "--run needs a value;"),
-        (["c", "--run", "r", "--budget.stepz", "3"], "--budget.stepz is no option (did you mean --budget.steps?);"),
-        (["c", "--run", "r", "-n", "3"], "-n is no option;"),
+        (["c", "--run", "r", "--budget.stepz", "3"], "--budget.stepz is not an option (did you mean --budget.steps?);"),
+        (["c", "--run", "r", "-n", "3"], "-n is not an option;"),
         (["c", "--run", "r", "d"], "'d' is one argument too many;"),
         (["c", "--run", "r", "d", ""], "'d', '' are arguments too many;"),
         (["", "--run", "r"], "CONFIG: '' is not a path; give one;"),
@@ -181,7 +181,7 @@ def test_values_that_may_be_missing(arguments: list[str], value: Section) -> Non
 )
 def test_usage_errors_are_one_line(arguments: list[str], said: str) -> None:
     with pytest.raises(UsageError) as refused:
-        parse(Whole, arguments, "try")
+        parse_arguments(Whole, arguments, "try")
     text = str(refused.value)
     assert said in text
     assert text.endswith("see alphastream try --help")
@@ -196,7 +196,7 @@ def test_what_comes_first_is_missed_first() -> None:
 
 def test_help_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        parse(Whole, ["--help"], "try")
+        parse_arguments(Whole, ["--help"], "try")
     assert stop.value.code == 0
     lines = [" ".join(re.sub("[│╭╮╰╯─]", "", line).split()) for line in capsys.readouterr().out.splitlines()]
     shown = {"--budget.steps INT", "--budget.share FLOAT", "--budget.widths INT...", "--budget.betas FLOAT FLOAT"}
@@ -208,7 +208,7 @@ def test_help_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
     [(None, ""), (0.4826123, "0.48261"), (1e-7, "1e-07"), (1234567, "1,234,567"), (("a", "b"), "a, b"), ("x", "x")],
 )
 def test_shown(value: object, text: str) -> None:
-    assert shown(value) == text
+    assert cell_text(value) == text
 
 
 def test_tables_shorten_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,12 +34,15 @@ def test_options_of_earlier_versions_are_those_of_now(arguments: list[str], curr
     [
         (
             ["--optimizer.learning_rate", "1"],
-            "--optimizer.learning_rate is no option; did you mean --optimizer.lr?",
+            "--optimizer.learning_rate is not an option; did you mean --optimizer.lr?",
         ),
-        (["--budget.step=3"], "--budget.step is no option; did you mean --budget.steps?; see"),
+        (["--budget.step=3"], "--budget.step is not an option; did you mean --budget.steps?; see"),
         (["--stepsize.drift", "0.5"], "--stepsize.drift = 0.5 can no longer be set, it is always 0.02; leave it out"),
         (["--stepsize.clip"], "--stepsize.clip = '' can no longer be set"),
-        (["--optimizer.options.momentum", "0.9"], "no option; write optimizer.options.momentum = ... into the file"),
+        (
+            ["--optimizer.options.momentum", "0.9"],
+            "not an option; write optimizer.options.momentum = ... into the file",
+        ),
     ],
 )
 def test_options_that_cannot_be_used_have_a_remedy(arguments: list[str], said: str) -> None:
@@ -52,6 +55,19 @@ def test_help_shows_what_the_preset_decides() -> None:
     preset, shown = load_preset("dlrm-tiny"), settings_for_help()
     assert shown.model.table_rows == preset["model"]["table_rows"]
     assert shown.optimizer.lr == preset["optimizer"]["lr"]
+
+
+def test_help_is_broken_where_the_terminal_ends_and_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "900")
+    for verb, text in [
+        ("preprocess", "in the order of time; those of a folder or pattern are put in natural order."),
+        ("train", "by default $XDG_CACHE_HOME or ~/.cache, then alphastream. (default: None)"),
+        ("study", "[study]. Or the name of one that comes with the package, such as learning-rate-free. (required)"),
+    ]:
+        assert main([verb, "--help"]) == 0
+        assert text in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", list(VERBS))

@@ -1,12 +1,56 @@
-"""What the terminal says of α*: one pooled factor with its margin, from the tenth estimate on."""
+"""What a run says while it trains: one pooled factor of α* with its margin, and records that others can read soon."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from trainer.job.observer import pooled_factor
+from ops.live import LiveStatus
+from ops.metrics import Metrics
+from ops.step_clock import StepClock, StepTiming
+from pipeline.device import Feed
+from trainer.config import config_from
+from trainer.console import Console
+from trainer.job.observer import Outlets, RunObserver, pooled_factor
+from trainer.job.run_directory import RunDirectory
+from trainer.records.records import read_records
+
+
+class NoRows:
+    """A feed that the observer asks for its state, and that has none."""
+
+    skipped_rows = 0
+
+    def queued_batches(self) -> int:
+        return 0
+
+    def stage_totals(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize(("step_seconds", "steps_until_read"), [(2.0, 3), (0.01, 50)])
+def test_records_can_be_read_after_five_seconds_or_fifty_steps(
+    tmp_path: Path, step_seconds: float, steps_until_read: int
+) -> None:
+    """The first step is written at once; what came of the steps after it, with the next write."""
+    config = config_from({"data": {"path": "DATA"}, "model": {"table_rows": 64}}, where="test").resolved()
+    clock, console = StepClock(), Console(quiet=True)
+    timing = StepTiming(nanoseconds=round(step_seconds * 1e9), phase_nanoseconds={})
+    with RunDirectory(tmp_path / "run", config) as directory:
+        live = LiveStatus(clock, run="run")
+        outlets = Outlets(directory=directory, metrics=Metrics(), live=live, clock=clock, console=console)
+        observer = RunObserver(outlets, cast(Feed, NoRows()), console.progress("training", None, unit="steps"))
+        seen = []
+        for step in range(60):
+            record = {"step": step, "loss": 0.5, "learning_rate": 1e-3, "rows": 8, "epoch": 0}
+            observer.on_step(record, timing, (step + 1) * step_seconds)
+            seen.append(len(list(read_records(tmp_path / "run" / "steps.jsonl"))))
+    assert seen[0] == 1
+    assert seen.index(steps_until_read + 1) == steps_until_read
+    assert set(seen[1:steps_until_read]) == {1}
 
 
 def test_the_factor_is_the_pooled_rate_over_the_mean_applied_one() -> None:

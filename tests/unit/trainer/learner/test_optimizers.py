@@ -214,7 +214,7 @@ def test_names_lead_to_the_right_classes_and_settings() -> None:
     assert type(adamw) is torch.optim.AdamW
     assert (adamw.defaults["betas"], adamw.defaults["weight_decay"], adamw.defaults["lr"]) == ((0.5, 0.6), 0.2, 1e-3)
     nadamw = build_optimizer(OptimizerConfig().resolved("dlrm-small"), model)
-    assert type(nadamw) is NAdamW
+    assert isinstance(nadamw, NAdamW)
     assert nadamw.defaults["lr"] == 0.0017486387539278373
     assert nadamw.defaults["weight_decay"] == 0.08121616522670176
 

@@ -162,7 +162,7 @@ def test_all_damaged_is_an_error_that_names_them(tmp_path: Path) -> None:
 
 def test_a_newer_format_is_refused_rather_than_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 1)
-    monkeypatch.setattr(trainer.records.checkpoint, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(trainer.records.checkpoint, "CHECKPOINT_VERSION", 2)
     save(tmp_path, 2)
     monkeypatch.undo()
     with pytest.raises(InputError, match=r"checkpoint format 2.*update"):

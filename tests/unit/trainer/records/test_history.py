@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.synthetic_run import alpha_records, evaluation_records, step_records, write_lines, write_run
-from trainer.records.history import RunHistory
+from trainer.loop import Stop
+from trainer.records.history import ENDS, RunHistory
 
 
 def step_line(step: int, **changes: object) -> dict[str, object]:
@@ -36,9 +37,25 @@ def test_events_read_as_sentences(tmp_path: Path) -> None:
         {"time": 1.5, "event": "start", "step": 0},
         {"time": 2.5, "event": "checkpoint", "step": 9, "checkpoint": "step-9"},
         {"time": 3.5, "event": "policy", "step": 10, "message": "rate doubled"},
+        {"time": 4.5, "event": "resume", "step": 9, "checkpoint": "step-9"},
+        {"time": 5.5, "event": "stop", "step": 12, "reason": "budget", "skipped_rows": 0},
+        {"time": 6.5, "event": "stop", "step": 13, "reason": "interrupted", "skipped_rows": 1200},
+        {"time": 7.5, "event": "of a later version", "step": 14, "size": 3, "of": "it"},
     ]
     write_lines(tmp_path / "events.jsonl", events)
-    assert RunHistory.load(tmp_path).messages == ((0, "start"), (9, "checkpoint: step-9"), (10, "rate doubled"))
+    assert RunHistory.load(tmp_path).messages == (
+        (0, "training began"),
+        (9, "saved step-9"),
+        (10, "rate doubled"),
+        (9, "continued from step-9"),
+        (12, "the budget is reached"),
+        (13, "stopped by a signal; resumable (1,200 damaged rows left out)"),
+        (14, "of a later version: size 3, of it"),
+    )
+
+
+def test_every_way_to_stop_has_its_words() -> None:
+    assert {stop.name.lower(): stop.text for stop in Stop} == ENDS
 
 
 def test_missing_files_are_empty_tables(tmp_path: Path) -> None:

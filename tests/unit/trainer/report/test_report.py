@@ -14,9 +14,11 @@ import pytest
 from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
+from ops.dashboards import generate
+from ops.step_clock import PHASES
 from tests.synthetic_run import step_records, write_lines, write_run
 from trainer.records.history import RunHistory
-from trainer.report.figures import figures
+from trainer.report.figures import PHASE_COLORS, figures
 from trainer.report.report import ReportError, duration, sentences, shown, write_report
 
 FIGURES = ["loss", "learning_rate", "time", "alpha", "bias"]
@@ -164,7 +166,7 @@ def test_a_run_without_a_finished_step_is_one_clear_error(tmp_path: Path, conten
 
 
 def test_a_path_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match="no run directory"):
+    with pytest.raises(ReportError, match="not a run directory"):
         write_report(tmp_path / "nowhere")
 
 
@@ -270,6 +272,27 @@ def test_nine_estimates_give_no_factor_and_the_page_says_why(tmp_path: Path) -> 
     assert any("α* 2 ± 0:" in sentence for sentence in sentences(measured_run(tmp_path, range(10))))
 
 
+def test_a_warm_up_from_next_to_nothing_leaves_the_frame_to_the_rates_after_it(tmp_path: Path) -> None:
+    steps = step_records(40)
+    for index, step in enumerate(steps):
+        step["learning_rate"] = 1e-12 if index == 0 else 8e-3
+    write_lines(tmp_path / "steps.jsonl", steps)
+    axes = figures(RunHistory.load(tmp_path))["learning_rate"].axes[0]
+    low, high = axes.get_ylim()
+    assert low == pytest.approx(8e-7)
+    assert high > 8e-3
+
+
+def test_a_rate_that_falls_by_a_tenth_is_framed_whole(tmp_path: Path) -> None:
+    steps = step_records(40)
+    for index, step in enumerate(steps):
+        step["learning_rate"] = 8e-3 if index < 20 else 8e-4
+    write_lines(tmp_path / "steps.jsonl", steps)
+    low, high = figures(RunHistory.load(tmp_path))["learning_rate"].axes[0].get_ylim()
+    assert low == pytest.approx(4e-4)
+    assert high > 8e-3
+
+
 def rows_with(page: Path, start: str) -> list[str]:
     text = (page.parent / "summary.csv").read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line.strip('"').startswith(start)]
@@ -331,3 +354,13 @@ def test_the_smoothed_estimators_are_not_drawn_across_a_pause(tmp_path: Path) ->
     lines = figures(RunHistory.load(tmp_path))["bias"].axes[0].lines
     smooth = [np.asarray(line.get_ydata()) for line in lines if "(both" in str(line.get_label())]
     assert [int(np.isnan(values).sum()) for values in smooth] == [1, 1]
+
+
+def test_a_phase_has_one_color_in_the_report_the_dashboard_and_the_live_page() -> None:
+    page = (Path(generate.__file__).parents[1] / "live.html").read_text(encoding="utf-8")
+    light = page.split("prefers-color-scheme: dark")[0]
+    values = dict(re.findall(r"(--\w+): (#[0-9a-f]{6});", light))
+    [table] = re.findall(r"const COLOR = \{(.*?)\};", page, re.DOTALL)
+    live = {phase: values[variable].upper() for phase, variable in re.findall(r'(\w+): "(--\w+)"', table)}
+    assert live.keys() == set(PHASES)
+    assert live == generate.PHASE_COLORS == PHASE_COLORS

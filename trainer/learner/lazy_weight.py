@@ -1,0 +1,203 @@
+"""Embedding tables whose rows make NAdamW's steps only when somebody looks at them, and look then as if they had.
+
+    table = nn.Embedding(rows, width)
+    keep_by_rows(table)                            # table.weight is a LazyWeight from now on, the same object
+    optimizer = LazyNAdamW(table.parameters())
+
+Nobody else needs to know: `F.embedding` and `index_select` bring the rows they read up to date, every other function
+that is handed the weight, or the moments in the optimizer's state, brings up to date the whole table. What such a
+function returned is a value of that time; `detach()` and `.data` give tensors that go on reading the present.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+from torch.utils._pytree import tree_leaves
+
+from trainer.learner.lazy_table import LazyTable, plain
+from trainer.learner.nadamw import NAdamW, Piece, move, scalars_of
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class _Read(torch.Tensor):
+    """Brings its table up to date before any function reads it."""
+
+    table: LazyTable
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        found = _looked_up(*args, **kwargs) if func is functional.embedding else None
+        if found is not None:
+            return found
+        if func in _INDEX_SELECT and isinstance(args[0], _Read) and len(args) == 3 and args[1] == 0:
+            args[0].table.bring_up_to_date(args[2])
+        elif func in _ALIASES:
+            return reading(args[0].table, args[0])
+        elif func not in _METADATA:
+            for value in tree_leaves((args, kwargs)):
+                if isinstance(value, _Read):
+                    value.table.bring_up_to_date()
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """A plain tensor, or parameter, of the present values."""
+        self.table.bring_up_to_date()
+        copied = plain(self).clone()
+        memo[id(self)] = copied = nn.Parameter(copied, self.requires_grad) if isinstance(self, LazyWeight) else copied
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Saved as the same plain tensor or parameter."""
+        return self.__deepcopy__({}).__reduce_ex__(protocol)
+
+
+class LazyWeight(_Read, nn.Parameter):
+    """The weight of an embedding table kept by rows."""
+
+
+class _Moment(_Read):
+    """A tensor that moves with a table's rows: a moment, an average, or the weight detached."""
+
+
+_INDEX_SELECT = {torch.Tensor.index_select, torch.index_select}
+_ALIASES = {torch.Tensor.detach, vars(torch._C.TensorBase)["data"].__get__}
+_METADATA = {
+    torch.Tensor.dim,
+    torch.Tensor.size,
+    torch.Tensor.numel,
+    torch.Tensor.stride,
+    torch.Tensor.is_contiguous,
+    torch.Tensor.is_floating_point,
+    torch.Tensor.requires_grad_,
+    vars(torch._C.TensorBase)["grad"].__set__,
+    *(
+        vars(torch._C.TensorBase)[name].__get__
+        for name in (
+            "grad",
+            "shape",
+            "dtype",
+            "device",
+            "ndim",
+            "layout",
+            "requires_grad",
+            "is_cuda",
+            "is_sparse",
+            "is_leaf",
+        )
+    ),
+}
+"""What may be asked of a table without reading it."""
+
+
+class _LookUp(torch.autograd.Function):
+    """Rows of a table that are up to date; the gradient is sparse."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: LazyWeight, ids: Tensor, padding: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.table, ctx.padding = weight.table, padding
+        ctx.save_for_backward(ids)
+        return torch.embedding(plain(weight), ids)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (ids,) = ctx.saved_tensors
+        rows = gradient.contiguous().view(ids.numel(), -1)
+        return ctx.table.gradient(ids, rows, ctx.padding), None, None
+
+
+def _looked_up(  # noqa: PLR0917 (the signature of functional.embedding)
+    ids: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor | None:
+    """`F.embedding`, or None for one that needs the table whole."""
+    if not isinstance(weight, _Read) or max_norm is not None or scale_grad_by_freq:
+        return None
+    weight.table.bring_up_to_date(ids)
+    if not (torch.is_grad_enabled() and isinstance(weight, LazyWeight) and weight.requires_grad):
+        return torch.embedding(plain(weight), ids)
+    return _LookUp.apply(weight, ids, -1 if padding_idx is None else padding_idx % len(weight))
+
+
+def reading(table: LazyTable, tensor: Tensor) -> Tensor:
+    """`tensor`, which moves with the table's rows, as one that is never read before they are up to date."""
+    made = torch.Tensor._make_subclass(_Moment, plain(tensor))
+    made.table = table
+    return made
+
+
+class LazyNAdamW(NAdamW):
+    """NAdamW that makes the steps of a `LazyWeight`'s rows when they are looked at; results are NAdamW's, bit for bit.
+
+    A table whose gradient is not sparse (one that is also read as a whole) is moved whole, at NAdamW's cost.
+    The state has NAdamW's form, and one can load the other's.
+    """
+
+    def _move_group(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        tables = [parameter for parameter in parameters if isinstance(parameter, LazyWeight)]
+        for weight in tables:
+            gradient, state = weight.grad, self._advanced_state(weight, group)
+            assert gradient is not None
+            if not isinstance(state[MOMENTS[0]], _Read):
+                self._follow(weight, state)
+            if gradient.is_sparse:
+                weight.table.step(gradient, scalars_of(state["step"].item(), group))
+            else:
+                weight.table.bring_up_to_date()
+                moments = plain(state["exp_avg"]), plain(state["exp_avg_sq"])
+                move([Piece(plain(weight), gradient, *moments, state["step"])], group)
+        by_rows = {id(weight) for weight in tables}
+        super()._move_group([parameter for parameter in parameters if id(parameter) not in by_rows], group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a state of this class or of NAdamW."""
+        tables = [weight for group in self.param_groups for weight in group["params"] if isinstance(weight, LazyWeight)]
+        for weight in tables:
+            weight.table.bring_up_to_date()
+        super().load_state_dict(state_dict)
+        for weight in tables:
+            if weight in self.state:
+                self._follow(weight, self.state[weight])
+
+    def _follow(self, weight: LazyWeight, state: dict[str, Any]) -> None:
+        moments = [plain(state[name]).contiguous() for name in MOMENTS]
+        weight.table.follow(*moments)
+        state.update({name: reading(weight.table, moment) for name, moment in zip(MOMENTS, moments, strict=True)})
+
+
+def keep_by_rows(model: nn.Module) -> None:
+    """Make every embedding's weight that can be kept by rows a LazyWeight; for `LazyNAdamW`, and nobody else, to move.
+
+    The parameters stay the same objects, so that modules which share one still do.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and reason_for_dense(module) is None:
+            weight = module.weight
+            if not isinstance(weight, LazyWeight):
+                weight.__class__ = LazyWeight
+                weight.table = LazyTable(weight)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def reason_for_dense(module: nn.Embedding) -> str | None:
+    """Why the module's weight cannot be kept by rows; None where it can."""
+    weight = module.weight
+    if weight.device.type != "cpu":
+        return f"the table is on {weight.device.type}, and the steps of rows can be made later on the CPU only"
+    if weight.dtype is not torch.float32 or not weight.is_contiguous():
+        return "the steps of rows can be made later in contiguous tables of float32 only"
+    if module.max_norm is not None or module.scale_grad_by_freq:
+        return "max_norm and scale_grad_by_freq need the table whole"
+    return None
