@@ -146,13 +146,14 @@ class AutogradLoss:
     """A loss of the user's own, `function(z, y) -> (R,)`; its slope and Hessian form come from autograd in the logits.
 
     Row i of the result may depend on row i of the logits alone; of a result (R, T, ...) every row's mean is taken.
-    The curvature is negative if the loss is concave. The function may read no parameter that the optimizer moves.
+    The curvature is negative if the loss is concave. The function may read no parameter that the optimizer moves;
+    it gets copies, which it may write into.
     """
 
     function: Callable[[Tensor, Tensor], Tensor]
 
     def per_sample(self, z: Tensor, y: Tensor) -> Tensor:
-        losses = self.function(z, y)
+        losses = self.function(z.clone(), y.clone() if isinstance(y, Tensor) else y)
         if not isinstance(losses, Tensor) or losses.shape[:1] != z.shape[:1]:
             shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise MeasurementError(
@@ -171,15 +172,26 @@ class AutogradLoss:
         return 4 * eps * _columns(self._forms(z, y, t)[1]).abs().sum(1)
 
     def _forms(self, z: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """g ⊙ t and t ⊙ Ht in z's shape; rows don't mix, so the gradient of the sum is every row's own."""
+        """g ⊙ t and t ⊙ Ht in z's shape; rows don't mix, so the gradient of the sum is every row's own.
+
+        Raises: MeasurementError where the function has no second derivative, such as torch's CTC loss.
+        """
         with torch.enable_grad():
             leaf = z.detach().requires_grad_()
             total = self.per_sample(leaf, y).sum()
-            (gradient,) = torch.autograd.grad(total, leaf, create_graph=True, materialize_grads=True)
-            slopes = gradient * t
-            if not slopes.requires_grad:  # a loss linear in its logits
-                return slopes, torch.zeros_like(slopes)
-            (product,) = torch.autograd.grad(slopes.sum(), leaf, materialize_grads=True)
+            try:
+                (gradient,) = torch.autograd.grad(total, leaf, create_graph=True, materialize_grads=True)
+                slopes = gradient * t
+                if not slopes.requires_grad:  # a loss linear in its logits
+                    return slopes, torch.zeros_like(slopes)
+                (product,) = torch.autograd.grad(slopes.sum(), leaf, materialize_grads=True)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise MeasurementError(
+                    f"the loss function cannot be differentiated twice in the logits ({str(error).splitlines()[0]}), "
+                    "and α* needs its curvature; write it in operations that can, such as log_softmax, clamp and sums"
+                ) from error
         return slopes.detach(), t * product
 
 

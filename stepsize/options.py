@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from numbers import Real
+from typing import Any, Literal, get_args
 
 from stepsize.errors import MeasurementError
 
@@ -53,9 +56,10 @@ class MeasuringOptions:
                 raise MeasurementError(
                     f"{name}: {getattr(self, name)!r} is unknown; choose {' or '.join(get_args(kind))}"
                 )
-        if not 0 < self.probe_fraction <= 1:
+        share = self.probe_fraction
+        if isinstance(share, bool) or not isinstance(share, Real) or not 0 < share <= 1:
             raise MeasurementError(
-                f"probe_fraction: {self.probe_fraction} is not a share of the probe batch; give one above 0, up to 1"
+                f"probe_fraction: {share!r} is not a share of the probe batch; give one above 0, up to 1"
             )
         if self.method == "secant":
             self._check_secant()
@@ -81,3 +85,19 @@ class MeasuringOptions:
     def needs_whole(self) -> bool:
         """Whether tables must be kept whole."""
         return self.diagnostics == "full" or self.curvature != "ggn"
+
+
+def chosen(measuring: MeasuringOptions, given: Mapping[str, Any]) -> MeasuringOptions:
+    """`measuring` with the fields that are `given` one by one in place of its own.
+
+    Raises: MeasurementError for what is no MeasuringOptions, an unknown field and an unknown value.
+    """
+    if not isinstance(measuring, MeasuringOptions):
+        raise MeasurementError(f"measuring: {measuring!r} is no MeasuringOptions; give one, or its fields one by one")
+    names = [field.name for field in fields(MeasuringOptions)]
+    for name in given:
+        if name not in names:
+            near = get_close_matches(name, names, 1)
+            known = f"perhaps {near[0]}" if near else f"there are {', '.join(names)}"
+            raise MeasurementError(f"{name}: there is no such option; {known}")
+    return replace(measuring, **given)

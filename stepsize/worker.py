@@ -41,12 +41,13 @@ from stepsize.measuring import (
     refuse_max_norm,
     refuse_scripted,
     refuse_sharded,
+    refuse_without_parameters,
     row_forms,
     secant_noise,
     summarize,
     unwrapped,
 )
-from stepsize.options import MeasuringOptions
+from stepsize.options import MeasuringOptions, chosen
 
 CHECKS = 10
 """Measurements after which a self-check that had nothing to compare, the steps having moved nothing, is given up."""
@@ -122,9 +123,11 @@ class StepSizeWorker:
         `self_check` holds the first measurement against a backward pass through the model (`SelfCheck`).
 
         Raises: MeasurementError for an unknown option, a loss without a closed form or with weights of its own that
-        the optimizer moves, an optimizer without a rate, and a model that is scripted or sharded.
+        the optimizer moves, an optimizer without a rate or of another model, and a model that has no parameters or is
+        scripted or sharded.
         """
-        self.options = replace(measuring, **options)
+        self.options = chosen(measuring, options)
+        refuse_without_parameters(model)
         self.model = unwrapped(model)
         refuse_scripted(self.model)
         refuse_sharded(self.model)
@@ -143,6 +146,7 @@ class StepSizeWorker:
         self._tracker = Tracker(self.model, self._optimizers, tables=tables, context=self._context, loss=self.loss)
         self._tables = self._tracker.table_names()
         self._tracker.refuse_moving(self.loss)
+        self._tracker.moving()
         self._checks_left = CHECKS if self_check and self.options.method == "jvp" else 0
         self._lane = lane_for(self._device)
         self._last_forward = LastTrainingForward(self._device)
@@ -272,6 +276,10 @@ class StepSizeWorker:
         train_targets: Tensor | None,
     ) -> tuple[Batch, ...]:
         """B1, under the dropout mask that the next forward pass will draw, and B2 under the one it was trained with."""
+        if targets is None or not len(targets):
+            raise MeasurementError(
+                "before_step: B1 has no rows; give targets of at least one, zeros where the loss needs none"
+            )
         now = Generators.capture(self._device)
         rows = math.ceil(self.options.probe_fraction * len(targets))
         b1_inputs, b1_targets = _as_tuple(inputs), targets

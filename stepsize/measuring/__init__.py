@@ -15,6 +15,7 @@ from stepsize.measuring.passes import (
     plain_logits,
     refuse_scripted,
     refuse_sharded,
+    refuse_without_parameters,
     unwrapped,
 )
 from stepsize.measuring.self_check import SelfCheck
@@ -44,6 +45,7 @@ __all__ = [
     "refuse_max_norm",
     "refuse_scripted",
     "refuse_sharded",
+    "refuse_without_parameters",
     "row_forms",
     "secant_noise",
     "summarize",

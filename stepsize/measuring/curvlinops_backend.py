@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stepsize.errors import MeasurementError
 from stepsize.losses import BCEWithLogits, CrossEntropy, Loss, SquaredError
 from stepsize.measuring.direction import Batch, Direction
+from stepsize.measuring.kept import own_copy
 from stepsize.measuring.passes import ForwardContext, undisturbed
 
 OPERATORS = {
@@ -109,7 +110,7 @@ class _OneArgument(nn.Module):
         self.columns = columns
 
     def forward(self, inputs: dict[str, Any]) -> Tensor:
-        z = self.model(*inputs.values())
+        z = self.model(*own_copy(tuple(inputs.values())))
         return z.reshape(z.shape[0], -1) if self.columns else z
 
 

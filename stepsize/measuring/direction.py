@@ -178,20 +178,8 @@ class Tracker:
 
         Raises: MeasurementError where the optimizer moves no parameter of the model.
         """
-        group_of = {
-            id(parameter): index
-            for index, group in enumerate(group for one in self.optimizers for group in one.param_groups)
-            for parameter in group["params"]
-        }
-        moving = {
-            name: parameter
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad and id(parameter) in group_of
-        }
-        if not moving:
-            raise MeasurementError(
-                "the optimizer moves none of the model's parameters; give the worker the optimizer of this very model"
-            )
+        group_of = self._group_of()
+        moving = self.moving()
         buffers = {name: buffer.detach().clone() for name, buffer in self.model.named_buffers()}
         with torch.no_grad():
             lookups = self._record_all(moving, batches, buffers)
@@ -213,6 +201,27 @@ class Tracker:
                 if name not in moving and not parameter.is_inference()
             },
         )
+
+    def moving(self) -> dict[str, nn.Parameter]:
+        """The model's parameters that the optimizers move, by name; raises MeasurementError where there are none."""
+        group_of = self._group_of()
+        moving = {
+            name: parameter
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and id(parameter) in group_of
+        }
+        if not moving:
+            raise MeasurementError(
+                "the optimizer moves none of the model's parameters; give the worker the optimizer of this very model"
+            )
+        return moving
+
+    def _group_of(self) -> dict[int, int]:
+        return {
+            id(parameter): index
+            for index, group in enumerate(group for one in self.optimizers for group in one.param_groups)
+            for parameter in group["params"]
+        }
 
     def optimized(self) -> dict[int, str]:
         """What to call every parameter that the optimizers move, by its id."""

@@ -6,7 +6,7 @@ import copy
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from stepsize.errors import MeasurementError
 
@@ -53,6 +54,33 @@ class Generators:
             torch.cuda.set_rng_state(self.cuda, self.device)
         for put_back in self.others:
             put_back()
+
+
+def own_copy(value: Any) -> Any:
+    """`value` with copies of its tensors and containers, so that whoever writes into it leaves the caller's alone.
+
+    Containers are tuples, lists, mappings (also a tokenizer's BatchEncoding) and dataclasses. Parameters, other
+    objects and tensors that are expanded, which torch lets nobody write to, are the same ones.
+    """
+    if isinstance(value, Tensor):
+        expanded = value.layout == torch.strided and any(
+            stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True)
+        )
+        return value if expanded or isinstance(value, nn.Parameter) else value.clone()
+    if isinstance(value, MutableMapping):
+        copied = copy.copy(value)
+        for key, item in value.items():
+            copied[key] = own_copy(item)
+        return copied
+    if is_dataclass(value) and not isinstance(value, type):
+        copied = copy.copy(value)
+        for name, item in vars(value).items():
+            object.__setattr__(copied, name, own_copy(item))
+        return copied
+    leaves, structure = tree_flatten(value)
+    if len(leaves) == 1 and leaves[0] is value:
+        return value
+    return tree_unflatten([own_copy(leaf) for leaf in leaves], structure)
 
 
 def _state_of(generator: Any) -> PutBack | None:
@@ -106,7 +134,8 @@ def attributes_kept(*owners: nn.Module, buffers: bool = False) -> Iterator[None]
     That covers counters, averages and caches which a model keeps beside its buffers, in dataclasses, namespaces and
     objects of classes beside its own too. `buffers` are kept where asked for. Other objects are left to themselves.
 
-    Raises: MeasurementError where a parameter, or a tensor attribute too large to copy, was written to in place.
+    Raises: MeasurementError where a parameter, or a tensor attribute too large to copy, was written to in place; a
+    parameter that is not too large to copy is then put back.
     """
     kept: list[PutBack] = []
     for owner in owners:
@@ -152,19 +181,45 @@ def _content(value: Any, name: str) -> PutBack:
     if isinstance(value, list | dict | set | deque) and len(value) <= MOST_COPIED:
         before = copy.copy(value)
         return lambda: _refill(value, before)
+    if "numpy" in sys.modules and isinstance(value, sys.modules["numpy"].ndarray):
+        return _array(value)
     return lambda: None
+
+
+def _array(value: Any) -> PutBack:
+    if value.size > MOST_COPIED or not value.flags.writeable:
+        return lambda: None
+    before = value.copy()
+
+    def put_back() -> None:
+        value[...] = before
+
+    return put_back
+
+
+def _written_past_its_version(value: Tensor, before: Tensor | None) -> bool:
+    """By its `data` or by numpy; on a device that cannot be seen without waiting for it."""
+    if before is None or value.device.type != "cpu" or torch.equal(value.detach(), before):
+        return False
+    nan_as_it_was = value.is_floating_point() and torch.allclose(value.detach(), before, rtol=0, atol=0, equal_nan=True)
+    return not nan_as_it_was
 
 
 def _unwritten(parameter: nn.Parameter, name: str) -> PutBack:
     version = None if parameter.is_inference() else parameter._version
+    before = parameter.detach().clone() if version is not None and parameter.numel() <= MOST_COPIED else None
 
     def check() -> None:
-        if version is not None and parameter._version != version:
-            raise MeasurementError(
-                f"the model writes into its parameter {name!r} in its forward pass, so measuring changes what is "
-                "trained; keep averages in buffers (register_buffer), which measuring leaves alone, or update them "
-                "outside of forward"
-            )
+        if version is None or (parameter._version == version and not _written_past_its_version(parameter, before)):
+            return
+        if before is not None:
+            with torch.no_grad():
+                parameter.copy_(before)
+        raise MeasurementError(
+            f"the model writes into its parameter {name!r} in its forward pass, so measuring changes what is "
+            "trained; keep averages in buffers (register_buffer), which measuring leaves alone, or update them "
+            "outside of forward"
+        )
 
     return check
 
@@ -195,7 +250,7 @@ def _tensor(value: Tensor, name: str) -> PutBack:
                     f"the model writes into its attribute {name!r} ({value.numel():,} numbers) while it is measured; "
                     "make it a buffer (register_buffer), which measuring leaves alone"
                 )
-        elif not unchanged or (value.device.type == "cpu" and not torch.equal(value, before)):
+        elif not unchanged or _written_past_its_version(value, before):
             with torch.no_grad():
                 value.copy_(before)
 

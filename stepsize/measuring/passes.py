@@ -20,7 +20,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from stepsize.errors import MeasurementError
 from stepsize.losses import AutogradLoss, Loss
 from stepsize.measuring.forward_mode import TrueToReverse
-from stepsize.measuring.kept import Generators, attributes_kept
+from stepsize.measuring.kept import Generators, attributes_kept, own_copy
 from stepsize.measuring.tables import StandIn
 from stepsize.options import Precision
 
@@ -56,6 +56,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = model._orig_mod  # pyright: ignore[reportAssignmentType]
         else:
             return model
+
+
+def refuse_without_parameters(model: object) -> None:
+    """Raises MeasurementError for what is no module, or one that has no parameters."""
+    if not isinstance(model, nn.Module):
+        raise MeasurementError(f"model: {model!r} is not an nn.Module; give the model that the optimizer moves")
+    if next(model.parameters(), None) is None:
+        raise MeasurementError(
+            f"model: {type(model).__name__} has no parameters, so no step moves it; give the model that is trained "
+            "(a quantized one has none)"
+        )
 
 
 def refuse_sharded(model: nn.Module) -> None:
@@ -97,9 +108,10 @@ def forward_pass(
 ) -> Tensor:
     """`model(*inputs)` with `substitutes` for its parameters, drawing what `generators` draw next.
 
-    The model writes into clones of `buffers`; everything else is left as `undisturbed` leaves it. Parameters without
-    a substitute count as constants if `detached`, and the model's own `no_grad` holds in forward mode too. `live` has
-    the ids and descriptions of parameters that must not be read but through their substitutes.
+    The model writes into clones of `buffers` and copies of `inputs`; everything else is left as `undisturbed` leaves
+    it. Parameters without a substitute count as constants if `detached`, and the model's own `no_grad` holds in
+    forward mode too. `live` has the ids and descriptions of parameters that must not be read but through their
+    substitutes.
 
     Raises: MeasurementError where the model reads one of `live`, uses an operation whose forward mode is wrong, or
     does not return a floating-point tensor of logits.
@@ -109,7 +121,7 @@ def forward_pass(
     constants = {name: value.detach() for name, value in others if name not in substitutes}
     # With gradients on, the model takes the ways it takes in training; nothing here requires any.
     with torch.enable_grad(), undisturbed(generators, model), true_to_reverse(live or {}), context():
-        logits = torch.func.functional_call(model, {**copies, **constants, **substitutes}, inputs)
+        logits = torch.func.functional_call(model, {**copies, **constants, **substitutes}, own_copy(inputs))
     return as_logits(logits)
 
 

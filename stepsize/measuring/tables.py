@@ -60,7 +60,7 @@ class Recorder:
 
     def rows(self, ids: Tensor) -> Tensor:
         before = self.weight.index_select(0, ids)
-        self.calls.append(Lookup(ids=ids, before=before))
+        self.calls.append(Lookup(ids=ids.clone(), before=before))
         self.after_each()
         return before
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from stepsize.estimate import Estimate, Outcome
 from stepsize.policies.cadence import Cadence
-from stepsize.policies.few_rows import ENOUGH_ROWS, FewRows
+from stepsize.policies.few_rows import ENOUGH_ROWS, FewRows, steps_a_block
 from stepsize.policies.rate_filter import RateFilter
 from stepsize.policies.rates import Bounds, format_rate, moved
 from stepsize.policies.repeats import Repeats
@@ -33,7 +33,8 @@ class Auto:
     2. Following. The rate is a `RateFilter`'s: every estimate counts by its error bar, so a step at most goes as
        far as the evidence does, and no estimate moves it by more than `clip`. Over the first `warmup` steps
        the rate is multiplied by a ramp from 1/warmup to 1, because one step's α* knows of no step after it,
-       and an optimizer's first directions are its wildest.
+       and an optimizer's first directions are its wildest. Where several steps make one estimate, the ramp is as
+       many times longer: before it ends, the filter must have seen what the rate does.
     3. Cooling down, unless told not to: over the last part of the budget the rate falls linearly to zero. Nothing is
        measured or followed then: as the rate falls so does the one that α* suggests, and would chase it to nothing.
 
@@ -68,6 +69,7 @@ class Auto:
         self._trial = bounds.clamp(min(self.guess, FIRST_TRIAL))
         self._tried = 0  # estimates without evidence at the present length of trial steps
         self._found: int | None = None  # first step after the search
+        self._warmup = warmup  # in steps; known once the search has seen how many rows a step probes
         self._halved = 0  # how often the rate is halved for want of finite numbers
         self._few_rows, self._repeats = FewRows(), Repeats()
         self._said: float | None = None
@@ -84,7 +86,7 @@ class Auto:
             return scheduled
         if self._found is None:
             return self._trial * self._left(step)
-        ramp = min(1.0, max(1, step - self._found + 1) / self.warmup) if self.warmup else 1.0
+        ramp = min(1.0, max(1, step - self._found + 1) / self._warmup) if self._warmup else 1.0
         return self._rate * ramp * self._left(step)
 
     @property
@@ -134,10 +136,11 @@ class Auto:
                 self._filter.start(rate, error, step=estimate.step)
                 self._clamp()
                 self._found = after
+                self._warmup = self.warmup * steps_a_block(estimate.rows)
                 self._said = self._rate
                 return (
                     f"step {after}: rate {format_rate(before)} → {format_rate(self._said)}, reached over "
-                    f"{self.warmup} steps (trial steps suggest {format_rate(rate)} ± {format_rate(error)})"
+                    f"{self._warmup} steps (trial steps suggest {format_rate(rate)} ± {format_rate(error)})"
                 )
         flat = estimate.outcome is Outcome.FLAT
         waiting = one is None and estimate.outcome in COUNTED  # for the rest of a block
@@ -181,6 +184,7 @@ class Auto:
             "probe": self._trial,
             "probed": self._tried,
             "found": self._found,
+            "warmup": self._warmup,
             "said": self._said,
             "halved": self._halved,
             "few_rows": self._few_rows.state_dict(),
@@ -193,6 +197,7 @@ class Auto:
         self._sums.load_state_dict(state["sums"])
         self._trial, self._tried = state["probe"], state["probed"]
         self._found, self._said = state["found"], state["said"]
+        self._warmup = state.get("warmup", self.warmup)
         self._halved = state.get("halved", 0)
         self._few_rows.load_state_dict(state.get("few_rows"))
         self._repeats.load_state_dict(state.get("repeats"))

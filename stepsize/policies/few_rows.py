@@ -14,6 +14,11 @@ BLOCK_ROWS, BLOCK_STEPS = 32, 8
 """Least rows and steps of a block."""
 
 
+def steps_a_block(rows: int) -> int:
+    """How many steps of so many probe rows make one estimate."""
+    return 1 if rows >= ENOUGH_ROWS else max(BLOCK_STEPS, math.ceil(BLOCK_ROWS / max(rows, 1)))
+
+
 class FewRows:
     """Makes one estimate of the steps of a block if each has too few rows for its spread to mean anything.
 
@@ -33,7 +38,7 @@ class FewRows:
         if pair is None:
             return None
         self._pairs.append(list(pair))
-        if len(self._pairs) < max(BLOCK_STEPS, math.ceil(BLOCK_ROWS / max(estimate.rows, 1))):
+        if len(self._pairs) < steps_a_block(estimate.rows):
             return None
         pairs, self._pairs = self._pairs, []
         return _block(pairs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -17,7 +18,7 @@ class MedianHold:
 
     Before `start` the schedule rules; the rate of step `start` is then held. Of every interval the first
     `count` steps are measured at constant rate, and the rate becomes the median of those that they suggest, if that is
-    positive (the midpoint of the two middle ones for an even count), else it stays.
+    positive and finite (the midpoint of the two middle ones for an even count), else it stays.
 
     Outcomes: ok and ascent (with its negative rate) count. flat, nonfinite, stale and dropped do not, nor
     does a step that was never measured; measuring goes on until `count` have counted. A series still short
@@ -74,7 +75,7 @@ class MedianHold:
         median = median_rate(self._rates)
         negative = sum(rate <= 0 for rate in self._rates)
         source = f"median of {self.count} estimates, {negative} of them negative"
-        if median <= 0:
+        if not 0 < median < math.inf:
             return f"step {step}: rate stays {format_rate(self._rate)} (the {source}, is {format_rate(median)})"
         before, self._rate = self._rate, median
         return f"step {step}: rate {format_rate(before)} → {format_rate(median)} ({source})"

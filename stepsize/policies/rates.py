@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,5 +55,7 @@ def format_rate(rate: float | None) -> str:
     """A rate as people write it, 1.20e-4; "unset" for None."""
     if rate is None:
         return "unset"
+    if not math.isfinite(rate):
+        return str(rate)
     mantissa, exponent = f"{rate:.2e}".split("e")
     return f"{mantissa}e{int(exponent)}"

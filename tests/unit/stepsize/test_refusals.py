@@ -117,8 +117,37 @@ def test_missing_curvlinops_is_said_at_once(monkeypatch):
 
 def test_an_option_that_is_none_is_named():
     model = mlp()
-    with pytest.raises(TypeError, match="diagnostic"):
+    with pytest.raises(MeasurementError, match="diagnostic: there is no such option; perhaps diagnostics"):
         StepSizeWorker(model, sgd(model), CE, diagnostic="full")
+    with pytest.raises(MeasurementError, match=r"measuring: .* is no MeasuringOptions"):
+        StepSizeWorker(model, sgd(model), CE, {"per_group": True})  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("share", ["0.1", True, None])
+def test_a_share_that_is_no_number_is_refused(share):
+    with pytest.raises(MeasurementError, match="is not a share of the probe batch"):
+        MeasuringOptions(probe_fraction=share)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (functional.relu, r"is not an nn\.Module"),
+        (nn.Linear, r"is not an nn\.Module"),
+        (nn.ReLU(), "ReLU has no parameters"),
+        (mlp(), "moves none of the model's parameters"),
+    ],
+)
+def test_what_is_no_model_of_the_optimizer_is_refused(model, message):
+    with pytest.raises(MeasurementError, match=message):
+        StepSizeWorker(model, sgd(mlp()), CE)
+
+
+def test_a_batch_without_rows_is_refused():
+    model = mlp()
+    worker = StepSizeWorker(model, sgd(model), CE)
+    with pytest.raises(MeasurementError, match="B1 has no rows"):
+        worker.before_step(torch.randn(0, 6), torch.zeros(0, dtype=torch.long), step=0)
 
 
 @pytest.mark.parametrize("training", [True, False])

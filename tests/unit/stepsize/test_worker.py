@@ -196,9 +196,8 @@ def test_b2_is_asked_for_where_it_is_needed():
 
 def test_an_optimizer_of_another_model_is_refused():
     case = CASES["mlp_cross_entropy"]
-    worker = StepSizeWorker(case.model(), torch.optim.SGD(case.model().parameters()), case.loss)
     with pytest.raises(MeasurementError, match="moves none"):
-        worker.before_step(*case.batch(1), step=0)
+        StepSizeWorker(case.model(), torch.optim.SGD(case.model().parameters()), case.loss)
 
 
 def test_the_example_in_the_docstring_runs():

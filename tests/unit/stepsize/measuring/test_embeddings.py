@@ -12,6 +12,7 @@ from torch.nn import functional
 from stepsize import MeasurementError, StepSizeWorker
 from tests.cases import CASES, SmallDLRM, parameters_of
 from tests.measured import LOSS, assert_same, one_estimate
+from tests.reverse_mode import measured_and_expected
 
 
 class Bag(nn.Module):
@@ -114,3 +115,40 @@ def test_a_table_fed_by_another_optimizer_is_seen_by_both():
     moved = sum((value - before[name]).square().sum().item() for name, value in parameters_of(model).items())
     assert estimate.diagnostics.direction_norm == pytest.approx(moved**0.5, rel=1e-10)
     assert estimate.diagnostics.gradient_norm_b2 is not None
+
+
+class Padded(nn.Module):
+    """Sums looked-up rows, the padding's too, which is not zero: weight decay moves it, no gradient does."""
+
+    def __init__(self, *, by_function: bool, rows: int, padding: int) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(rows, 6, padding_idx=padding), nn.Linear(6, 4)
+        nn.init.normal_(self.table.weight)
+        if by_function:
+            self.weight = nn.Parameter(torch.randn(rows, 6))
+        self.by_function, self.padding = by_function, padding
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        rows = self.table(ids)
+        if self.by_function:
+            rows = rows + functional.embedding(ids, self.weight, padding_idx=self.padding)
+        return self.head(rows.sum(1))
+
+
+@pytest.mark.parametrize("by_function", [True, False])
+@pytest.mark.parametrize("rows", [5, 500])
+@pytest.mark.parametrize("tables", ["rows", "dense"])
+@pytest.mark.parametrize("padding", [0, -2])
+def test_a_row_of_padding_is_the_constant_that_gradients_take_it_for(by_function, rows, tables, padding):
+    torch.manual_seed(0)
+    ids, y = torch.randint(5, (2, 24, 3)), torch.randint(4, (2, 24))
+    ids[ids == 2] = padding % rows
+    estimate, slope, curvature = measured_and_expected(
+        Padded(by_function=by_function, rows=rows, padding=padding).double(),
+        nn.CrossEntropyLoss(),
+        ((ids[1],), y[1]),
+        ((ids[0],), y[0]),
+        tables=tables,
+    )
+    assert estimate.slope == pytest.approx(slope, rel=1e-9)
+    assert estimate.curvature == pytest.approx(curvature, rel=1e-9)

@@ -75,6 +75,31 @@ def test_their_neighbours_are_measured(operation):
     assert estimate.curvature == pytest.approx(curvature, rel=1e-9)
 
 
+def packed(h: Tensor) -> Tensor:
+    lengths = torch.arange(len(h)).remainder(4) + 1
+    sequence = nn.utils.rnn.pack_padded_sequence(
+        h.reshape(len(h), 4, 2), lengths, batch_first=True, enforce_sorted=False
+    )
+    return nn.utils.rnn.pad_packed_sequence(sequence, batch_first=True, total_length=4)[0].reshape(len(h), 8)
+
+
+def weight_norm(dim: int | None) -> Any:
+    torch.manual_seed(1)
+    return nn.utils.parametrizations.weight_norm(nn.Linear(8, 8), dim=dim)  # pyright: ignore[reportArgumentType]
+
+
+def channels_last(h: Tensor) -> Tensor:
+    images = h.reshape(len(h), 2, 2, 2).contiguous(memory_format=torch.channels_last)
+    return nn.functional.group_norm(images, 2).reshape(len(h), 8)
+
+
+@pytest.mark.parametrize("operation", [packed, weight_norm(0), weight_norm(1), weight_norm(None), channels_last])
+def test_an_operation_without_a_formula_is_written_out(operation):
+    estimate, slope, curvature = measured(operation)
+    assert estimate.slope == pytest.approx(slope, rel=1e-9)
+    assert estimate.curvature == pytest.approx(curvature, rel=1e-9)
+
+
 def reversed_gradient(h: Tensor) -> Tensor:
     if h.requires_grad:
         h.register_hook(lambda g: -g)

@@ -83,6 +83,17 @@ class Objects(Stateful):
         return 1 + self.own.generator.random() + 0.1 * self.own.count + self.space.total
 
 
+class Arrays(Stateful):
+    def begin(self) -> None:
+        self.usage = np.zeros(8)
+        self.tables = {"fixed": np.arange(8.0)}
+        self.tables["fixed"].flags.writeable = False
+
+    def factor(self, h: Tensor) -> Any:
+        self.usage += h.detach().mean(0).numpy()
+        return 1 + torch.from_numpy(self.usage + 0.1 * self.tables["fixed"]).float()
+
+
 class CarriedOver(Stateful):
     def begin(self) -> None:
         self.state = None
@@ -125,6 +136,7 @@ class Recurrent(Stateful):
 
 MODELS = [
     Counter,
+    Arrays,
     Containers,
     Objects,
     AverageInAnAttribute,
@@ -238,6 +250,29 @@ def test_a_parameter_that_forward_writes_to_is_asked_to_be_a_buffer(self_check):
 
     with pytest.raises(MeasurementError, match=r"'slow\.weight' in its forward pass.*register_buffer"):
         one_step(Followed(), self_check=self_check)
+
+
+@pytest.mark.parametrize("plainly", [True, False])
+def test_a_parameter_that_forward_writes_to_is_put_back(plainly):
+    class Clamped(Stateful):
+        def factor(self, h: Tensor) -> Any:
+            with torch.no_grad():
+                (self.b.weight if plainly else self.b.weight.data).add_(0.125)
+            return 1
+
+    model = Clamped()
+    worker = StepSizeWorker(model, torch.optim.SGD(model.parameters(), lr=0.1), CE)
+    before = model.b.weight.detach().clone()
+    with pytest.raises(MeasurementError, match=r"'b\.weight' in its forward pass"):
+        worker.before_step(torch.randn(24, 6), torch.zeros(24, dtype=torch.long), step=0)
+    assert torch.equal(model.b.weight, before)
+
+
+def test_weights_that_are_nan_are_not_taken_for_written():
+    model = Counter()
+    with torch.no_grad():
+        model.b.weight[0, 0] = torch.nan
+    one_step(model)
 
 
 def test_a_loss_that_draws_and_counts_leaves_both_as_they_were():

@@ -112,6 +112,15 @@ def test_median_hold_follows_the_schedule_then_holds_medians():
     ]
 
 
+def test_median_hold_keeps_its_rate_where_the_median_overflows():
+    log: list[str] = []
+    policy = median_hold(interval=10, count=3, start=0)
+    rates, _ = run(policy, 0, 20, lambda step: estimate(step, float("inf")), log=log)
+    assert set(rates) == {1e-3}
+    assert "rate stays 1.00e-3" in log[0]
+    assert "is inf" in log[0]
+
+
 def test_median_hold_takes_the_midpoint_of_an_even_count():
     alphas = iter([4e-4, 1e-4, 3e-4, -2e-4])
     policy = median_hold(interval=10, count=4, start=0)
@@ -234,7 +243,8 @@ def test_a_restored_policy_continues_exactly(name, cut):
 
 
 @pytest.mark.parametrize(
-    ("rate", "text"), [(1.2e-4, "1.20e-4"), (1.0, "1.00e0"), (-3e-12, "-3.00e-12"), (None, "unset")]
+    ("rate", "text"),
+    [(1.2e-4, "1.20e-4"), (1.0, "1.00e0"), (-3e-12, "-3.00e-12"), (None, "unset"), (float("inf"), "inf")],
 )
 def test_rates_are_written_as_people_write_them(rate, text):
     assert format_rate(rate) == text

@@ -71,6 +71,22 @@ def test_a_block_under_way_is_continued(cut):
 WEIGHTS = torch.tensor([[3.0], [-2.0], [0.5], [1.0]])
 
 
+@pytest.mark.parametrize(("rows", "steps"), [(1, 32), (2, 16), (5, 8)])
+def test_the_warm_up_is_as_many_times_longer_as_an_estimate_takes_steps(rows, steps):
+    config = StepSizeConfig(policy="auto", interval=10_000, count=1, start=0, warmup=5, cooldown=0.0)
+    policy, told = make_policy(config, initial_rate=1e-3, total_steps=10_000), 0
+    while policy.learning_rate(told, 0.0) <= 1e-6:  # trial steps, none of them longer before there is evidence
+        policy.observe(few(told, 1e-2 * (1 + 0.1 * (-1) ** told), rows, rate=policy.learning_rate(told, 0.0)))
+        told += 1
+    restored = make_policy(config, initial_rate=1e-3, total_steps=10_000)
+    restored.load_state_dict(policy.state_dict())
+    reached = policy.learning_rate(9_000, 0.0)
+    assert told == steps
+    for one in (policy, restored):
+        ramp = [one.learning_rate(told + step, 0.0) / reached for step in range(5 * steps + 1)]
+        assert ramp == pytest.approx([min(1.0, (step + 1) / (5 * steps)) for step in range(5 * steps + 1)])
+
+
 def logistic(rows: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     x = torch.randn(rows, 4, generator=generator)
     return x, (torch.rand(rows, 1, generator=generator) < torch.sigmoid(x @ WEIGHTS)).float()
