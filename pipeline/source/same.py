@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import os
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from typing import NamedTuple
 
 from pyarrow import fs as arrow_fs
@@ -41,7 +43,8 @@ def check_sources(sources: Sequence[Source], log_format: LogFormat) -> None:
     Raises: InputError for a source that is not text, is empty once it is unpacked, holds nothing but its header, has a
     header that does not fit; and for two that hold the same rows: one file under two names (a link, a path beside its
     URI), or equal content, however it is packed and whether its lines end in \\n or \\r\\n. Content is taken for equal
-    if all of it is, if the first 64 MiB of it are, or if one of them, of 1 KiB at least, is the beginning of the other.
+    if all of it is, if the first 64 MiB of it are, or if one of them, of 1 KiB at least, is the beginning of the other;
+    of two plain local files also if it is the end of the other, or if their last 64 MiB are equal.
     """
     sources = [source for source in sources if not source.is_standard_input]
     _check_identities(sources)
@@ -51,6 +54,38 @@ def check_sources(sources: Sequence[Source], log_format: LogFormat) -> None:
         if reason := _same_rows(first, second, log_format):
             earlier, later = sorted((first.source, second.source), key=sources.index)
             raise InputError(f"{earlier.address} and {later.address} {reason}; name each log once")
+    _check_endings(sources, log_format)
+
+
+def _check_endings(sources: Sequence[Source], log_format: LogFormat) -> None:
+    """Raises: InputError for two plain local files of which one ends in all the rows of the other."""
+    ending_alike: dict[bytes, list[Source]] = {}
+    for source in sources:
+        if source.is_plain_local():
+            text = _ending(source, log_format, BEGINNING_BYTES)
+            if len(text) >= SHORTEST_BYTES:
+                ending_alike.setdefault(text[-SHORTEST_BYTES:], []).append(source)
+    for alike in ending_alike.values():
+        for first, second in itertools.combinations(alike, 2):
+            texts = [_ending(source, log_format, COMPARED_BYTES) for source in (first, second)]
+            shorter, longer = sorted(texts, key=len)
+            if longer.endswith(shorter):
+                inner = first if texts[0] is shorter else second
+                is_whole = inner.size is not None and inner.size <= COMPARED_BYTES
+                how = f"{inner.label} is the end of the other" if is_whole else f"their last {len(shorter):,} bytes are"
+                raise InputError(f"{first.address} and {second.address} hold the same rows ({how}); name each log once")
+
+
+def _ending(source: Source, log_format: LogFormat, limit: int) -> bytes:
+    """The last rows of a plain local file as they are compared (see _Beginning), of `limit` stored bytes at most."""
+    with Path(source.name).open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        start = file.seek(max(0, size - limit))
+        text = file.read(limit)
+    if start == 0:
+        text = text.removeprefix(codecs.BOM_UTF8)
+        text = text.partition(b"\n")[2] if log_format.header else text
+    return text.replace(b"\r\n", b"\n").removesuffix(b"\n")
 
 
 def _check_identities(sources: Sequence[Source]) -> None:

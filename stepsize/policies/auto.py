@@ -138,9 +138,11 @@ class Auto:
                 self._found = after
                 self._warmup = self.warmup * steps_a_block(estimate.rows)
                 self._said = self._rate
+                few = f"; {estimate.rows} probe rows tell little: give {ENOUGH_ROWS} or more, or watch the loss"
                 return (
                     f"step {after}: rate {format_rate(before)} → {format_rate(self._said)}, reached over "
                     f"{self._warmup} steps (trial steps suggest {format_rate(rate)} ± {format_rate(error)})"
+                    + (few if estimate.rows < ENOUGH_ROWS else "")
                 )
         flat = estimate.outcome is Outcome.FLAT
         waiting = one is None and estimate.outcome in COUNTED  # for the rest of a block

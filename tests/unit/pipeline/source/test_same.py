@@ -117,6 +117,15 @@ def test_the_beginning_of_another_log(tmp_path: Path, rows: int, kept: float) ->
             check(*given_names)
 
 
+@pytest.mark.parametrize("change", [bytes, lambda log: log.replace(b"\n", b"\r\n"), lambda log: log[:-1]])
+def test_the_end_of_another_log(tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
+    first, second, third = (text(300, seed) for seed in range(3))
+    with pytest.raises(InputError, match=r"first and .*second hold the same rows \(second is the end of the other\)"):
+        check(*pair(tmp_path, first + second, change(second)))
+    check(*pair(tmp_path, first + second, change(third)))
+    check(*pair(tmp_path, first + second, third + second[-600:]))
+
+
 def test_a_third_log_does_not_hide_a_pair(tmp_path: Path) -> None:
     content = text(200)
     first, second = pair(tmp_path, content, gzip.compress(content))
@@ -141,7 +150,9 @@ def test_logs_that_agree_for_very_long_are_one(tmp_path: Path, monkeypatch: pyte
     content = text(2000)
     with pytest.raises(InputError, match=r"hold the same rows \(their first [\d,]+ bytes are\)"):
         check(*pair(tmp_path, content, content + b"other"))
-    check(*pair(tmp_path, content, content[:50_000] + b"\n" + content[50_001:]))
+    with pytest.raises(InputError, match=r"hold the same rows \(their last [\d,]+ bytes are\)"):
+        check(*pair(tmp_path, content, content[:50_000] + b"\n" + content[50_001:]))
+    check(*pair(tmp_path, content, content[:50_000] + b"\n" + content[50_001:-50_000] + b"\n" + content[-49_999:]))
 
 
 def test_a_header_is_no_row(tmp_path: Path) -> None:

@@ -87,6 +87,14 @@ def test_the_warm_up_is_as_many_times_longer_as_an_estimate_takes_steps(rows, st
         assert ramp == pytest.approx([min(1.0, (step + 1) / (5 * steps)) for step in range(5 * steps + 1)])
 
 
+@pytest.mark.parametrize(("rows", "warns"), [(2, True), (15, True), (16, False)])
+def test_auto_says_that_a_few_rows_tell_little(rows, warns):
+    policy = make_policy(StepSizeConfig(policy="auto"), initial_rate=1e-3, total_steps=10_000)
+    said = [policy.observe(few(step, 1e-2 * (1 + 0.1 * (-1) ** step), rows, rate=1e-6)) for step in range(20)]
+    (found,) = [message for message in said if message and "reached over" in message]
+    assert (f"{rows} probe rows tell little" in found) == warns
+
+
 def logistic(rows: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     x = torch.randn(rows, 4, generator=generator)
     return x, (torch.rand(rows, 1, generator=generator) < torch.sigmoid(x @ WEIGHTS)).float()
