@@ -90,7 +90,8 @@ def test_the_warm_up_is_as_many_times_longer_as_an_estimate_takes_steps(rows, st
 @pytest.mark.parametrize(("rows", "warns"), [(2, True), (15, True), (16, False)])
 def test_auto_says_that_a_few_rows_tell_little(rows, warns):
     policy = make_policy(StepSizeConfig(policy="auto"), initial_rate=1e-3, total_steps=10_000)
-    said = [policy.observe(few(step, 1e-2 * (1 + 0.1 * (-1) ** step), rows, rate=1e-6)) for step in range(20)]
+    told = [estimate(step, 1e-2 * (1 + 0.1 * (-1) ** step), error=1e-3, rate=1e-6) for step in range(20)]
+    said = [policy.observe(replace(one, rows=rows)) for one in told]
     (found,) = [message for message in said if message and "reached over" in message]
     assert (f"{rows} probe rows tell little" in found) == warns
 
