@@ -257,7 +257,9 @@ class Loop:
         self.observer.on_pause(self.clock.finish_outside())
 
     def _settle(self) -> None:
-        """Waits for what is in flight, so that a checkpoint holds everything up to its step."""
+        """Waits for what is in flight, so that a checkpoint holds everything up to its step: what is told of it is
+        told, and estimates that are due later are part of it.
+        """
         self._read_losses(keep=0)
         last = self.position.step - 1
         self._take_estimates(self.worker.drain(step=last), step=last)
@@ -270,4 +272,13 @@ class Loop:
             stop = (self._stop_reason() or stop) if self._evaluated_here() else Stop.INTERRUPTED
         if stop is not Stop.DIVERGED:
             self._save(final=True)
+        self.report_undelivered()
         return stop
+
+    def report_undelivered(self) -> None:
+        """Tells the observer of estimates that are due after the last step, once the checkpoint has them.
+
+        The policy isn't told: a run that is continued hands them to it, and reports them, when they are due.
+        """
+        for estimate in self.worker.flush(step=self.position.step - 1):
+            self.observer.on_estimate(estimate)

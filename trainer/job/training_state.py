@@ -12,10 +12,12 @@ from typing import Any, cast
 from ops.step_clock import StepClock
 from pipeline.device import Feed, open_feed
 from pipeline.shards import Manifest
+from stepsize import Lane
 from stepsize.losses import BCEWithLogits
 from stepsize.policies import Policy, make_policy
 from stepsize.worker import StepSizeWorker
 from trainer.config import Config, ConfigError, config_errors
+from trainer.job.decided import with_delay
 from trainer.job.learner import Learner, model_columns, training_device
 from trainer.learner import learning_rate, scheduled_rate
 from trainer.loop import Host, Loop, Observer, Pairs, Position, Timetable
@@ -104,14 +106,15 @@ class TrainingState:
 
 
 @contextmanager
-def open_training(config: Config, manifest: Manifest) -> Iterator[TrainingState]:
+def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = None) -> Iterator[TrainingState]:
     """A run of `config` before its first step; its feed and worker are closed afterwards.
 
-    `manifest` is that of config.data.path.
+    `manifest` is that of config.data.path; `lane` runs the measurements of α* instead of the device's own.
 
     Raises: ConfigError and InputError for settings that cannot be used, alone or together.
     """
-    config, device = config.resolved(), training_device()
+    device = training_device()
+    config = with_delay(config.resolved(), device)
     splits = _evaluated_splits(config, manifest)
     with ExitStack() as stack:
         with config_errors():
@@ -129,6 +132,8 @@ def open_training(config: Config, manifest: Manifest) -> Iterator[TrainingState]
                 BCEWithLogits(),
                 config.stepsize.measuring,
                 take_rows=first_click_rows,
+                delay=config.stepsize.delay,
+                lane=lane,
             )
         stack.callback(worker.close)
         yield TrainingState(
