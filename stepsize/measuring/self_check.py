@@ -21,6 +21,7 @@ from stepsize.errors import MeasurementError
 from stepsize.losses import Loss
 from stepsize.measuring.curvature import RowForms
 from stepsize.measuring.direction import Batch
+from stepsize.measuring.forward_mode import RECURRENT, without_fused_kernels
 from stepsize.measuring.kept import Generators, attributes_kept, own_copy
 from stepsize.measuring.passes import ForwardContext, as_logits, modules_of, undisturbed
 
@@ -175,7 +176,9 @@ class _Precision(TorchFunctionMode):
         self.eps = 0.0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        # fused recurrent kernels draw dropout masks of their own
+        result = without_fused_kernels(func, args, kwargs) if func in RECURRENT else func(*args, **kwargs)
         if isinstance(result, Tensor) and result.is_floating_point():
             coarse = result.is_cuda and result.dtype is torch.float32  # products may be rounded to TF32
             self.eps = max(self.eps, TF32_EPS if coarse else torch.finfo(result.dtype).eps)
