@@ -144,7 +144,6 @@ class StepSizeWorker:
         self._context = in_precision(self.options.precision, self._device, forward_context)
         tables = "dense" if self.options.needs_whole else tables
         self._tracker = Tracker(self.model, self._optimizers, tables=tables, context=self._context, loss=self.loss)
-        self._tables = self._tracker.table_names()
         self._tracker.refuse_moving(self.loss)
         self._tracker.moving()
         self._checks_left = CHECKS if self_check and self.options.method == "jvp" else 0
@@ -310,7 +309,6 @@ class StepSizeWorker:
                 direction,
                 measured.batches,
                 self.options,
-                tables=self._tables,
                 context=self._context,
                 check=measured.check,
             )

@@ -5,7 +5,7 @@ Letters: P parameters of one tensor, N look-ups, E embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from stepsize.errors import MeasurementError
 from stepsize.losses import Loss
-from stepsize.measuring.kept import Generators
+from stepsize.measuring import handoff
+from stepsize.measuring.kept import Generators, TensorsApart
 from stepsize.measuring.passes import ForwardContext, forward_pass, modules_of
+from stepsize.measuring.survey import Survey
 from stepsize.measuring.tables import EveryTableRead, Lookup, ReadAsAWholeError, Recorder, StandIn
 
 Tables = Literal["rows", "dense"]
@@ -75,7 +77,8 @@ class Direction:
     """θ0 and d of one step, by parameter name; nothing here aliases the model.
 
     `values` and `differences` hold the parameters kept whole, `lookups[b]` the rows that batch b looks up in each
-    table kept by rows. `groups` says which of the optimizer's parameter groups moves a parameter.
+    table kept by rows. `groups` says which of the optimizer's parameter groups moves a parameter. Both θ0 and d are
+    needed until the passes are through: the model's own parameters go on from θ1.
     """
 
     values: dict[str, Tensor]
@@ -87,6 +90,16 @@ class Direction:
     """What to call every parameter of the optimizer, the model's or not, by its id."""
     gradients: dict[str, Tensor]
     """B2's gradients as they lay in `.grad` after the step, where they were asked for and are still there."""
+    survey: Survey
+    """The model as it was when θ0 was kept."""
+    constants: dict[str, Tensor]
+    """Copies of parameters that no optimizer of the worker moves, but something else does between the steps."""
+    apart: TensorsApart | None = None
+    """Where the passes run beside training: copies of what else the model reads."""
+    loss_apart: TensorsApart | None = None
+    """Likewise of what the loss reads."""
+    differing: dict[str, list[Tensor]] = field(default_factory=dict)
+    """By table, whether each look-up of the passes so far was for other rows, where the host cannot see the ids."""
 
     def moved(self) -> tuple[list[Tensor], list[Tensor]]:
         """θ0 of all that is kept, and d in the same order."""
@@ -99,7 +112,8 @@ class Direction:
         """Every tensor held, for `record_stream`."""
         ids = [call.ids for tables in self.lookups for calls in tables.values() for call in calls]
         before, change = self.moved()
-        return [*before, *change, *ids, *self.buffers.values(), *self.gradients.values()]
+        others = (self.buffers, self.gradients, self.constants)
+        return [*before, *change, *ids, *(tensor for named in others for tensor in named.values())]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +128,8 @@ class Snapshot:
     optimized: dict[int, str]
     still: dict[str, tuple[nn.Parameter, int]]
     """The model's other parameters with their versions: nothing may write to them before the step is measured."""
+    survey: Survey
+    constants: dict[str, Tensor]
 
     def difference(self, *, gradients: bool = False) -> Direction:
         """θ0 with d = θ1 − θ0, in new memory of the size of what was kept; a copy of the gradients on request.
@@ -127,7 +143,9 @@ class Snapshot:
                     "worker every optimizer that steps here, and update averages or targets outside of the step"
                 )
         with torch.no_grad():
-            differences = {name: self.moving[name].detach() - value for name, value in self.values.items()}
+            differences = dict(
+                zip(self.values, _differences([self.moving[name] for name in self.values], self.values), strict=True)
+            )
             for tables in self.lookups:
                 for name, calls in tables.items():
                     for call in calls:
@@ -140,15 +158,31 @@ class Snapshot:
             groups=self.groups,
             optimized=self.optimized,
             gradients=self._gradients() if gradients else {},
+            survey=self.survey,
+            constants=self.constants,
         )
 
     def _gradients(self) -> dict[str, Tensor]:
         found = {name: parameter.grad for name, parameter in self.moving.items() if name in self.values}
         return {
-            name: gradient.detach().to_dense() if gradient.is_sparse else gradient.detach().clone()
+            name: _dense(gradient.detach()) if gradient.is_sparse else gradient.detach().clone()
             for name, gradient in found.items()
             if gradient is not None
         }
+
+
+def _differences(now: list[Tensor], before: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    """`now` less `before`, in one launch where the device has one for many tensors."""
+    return torch._foreach_sub(now, list(before.values())) if now else ()  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    """A sparse gradient of rows as a whole; on a device without waiting for how many different rows there are."""
+    if handoff.host_sees(gradient) or gradient.sparse_dim() != 1:
+        return gradient.to_dense()
+    return gradient.new_zeros(gradient.shape, layout=torch.strided).index_add_(
+        0, gradient._indices()[0], gradient._values()
+    )
 
 
 @dataclass
@@ -172,42 +206,49 @@ class Tracker:
     """Its parameters, too, must hold still while a step is measured."""
     _lookups: dict[str, int] | None = field(default=None, init=False)
     """Look-ups of each table in one pass, once known; a table not listed is kept whole."""
+    _learned: tuple[tuple[nn.Module, bool], ...] = field(default=(), init=False)
+    """The modules whose pass that was, and whether each was training."""
 
     def snapshot(self, batches: Sequence[Batch]) -> Snapshot:
         """θ0 now: clones of what is kept whole, and of every table the rows that `batches` look up.
 
         Raises: MeasurementError where the optimizer moves no parameter of the model.
         """
-        group_of = self._group_of()
-        moving = self.moving()
-        buffers = {name: buffer.detach().clone() for name, buffer in self.model.named_buffers()}
+        survey, group_of = Survey.of(self.model), self._group_of()
+        moving = self.moving(survey)
         with torch.no_grad():
-            lookups = self._record_all(moving, batches, buffers)
-            values = {
-                name: parameter.detach().clone()
-                for name, parameter in moving.items()
-                if name not in (self._lookups or {})
-            }
+            buffers = {name: buffer.clone() for name, buffer in survey.buffers.items()}
+            by_rows = self._learned_lookups(survey, moving, batches[0], buffers)
+            values = {name: parameter.clone() for name, parameter in moving.items() if name not in by_rows}
+            copies = {id(moving[name]): value for name, value in values.items()}
+            lookups = tuple({name: [] for name in by_rows} for _ in batches)
+            if any(by_rows.values()):
+                lookups = tuple(
+                    self._record(survey, moving, batch, buffers, by_rows, copies=copies) for batch in batches
+                )
+        still = {name: value for name, value in survey.parameters.items() if name not in moving}
         return Snapshot(
             moving=moving,
             values=values,
             lookups=lookups,
             buffers=buffers,
             groups={name: group_of[id(parameter)] for name, parameter in moving.items()},
-            optimized=self.optimized(),
+            optimized=self.optimized(survey),
             still={
                 name: (parameter, parameter._version)
-                for name, parameter in (*self.model.named_parameters(), *self._of_the_loss())
-                if name not in moving and not parameter.is_inference()
+                for name, parameter in (*still.items(), *self._of_the_loss())
+                if not parameter.is_inference()
             },
+            survey=survey,
+            constants={},
         )
 
-    def moving(self) -> dict[str, nn.Parameter]:
+    def moving(self, survey: Survey | None = None) -> dict[str, nn.Parameter]:
         """The model's parameters that the optimizers move, by name; raises MeasurementError where there are none."""
         group_of = self._group_of()
         moving = {
             name: parameter
-            for name, parameter in self.model.named_parameters()
+            for name, parameter in (survey or Survey.of(self.model)).parameters.items()
             if parameter.requires_grad and id(parameter) in group_of
         }
         if not moving:
@@ -223,21 +264,18 @@ class Tracker:
             for parameter in group["params"]
         }
 
-    def optimized(self) -> dict[int, str]:
+    def optimized(self, survey: Survey | None = None) -> dict[int, str]:
         """What to call every parameter that the optimizers move, by its id."""
+        survey = survey or Survey.of(self.model)
+        names = {id(parameter): name for name, parameter in survey.parameters.items()}
         groups = enumerate(group for one in self.optimizers for group in one.param_groups)
-        called = {
-            id(parameter): f"number {index} of parameter group {group_index}, of shape {tuple(parameter.shape)},"
+        return {
+            id(parameter): repr(names[id(parameter)])
+            if id(parameter) in names
+            else f"number {index} of parameter group {group_index}, of shape {tuple(parameter.shape)},"
             for group_index, group in groups
             for index, parameter in enumerate(group["params"])
         }
-        names = {id(parameter): repr(name) for name, parameter in self.model.named_parameters()}
-        return {key: names.get(key, description) for key, description in called.items()}
-
-    def table_names(self) -> set[str]:
-        """Names of the weights of every `nn.Embedding` and `nn.EmbeddingBag`, tied ones under their first name."""
-        found = {id(m.weight) for m in self.model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
-        return {name for name, parameter in self.model.named_parameters() if id(parameter) in found}
 
     def _of_the_loss(self) -> list[tuple[str, nn.Parameter]]:
         modules = modules_of(getattr(self.loss, "function", self.loss))
@@ -255,24 +293,26 @@ class Tracker:
                         "of its own that does not step here"
                     )
 
-    def _record_all(
-        self, moving: dict[str, nn.Parameter], batches: Sequence[Batch], buffers: dict[str, Tensor]
-    ) -> tuple[dict[str, list[Lookup]], ...]:
-        if self._lookups is None:
-            self._lookups = self._learn(moving, batches[0], buffers)
-        by_rows = {name: count for name, count in self._lookups.items() if name in moving}
-        if not any(by_rows.values()):
-            return tuple({name: [] for name in by_rows} for _ in batches)
-        return tuple(self._record(moving, batch, buffers, by_rows) for batch in batches)
+    def _learned_lookups(
+        self, survey: Survey, moving: dict[str, nn.Parameter], batch: Batch, buffers: dict[str, Tensor]
+    ) -> dict[str, int]:
+        """Look-ups a pass of every table kept by rows, learned in a whole pass whenever the modules are others."""
+        modules = tuple((module, module.training) for _, module in survey.modules)
+        if self._lookups is None or modules != self._learned:
+            self._lookups = self._learn(survey, moving, batch, buffers)
+            self._learned = modules
+        return {name: count for name, count in self._lookups.items() if name in moving}
 
-    def _learn(self, moving: dict[str, nn.Parameter], batch: Batch, buffers: dict[str, Tensor]) -> dict[str, int]:
+    def _learn(
+        self, survey: Survey, moving: dict[str, nn.Parameter], batch: Batch, buffers: dict[str, Tensor]
+    ) -> dict[str, int]:
         """Look-ups a pass of every table worth keeping by rows, from one whole pass."""
-        candidates = self.table_names() & moving.keys() if self.tables == "rows" else set()
+        candidates = survey.tables & moving.keys() if self.tables == "rows" else frozenset[str]()
         while candidates:
             try:
-                calls = self._record(moving, batch, buffers, dict.fromkeys(candidates))
+                calls = self._record(survey, moving, batch, buffers, dict.fromkeys(candidates))
             except ReadAsAWholeError as found:
-                candidates = candidates - {found.table}
+                candidates -= {found.table}
                 continue
             ids = {name: sum(call.ids.numel() for call in calls[name]) for name in candidates}
             return {name: len(calls[name]) for name in candidates if ids[name] < moving[name].shape[0]}
@@ -280,10 +320,13 @@ class Tracker:
 
     def _record(
         self,
+        survey: Survey,
         moving: dict[str, nn.Parameter],
         batch: Batch,
         buffers: dict[str, Tensor],
         expected: dict[str, int] | dict[str, None],
+        *,
+        copies: dict[int, Tensor] | None = None,
     ) -> dict[str, list[Lookup]]:
         """Each table's look-ups in order; the pass ends at the last one where their number is known."""
         calls: dict[str, list[Lookup]] = {name: [] for name in expected}
@@ -305,5 +348,7 @@ class Tracker:
                 buffers=buffers,
                 generators=batch.generators,
                 context=self.context,
+                survey=survey,
+                copies=copies,
             )
         return calls

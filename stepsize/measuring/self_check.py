@@ -22,8 +22,8 @@ from stepsize.losses import Loss
 from stepsize.measuring.curvature import RowForms
 from stepsize.measuring.direction import Batch
 from stepsize.measuring.forward_mode import RECURRENT, without_fused_kernels
-from stepsize.measuring.kept import Generators, attributes_kept, own_copy
-from stepsize.measuring.passes import ForwardContext, as_logits, modules_of, undisturbed
+from stepsize.measuring.kept import Generators, attributes_kept, contents_of, own_copy
+from stepsize.measuring.passes import ForwardContext, as_logits, loss_modules, undisturbed
 
 CAUSES = (
     "a hook that changes gradients, a function whose backward is not its derivative, an operation whose forward mode "
@@ -148,12 +148,13 @@ def _backward(
     Buffers and inputs are written to in copies.
     """
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    owners = modules_of(getattr(loss, "function", loss))
-    with undisturbed(batch.generators, model):
+    modules = loss_modules(loss)
+    with undisturbed(batch.generators, list(model.named_modules())):
         with _Precision() as precision, context():
             z = as_logits(torch.func.functional_call(model, buffers, own_copy(batch.inputs)))
-        now = Generators.capture(batch.generators.device, *owners)
-        with attributes_kept(*owners, buffers=True):
+        contents = contents_of(modules)
+        now = Generators.capture(batch.generators.device, contents)
+        with attributes_kept(modules, contents, buffers=True):
             losses = loss.per_sample(z.float() if z.dtype in (torch.float16, torch.bfloat16) else z, batch.targets)
         now.restore()
         if not losses.requires_grad:
