@@ -17,7 +17,7 @@ from stepsize.errors import MeasurementError
 from stepsize.losses import Loss
 from stepsize.measuring import handoff
 from stepsize.measuring.kept import Generators, TensorsApart
-from stepsize.measuring.passes import ForwardContext, forward_pass, modules_of
+from stepsize.measuring.passes import ForwardContext, forward_pass, loss_modules, modules_of
 from stepsize.measuring.survey import Survey
 from stepsize.measuring.tables import EveryTableRead, Lookup, ReadAsAWholeError, Recorder, StandIn
 
@@ -112,8 +112,10 @@ class Direction:
         """Every tensor held, for `record_stream`."""
         ids = [call.ids for tables in self.lookups for calls in tables.values() for call in calls]
         before, change = self.moved()
-        others = (self.buffers, self.gradients, self.constants)
-        return [*before, *change, *ids, *(tensor for named in others for tensor in named.values())]
+        named = (self.buffers, self.gradients, self.constants)
+        others = [tensor for found in named for tensor in found.values()]
+        beside = [tensor for found in (self.apart, self.loss_apart) if found is not None for tensor in found.tensors()]
+        return [*before, *change, *ids, *others, *beside]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +132,12 @@ class Snapshot:
     """The model's other parameters with their versions: nothing may write to them before the step is measured."""
     survey: Survey
     constants: dict[str, Tensor]
+    loss_modules: list[tuple[str, nn.Module]]
 
-    def difference(self, *, gradients: bool = False) -> Direction:
+    def difference(self, *, gradients: bool = False, apart: bool = False) -> Direction:
         """θ0 with d = θ1 − θ0, in new memory of the size of what was kept; a copy of the gradients on request.
+
+        With `apart`, also copies of whatever else training may write to while the passes run.
 
         Raises: MeasurementError where a parameter changed that no optimizer of the worker moves.
         """
@@ -160,7 +165,20 @@ class Snapshot:
             gradients=self._gradients() if gradients else {},
             survey=self.survey,
             constants=self.constants,
+            apart=TensorsApart.of(self.survey.modules) if apart else None,
+            loss_apart=TensorsApart.of(self.loss_modules, with_registered=True, leaving=self.optimized)
+            if apart
+            else None,
         )
+
+    def overwritten(self) -> str | None:
+        """A parameter that passes apart from training read where it lies, and that has been written to since then.
+
+        None where all of them hold still. It is copied from the next snapshot on.
+        """
+        there = {name: entry for name, entry in self.still.items() if name in self.survey.parameters}
+        changed = (name for name, (parameter, version) in there.items() if parameter._version != version)
+        return next((name for name in changed if name not in self.constants), None)
 
     def _gradients(self) -> dict[str, Tensor]:
         found = {name: parameter.grad for name, parameter in self.moving.items() if name in self.values}
@@ -208,9 +226,15 @@ class Tracker:
     """Look-ups of each table in one pass, once known; a table not listed is kept whole."""
     _learned: tuple[tuple[nn.Module, bool], ...] = field(default=(), init=False)
     """The modules whose pass that was, and whether each was training."""
+    _versions: dict[str, int] = field(default_factory=dict, init=False)
+    """Of the parameters that no optimizer moves, at the last snapshot."""
+    _restless: set[str] = field(default_factory=set, init=False)
 
-    def snapshot(self, batches: Sequence[Batch]) -> Snapshot:
+    def snapshot(self, batches: Sequence[Batch], *, apart: bool = False) -> Snapshot:
         """θ0 now: clones of what is kept whole, and of every table the rows that `batches` look up.
+
+        With `apart` the passes will run while training goes on: parameters that no optimizer of the worker moves, but
+        that have changed since the last snapshot, are cloned too.
 
         Raises: MeasurementError where the optimizer moves no parameter of the model.
         """
@@ -226,7 +250,8 @@ class Tracker:
                 lookups = tuple(
                     self._record(survey, moving, batch, buffers, by_rows, copies=copies) for batch in batches
                 )
-        still = {name: value for name, value in survey.parameters.items() if name not in moving}
+            still = {name: value for name, value in survey.parameters.items() if name not in moving}
+            constants = {name: still[name].clone() for name in self._restless_among(still)} if apart else {}
         return Snapshot(
             moving=moving,
             values=values,
@@ -240,8 +265,16 @@ class Tracker:
                 if not parameter.is_inference()
             },
             survey=survey,
-            constants={},
+            constants=constants,
+            loss_modules=loss_modules(self.loss),
         )
+
+    def _restless_among(self, still: dict[str, nn.Parameter]) -> list[str]:
+        """Names of those parameters that something else than the optimizers has been seen to change."""
+        versions = {name: value._version for name, value in still.items() if not value.is_inference()}
+        self._restless |= {name for name, version in versions.items() if self._versions.get(name, version) != version}
+        self._versions = versions
+        return [name for name in versions if name in self._restless]
 
     def moving(self, survey: Survey | None = None) -> dict[str, nn.Parameter]:
         """The model's parameters that the optimizers move, by name; raises MeasurementError where there are none."""

@@ -303,8 +303,11 @@ class TensorsApart:
     """Tensors inside containers and other objects, which are not copied: `attributes_kept` refuses to write to them."""
 
     @classmethod
-    def of(cls, modules: Modules, *, with_registered: bool = False) -> TensorsApart:
-        """The present contents, copied on the current stream; parameters and buffers too if `with_registered`."""
+    def of(cls, modules: Modules, *, with_registered: bool = False, leaving: Collection[int] = ()) -> TensorsApart:
+        """The present contents, copied on the current stream; parameters and buffers too if `with_registered`.
+
+        Those in `leaving`, by id, stay where they are.
+        """
         modules = list(modules)
         copies: dict[int, Tensor] = {}
         places: list[tuple[dict[str, Any], str, Tensor]] = []
@@ -313,7 +316,7 @@ class TensorsApart:
             held += [module._parameters, module._buffers] if with_registered else []  # pyright: ignore[reportArgumentType]
             for namespace in held:
                 for name, value in namespace.items():
-                    if isinstance(value, Tensor) and not value.is_inference():
+                    if isinstance(value, Tensor) and id(value) not in leaving and not value.is_inference():
                         if id(value) not in copies:
                             copies[id(value)] = value.detach().clone()
                         places.append((namespace, name, copies[id(value)]))
