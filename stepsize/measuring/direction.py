@@ -5,9 +5,9 @@ Letters: P parameters of one tensor, N look-ups, E embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stepsize.errors import MeasurementError
 from stepsize.losses import Loss
 from stepsize.measuring import handoff
-from stepsize.measuring.kept import Generators, TensorsApart
+from stepsize.measuring.kept import Generators, TensorsApart, own_copy
 from stepsize.measuring.passes import ForwardContext, forward_pass, loss_modules, modules_of
 from stepsize.measuring.survey import Survey
 from stepsize.measuring.tables import EveryTableRead, Lookup, ReadAsAWholeError, Recorder, StandIn
@@ -70,6 +70,10 @@ class Batch:
     inputs: tuple[Any, ...]
     targets: Tensor
     generators: Generators
+
+    def copied(self) -> Batch:
+        """The same in memory of its own, so that the caller's may be written to."""
+        return replace(self, inputs=own_copy(self.inputs), targets=self.targets.detach().clone())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +136,7 @@ class Snapshot:
     """The model's other parameters with their versions: nothing may write to them before the step is measured."""
     survey: Survey
     constants: dict[str, Tensor]
-    loss_modules: list[tuple[str, nn.Module]]
+    tracker: Tracker
 
     def difference(self, *, gradients: bool = False, apart: bool = False) -> Direction:
         """θ0 with d = θ1 − θ0, in new memory of the size of what was kept; a copy of the gradients on request.
@@ -166,19 +170,16 @@ class Snapshot:
             survey=self.survey,
             constants=self.constants,
             apart=TensorsApart.of(self.survey.modules) if apart else None,
-            loss_apart=TensorsApart.of(self.loss_modules, with_registered=True, leaving=self.optimized)
-            if apart
-            else None,
+            loss_apart=self.tracker.loss_apart(self.optimized) if apart else None,
         )
 
-    def overwritten(self) -> str | None:
-        """A parameter that passes apart from training read where it lies, and that has been written to since then.
+    def read_in_place(self) -> list[tuple[nn.Parameter, int]]:
+        """Parameters that passes apart from training read where they lie, with their versions.
 
-        None where all of them hold still. It is copied from the next snapshot on.
+        A pass is void if one of them is written to before it is through.
         """
-        there = {name: entry for name, entry in self.still.items() if name in self.survey.parameters}
-        changed = (name for name, (parameter, version) in there.items() if parameter._version != version)
-        return next((name for name in changed if name not in self.constants), None)
+        there = ((name, self.still[name]) for name in self.survey.parameters if name in self.still)
+        return [entry for name, entry in there if name not in self.constants]
 
     def _gradients(self) -> dict[str, Tensor]:
         found = {name: parameter.grad for name, parameter in self.moving.items() if name in self.values}
@@ -266,8 +267,12 @@ class Tracker:
             },
             survey=survey,
             constants=constants,
-            loss_modules=loss_modules(self.loss),
+            tracker=self,
         )
+
+    def loss_apart(self, optimized: Collection[int]) -> TensorsApart:
+        """Copies of all that the loss reads, but for parameters that the optimizers move, which it must not read."""
+        return TensorsApart.of(loss_modules(self.loss), with_registered=True, leaving=optimized)
 
     def _restless_among(self, still: dict[str, nn.Parameter]) -> list[str]:
         """Names of those parameters that something else than the optimizers has been seen to change."""

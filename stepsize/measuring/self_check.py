@@ -45,12 +45,12 @@ class _Slope:
     before: Tensor
     gradient: Tensor
 
-    def dot(self) -> tuple[float, float]:
-        """g·d and ‖g‖‖d‖ of this parameter, now that the optimizer has stepped."""
+    def dot(self) -> tuple[Tensor, Tensor]:
+        """g·d and ‖g‖‖d‖ of this parameter, scalars, now that the optimizer has stepped."""
         after = self.parameter.detach()
         change = (after if self.rows is None else after.index_select(0, self.rows)).double() - self.before.double()
         gradient = self.gradient.double()
-        return (change * gradient).sum().item(), (change.norm() * gradient.norm()).item()
+        return (change * gradient).sum(), change.norm() * gradient.norm()
 
 
 class SelfCheck:
@@ -91,14 +91,20 @@ class SelfCheck:
                     "its own; register it in the model (nn.ParameterList, nn.ModuleList), or make the loss's weights "
                     "the model's last layer"
                 )
+        self._dots: list[tuple[Tensor, Tensor]] = []
         self._slopes = [
             _kept(parameter, gradient, kept.get(key))
             for (key, (parameter, _)), gradient in zip(moved.items(), gradients, strict=True)
             if gradient is not None
         ]
 
+    def after_step(self) -> None:
+        """Take the gradient along the step that the optimizer has made; later values are not read."""
+        self._dots = [slope.dot() for slope in self._slopes]
+        self._slopes = []
+
     def compare(self, forms: RowForms) -> None:
-        """Hold `forms` of B1 against the gradient, now that the optimizer has stepped; the host waits for both.
+        """Hold `forms` of B1 against the gradient along the step; the host waits for both.
 
         Raises: MeasurementError where losses or slopes differ by more than rounding.
         """
@@ -106,8 +112,8 @@ class SelfCheck:
         self._compare_losses(forms.loss.double(), allowed)
         if not torch.isfinite(self.losses).all():
             return  # no slope to compare: a batch without a label that counts, say
-        dots = [slope.dot() for slope in self._slopes]
-        expected, lengths = math.fsum(dot for dot, _ in dots), math.fsum(length for _, length in dots)
+        expected = math.fsum(dot.item() for dot, _ in self._dots)
+        lengths = math.fsum(length.item() for _, length in self._dots)
         found, size = forms.slope.double().mean().item(), forms.slope.double().abs().mean().item()
         self.told = lengths > 0
         if not math.isfinite(expected) or lengths > math.sqrt(torch.finfo(forms.slope.dtype).max):
