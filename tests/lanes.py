@@ -1,9 +1,13 @@
-"""A lane that lags: its measurements are done some steps after they were submitted, as on a device, without one."""
+"""Lanes that lag, as a device does, without one: done some steps after they were submitted, or begun only then."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from random import Random
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,3 +65,51 @@ class LaggingLane:
         self._open = [one for one in [*self._open, done] if not one()]
         self.most_in_flight = max(self.most_in_flight, len(self._open))
         return Pending(sizes=made.sizes, values=values, done=done, wait=wait)
+
+
+@dataclass
+class _Later:
+    """What has been submitted and is worked on later, as a Pending."""
+
+    work: Callable[[], Quantities] | None
+    made: Pending | None = None
+
+    def done(self) -> bool:
+        return self.made is not None
+
+    def run(self) -> None:
+        if self.work is not None:
+            self.made, self.work = Inline().submit(self.work, ()), None
+
+    def read(self) -> dict[str, list[float]]:
+        assert self.made is not None
+        return self.made.read()
+
+
+class DeferredLane:
+    """Begins each work only so many `tick`s after it was submitted, or when it is waited for, first in first out.
+
+    By then training has gone on, so whatever the work reads of training's shows in its numbers.
+    """
+
+    def __init__(self, lag: int) -> None:
+        self.lag = lag
+        self._now = 0
+        self._waiting: deque[tuple[int, _Later]] = deque()
+
+    def tick(self) -> None:
+        """A step passes."""
+        self._now += 1
+        while self._waiting and self._waiting[0][0] <= self._now:
+            self._waiting.popleft()[1].run()
+
+    def submit(self, work: Callable[[], Quantities], uses: Iterable[Tensor]) -> Pending:
+        later = _Later(work)
+        self._waiting.append((self._now + self.lag, later))
+
+        def wait() -> None:
+            while not later.done():
+                self._waiting.popleft()[1].run()
+
+        pending: Any = SimpleNamespace(done=later.done, wait=wait, read=later.read)
+        return pending

@@ -9,6 +9,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+
+def host_sees(tensor: Tensor) -> bool:
+    """Whether the host can look at the numbers of `tensor` without waiting for a device."""
+    return tensor.device.type == "cpu"
+
+
 Quantities = dict[str, Tensor]
 """Float64 vectors by name."""
 

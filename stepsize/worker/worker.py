@@ -18,6 +18,7 @@ from stepsize.losses import Loss, as_loss
 from stepsize.measuring import (
     Batch,
     ForwardContext,
+    Inline,
     Lane,
     LastTrainingForward,
     Pending,
@@ -94,8 +95,8 @@ class StepSizeWorker:
     where an embedding table counts with the rows B1 looks up only. Training is bit for bit what it is without.
 
     CPU: measured inside `after_step`. CUDA: `before_step` and `after_step` copy what the step moves on the current
-    stream, the rest runs on a side stream. B1's tensors must then not be overwritten in place before the estimate has
-    arrived. When that is depends on the clock, so there are two ways of handing over:
+    stream, and B1 too; the rest runs on a side stream and reads nothing that training writes to. When the estimate has
+    arrived depends on the clock, so there are two ways of handing over:
 
     Without a `delay` estimates are handed over as they arrive: the host never waits, at most one measurement is in
     flight, and a step that finds the worker busy is dropped and counted. With `delay=k` the estimate of step s is
@@ -154,11 +155,11 @@ class StepSizeWorker:
         self._context = in_precision(self.options.precision, self._device, forward_context)
         tables = "dense" if self.options.needs_whole else tables
         self._tracker = Tracker(self.model, self._optimizers, tables=tables, context=self._context, loss=self.loss)
-        self._tables = self._tracker.table_names()
         self._tracker.refuse_moving(self.loss)
         self._tracker.moving()
         self._checks_left = CHECKS if self_check and self.options.method == "jvp" else 0
         self._lane = lane or lane_for(self._device)
+        self._apart = not isinstance(self._lane, Inline)
         last_forward = LastTrainingForward(self._device)
         self._hook = model.register_forward_pre_hook(last_forward) if self.options.needs_b2 else None
         self._batches = ProbeBatches(
@@ -212,8 +213,10 @@ class StepSizeWorker:
             self._drop(step, rates)
             return False
         batches = self._batches(inputs, targets, train_inputs, train_targets)
+        if self._apart:
+            batches = tuple(batch.copied() for batch in batches)
         secant = self.options.method == "secant"
-        snapshot = None if secant else self._tracker.snapshot(batches)
+        snapshot = None if secant else self._tracker.snapshot(batches, apart=self._apart)
         self._open = _Measured(
             step=step,
             rates=rates,
@@ -239,8 +242,12 @@ class StepSizeWorker:
             else self._submit(measured, measured.snapshot)
         )
         step, rates, options = measured.step, measured.rates, self.options  # not θ0, which the queue need not hold
+        in_place = measured.snapshot.read_in_place() if measured.snapshot is not None and self._apart else ()
 
         def make_estimate(numbers: dict[str, list[float]]) -> Estimate:
+            if any(parameter._version != version for parameter, version in in_place):
+                # θ0 of these may be mixed with later values; from the next measurement on they are copied
+                return dropped(step=step, learning_rate=rates.read(numbers)[0])
             return estimate_from(numbers, options, step=step, learning_rates=rates.read(numbers))
 
         self._queue.put(step, pending, make_estimate)
@@ -317,7 +324,9 @@ class StepSizeWorker:
 
     def _submit(self, measured: _Measured, snapshot: Snapshot) -> Pending:
         """Take the difference now, on the current stream, and leave the passes to the lane."""
-        direction = snapshot.difference(gradients=self.options.diagnostics == "full")
+        direction = snapshot.difference(gradients=self.options.diagnostics == "full", apart=self._apart)
+        if measured.check is not None:
+            measured.check.after_step()
         leaves = tree_leaves([(batch.inputs, batch.targets) for batch in measured.batches])
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
@@ -328,7 +337,6 @@ class StepSizeWorker:
                 direction,
                 measured.batches,
                 self.options,
-                tables=self._tables,
                 context=self._context,
                 check=measured.check,
             )
@@ -362,14 +370,17 @@ class StepSizeWorker:
             raise MeasurementError(
                 f"after_step: logits {tuple(later.shape)} where B1 has {tuple(z.shape)}; give those of B1's rows"
             )
+        live = self._tracker.optimized()
+        loss_apart = self._tracker.loss_apart(live) if self._apart else None
 
         def work() -> Quantities:
             tangent = torch.where(later == z, 0, later - z)  # −∞ − (−∞) where logits are masked
-            noise, live = secant_noise(z), self._tracker.optimized()
-            found = {"b1": summarize(row_forms(self.loss, z, tangent, batch.targets, noise=noise, live=live))}
+            forms = row_forms(self.loss, z, tangent, batch.targets, noise=secant_noise(z), live=live, apart=loss_apart)
+            found = {"b1": summarize(forms)}
             return found | measured.rates.quantities()
 
-        return self._lane.submit(work, uses=[z, later, batch.targets, *measured.rates.tensors])
+        beside = loss_apart.tensors() if loss_apart is not None else []
+        return self._lane.submit(work, uses=[z, later, batch.targets, *beside, *measured.rates.tensors])
 
     def _aged(self, estimate: Estimate, step: int | None) -> Estimate:
         age = 0 if step is None else step - estimate.step
