@@ -19,6 +19,7 @@ from stepsize.worker import StepSizeWorker
 from trainer.config import Config, ConfigError, config_errors
 from trainer.job.decided import with_delay
 from trainer.job.learner import Learner, model_columns, training_device
+from trainer.job.training_stream import training_stream
 from trainer.learner import learning_rate, scheduled_rate
 from trainer.loop import Host, Loop, Observer, Pairs, Position, Timetable
 from trainer.records import Checkpoint, random_state, restore_random_state, save_checkpoint
@@ -109,6 +110,8 @@ class TrainingState:
 def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = None) -> Iterator[TrainingState]:
     """A run of `config` before its first step; its feed and worker are closed afterwards.
 
+    Within it, CUDA work of this thread goes to the training stream.
+
     `manifest` is that of config.data.path; `lane` runs the measurements of α* instead of the device's own.
 
     Raises: ConfigError and InputError for settings that cannot be used, alone or together.
@@ -117,6 +120,7 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
     config = with_delay(config.resolved(), device)
     splits = _evaluated_splits(config, manifest)
     with ExitStack() as stack:
+        stack.enter_context(training_stream(device))
         with config_errors():
             # first what is quick to refuse: the model can be large
             table_rows = cast(int, config.model.table_rows)
