@@ -54,6 +54,7 @@ class Scene:
     records: list[Mapping[str, Any]] = field(default_factory=list)
     pauses: list[StepTiming] = field(default_factory=list)
     in_flight: list[int] = field(default_factory=list)
+    polls: int = 0
     now: int = 0
 
     def pass_time(self, seconds: float) -> None:
@@ -121,6 +122,12 @@ class Scene:
 
     def save(self, position: Position, *, final: bool) -> None:
         self.events.append(("save", position.step, final))
+
+    def poll_save(self) -> None:
+        self.polls += 1
+
+    def drain_save(self) -> None:
+        self.events.append(("drain", self.position.step))
 
     def stopping(self) -> bool:
         return self.signal_after is not None and self.position.step >= self.signal_after
