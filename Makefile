@@ -26,8 +26,8 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@touch $@
 
 $(VENV)/installed-extras: $(VENV)/installed-dev
-	@echo "Installing Ray and DALI ..."
-	$(PIP) -e '.[ray,dali]'
+	@echo "Installing Ray, DALI and Triton ..."
+	$(PIP) -e '.[ray,dali,cuda]'
 	@touch $@
 
 install: $(VENV)/installed  ## create .venv and install
@@ -35,7 +35,7 @@ install: $(VENV)/installed  ## create .venv and install
 demo: $(VENV)/installed  ## the main job: sample, preprocess, train with α* applied, report (under three minutes)
 	$(BIN)/alphastream demo
 
-extras: $(VENV)/installed-extras  ## Ray and DALI as well, whose tests are skipped without them
+extras: $(VENV)/installed-extras  ## Ray, DALI and Triton as well, whose tests are skipped without them
 
 test: $(VENV)/installed-dev  ## the tests
 	$(BIN)/python -m pytest

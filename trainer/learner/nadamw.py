@@ -1,4 +1,4 @@
-"""NAdamW as AlgoPerf's self-tuning baseline writes it: one compiled pass on the CPU, multi-tensor passes elsewhere."""
+"""NAdamW as AlgoPerf's self-tuning baseline writes it: one compiled pass, or multi-tensor ones where that cannot be."""
 
 # pyright: reportPrivateImportUsage=false
 # (the _foreach_ functions are what torch's own optimizers are built on; their stubs are marked private)
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pipeline.compiled import compiled
+from trainer.learner import kernels
 
 TASK_ELEMENTS = 1 << 20
 """Elements a thread takes at a time: about a millisecond."""
@@ -45,9 +46,11 @@ class NAdamW(Optimizer):
         θ ← θ − lr/(1−β1ᵗ) · (β1·m + (1−β1)·g) / (√v/√(1−β2ᵗ) + ε)
 
     This is not torch's NAdam, which anneals its momentum and has other bias corrections.
-    On the CPU one compiled pass reads and writes every array once and needs no further memory; elsewhere
-    temporaries are bounded by WAVE_ELEMENTS. The gradients are not changed.
-    `lr` may be a tensor; with `capturable` no value is read back from the device, as CUDA graphs need.
+    On the CPU, and on CUDA where Triton runs, one compiled pass reads and writes every array once (7 words an element)
+    and needs no further memory. Elsewhere multi-tensor passes move three times as many words, with temporaries bounded
+    by WAVE_ELEMENTS; so they do for dtypes the pass is not for (float32, on the CPU float64 too), and where `lr` is a
+    tensor on the device or `capturable` is set, as CUDA graphs need: no value is read back from the device then.
+    Both kinds round alike on CPU and CUDA, but not as one another. The gradients are not changed.
     """
 
     def __init__(
@@ -122,11 +125,15 @@ class NAdamW(Optimizer):
 
 def move(pieces: list[Piece], group: dict[str, Any]) -> None:
     """One step of whole tensors."""
-    on_device = group["capturable"] or (isinstance(group["lr"], Tensor) and group["lr"].device.type != "cpu")
-    compiled = [] if on_device else [piece for piece in pieces if _has_kernel(piece)]
-    _move_compiled(compiled, group)
-    for wave in _waves(pieces if on_device else [piece for piece in pieces if not _has_kernel(piece)]):
-        (_move_on_device if on_device else _move)(wave, group)
+    if group["capturable"] or (isinstance(group["lr"], Tensor) and group["lr"].device.type != "cpu"):
+        for wave in _waves(pieces):
+            _move_on_device(wave, group)
+        return
+    ways: dict[Callable[[list[Piece], dict[str, Any]], None], list[Piece]] = {}
+    for piece in pieces:
+        ways.setdefault(_way_of(piece), []).append(piece)
+    for way, alike in ways.items():
+        way(alike, group)
 
 
 def _factors(step: float, group: dict[str, Any]) -> tuple[float, float]:
@@ -147,13 +154,15 @@ def scalars_of(step: float, group: dict[str, Any]) -> tuple[float, float, float,
     return decay, beta1, 1.0 - beta1, beta2, 1.0 - beta2, addend, factor
 
 
-def _has_kernel(piece: Piece) -> bool:
-    return (
-        piece.parameter.device.type == "cpu"
-        and piece.parameter.dtype in {torch.float32, torch.float64}
-        and all(t.is_contiguous() and t.dtype is piece.parameter.dtype for t in (piece.gradient, *piece[2:4]))
-        and piece.parameter.is_contiguous()
-    )
+def _way_of(piece: Piece) -> Callable[[list[Piece], dict[str, Any]], None]:
+    """The fastest way to move such a piece."""
+    device, dtype = piece.parameter.device, piece.parameter.dtype
+    if all(t.is_contiguous() and t.dtype is dtype and t.device == device for t in piece[:4]):
+        if device.type == "cpu" and dtype in {torch.float32, torch.float64}:
+            return _move_compiled
+        if device.type == "cuda" and dtype is torch.float32 and kernels.unusable(device) is None:
+            return _move_fused
+    return _move_in_waves
 
 
 @compiled(error_model="numpy")
@@ -184,10 +193,25 @@ def _move_compiled(pieces: list[Piece], group: dict[str, Any]) -> None:
         future.result()
 
 
+def _move_fused(pieces: list[Piece], group: dict[str, Any]) -> None:
+    """One step by the Triton kernel: one launch for all pieces of a device at the same step."""
+    alike: dict[tuple[torch.device, float], list[Piece]] = {}
+    for piece in pieces:
+        alike.setdefault((piece.parameter.device, piece.step.item()), []).append(piece)
+    for (_, step), together in alike.items():
+        scalars = [np.float32(value) for value in scalars_of(step, group)]
+        kernels.move_whole([[tensor.detach() for tensor in piece[:4]] for piece in together], scalars)
+
+
 @lru_cache(maxsize=1)
 def thread_pool(threads: int) -> ThreadPoolExecutor:
     """Threads for the compiled passes, which let go of the interpreter's lock."""
     return ThreadPoolExecutor(threads, thread_name_prefix="nadamw")
+
+
+def _move_in_waves(pieces: list[Piece], group: dict[str, Any]) -> None:
+    for wave in _waves(pieces):
+        _move(wave, group)
 
 
 def _waves(whole: Iterable[Piece]) -> Iterator[list[Piece]]:
