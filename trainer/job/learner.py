@@ -83,7 +83,8 @@ class Learner:
 
     def finite(self) -> bool:
         """Whether every weight is a finite number."""
-        largest = (torch.linalg.vector_norm(weight.detach(), math.inf) for weight in self.model.parameters())
+        weights = (weight.detach() for weight in self.model.parameters() if weight.numel())
+        largest = (torch.linalg.vector_norm(weight, math.inf) for weight in weights)
         return all(math.isfinite(value) for value in largest)
 
     def saved_finite(self, files: Iterable[CheckpointFile]) -> bool:

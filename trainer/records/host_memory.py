@@ -85,8 +85,8 @@ def _like(tensor: Tensor) -> Tensor:
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether every element of these tensors on the host is a finite number; computed in the calling thread alone."""
-    numbers = (tensor for tensor in tensors if tensor.is_floating_point() or tensor.is_complex())
-    parts = (part for tensor in numbers for part in tensor.detach().reshape(-1).split(FEW_ELEMENTS))
+    floats = (tensor for tensor in tensors if tensor.is_floating_point() or tensor.is_complex())
+    parts = (part for tensor in floats if tensor.numel() for part in tensor.detach().reshape(-1).split(FEW_ELEMENTS))
     return all(math.isfinite(torch.linalg.vector_norm(part, math.inf).item()) for part in parts)
 
 
