@@ -21,6 +21,7 @@ from stepsize.pooling import PooledRate, RatioSums, median_rate, per_rate, pool
 
 if TYPE_CHECKING:
     from stepsize.losses import AutogradLoss, BCEWithLogits, CrossEntropy, Loss, SquaredError
+    from stepsize.measuring import Lane, Pending
     from stepsize.policies import L4, PAL, SGDBB, SPS
     from stepsize.worker import StepSizeWorker, first_rows
 
@@ -34,10 +35,12 @@ __all__ = [
     "CrossEntropy",
     "Diagnostics",
     "Estimate",
+    "Lane",
     "Loss",
     "MeasurementError",
     "MeasuringOptions",
     "Outcome",
+    "Pending",
     "Policy",
     "PooledRate",
     "RatioSums",
@@ -61,7 +64,9 @@ _FILES = {
     "AutogradLoss": "losses",
     "BCEWithLogits": "losses",
     "CrossEntropy": "losses",
+    "Lane": "measuring",
     "Loss": "losses",
+    "Pending": "measuring",
     "SquaredError": "losses",
     "StepSizeWorker": "worker",
     "first_rows": "worker",

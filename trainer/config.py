@@ -45,10 +45,20 @@ class MetricsConfig:
     """Address to listen on; the default is reachable from this machine only."""
     port: int = 9464
     """TCP port of /metrics, /healthz, /readyz and the live page; 0 takes any free one, -1 serves nothing."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names by which browsers and Prometheus may ask. Addresses and localhost always may; other names may where `host`
+    is open to the network and none are given here."""
+    web_config: str | None = None
+    """TLS and passwords: a file in the format of Prometheus's --web.config.file (extra `web`). Without one everybody
+    who reaches the port may read it."""
 
     def __post_init__(self) -> None:
         if not -1 <= self.port <= 65_535:
             raise ValueError(f"metrics.port is {self.port}; give 0 to 65535, or -1 to serve nothing")
+
+    def resolved(self) -> MetricsConfig:
+        """The same with the path of the web config in full."""
+        return self if self.web_config is None else replace(self, web_config=str(Path(self.web_config).absolute()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +80,7 @@ class Config:
             raise ConfigError(f"data.seed is {self.data.seed}; give a whole number from 0 to 4294967295")
 
     def resolved(self) -> Config:
-        """The same with data.path in full and what `model.preset` decides written out: what a run is made from.
+        """The same with its paths in full and what `model.preset` decides written out: what a run is made from.
 
         Raises: ConfigError for an unknown preset, sizes that do not fit one another, a missing data.path, or a text
         that no file can hold.
@@ -87,6 +97,7 @@ class Config:
             return replace(
                 self,
                 data=replace(self.data, path=path),
+                metrics=self.metrics.resolved(),
                 model=self.model.resolved(),
                 optimizer=self.optimizer.resolved(self.model.preset),
             )

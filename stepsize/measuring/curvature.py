@@ -7,7 +7,7 @@ no G, no vector of the model's size. Letters: R rows, C logits a row.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -19,6 +19,7 @@ from torch.nn.utils import get_total_norm
 from stepsize.errors import MeasurementError
 from stepsize.losses import Loss
 from stepsize.measuring.direction import Batch, Direction
+from stepsize.measuring.kept import TensorsApart
 from stepsize.measuring.passes import ForwardContext, forward_pass, loss_undisturbed
 from stepsize.measuring.tables import Lookup, Replayer, StandIn, Whole
 
@@ -39,15 +40,14 @@ def logits_along(
     batch: Batch,
     *,
     index: int = 0,
-    tables: Collection[str] = (),
     group: int | None = None,
     context: ForwardContext = nullcontext,
 ) -> tuple[Tensor, Tensor]:
     """Logits z at θ0 and their directional derivative Jd along d, both of the shape the model returns.
 
-    `index` says which of the direction's recorded batches `batch` is, `tables` names the embedding weights, and
-    `group` keeps only the part of d that belongs to one of the optimizer's parameter groups. Costs one forward-mode
-    pass, about a forward and a backward; the parameters' present values, θ1 and later, are not read.
+    `index` says which of the direction's recorded batches `batch` is, and `group` keeps only the part of d that belongs
+    to one of the optimizer's parameter groups. Costs one forward-mode pass, about a forward and a backward; the
+    parameters' present values, θ1 and later, are not read.
 
     Raises: MeasurementError where the tangent is lost on its way or an operation has no forward-mode formula.
     """
@@ -58,14 +58,14 @@ def logits_along(
         return group is None or direction.groups[name] == group
 
     with torch.no_grad(), fw.dual_level():
-        substitutes = {}
+        substitutes, tables = dict(direction.constants), direction.survey.tables
         for name, value in direction.values.items():
             whole = fw.make_dual(value, direction.differences[name]) if moves(name) else value
             substitutes[name] = StandIn(name, value, Whole(whole)) if name in tables else whole
         for name, calls in direction.lookups[index].items():
             replayed = calls if moves(name) else [Lookup(ids=call.ids, before=call.before) for call in calls]
-            like = model.get_parameter(name)
-            substitutes[name] = StandIn(name, like, Replayer(name, replayed))
+            replayer = Replayer(name, replayed, direction.differing.setdefault(name, []))
+            substitutes[name] = StandIn(name, direction.survey.parameters[name], replayer)
         try:
             logits = forward_pass(
                 model,
@@ -75,6 +75,8 @@ def logits_along(
                 generators=batch.generators,
                 context=context,
                 live=direction.optimized,
+                survey=direction.survey,
+                apart=direction.apart,
             )
         except NotImplementedError as error:
             raise MeasurementError(
@@ -126,19 +128,21 @@ def row_forms(
     rounding: Tensor | float = 0.0,
     noise: Tensor | None = None,
     live: Mapping[int, str] | None = None,
+    apart: TensorsApart | None = None,
 ) -> RowForms:
     """Every row's loss, slope and curvature; half-precision logits are taken to float32 first.
 
     `rounding` (in units of the logits) or `noise` (a tangent) say what rounding alone can leave in `tangent`. Its size
     is judged by what the loss makes of it: where the curvature along `tangent` is not larger than that along it, the
     curvature's error is infinite. So logits without a say (masked ones, a part common to all) do not count.
-    `live` describes, by id, the parameters that a loss of the user's own must not read.
+    `live` describes, by id, the parameters that a loss of the user's own must not read, and `apart` has what takes the
+    place of its other tensors beside training.
     """
     eps = torch.finfo(z.dtype).eps
     tiny = torch.finfo(z.dtype).tiny
     if z.dtype in (torch.float16, torch.bfloat16):
         z, tangent = z.float(), tangent.float()
-    with torch.no_grad(), loss_undisturbed(loss, z.device, live or {}):
+    with torch.no_grad(), loss_undisturbed(loss, z.device, live or {}, apart):
         error = loss.curvature_error(z, targets, tangent, eps).double().mean().clamp(min=tiny)
         curvature = loss.curvature(z, targets, tangent)
         if noise is None:

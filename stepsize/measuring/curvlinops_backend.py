@@ -93,8 +93,9 @@ def _at_origin(model: nn.Module, direction: Direction) -> nn.Module:
             module.sparse = False  # sparse gradients have no second derivative
     with torch.no_grad():
         for name, parameter in replica.named_parameters():
-            if name in direction.values:
-                parameter.copy_(direction.values[name])
+            then = direction.values.get(name, direction.constants.get(name))
+            if then is not None:
+                parameter.copy_(then)
             parameter.grad = None
         for name, buffer in replica.named_buffers():
             buffer.copy_(direction.buffers[name])

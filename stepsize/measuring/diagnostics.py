@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from stepsize.estimate import Diagnostics
 from stepsize.losses import Loss
 from stepsize.measuring.direction import Batch, Direction
-from stepsize.measuring.passes import ForwardContext, forward_pass
+from stepsize.measuring.passes import ForwardContext, forward_pass, loss_undisturbed
 from stepsize.measuring.tables import StandIn, Whole
 
 PRODUCTS: tuple[str, ...] = ("g1g1", "g1d", "dd", "g2g2", "g2d", "loss_b2")
@@ -25,14 +24,18 @@ def diagnose(
     direction: Direction,
     batches: tuple[Batch, ...],
     *,
-    tables: Collection[str],
     context: ForwardContext = nullcontext,
 ) -> Tensor:
     """The PRODUCTS of B1's gradient at θ0, of B2's as the optimizer saw it, and of d, (6,) float64."""
+
+    def loss_kept() -> AbstractContextManager[None]:
+        return loss_undisturbed(loss, batches[0].targets.device, direction.optimized, direction.loss_apart)
+
     leaves = {name: value.detach().requires_grad_() for name, value in direction.values.items()}
     with torch.enable_grad():
-        z = _forward(model, direction, leaves, batches[0], tables=tables, context=context)
-        mean = loss.per_sample(_widened(z), batches[0].targets).mean()
+        z = _forward(model, direction, leaves, batches[0], context=context)
+        with loss_kept():
+            mean = loss.per_sample(_widened(z), batches[0].targets).mean()
         gradients = torch.autograd.grad(mean, list(leaves.values()), materialize_grads=True)
     changes = list(direction.differences.values())
     g1g1, g1d, dd = _dot(gradients, gradients), _dot(gradients, changes), _dot(changes, changes)
@@ -44,8 +47,9 @@ def diagnose(
         g2d = _dot(list(named.values()), [direction.differences[name] for name in named])
     if len(batches) > 1:
         with torch.no_grad():
-            z2 = _forward(model, direction, direction.values, batches[1], tables=tables, context=context)
-            loss_b2 = loss.per_sample(_widened(z2), batches[1].targets).double().mean()
+            z2 = _forward(model, direction, direction.values, batches[1], context=context)
+            with loss_kept():
+                loss_b2 = loss.per_sample(_widened(z2), batches[1].targets).double().mean()
     return torch.stack([g1g1, g1d, dd, g2g2, g2d, loss_b2])
 
 
@@ -76,20 +80,20 @@ def _forward(
     values: dict[str, Tensor],
     batch: Batch,
     *,
-    tables: Collection[str],
     context: ForwardContext,
 ) -> Tensor:
-    substitutes = {
-        name: StandIn(name, value, Whole(value)) if name in tables else value for name, value in values.items()
-    }
+    tables = direction.survey.tables
+    moving = {name: StandIn(name, value, Whole(value)) if name in tables else value for name, value in values.items()}
     return forward_pass(
         model,
         batch.inputs,
-        substitutes=substitutes,
+        substitutes={**direction.constants, **moving},
         buffers=direction.buffers,
         generators=batch.generators,
         context=context,
         live=direction.optimized,
+        survey=direction.survey,
+        apart=direction.apart,
     )
 
 

@@ -5,9 +5,9 @@ Letters: P parameters of one tensor, N look-ups, E embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from stepsize.errors import MeasurementError
 from stepsize.losses import Loss
-from stepsize.measuring.kept import Generators
-from stepsize.measuring.passes import ForwardContext, forward_pass, modules_of
+from stepsize.measuring import handoff
+from stepsize.measuring.kept import Generators, TensorsApart, own_copy
+from stepsize.measuring.passes import ForwardContext, forward_pass, loss_modules, modules_of
+from stepsize.measuring.survey import Survey
 from stepsize.measuring.tables import EveryTableRead, Lookup, ReadAsAWholeError, Recorder, StandIn
 
 Tables = Literal["rows", "dense"]
@@ -69,13 +71,18 @@ class Batch:
     targets: Tensor
     generators: Generators
 
+    def copied(self) -> Batch:
+        """The same in memory of its own, so that the caller's may be written to."""
+        return replace(self, inputs=own_copy(self.inputs), targets=self.targets.detach().clone())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Direction:
     """θ0 and d of one step, by parameter name; nothing here aliases the model.
 
     `values` and `differences` hold the parameters kept whole, `lookups[b]` the rows that batch b looks up in each
-    table kept by rows. `groups` says which of the optimizer's parameter groups moves a parameter.
+    table kept by rows. `groups` says which of the optimizer's parameter groups moves a parameter. Both θ0 and d are
+    needed until the passes are through: the model's own parameters go on from θ1.
     """
 
     values: dict[str, Tensor]
@@ -87,6 +94,16 @@ class Direction:
     """What to call every parameter of the optimizer, the model's or not, by its id."""
     gradients: dict[str, Tensor]
     """B2's gradients as they lay in `.grad` after the step, where they were asked for and are still there."""
+    survey: Survey
+    """The model as it was when θ0 was kept."""
+    constants: dict[str, Tensor]
+    """Copies of parameters that no optimizer of the worker moves, but something else does between the steps."""
+    apart: TensorsApart | None = None
+    """Where the passes run beside training: copies of what else the model reads."""
+    loss_apart: TensorsApart | None = None
+    """Likewise of what the loss reads."""
+    differing: dict[str, list[Tensor]] = field(default_factory=dict)
+    """By table, whether each look-up of the passes so far was for other rows, where the host cannot see the ids."""
 
     def moved(self) -> tuple[list[Tensor], list[Tensor]]:
         """θ0 of all that is kept, and d in the same order."""
@@ -99,7 +116,10 @@ class Direction:
         """Every tensor held, for `record_stream`."""
         ids = [call.ids for tables in self.lookups for calls in tables.values() for call in calls]
         before, change = self.moved()
-        return [*before, *change, *ids, *self.buffers.values(), *self.gradients.values()]
+        named = (self.buffers, self.gradients, self.constants)
+        others = [tensor for found in named for tensor in found.values()]
+        beside = [tensor for found in (self.apart, self.loss_apart) if found is not None for tensor in found.tensors()]
+        return [*before, *change, *ids, *others, *beside]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +134,14 @@ class Snapshot:
     optimized: dict[int, str]
     still: dict[str, tuple[nn.Parameter, int]]
     """The model's other parameters with their versions: nothing may write to them before the step is measured."""
+    survey: Survey
+    constants: dict[str, Tensor]
+    tracker: Tracker
 
-    def difference(self, *, gradients: bool = False) -> Direction:
+    def difference(self, *, gradients: bool = False, apart: bool = False) -> Direction:
         """θ0 with d = θ1 − θ0, in new memory of the size of what was kept; a copy of the gradients on request.
+
+        With `apart`, also copies of whatever else training may write to while the passes run.
 
         Raises: MeasurementError where a parameter changed that no optimizer of the worker moves.
         """
@@ -127,7 +152,9 @@ class Snapshot:
                     "worker every optimizer that steps here, and update averages or targets outside of the step"
                 )
         with torch.no_grad():
-            differences = {name: self.moving[name].detach() - value for name, value in self.values.items()}
+            differences = dict(
+                zip(self.values, _differences([self.moving[name] for name in self.values], self.values), strict=True)
+            )
             for tables in self.lookups:
                 for name, calls in tables.items():
                     for call in calls:
@@ -140,15 +167,41 @@ class Snapshot:
             groups=self.groups,
             optimized=self.optimized,
             gradients=self._gradients() if gradients else {},
+            survey=self.survey,
+            constants=self.constants,
+            apart=TensorsApart.of(self.survey.modules) if apart else None,
+            loss_apart=self.tracker.loss_apart(self.optimized) if apart else None,
         )
+
+    def read_in_place(self) -> list[tuple[nn.Parameter, int]]:
+        """Parameters that passes apart from training read where they lie, with their versions.
+
+        A pass is void if one of them is written to before it is through.
+        """
+        there = ((name, self.still[name]) for name in self.survey.parameters if name in self.still)
+        return [entry for name, entry in there if name not in self.constants]
 
     def _gradients(self) -> dict[str, Tensor]:
         found = {name: parameter.grad for name, parameter in self.moving.items() if name in self.values}
         return {
-            name: gradient.detach().to_dense() if gradient.is_sparse else gradient.detach().clone()
+            name: _dense(gradient.detach()) if gradient.is_sparse else gradient.detach().clone()
             for name, gradient in found.items()
             if gradient is not None
         }
+
+
+def _differences(now: list[Tensor], before: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    """`now` less `before`, in one launch where the device has one for many tensors."""
+    return torch._foreach_sub(now, list(before.values())) if now else ()  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    """A sparse gradient of rows as a whole; on a device without waiting for how many different rows there are."""
+    if handoff.host_sees(gradient) or gradient.sparse_dim() != 1:
+        return gradient.to_dense()
+    return gradient.new_zeros(gradient.shape, layout=torch.strided).index_add_(
+        0, gradient._indices()[0], gradient._values()
+    )
 
 
 @dataclass
@@ -172,42 +225,68 @@ class Tracker:
     """Its parameters, too, must hold still while a step is measured."""
     _lookups: dict[str, int] | None = field(default=None, init=False)
     """Look-ups of each table in one pass, once known; a table not listed is kept whole."""
+    _learned: tuple[tuple[nn.Module, bool], ...] = field(default=(), init=False)
+    """The modules whose pass that was, and whether each was training."""
+    _versions: dict[str, int] = field(default_factory=dict, init=False)
+    """Of the parameters that no optimizer moves, at the last snapshot."""
+    _restless: set[str] = field(default_factory=set, init=False)
 
-    def snapshot(self, batches: Sequence[Batch]) -> Snapshot:
+    def snapshot(self, batches: Sequence[Batch], *, apart: bool = False) -> Snapshot:
         """θ0 now: clones of what is kept whole, and of every table the rows that `batches` look up.
+
+        With `apart` the passes will run while training goes on: parameters that no optimizer of the worker moves, but
+        that have changed since the last snapshot, are cloned too.
 
         Raises: MeasurementError where the optimizer moves no parameter of the model.
         """
-        group_of = self._group_of()
-        moving = self.moving()
-        buffers = {name: buffer.detach().clone() for name, buffer in self.model.named_buffers()}
+        survey, group_of = Survey.of(self.model), self._group_of()
+        moving = self.moving(survey)
         with torch.no_grad():
-            lookups = self._record_all(moving, batches, buffers)
-            values = {
-                name: parameter.detach().clone()
-                for name, parameter in moving.items()
-                if name not in (self._lookups or {})
-            }
+            buffers = {name: buffer.clone() for name, buffer in survey.buffers.items()}
+            by_rows = self._learned_lookups(survey, moving, batches[0], buffers)
+            values = {name: parameter.clone() for name, parameter in moving.items() if name not in by_rows}
+            copies = {id(moving[name]): value for name, value in values.items()}
+            lookups = tuple({name: [] for name in by_rows} for _ in batches)
+            if any(by_rows.values()):
+                lookups = tuple(
+                    self._record(survey, moving, batch, buffers, by_rows, copies=copies) for batch in batches
+                )
+            still = {name: value for name, value in survey.parameters.items() if name not in moving}
+            constants = {name: still[name].clone() for name in self._restless_among(still)} if apart else {}
         return Snapshot(
             moving=moving,
             values=values,
             lookups=lookups,
             buffers=buffers,
             groups={name: group_of[id(parameter)] for name, parameter in moving.items()},
-            optimized=self.optimized(),
+            optimized=self.optimized(survey),
             still={
                 name: (parameter, parameter._version)
-                for name, parameter in (*self.model.named_parameters(), *self._of_the_loss())
-                if name not in moving and not parameter.is_inference()
+                for name, parameter in (*still.items(), *self._of_the_loss())
+                if not parameter.is_inference()
             },
+            survey=survey,
+            constants=constants,
+            tracker=self,
         )
 
-    def moving(self) -> dict[str, nn.Parameter]:
+    def loss_apart(self, optimized: Collection[int]) -> TensorsApart:
+        """Copies of all that the loss reads, but for parameters that the optimizers move, which it must not read."""
+        return TensorsApart.of(loss_modules(self.loss), with_registered=True, leaving=optimized)
+
+    def _restless_among(self, still: dict[str, nn.Parameter]) -> list[str]:
+        """Names of those parameters that something else than the optimizers has been seen to change."""
+        versions = {name: value._version for name, value in still.items() if not value.is_inference()}
+        self._restless |= {name for name, version in versions.items() if self._versions.get(name, version) != version}
+        self._versions = versions
+        return [name for name in versions if name in self._restless]
+
+    def moving(self, survey: Survey | None = None) -> dict[str, nn.Parameter]:
         """The model's parameters that the optimizers move, by name; raises MeasurementError where there are none."""
         group_of = self._group_of()
         moving = {
             name: parameter
-            for name, parameter in self.model.named_parameters()
+            for name, parameter in (survey or Survey.of(self.model)).parameters.items()
             if parameter.requires_grad and id(parameter) in group_of
         }
         if not moving:
@@ -223,21 +302,18 @@ class Tracker:
             for parameter in group["params"]
         }
 
-    def optimized(self) -> dict[int, str]:
+    def optimized(self, survey: Survey | None = None) -> dict[int, str]:
         """What to call every parameter that the optimizers move, by its id."""
+        survey = survey or Survey.of(self.model)
+        names = {id(parameter): name for name, parameter in survey.parameters.items()}
         groups = enumerate(group for one in self.optimizers for group in one.param_groups)
-        called = {
-            id(parameter): f"number {index} of parameter group {group_index}, of shape {tuple(parameter.shape)},"
+        return {
+            id(parameter): repr(names[id(parameter)])
+            if id(parameter) in names
+            else f"number {index} of parameter group {group_index}, of shape {tuple(parameter.shape)},"
             for group_index, group in groups
             for index, parameter in enumerate(group["params"])
         }
-        names = {id(parameter): repr(name) for name, parameter in self.model.named_parameters()}
-        return {key: names.get(key, description) for key, description in called.items()}
-
-    def table_names(self) -> set[str]:
-        """Names of the weights of every `nn.Embedding` and `nn.EmbeddingBag`, tied ones under their first name."""
-        found = {id(m.weight) for m in self.model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
-        return {name for name, parameter in self.model.named_parameters() if id(parameter) in found}
 
     def _of_the_loss(self) -> list[tuple[str, nn.Parameter]]:
         modules = modules_of(getattr(self.loss, "function", self.loss))
@@ -255,24 +331,26 @@ class Tracker:
                         "of its own that does not step here"
                     )
 
-    def _record_all(
-        self, moving: dict[str, nn.Parameter], batches: Sequence[Batch], buffers: dict[str, Tensor]
-    ) -> tuple[dict[str, list[Lookup]], ...]:
-        if self._lookups is None:
-            self._lookups = self._learn(moving, batches[0], buffers)
-        by_rows = {name: count for name, count in self._lookups.items() if name in moving}
-        if not any(by_rows.values()):
-            return tuple({name: [] for name in by_rows} for _ in batches)
-        return tuple(self._record(moving, batch, buffers, by_rows) for batch in batches)
+    def _learned_lookups(
+        self, survey: Survey, moving: dict[str, nn.Parameter], batch: Batch, buffers: dict[str, Tensor]
+    ) -> dict[str, int]:
+        """Look-ups a pass of every table kept by rows, learned in a whole pass whenever the modules are others."""
+        modules = tuple((module, module.training) for _, module in survey.modules)
+        if self._lookups is None or modules != self._learned:
+            self._lookups = self._learn(survey, moving, batch, buffers)
+            self._learned = modules
+        return {name: count for name, count in self._lookups.items() if name in moving}
 
-    def _learn(self, moving: dict[str, nn.Parameter], batch: Batch, buffers: dict[str, Tensor]) -> dict[str, int]:
+    def _learn(
+        self, survey: Survey, moving: dict[str, nn.Parameter], batch: Batch, buffers: dict[str, Tensor]
+    ) -> dict[str, int]:
         """Look-ups a pass of every table worth keeping by rows, from one whole pass."""
-        candidates = self.table_names() & moving.keys() if self.tables == "rows" else set()
+        candidates = survey.tables & moving.keys() if self.tables == "rows" else frozenset[str]()
         while candidates:
             try:
-                calls = self._record(moving, batch, buffers, dict.fromkeys(candidates))
+                calls = self._record(survey, moving, batch, buffers, dict.fromkeys(candidates))
             except ReadAsAWholeError as found:
-                candidates = candidates - {found.table}
+                candidates -= {found.table}
                 continue
             ids = {name: sum(call.ids.numel() for call in calls[name]) for name in candidates}
             return {name: len(calls[name]) for name in candidates if ids[name] < moving[name].shape[0]}
@@ -280,10 +358,13 @@ class Tracker:
 
     def _record(
         self,
+        survey: Survey,
         moving: dict[str, nn.Parameter],
         batch: Batch,
         buffers: dict[str, Tensor],
         expected: dict[str, int] | dict[str, None],
+        *,
+        copies: dict[int, Tensor] | None = None,
     ) -> dict[str, list[Lookup]]:
         """Each table's look-ups in order; the pass ends at the last one where their number is known."""
         calls: dict[str, list[Lookup]] = {name: [] for name in expected}
@@ -305,5 +386,7 @@ class Tracker:
                 buffers=buffers,
                 generators=batch.generators,
                 context=self.context,
+                survey=survey,
+                copies=copies,
             )
         return calls

@@ -9,6 +9,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+
+def host_sees(tensor: Tensor) -> bool:
+    """Whether the host can look at the numbers of `tensor` without waiting for a device."""
+    return tensor.device.type == "cpu"
+
+
 Quantities = dict[str, Tensor]
 """Float64 vectors by name."""
 
@@ -29,7 +35,7 @@ class Pending:
 
 
 class Lane(Protocol):
-    """Runs work that only reads `uses` and tensors nobody writes to any more."""
+    """Runs work that only reads `uses` and tensors nobody writes to any more; what is submitted first is done first."""
 
     def submit(self, work: Callable[[], Quantities], uses: Iterable[Tensor]) -> Pending: ...
 
@@ -63,7 +69,7 @@ class SideStream:
             sizes, together = _end_to_end(work())
             values = torch.empty(together.shape, dtype=torch.float64, pin_memory=True)
             values.copy_(together, non_blocking=True)
-            arrived = torch.cuda.Event()
+            arrived = torch.cuda.Event(blocking=True)  # who waits for it leaves the core to others
             arrived.record(self.stream)
         return Pending(sizes=sizes, values=values, done=arrived.query, wait=arrived.synchronize)
 

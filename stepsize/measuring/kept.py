@@ -6,7 +6,7 @@ import copy
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from types import SimpleNamespace
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from stepsize.errors import MeasurementError
+from stepsize.measuring import handoff
 
 PutBack = Callable[[], None]
 
@@ -26,6 +27,12 @@ DEPTH = 3
 """How far containers within containers are followed."""
 PLUMBING = frozenset(vars(nn.Module())) - {"training"}
 """Attributes of a module that are torch's own."""
+PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size})
+"""Types of values that hold nothing which could change."""
+Modules = Iterable[tuple[str, nn.Module]]
+"""Modules by path, such as `named_modules` gives."""
+Contents = Sequence[tuple[str, Any]]
+"""What modules hold in attributes of their own, by the attribute's path."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +45,14 @@ class Generators:
     others: tuple[PutBack, ...] = ()
 
     @classmethod
-    def capture(cls, device: torch.device, *owners: nn.Module) -> Generators:
-        """The present state; with it that of every generator found in an attribute of `owners` or their parts."""
+    def capture(cls, device: torch.device, contents: Contents = ()) -> Generators:
+        """The present state; with it that of every generator among `contents`."""
         cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         others = [_state_of(random)]
         if "numpy" in sys.modules:
             others.append(_state_of(sys.modules["numpy"].random))
-        others += [_state_of(found) for owner in owners for found in _generators_of(owner)]
+        kinds = _generator_kinds() if contents else ()
+        others += [_state_of(item) for _, item in contents if isinstance(item, kinds)]
         return cls(torch.get_rng_state(), cuda, device, tuple(put_back for put_back in others if put_back is not None))
 
     def restore(self) -> None:
@@ -96,15 +104,24 @@ def _state_of(generator: Any) -> PutBack | None:
     return None
 
 
-def _generators_of(owner: nn.Module) -> Iterator[Any]:
+def _generator_kinds() -> tuple[type, ...]:
     kinds: tuple[type, ...] = (torch.Generator, random.Random)
     if "numpy" in sys.modules:
         numpy_random = sys.modules["numpy"].random
         kinds = (*kinds, numpy_random.Generator, numpy_random.RandomState)
-    for module in owner.modules():
+    return kinds
+
+
+def contents_of(modules: Modules) -> list[tuple[str, Any]]:
+    """What `modules` hold in attributes that are not torch's own, and what is within it: all that could change."""
+    found = []
+    for path, module in modules:
+        where = f"{path}." if path else ""
         for name, value in vars(module).items():
-            if name not in PLUMBING:
-                yield from (item for item in _inside(value, module) if isinstance(item, kinds))
+            if type(value) not in PLAIN and name not in PLUMBING:
+                items = (item for item in _inside(value, module) if type(item) not in PLAIN)
+                found += [(f"{where}{name}", item) for item in items]
+    return found
 
 
 def _inside(value: Any, module: nn.Module) -> Iterator[Any]:
@@ -128,31 +145,43 @@ def _within(value: Any, depth: int = DEPTH) -> Iterator[Any]:
 
 
 @contextmanager
-def attributes_kept(*owners: nn.Module, buffers: bool = False) -> Iterator[None]:
-    """Afterwards every attribute of `owners` and their parts is what it was, also within containers and tensors.
+def attributes_kept(
+    modules: Modules,
+    contents: Contents,
+    *,
+    buffers: bool = False,
+    shielded: Collection[int] = (),
+    copies: Mapping[int, Tensor] | None = None,
+    apart: bool = False,
+) -> Iterator[None]:
+    """Afterwards every attribute of `modules` is what it was, also within containers and tensors: their `contents`.
 
     That covers counters, averages and caches which a model keeps beside its buffers, in dataclasses, namespaces and
     objects of classes beside its own too. `buffers` are kept where asked for. Other objects are left to themselves.
+    Tensors in `shielded`, by id, are left to themselves: training's that are out of reach, and a pass's own. Of some
+    parameters `copies` are there already. `apart` from training's stream nothing is put back into a tensor that it
+    may be using.
 
-    Raises: MeasurementError where a parameter, or a tensor attribute too large to copy, was written to in place; a
+    Raises: MeasurementError where a parameter, or a tensor that cannot be put back, was written to in place; a
     parameter that is not too large to copy is then put back.
     """
-    kept: list[PutBack] = []
-    for owner in owners:
-        for path, module in owner.named_modules():
-            kept.append(_namespace(module))
-            where = f"{path}." if path else ""
-            for name, value in vars(module).items():
-                if name not in PLUMBING:
-                    kept += [_content(item, f"{where}{name}") for item in _inside(value, module)]
-            kept += [_unwritten(value, f"{where}{name}") for name, value in module.named_parameters(recurse=False)]
-            if buffers:
-                kept += [_content(buffer, f"{where}{name}") for name, buffer in module.named_buffers(recurse=False)]
+    kept: list[PutBack | None] = []
+    for path, module in modules:
+        where = f"{path}." if path else ""
+        kept.append(_namespace(module))
+        for name, value in module._parameters.items():
+            if value is not None and id(value) not in shielded:
+                kept.append(_unwritten(value, f"{where}{name}", (copies or {}).get(id(value))))
+        if buffers:
+            contents = [*contents, *((f"{where}{name}", buffer) for name, buffer in module._buffers.items())]
+    kept += [_content(item, name, apart=apart) for name, item in contents if id(item) not in shielded]
     try:
         yield
     finally:
         errors = []
         for put_back in kept:
+            if put_back is None:
+                continue
             try:
                 put_back()
             except MeasurementError as error:
@@ -175,20 +204,20 @@ def _namespace(module: nn.Module) -> PutBack:
     return put_back
 
 
-def _content(value: Any, name: str) -> PutBack:
+def _content(value: Any, name: str, *, apart: bool) -> PutBack | None:
     if isinstance(value, Tensor):
-        return _tensor(value, name)
+        return _tensor(value, name, apart=apart)
     if isinstance(value, list | dict | set | deque) and len(value) <= MOST_COPIED:
         before = copy.copy(value)
         return lambda: _refill(value, before)
     if "numpy" in sys.modules and isinstance(value, sys.modules["numpy"].ndarray):
         return _array(value)
-    return lambda: None
+    return None
 
 
-def _array(value: Any) -> PutBack:
+def _array(value: Any) -> PutBack | None:
     if value.size > MOST_COPIED or not value.flags.writeable:
-        return lambda: None
+        return None
     before = value.copy()
 
     def put_back() -> None:
@@ -199,15 +228,18 @@ def _array(value: Any) -> PutBack:
 
 def _written_past_its_version(value: Tensor, before: Tensor | None) -> bool:
     """By its `data` or by numpy; on a device that cannot be seen without waiting for it."""
-    if before is None or value.device.type != "cpu" or torch.equal(value.detach(), before):
+    if before is None or not handoff.host_sees(value) or torch.equal(value, before):
         return False
     nan_as_it_was = value.is_floating_point() and torch.allclose(value.detach(), before, rtol=0, atol=0, equal_nan=True)
     return not nan_as_it_was
 
 
-def _unwritten(parameter: nn.Parameter, name: str) -> PutBack:
+def _unwritten(parameter: nn.Parameter, name: str, before: Tensor | None) -> PutBack:
     version = None if parameter.is_inference() else parameter._version
-    before = parameter.detach().clone() if version is not None and parameter.numel() <= MOST_COPIED else None
+    if version is None or parameter.numel() > MOST_COPIED:
+        before = None
+    elif before is None:
+        before = parameter.detach().clone()
 
     def check() -> None:
         if version is None or (parameter._version == version and not _written_past_its_version(parameter, before)):
@@ -236,22 +268,77 @@ def _refill(container: Any, before: Any) -> None:
     container.update(before) if isinstance(container, dict | set) else container.extend(before)
 
 
-def _tensor(value: Tensor, name: str) -> PutBack:
+def _tensor(value: Tensor, name: str, *, apart: bool) -> PutBack | None:
     if isinstance(value, nn.Parameter) or value.requires_grad or value.is_inference() or value.layout != torch.strided:
-        return lambda: None
+        return None
     version = value._version
-    before = value.detach().clone() if value.numel() <= MOST_COPIED else None
+    before = value.clone() if value.numel() <= MOST_COPIED and not apart else None
 
     def put_back() -> None:
         unchanged = value._version == version
         if before is None:
             if not unchanged:
+                where = " on a stream of its own" if apart else ""
                 raise MeasurementError(
-                    f"the model writes into its attribute {name!r} ({value.numel():,} numbers) while it is measured; "
-                    "make it a buffer (register_buffer), which measuring leaves alone"
+                    f"the model writes into its attribute {name!r} ({value.numel():,} numbers) while it is measured"
+                    f"{where}; make it a buffer (register_buffer), which measuring leaves alone"
                 )
         elif not unchanged or _written_past_its_version(value, before):
             with torch.no_grad():
                 value.copy_(before)
 
     return put_back
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorsApart:
+    """Copies of the tensors that modules hold outside of parameters and buffers, for passes apart from training.
+
+    A pass on a stream of its own would read these while training writes to them, and write while training reads.
+    """
+
+    places: tuple[tuple[dict[str, Any], str, Tensor], ...]
+    """Namespaces, the names that are tensors there, and the copies."""
+    within: tuple[Tensor, ...]
+    """Tensors inside containers and other objects, which are not copied: `attributes_kept` refuses to write to them."""
+
+    @classmethod
+    def of(cls, modules: Modules, *, with_registered: bool = False, leaving: Collection[int] = ()) -> TensorsApart:
+        """The present contents, copied on the current stream; parameters and buffers too if `with_registered`.
+
+        Those in `leaving`, by id, stay where they are.
+        """
+        modules = list(modules)
+        copies: dict[int, Tensor] = {}
+        places: list[tuple[dict[str, Any], str, Tensor]] = []
+        for _, module in modules:
+            held: list[dict[str, Any]] = [vars(module)]
+            held += [module._parameters, module._buffers] if with_registered else []  # pyright: ignore[reportArgumentType]
+            for namespace in held:
+                for name, value in namespace.items():
+                    if isinstance(value, Tensor) and id(value) not in leaving and not value.is_inference():
+                        if id(value) not in copies:
+                            copies[id(value)] = value.detach().clone()
+                        places.append((namespace, name, copies[id(value)]))
+        items = (item for _, item in contents_of(modules) if isinstance(item, Tensor) and id(item) not in copies)
+        return cls(places=tuple(places), within=tuple(items))
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor that a pass may read, for `record_stream`."""
+        return [*(value for _, _, value in self.places), *self.within]
+
+    @contextmanager
+    def in_place(self) -> Iterator[set[int]]:
+        """The copies take the tensors' places, fresh ones each time: what a pass writes into is thrown away.
+
+        Yields the fresh copies' ids.
+        """
+        fresh = {id(value): value.clone() for _, _, value in self.places}
+        originals = [namespace[name] for namespace, name, _ in self.places]
+        for namespace, name, value in self.places:
+            namespace[name] = fresh[id(value)]
+        try:
+            yield {id(value) for value in fresh.values()}
+        finally:
+            for (namespace, name, _), original in zip(self.places, originals, strict=True):
+                namespace[name] = original

@@ -7,9 +7,9 @@ waits for nothing, `estimate_from` takes the same numbers as floats.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from contextlib import nullcontext
 
+import torch
 from torch import Tensor, nn
 
 from stepsize.estimate import Estimate, Outcome, StepSizeNumbers, solve
@@ -21,7 +21,11 @@ from stepsize.measuring.direction import Batch, Direction
 from stepsize.measuring.handoff import Quantities
 from stepsize.measuring.passes import ForwardContext
 from stepsize.measuring.self_check import SelfCheck
+from stepsize.measuring.tables import looks_up_others
 from stepsize.options import MeasuringOptions
+
+LOOK_UPS = "look-ups of "
+"""Begins the name of what tells whether the look-ups of one table, which follows, were the same."""
 
 
 def measure(
@@ -31,7 +35,6 @@ def measure(
     batches: tuple[Batch, ...],
     options: MeasuringOptions,
     *,
-    tables: Collection[str],
     context: ForwardContext = nullcontext,
     check: SelfCheck | None = None,
 ) -> Quantities:
@@ -39,14 +42,17 @@ def measure(
 
     With a `check`, its comparison is made on B1's pass, for which the host waits.
 
-    `summarize` of "b1", "b2" and "group.0", ...; "operator", dᵀCd of another matrix; "diagnostics".
+    `summarize` of "b1", "b2" and "group.0", ...; "operator", dᵀCd of another matrix; "diagnostics";
+    "look-ups of TABLE", a number a look-up that is not 0 where it was for other rows than before the step, of tables
+    whose ids the host could not see.
     """
 
     def along(index: int, group: int | None = None) -> Tensor:
         batch = batches[index]
-        z, tangent = logits_along(model, direction, batch, index=index, tables=tables, group=group, context=context)
+        z, tangent = logits_along(model, direction, batch, index=index, group=group, context=context)
         rounding = relative_rounding(direction, z.dtype)
-        forms = row_forms(loss, z, tangent, batch.targets, rounding=rounding, live=direction.optimized)
+        live, apart = direction.optimized, direction.loss_apart
+        forms = row_forms(loss, z, tangent, batch.targets, rounding=rounding, live=live, apart=apart)
         if index == 0 and group is None and check is not None:
             check.compare(forms)
         return summarize(forms)
@@ -60,7 +66,10 @@ def measure(
         form = quadratic_form(options.curvature, model, loss, direction, batches[0], context=context)
         measured["operator"] = form.double().reshape(1)
     if options.diagnostics == "full":
-        measured["diagnostics"] = diagnose(model, loss, direction, batches, tables=tables, context=context)
+        measured["diagnostics"] = diagnose(model, loss, direction, batches, context=context)
+    for table, differing in direction.differing.items():
+        if differing:
+            measured[f"{LOOK_UPS}{table}"] = torch.stack(differing).double()
     return measured
 
 
@@ -75,7 +84,13 @@ def estimate_from(
     """The estimate that the quantities of `measure`, now floats, amount to; `learning_rates` has one rate a group.
 
     `absolute` is relative times the first group's rate, and in `groups` times each group's own.
+
+    Raises: MeasurementError where a pass looked up other rows than were kept before the step.
     """
+    for name, values in measured.items():
+        if name.startswith(LOOK_UPS) and any(values):
+            position = next(position for position, differs in enumerate(values) if differs)
+            raise looks_up_others(name.removeprefix(LOOK_UPS), position)
     rate = learning_rates[0]
     b1 = _named(measured["b1"])
     if "operator" in measured:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -20,7 +20,8 @@ from torch.utils.checkpoint import CheckpointFunction
 from stepsize.errors import MeasurementError
 from stepsize.losses import AutogradLoss, Loss
 from stepsize.measuring.forward_mode import TrueToReverse
-from stepsize.measuring.kept import Generators, attributes_kept, own_copy
+from stepsize.measuring.kept import Generators, TensorsApart, attributes_kept, contents_of, own_copy
+from stepsize.measuring.survey import Survey
 from stepsize.measuring.tables import StandIn
 from stepsize.options import Precision
 
@@ -43,7 +44,7 @@ class LastTrainingForward:
 
     def __call__(self, module: nn.Module, arguments: Any) -> None:
         if torch.is_grad_enabled() and not _measuring.get():
-            self.generators = Generators.capture(self.device, module)
+            self.generators = Generators.capture(self.device, contents_of(module.named_modules()))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -105,23 +106,35 @@ def forward_pass(
     context: ForwardContext = nullcontext,
     live: Mapping[int, str] | None = None,
     detached: bool = True,
+    survey: Survey | None = None,
+    copies: Mapping[int, Tensor] | None = None,
+    apart: TensorsApart | None = None,
 ) -> Tensor:
     """`model(*inputs)` with `substitutes` for its parameters, drawing what `generators` draw next.
 
     The model writes into clones of `buffers` and copies of `inputs`; everything else is left as `undisturbed` leaves
     it. Parameters without a substitute count as constants if `detached`, and the model's own `no_grad` holds in
     forward mode too. `live` has the ids and descriptions of parameters that must not be read but through their
-    substitutes.
+    substitutes. `survey` is the model's, if there is one of this moment; `copies` are of parameters' present values,
+    by id, where there are such; `apart` has what takes the place of other tensors in a pass beside training.
 
     Raises: MeasurementError where the model reads one of `live`, uses an operation whose forward mode is wrong, or
     does not return a floating-point tensor of logits.
     """
-    copies = {name: buffer.clone() for name, buffer in buffers.items()}
-    others = model.named_parameters() if detached else ()
-    constants = {name: value.detach() for name, value in others if name not in substitutes}
+    survey = survey or Survey.of(model)
+    written = {name: buffer.clone() for name, buffer in buffers.items()}
+    others = {name: value for name, value in survey.parameters.items() if name not in substitutes} if detached else {}
+    constants = {name: value.detach() for name, value in others.items()}
+    hidden = {id(survey.parameters[name]) for name in substitutes}
     # With gradients on, the model takes the ways it takes in training; nothing here requires any.
-    with torch.enable_grad(), undisturbed(generators, model), true_to_reverse(live or {}), context():
-        logits = torch.func.functional_call(model, {**copies, **constants, **substitutes}, own_copy(inputs))
+    with (
+        torch.enable_grad(),
+        undisturbed(generators, survey.modules, shielded=hidden, copies=copies, apart=apart),
+        true_to_reverse(live or {}),
+        context(),
+    ):
+        values = {**written, **constants, **substitutes}
+        logits = torch.func.functional_call(model, values, own_copy(inputs), tie_weights=survey.shared)
     return as_logits(logits)
 
 
@@ -160,21 +173,32 @@ def as_logits(logits: Any) -> Tensor:
 
 
 @contextmanager
-def loss_undisturbed(loss: Loss, device: torch.device, live: Mapping[int, str]) -> Iterator[None]:
+def loss_undisturbed(
+    loss: Loss, device: torch.device, live: Mapping[int, str], apart: TensorsApart | None = None
+) -> Iterator[None]:
     """Whatever a loss of the user's own draws or changes is put back; the closed forms here do neither.
+
+    `apart` has what takes the place of its tensors beside training.
 
     Raises: MeasurementError where it reads a parameter that the optimizer moves, described in `live`.
     """
     if not isinstance(loss, AutogradLoss):
         yield
         return
-    owners = modules_of(loss.function)
-    now = Generators.capture(device, *owners)
-    with attributes_kept(*owners, buffers=True), true_to_reverse(live):
-        try:
-            yield
-        finally:
-            now.restore()
+    modules = loss_modules(loss)
+    with ExitStack() as stack:
+        fresh = set() if apart is None else stack.enter_context(apart.in_place())
+        contents = contents_of(modules)
+        now = Generators.capture(device, contents)
+        stack.callback(now.restore)
+        stack.enter_context(attributes_kept(modules, contents, buffers=True, shielded=fresh, apart=apart is not None))
+        stack.enter_context(true_to_reverse(live))
+        yield
+
+
+def loss_modules(loss: Any) -> list[tuple[str, nn.Module]]:
+    """The modules of a loss, and their parts, by path."""
+    return [named for module in modules_of(getattr(loss, "function", loss)) for named in module.named_modules()]
 
 
 def modules_of(function: Any) -> list[nn.Module]:
@@ -216,20 +240,33 @@ def true_to_reverse(live: Mapping[int, str]) -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed(generators: Generators, *owners: nn.Module) -> Iterator[None]:
-    """Draw what `generators` draw next, then put the present state back, and every attribute of `owners`.
+def undisturbed(
+    generators: Generators,
+    modules: Sequence[tuple[str, nn.Module]] = (),
+    *,
+    shielded: Collection[int] = (),
+    copies: Mapping[int, Tensor] | None = None,
+    apart: TensorsApart | None = None,
+) -> Iterator[None]:
+    """Draw what `generators` draw next, then put the present state back, and every attribute of `modules`.
 
     Meanwhile compiled parts and checkpointed ones run as written (compiled functions and reentrant checkpoints lose
     tangents silently), attention takes the math kernels (the fused ones have no forward mode), and what an autograd
-    function without a forward-mode formula does is watched.
+    function without a forward-mode formula does is watched. `shielded` and `copies` are those of `attributes_kept`,
+    and `apart` has what takes the place of other tensors in a pass beside training.
 
     Raises: MeasurementError where such a function reads a tensor with a tangent.
     """
-    now = Generators.capture(generators.device, *owners)
     with ExitStack() as stack:
+        if apart is not None:
+            shielded = {*shielded, *stack.enter_context(apart.in_place())}
+        contents = contents_of(modules)
+        now = Generators.capture(generators.device, contents)
         stack.callback(now.restore)
         stack.callback(_measuring.reset, _measuring.set(True))
-        stack.enter_context(attributes_kept(*owners))
+        stack.enter_context(
+            attributes_kept(modules, contents, shielded=shielded, copies=copies, apart=apart is not None)
+        )
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_without_fused_encoder())
         stack.enter_context(_without_checkpoints())

@@ -21,8 +21,9 @@ from stepsize.errors import MeasurementError
 from stepsize.losses import Loss
 from stepsize.measuring.curvature import RowForms
 from stepsize.measuring.direction import Batch
-from stepsize.measuring.kept import Generators, attributes_kept, own_copy
-from stepsize.measuring.passes import ForwardContext, as_logits, modules_of, undisturbed
+from stepsize.measuring.forward_mode import RECURRENT, without_fused_kernels
+from stepsize.measuring.kept import Generators, attributes_kept, contents_of, own_copy
+from stepsize.measuring.passes import ForwardContext, as_logits, loss_modules, undisturbed
 
 CAUSES = (
     "a hook that changes gradients, a function whose backward is not its derivative, an operation whose forward mode "
@@ -44,12 +45,12 @@ class _Slope:
     before: Tensor
     gradient: Tensor
 
-    def dot(self) -> tuple[float, float]:
-        """g·d and ‖g‖‖d‖ of this parameter, now that the optimizer has stepped."""
+    def dot(self) -> tuple[Tensor, Tensor]:
+        """g·d and ‖g‖‖d‖ of this parameter, scalars, now that the optimizer has stepped."""
         after = self.parameter.detach()
         change = (after if self.rows is None else after.index_select(0, self.rows)).double() - self.before.double()
         gradient = self.gradient.double()
-        return (change * gradient).sum().item(), (change.norm() * gradient.norm()).item()
+        return (change * gradient).sum(), change.norm() * gradient.norm()
 
 
 class SelfCheck:
@@ -90,14 +91,20 @@ class SelfCheck:
                     "its own; register it in the model (nn.ParameterList, nn.ModuleList), or make the loss's weights "
                     "the model's last layer"
                 )
+        self._dots: list[tuple[Tensor, Tensor]] = []
         self._slopes = [
             _kept(parameter, gradient, kept.get(key))
             for (key, (parameter, _)), gradient in zip(moved.items(), gradients, strict=True)
             if gradient is not None
         ]
 
+    def after_step(self) -> None:
+        """Take the gradient along the step that the optimizer has made; later values are not read."""
+        self._dots = [slope.dot() for slope in self._slopes]
+        self._slopes = []
+
     def compare(self, forms: RowForms) -> None:
-        """Hold `forms` of B1 against the gradient, now that the optimizer has stepped; the host waits for both.
+        """Hold `forms` of B1 against the gradient along the step; the host waits for both.
 
         Raises: MeasurementError where losses or slopes differ by more than rounding.
         """
@@ -105,8 +112,8 @@ class SelfCheck:
         self._compare_losses(forms.loss.double(), allowed)
         if not torch.isfinite(self.losses).all():
             return  # no slope to compare: a batch without a label that counts, say
-        dots = [slope.dot() for slope in self._slopes]
-        expected, lengths = math.fsum(dot for dot, _ in dots), math.fsum(length for _, length in dots)
+        expected = math.fsum(dot.item() for dot, _ in self._dots)
+        lengths = math.fsum(length.item() for _, length in self._dots)
         found, size = forms.slope.double().mean().item(), forms.slope.double().abs().mean().item()
         self.told = lengths > 0
         if not math.isfinite(expected) or lengths > math.sqrt(torch.finfo(forms.slope.dtype).max):
@@ -147,12 +154,13 @@ def _backward(
     Buffers and inputs are written to in copies.
     """
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    owners = modules_of(getattr(loss, "function", loss))
-    with undisturbed(batch.generators, model):
+    modules = loss_modules(loss)
+    with undisturbed(batch.generators, list(model.named_modules())):
         with _Precision() as precision, context():
             z = as_logits(torch.func.functional_call(model, buffers, own_copy(batch.inputs)))
-        now = Generators.capture(batch.generators.device, *owners)
-        with attributes_kept(*owners, buffers=True):
+        contents = contents_of(modules)
+        now = Generators.capture(batch.generators.device, contents)
+        with attributes_kept(modules, contents, buffers=True):
             losses = loss.per_sample(z.float() if z.dtype in (torch.float16, torch.bfloat16) else z, batch.targets)
         now.restore()
         if not losses.requires_grad:
@@ -175,7 +183,9 @@ class _Precision(TorchFunctionMode):
         self.eps = 0.0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        # fused recurrent kernels draw dropout masks of their own
+        result = without_fused_kernels(func, args, kwargs) if func in RECURRENT else func(*args, **kwargs)
         if isinstance(result, Tensor) and result.is_floating_point():
             coarse = result.is_cuda and result.dtype is torch.float32  # products may be rounded to TF32
             self.eps = max(self.eps, TF32_EPS if coarse else torch.finfo(result.dtype).eps)

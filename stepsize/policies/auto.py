@@ -26,10 +26,10 @@ class Auto:
 
     1. Searching. Trial steps of min(guess, 1e-6): the rate that α* suggests, α* times the step's own, does not depend
        on how long the step was, so a harmless one tells as much as a long one. Estimates are summed until the pooled
-       rate lies two standard errors above zero, often the first. After ten estimates without that, of whatever
-       outcome, and after each that is flat, steps get ten times longer, up to the guess (flat ones to 1e-6 in any
-       case). That is all the guess is used for: a bound on the steps taken before there is evidence. Without any, the
-       rate stays at the guess.
+       rate lies two standard errors above zero, often the first. After ten estimates of steps of one length without
+       that, of whatever outcome, and after each that is flat, steps get ten times longer, up to the guess (flat ones
+       to 1e-6 in any case). That is all the guess is used for: a bound on the steps taken before there is evidence.
+       Without any, the rate stays at the guess.
     2. Following. The rate is a `RateFilter`'s: every estimate counts by its error bar, so a step at most goes as
        far as the evidence does, and no estimate moves it by more than `clip`. Over the first `warmup` steps
        the rate is multiplied by a ramp from 1/warmup to 1, because one step's α* knows of no step after it,
@@ -44,6 +44,11 @@ class Auto:
     (`FewRows`). nonfinite: the rate is halved, at most three times, until numbers come again. flat, stale and dropped:
     ignored, yet the filter's uncertainty grows with every step that passes. Of ascents in a row the first ten move
     the rate. What comes ten times in a row is said: no outcome drives the rate to a bound by coming again and again.
+
+    Estimates may come some steps late, from steps taken before the latest decision. They are weighed like any other,
+    as what they say of the best rate does not depend on the rate of their step. But longer trial steps, a halving and
+    taking one back answer to what the rate did: for these, only steps count that were taken at the present trial
+    length or halving. So one cause has one answer, however many estimates of it were under way.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class Auto:
         self._found: int | None = None  # first step after the search
         self._warmup = warmup  # in steps; known once the search has seen how many rows a step probes
         self._halved = 0  # how often the rate is halved for want of finite numbers
+        self._since = 0  # first step at the present trial length or halving
         self._few_rows, self._repeats = FewRows(), Repeats()
         self._said: float | None = None
 
@@ -108,13 +114,14 @@ class Auto:
 
     def _follow(self, estimate: Estimate) -> str | None:
         after = estimate.step + estimate.age + 1
+        answers = estimate.step >= self._since
         if estimate.outcome is Outcome.NONFINITE:
-            if self._halved == MOST_HALVINGS:
+            if self._halved == MOST_HALVINGS or not answers:
                 return None
-            self._halved += 1
+            self._halved, self._since = self._halved + 1, after
             return self._say(after, "halved: the probe rows gave no finite number")
-        if estimate.outcome in COUNTED and self._halved:
-            self._halved -= 1
+        if estimate.outcome in COUNTED and self._halved and answers:
+            self._halved, self._since = self._halved - 1, after
         if self._repeats.too_many_ascents:
             return None
         one = self._few_rows.add(estimate)
@@ -126,7 +133,9 @@ class Auto:
         return self._say(after, f"the rate that α* suggests, known to {self._filter.relative_error:.0%}")
 
     def _search(self, estimate: Estimate) -> str | None:
-        after = estimate.step + estimate.age + 1
+        after, present = estimate.step + estimate.age + 1, estimate.step >= self._since
+        if estimate.rows < ENOUGH_ROWS and not present:
+            return None  # the block they would complete counts for the present length
         one = self._few_rows.add(estimate)
         if one is not None:
             found = self._evidence(one)
@@ -135,7 +144,7 @@ class Auto:
                 before = self._trial
                 self._filter.start(rate, error, step=estimate.step)
                 self._clamp()
-                self._found = after
+                self._found = self._since = after
                 self._warmup = self.warmup * steps_a_block(estimate.rows)
                 self._said = self._rate
                 few = f"; {estimate.rows} probe rows tell little: give {ENOUGH_ROWS} or more, or watch the loss"
@@ -144,13 +153,15 @@ class Auto:
                     f"{self._warmup} steps (trial steps suggest {format_rate(rate)} ± {format_rate(error)})"
                     + (few if estimate.rows < ENOUGH_ROWS else "")
                 )
+        if not present:
+            return None
         flat = estimate.outcome is Outcome.FLAT
         waiting = one is None and estimate.outcome in COUNTED  # for the rest of a block
         self._tried += 0 if waiting else PATIENCE if flat or (estimate.rows < ENOUGH_ROWS and one is not None) else 1
         longest = max(self.guess, self.bounds.clamp(FIRST_TRIAL)) if flat else self.guess
         if self._tried < PATIENCE or self._trial >= 0.99 * longest:
             return None
-        before, self._trial, self._tried = self._trial, min(10 * self._trial, longest), 0
+        before, self._trial, self._tried, self._since = self._trial, min(10 * self._trial, longest), 0, after
         why = "too short a step to tell from none" if flat else "no evidence of a rate yet"
         return f"step {after}: rate {format_rate(before)} → {format_rate(self._trial)} ({why})"
 
@@ -185,6 +196,7 @@ class Auto:
             "sums": self._sums.state_dict(),
             "probe": self._trial,
             "probed": self._tried,
+            "since": self._since,
             "found": self._found,
             "warmup": self._warmup,
             "said": self._said,
@@ -199,6 +211,7 @@ class Auto:
         self._sums.load_state_dict(state["sums"])
         self._trial, self._tried = state["probe"], state["probed"]
         self._found, self._said = state["found"], state["said"]
+        self._since = state.get("since", 0)  # earlier versions knew no delay
         self._warmup = state.get("warmup", self.warmup)
         self._halved = state.get("halved", 0)
         self._few_rows.load_state_dict(state.get("few_rows"))

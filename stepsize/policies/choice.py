@@ -40,6 +40,11 @@ class StepSizeConfig:
     cooldown: float | None = None
     """Last share of the budget's steps over which auto lets its rate fall linearly to zero. Default: 0.15, and 0 if
     the budget is not in steps. Weights that are not averaged need it; averaged ones lose nothing by it."""
+    delay: int | None = None
+    """Steps after its own at which an estimate is handed to the policy, no earlier and no later: the same delay gives
+    the same run on any device. Default: 0 on the CPU, and 4 on CUDA, where an estimate comes while training goes on;
+    the trainer waits for one that is late. A continued run keeps the delay it began with. On CUDA each of the up to
+    delay + 1 measurements under way holds what the step changed and its probe batch."""
     measuring: MeasuringOptions = field(default_factory=MeasuringOptions)
     """What is measured, and how."""
 
@@ -56,6 +61,8 @@ class StepSizeConfig:
             )
         if self.start is not None and self.start < 0:
             raise ValueError(f"stepsize.start: {self.start} is negative; give the first step to measure, from 0")
+        if self.delay is not None and self.delay < 0:
+            raise ValueError(f"stepsize.delay: {self.delay} is negative; give 0 steps or more")
         if self.warmup < 0:
             raise ValueError(f"stepsize.warmup: {self.warmup} is negative; give 0 steps or more")
         if self.cooldown is not None and not 0 <= self.cooldown < 1:
@@ -80,8 +87,9 @@ class Policy(Protocol):
     """Turns estimates into a learning rate. One instance drives one run.
 
     In every step the loop asks `learning_rate` and `wants`, measures if wanted, and hands each finished
-    estimate to `observe`, whatever its outcome and however late. That is five lines around anyone's own
-    `optimizer.step()`, here with a torch schedule that rules until the policy takes over:
+    estimate to `observe`, whatever its outcome and however late, in the order of their steps. Where the worker has a
+    delay, the configuration has the same one (`StepSizeWorker(..., delay=config.delay)`). That is five lines around
+    anyone's own `optimizer.step()`, here with a torch schedule that rules until the policy takes over:
 
     >>> import torch
     >>> from stepsize import StepSizeConfig, StepSizeWorker, make_policy, set_learning_rate
@@ -156,7 +164,7 @@ def make_policy(config: StepSizeConfig, *, initial_rate: float, total_steps: int
         case "observe":
             return Observe(interval=config.interval, count=config.count, start=start)
         case "median_hold":
-            return MedianHold(interval=config.interval, count=config.count, start=start)
+            return MedianHold(interval=config.interval, count=config.count, start=start, delay=config.delay or 0)
         case "ema":
             return Ema(cadence=cadence)
         case "auto":

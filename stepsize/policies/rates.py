@@ -36,10 +36,11 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     schedules keep them too; so a rate of zero on the way loses nothing. With a first rate of zero all get `rate`.
     """
     for group in optimizer.param_groups:
-        group.setdefault("initial_lr", float(group["lr"]))
-    first = float(optimizer.param_groups[0]["initial_lr"])
+        # a float from then on: to read a tensor on a device again would wait for the device at every step
+        group["initial_lr"] = float(group.get("initial_lr", group["lr"]))
+    first = optimizer.param_groups[0]["initial_lr"]
     for group in optimizer.param_groups:
-        share = float(group["initial_lr"]) / first if first else 1.0
+        share = group["initial_lr"] / first if first else 1.0
         if hasattr(group["lr"], "fill_"):
             group["lr"].fill_(share * rate)
         else:

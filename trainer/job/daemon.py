@@ -76,13 +76,21 @@ def open_outlets(config: Config, state: TrainingState, directory: RunDirectory, 
 def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Callable[[], None]]:
     """Within it metrics and live page are served, unless switched off; gives what to call once training begins.
 
-    Raises: ConfigError for an address that cannot be listened on.
+    Raises: ConfigError for an address that cannot be listened on or a web config that cannot be used.
     """
     if address.port < 0:
         yield lambda: None
         return
     with config_errors():
-        server = Server(outlets.metrics, address.host, address.port, outlets.live.snapshot)
+        server = Server(
+            outlets.metrics,
+            address.host,
+            address.port,
+            outlets.live.snapshot,
+            allowed_hosts=address.allowed_hosts,
+            web_config=None if address.web_config is None else Path(address.web_config),
+            warn=outlets.console.warn,
+        )
     with closing(server):
         server.start()
         outlets.console.say(f"live page {server.url}  metrics {server.url}metrics")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-import stepsize.worker
+import stepsize.worker.worker
 from stepsize import MeasurementError, Outcome, SquaredError, StepSizeWorker
 from tests.cases import CASES, Case, parameters_of
 from tests.reverse_mode import forms_by_reverse_mode
@@ -201,6 +201,6 @@ def test_an_optimizer_of_another_model_is_refused():
 
 
 def test_the_example_in_the_docstring_runs():
-    result = doctest.testmod(stepsize.worker)
+    result = doctest.testmod(stepsize.worker.worker)
     assert result.attempted > 5
     assert result.failed == 0

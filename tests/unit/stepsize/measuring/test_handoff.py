@@ -11,6 +11,7 @@ from torch import nn
 from stepsize import Estimate, Outcome, StepSizeWorker
 from stepsize.measuring.handoff import Inline, SideStream, lane_for
 from tests.cases import CASES
+from tests.lanes import LaggingLane
 
 ON_DEVICE = ["dlrm_bce", "mlp_cross_entropy", "convolution_batch_norm", "attention", "several_tables"]
 SLEEP_CYCLES = 200_000_000
@@ -134,32 +135,19 @@ def test_a_busy_worker_drops_and_counts():
     assert worker.counts["dropped"] == 1
 
 
-class Slow:
-    """A lane whose measurement is done only when the test says so: the side stream's order without a GPU."""
-
-    def __init__(self) -> None:
-        self.open = False
-
-    def submit(self, work, uses):
-        pending = Inline().submit(work, uses)
-
-        def wait() -> None:
-            self.open = True
-
-        return type(pending)(sizes=pending.sizes, values=pending.values, done=lambda: self.open, wait=wait)
-
-
 def test_at_most_one_is_in_flight_whatever_the_device():
     case = CASES["mlp_cross_entropy"]
-    worker, _, optimizer = prepared("mlp_cross_entropy", "cpu", max_age=3)
-    worker._lane = Slow()
+    lane = LaggingLane(0)
+    worker, _, optimizer = prepared("mlp_cross_entropy", "cpu", max_age=3, lane=lane)
+    lane.lag = 4
     for step in (1, 2, 3):
         with worker.around_step(*case.batch(step), step=step) as measured:
             optimizer.step()
         assert measured is (step == 1)
         dropped = worker.poll(step=step)
         assert [estimate.outcome for estimate in dropped] == ([] if step == 1 else [Outcome.DROPPED])
-    worker._lane.open = True
+    for _ in range(4):
+        lane.tick()
     [late] = worker.poll(step=5)
     assert (late.step, late.age, late.outcome) == (1, 4, Outcome.STALE)
     with worker.around_step(*case.batch(6), step=6) as measured:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-import ops.server
 from ops.metrics import Metrics
 from ops.server import AddressError, PortInUseError, Server
 
@@ -309,11 +308,10 @@ def test_ipv6_loopback(metrics: Metrics) -> None:
 
 
 @pytest.mark.timeout(30)
-def test_close_leaves_no_thread_and_frees_the_port(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_leaves_no_thread_and_frees_the_port(metrics: Metrics) -> None:
     """Even with clients that would be waited for forever."""
-    monkeypatch.setattr(ops.server._RequestHandler, "timeout", None)
     before = set(threading.enumerate())
-    server = Server(metrics, "127.0.0.1", 0, dict)
+    server = Server(metrics, "127.0.0.1", 0, dict, request_seconds=float("inf"))
     server.start()
     # One client that never sends its request, and one whose request is only half there.
     silent = socket.create_connection((server.host, server.port))

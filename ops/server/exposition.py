@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client import Metric as MetricFamily
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
-from ops.negotiation import MediaType, choose_coding, choose_media_type
+from ops.server.negotiation import MediaType, choose_coding, choose_media_type
 
 PLAIN_TEXT = MediaType(name="text/plain", version="0.0.4")
 OPENMETRICS = MediaType(name="application/openmetrics-text", version="1.0.0")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from stepsize.errors import MeasurementError
 from stepsize.estimate import Estimate, Outcome
@@ -20,7 +18,8 @@ from stepsize.losses import Loss, as_loss
 from stepsize.measuring import (
     Batch,
     ForwardContext,
-    Generators,
+    Inline,
+    Lane,
     LastTrainingForward,
     Pending,
     Quantities,
@@ -48,11 +47,13 @@ from stepsize.measuring import (
     unwrapped,
 )
 from stepsize.options import MeasuringOptions, chosen
+from stepsize.worker.batches import ProbeBatches, TakeRows, first_rows
+from stepsize.worker.group_rates import GroupRates
+from stepsize.worker.measurement_queue import MeasurementQueue
+from stepsize.worker.stored_estimates import restored, stored
 
 CHECKS = 10
 """Measurements after which a self-check that had nothing to compare, the steps having moved nothing, is given up."""
-TakeRows = Callable[[tuple[Any, ...], Tensor, int], tuple[tuple[Any, ...], Tensor]]
-"""`(inputs, targets, rows)` to the inputs and targets of the first `rows` rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class _Measured:
     """One step under measurement: what was known before it. Of `snapshot` and `origin` (logits at θ0) one is there."""
 
     step: int
-    learning_rates: tuple[float | Tensor, ...]
+    rates: GroupRates
     batches: tuple[Batch, ...]
     snapshot: Snapshot | None
     origin: Tensor | None
@@ -94,9 +95,15 @@ class StepSizeWorker:
     where an embedding table counts with the rows B1 looks up only. Training is bit for bit what it is without.
 
     CPU: measured inside `after_step`. CUDA: `before_step` and `after_step` copy what the step moves on the current
-    stream, the rest runs on a side stream; the host never waits, at most one measurement is in flight, and a step
-    that finds the worker busy is dropped and counted. B1's tensors must then not be overwritten in place before the
-    estimate has arrived.
+    stream, and B1 too; the rest runs on a side stream and reads nothing that training writes to. When the estimate has
+    arrived depends on the clock, so there are two ways of handing over:
+
+    Without a `delay` estimates are handed over as they arrive: the host never waits, at most one measurement is in
+    flight, and a step that finds the worker busy is dropped and counted. With `delay=k` the estimate of step s is
+    handed over by the `poll` of step s + k, no earlier and no later, so that what is done with it does not depend on
+    the clock: the host waits for it only if it is late, up to k + 1 measurements are in flight, first in first out,
+    and none is dropped. Each of them holds on to its θ0, d and B1 on the device until the side stream is through with
+    it, so that is k + 1 times the memory above at worst, where the side stream falls that far behind.
     """
 
     def __init__(
@@ -109,6 +116,8 @@ class StepSizeWorker:
         take_rows: TakeRows | None = None,
         tables: Tables = "rows",
         max_age: int | None = None,
+        delay: int | None = None,
+        lane: Lane | None = None,
         forward_context: ForwardContext = nullcontext,
         self_check: bool = True,
         **options: Any,
@@ -119,14 +128,17 @@ class StepSizeWorker:
         With a `probe_fraction` rows are cut along each input's first dimension of B1's length, or by `take_rows`.
         `tables="dense"` clones embedding tables whole, for a model whose look-ups change from pass to pass.
         An estimate handed over more than `max_age` steps after its own is STALE.
+        `delay` is the number of steps after its own at which an estimate is handed over; None: as it arrives.
+        `lane` runs the measurements, by default a side stream on CUDA and the calling thread elsewhere.
         `forward_context` makes the context the model runs in, such as the autocast of the training.
         `self_check` holds the first measurement against a backward pass through the model (`SelfCheck`).
 
-        Raises: MeasurementError for an unknown option, a loss without a closed form or with weights of its own that
-        the optimizer moves, an optimizer without a rate or of another model, and a model that has no parameters or is
-        scripted or sharded.
+        Raises: MeasurementError for an unknown option, a delay that is negative or longer than `max_age`, a loss
+        without a closed form or with weights of its own that the optimizer moves, an optimizer without a rate or of
+        another model, and a model that has no parameters or is scripted or sharded.
         """
         self.options = chosen(measuring, options)
+        _refuse_delay(delay, max_age)
         refuse_without_parameters(model)
         self.model = unwrapped(model)
         refuse_scripted(self.model)
@@ -138,22 +150,23 @@ class StepSizeWorker:
         self.max_age = max_age
         self.counts: Counter[str] = Counter()
         """Estimates handed over, by outcome."""
-        self._take_rows = take_rows or first_rows
         self._optimizers = optimizers_of(optimizer)
         self._device = next(self.model.parameters()).device
         self._context = in_precision(self.options.precision, self._device, forward_context)
         tables = "dense" if self.options.needs_whole else tables
         self._tracker = Tracker(self.model, self._optimizers, tables=tables, context=self._context, loss=self.loss)
-        self._tables = self._tracker.table_names()
         self._tracker.refuse_moving(self.loss)
         self._tracker.moving()
         self._checks_left = CHECKS if self_check and self.options.method == "jvp" else 0
-        self._lane = lane_for(self._device)
-        self._last_forward = LastTrainingForward(self._device)
-        self._hook = model.register_forward_pre_hook(self._last_forward) if self.options.needs_b2 else None
+        self._lane = lane or lane_for(self._device)
+        self._apart = not isinstance(self._lane, Inline)
+        last_forward = LastTrainingForward(self._device)
+        self._hook = model.register_forward_pre_hook(last_forward) if self.options.needs_b2 else None
+        self._batches = ProbeBatches(
+            options=self.options, take_rows=take_rows or first_rows, device=self._device, last_forward=last_forward
+        )
         self._open: _Measured | None = None
-        self._in_flight: tuple[_Measured, Pending] | None = None
-        self._finished: list[Estimate] = []
+        self._queue = MeasurementQueue(delay)
 
     @contextmanager
     def around_step(
@@ -188,24 +201,25 @@ class StepSizeWorker:
     ) -> bool:
         """Keep θ0 of everything the coming optimizer step may change, and B1 (`inputs`, `targets`).
 
-        Returns False, and counts an estimate as DROPPED, where the one before is still being measured.
+        Without a delay it returns False, and an estimate is DROPPED, where the one before is still being measured.
+        With one it returns True, and waits for the oldest measurement where delay + 1 are in flight, as in a loop that
+        has not polled.
 
         Raises: MeasurementError where B2 is needed and not given, or the optimizer moves nothing of the model.
         """
-        rates = [group["lr"] for optimizer in self._optimizers for group in optimizer.param_groups]
+        rates = GroupRates.now(self._optimizers)
         refuse_evaluating(self._optimizers)
-        self._collect()
-        if self._in_flight is not None:
-            # A rate that lives on the device can't be read here without waiting for it.
-            rate = math.nan if isinstance(rates[0], Tensor) and rates[0].is_cuda else float(rates[0])
-            self._finished.append(dropped(step=step, learning_rate=rate))
+        if not self._queue.make_room():
+            self._drop(step, rates)
             return False
         batches = self._batches(inputs, targets, train_inputs, train_targets)
+        if self._apart:
+            batches = tuple(batch.copied() for batch in batches)
         secant = self.options.method == "secant"
-        snapshot = None if secant else self._tracker.snapshot(batches)
+        snapshot = None if secant else self._tracker.snapshot(batches, apart=self._apart)
         self._open = _Measured(
             step=step,
-            learning_rates=tuple(rate.detach().clone() if isinstance(rate, Tensor) else float(rate) for rate in rates),
+            rates=rates,
             batches=batches,
             snapshot=snapshot,
             origin=self._logits(batches[0]) if secant else None,
@@ -227,95 +241,108 @@ class StepSizeWorker:
             if measured.snapshot is None
             else self._submit(measured, measured.snapshot)
         )
-        self._in_flight = measured, pending
-        self._collect()
+        step, rates, options = measured.step, measured.rates, self.options  # not θ0, which the queue need not hold
+        in_place = measured.snapshot.read_in_place() if measured.snapshot is not None and self._apart else ()
+
+        def make_estimate(numbers: dict[str, list[float]]) -> Estimate:
+            if any(parameter._version != version for parameter, version in in_place):
+                # θ0 of these may be mixed with later values; from the next measurement on they are copied
+                return dropped(step=step, learning_rate=rates.read(numbers)[0])
+            return estimate_from(numbers, options, step=step, learning_rates=rates.read(numbers))
+
+        self._queue.put(step, pending, make_estimate)
 
     def check_next(self) -> None:
         """Hold the next measurement, too, against a backward pass; the secant, which is no derivative, has no check."""
         self._checks_left = CHECKS if self.options.method == "jvp" else 0
 
     def poll(self, *, step: int | None = None) -> list[Estimate]:
-        """Estimates finished since the last call, oldest first, without waiting for any.
+        """Estimates to be handed over at `step`, the step the caller is at, oldest first.
 
-        `step` is the step the caller is at; each estimate's age is counted to it (0 where it is left out).
+        Without a delay: those finished since the last call; nothing is waited for. With one: those of the steps up to
+        `step` - delay that have not been handed over, also where steps between were not polled at or not measured;
+        the host waits for the ones that are late. Each estimate's age is counted to `step` (0 where it is left out).
+
+        Raises: MeasurementError where there is a delay and no `step`.
         """
-        self._collect()
-        finished, self._finished = self._finished, []
-        handed = [self._aged(estimate, step) for estimate in finished]
+        if step is None and self._queue.delay is not None:
+            raise MeasurementError(
+                f"poll: with a delay of {self._queue.delay} steps estimates are handed over at a step; give step="
+            )
+        return self._handed_over(self._queue.take(step), step)
+
+    def drain(self, *, step: int | None = None) -> list[Estimate]:
+        """Wait for what is in flight, then `poll`. With a delay nothing is handed over before it is due."""
+        self._queue.wait()
+        return self.poll(step=step)
+
+    def flush(self, *, step: int | None = None) -> list[Estimate]:
+        """Wait for what is in flight and hand all of it over, due or not: at the end, when no step is left to poll at.
+
+        `step` is the last step taken, to which ages are counted. Nothing of it is in a later `state_dict`.
+        """
+        return self._handed_over(self._queue.take_all(), step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts by outcome, and every estimate not handed over with the step at which it is due, as JSON values.
+
+        Waits for what is in flight.
+        """
+        return {"counts": dict(self.counts), "undelivered": stored(self._queue.undelivered())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`; estimates in it keep the step at which they are due, whatever the delay here.
+
+        States of earlier versions have counts alone.
+        """
+        self.counts = Counter(state["counts"])
+        self._queue.restore(restored(state.get("undelivered", ())))
+
+    def close(self) -> None:
+        """Wait for what is in flight, forget it and take every hook off the model."""
+        self._queue.clear()
+        if self._hook is not None:
+            self._hook.remove()
+        self._open = None
+
+    def _drop(self, step: int, rates: GroupRates) -> None:
+        """Put in that `step` isn't measured, at once if its rate is a float, else when the device has told its rate."""
+
+        def make_estimate(numbers: dict[str, list[float]]) -> Estimate:
+            return dropped(step=step, learning_rate=rates.read(numbers)[0])
+
+        if not rates.tensors:
+            self._queue.put_finished(make_estimate({}))
+            return
+        pending = self._lane.submit(rates.quantities, uses=rates.tensors)
+        self._queue.put(step, pending, make_estimate, occupies=False)
+
+    def _handed_over(self, estimates: list[Estimate], step: int | None) -> list[Estimate]:
+        handed = [self._aged(estimate, step) for estimate in estimates]
         self.counts.update(estimate.outcome.value for estimate in handed)
         return handed
 
-    def drain(self, *, step: int | None = None) -> list[Estimate]:
-        """Wait for the measurement in flight, then `poll`: for the end of a run, and before a checkpoint."""
-        if self._in_flight is not None:
-            self._in_flight[1].wait()
-        return self.poll(step=step)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Counts by outcome, as JSON values. `drain` first: measurements in flight are not part of it."""
-        return {"counts": dict(self.counts)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        self.counts = Counter(state["counts"])
-
-    def close(self) -> None:
-        """Wait for the measurement in flight, forget it and take every hook off the model."""
-        if self._in_flight is not None:
-            self._in_flight[1].wait()
-        if self._hook is not None:
-            self._hook.remove()
-        self._in_flight = self._open = None
-        self._finished.clear()
-
-    def _batches(
-        self,
-        inputs: Tensor | tuple[Any, ...],
-        targets: Tensor,
-        train_inputs: Tensor | tuple[Any, ...] | None,
-        train_targets: Tensor | None,
-    ) -> tuple[Batch, ...]:
-        """B1, under the dropout mask that the next forward pass will draw, and B2 under the one it was trained with."""
-        if targets is None or not len(targets):
-            raise MeasurementError(
-                "before_step: B1 has no rows; give targets of at least one, zeros where the loss needs none"
-            )
-        now = Generators.capture(self._device)
-        rows = math.ceil(self.options.probe_fraction * len(targets))
-        b1_inputs, b1_targets = _as_tuple(inputs), targets
-        if rows < len(targets):
-            b1_inputs, b1_targets = self._take_rows(b1_inputs, targets, rows)
-        b1 = Batch(inputs=b1_inputs, targets=b1_targets, generators=now)
-        if train_inputs is None or train_targets is None:
-            if self.options.needs_b2:
-                raise MeasurementError(
-                    "biased and hybrid estimates need B2; give train_inputs and train_targets to before_step"
-                )
-            return (b1,)
-        if not self.options.needs_b2 and self.options.diagnostics == "none":
-            return (b1,)
-        trained_with = self._last_forward.generators or now
-        return b1, Batch(inputs=_as_tuple(train_inputs), targets=train_targets, generators=trained_with)
-
     def _submit(self, measured: _Measured, snapshot: Snapshot) -> Pending:
         """Take the difference now, on the current stream, and leave the passes to the lane."""
-        direction = snapshot.difference(gradients=self.options.diagnostics == "full")
+        direction = snapshot.difference(gradients=self.options.diagnostics == "full", apart=self._apart)
+        if measured.check is not None:
+            measured.check.after_step()
         leaves = tree_leaves([(batch.inputs, batch.targets) for batch in measured.batches])
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
         def work() -> Quantities:
-            return measure(
+            found = measure(
                 self.model,
                 self.loss,
                 direction,
                 measured.batches,
                 self.options,
-                tables=self._tables,
                 context=self._context,
                 check=measured.check,
             )
+            return found | measured.rates.quantities()
 
-        pending = self._lane.submit(work, uses=[*direction.tensors(), *tensors])
+        pending = self._lane.submit(work, uses=[*direction.tensors(), *tensors, *measured.rates.tensors])
         if measured.check is not None:
             self._checks_left = 0 if measured.check.told else self._checks_left - 1
         return pending
@@ -343,21 +370,17 @@ class StepSizeWorker:
             raise MeasurementError(
                 f"after_step: logits {tuple(later.shape)} where B1 has {tuple(z.shape)}; give those of B1's rows"
             )
+        live = self._tracker.optimized()
+        loss_apart = self._tracker.loss_apart(live) if self._apart else None
 
         def work() -> Quantities:
             tangent = torch.where(later == z, 0, later - z)  # −∞ − (−∞) where logits are masked
-            noise, live = secant_noise(z), self._tracker.optimized()
-            return {"b1": summarize(row_forms(self.loss, z, tangent, batch.targets, noise=noise, live=live))}
+            forms = row_forms(self.loss, z, tangent, batch.targets, noise=secant_noise(z), live=live, apart=loss_apart)
+            found = {"b1": summarize(forms)}
+            return found | measured.rates.quantities()
 
-        return self._lane.submit(work, uses=[z, later, batch.targets])
-
-    def _collect(self) -> None:
-        """Turn the measurement in flight into an estimate once it is done."""
-        if self._in_flight is None or not self._in_flight[1].done():
-            return
-        (measured, pending), self._in_flight = self._in_flight, None
-        rates = [float(rate) for rate in measured.learning_rates]
-        self._finished.append(estimate_from(pending.read(), self.options, step=measured.step, learning_rates=rates))
+        beside = loss_apart.tensors() if loss_apart is not None else []
+        return self._lane.submit(work, uses=[z, later, batch.targets, *beside, *measured.rates.tensors])
 
     def _aged(self, estimate: Estimate, step: int | None) -> Estimate:
         age = 0 if step is None else step - estimate.step
@@ -365,35 +388,13 @@ class StepSizeWorker:
         return replace(estimate, age=age, outcome=Outcome.STALE if stale else estimate.outcome)
 
 
-def first_rows(inputs: tuple[Any, ...], targets: Tensor, rows: int) -> tuple[tuple[Any, ...], Tensor]:
-    """The first `rows` rows: each tensor cut along its first dimension of the targets' length, others left whole.
-
-    Tensors in nested tuples, lists and mappings (also a tokenizer's BatchEncoding) count too.
-
-    Raises: MeasurementError where no tensor has as many rows as the targets, so that nothing could be cut.
-    """
-    length, found = len(targets), False
-
-    def cut(value: Any) -> Any:
-        nonlocal found
-        if isinstance(value, MutableMapping):
-            fewer = copy.copy(value)
-            for key, item in value.items():
-                fewer[key] = tree_map(cut, item)
-            return fewer
-        if not isinstance(value, Tensor) or length not in value.shape:
-            return value
-        found = True
-        return value.narrow(value.shape.index(length), 0, rows)
-
-    fewer = tree_map(cut, inputs)
-    if not found:
+def _refuse_delay(delay: int | None, max_age: int | None) -> None:
+    if delay is None:
+        return
+    if isinstance(delay, bool) or not isinstance(delay, int) or delay < 0:
+        raise MeasurementError(f"delay: {delay!r} is no number of steps; give 0 or more, or None to hand over at once")
+    if max_age is not None and delay > max_age:
         raise MeasurementError(
-            f"probe_fraction: no tensor in the inputs ({', '.join(type(value).__name__ for value in inputs)}) has the "
-            f"targets' {length} rows, so none can be cut; give take_rows=function(inputs, targets, rows)"
+            f"delay: after {delay} steps every estimate would be older than max_age = {max_age} allows; give a delay "
+            f"of at most {max_age}, or no max_age"
         )
-    return fewer, targets[:rows]
-
-
-def _as_tuple(inputs: Tensor | tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)

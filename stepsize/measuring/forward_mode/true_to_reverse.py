@@ -13,10 +13,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from stepsize.errors import MeasurementError
+from stepsize.measuring.forward_mode.recurrent import RECURRENT, in_forward_mode, without_fused_kernels
 from stepsize.measuring.tables import METADATA
 
-RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
-"""Their fused kernels (oneDNN, cuDNN) have no forward mode; torch's own have."""
 REPAIRS = (torch.nan_to_num, Tensor.nan_to_num, torch.nansum, Tensor.nansum)
 """What replaces or passes over numbers that are not finite. torch multiplies their tangents by 0, which leaves NaN."""
 REPAIRS_IN_PLACE = (torch.nan_to_num_, Tensor.nan_to_num_)
@@ -31,7 +30,8 @@ class TrueToReverse(TorchFunctionMode):
     """Makes a pass in forward mode differentiate what a backward pass would.
 
     Within the model's own `torch.no_grad()` nothing carries a tangent on, as nothing carries a gradient. Fused
-    recurrent kernels stand aside. `live` names the parameters that have a substitute in this pass, by their id.
+    recurrent kernels stand aside, and what has no formula is written out. `live` names the parameters that have a
+    substitute in this pass, by their id.
 
     Raises: MeasurementError where an operation is handed such a parameter itself, whose tangent would be lost and
     whose value may be that of after the step; and for an operation whose forward-mode formula is known to be wrong.
@@ -53,9 +53,11 @@ class TrueToReverse(TorchFunctionMode):
         if fw._current_level >= 0:
             refuse_wrong_formula(func, args, kwargs)
             func = WRITTEN_OUT.get(func, func)
-        if func in RECURRENT:
-            with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
-                return func(*args, **kwargs)
+            recurrent = in_forward_mode(func, args, kwargs)
+            if recurrent is not None:
+                return recurrent()
+        elif func in RECURRENT:
+            return without_fused_kernels(func, args, kwargs)
         if func in REPAIRS and args:
             args = (_with_finite_tangent(args[0]), *args[1:])
         elif func in REPAIRS_IN_PLACE and args:

@@ -1,0 +1,12 @@
+"""Keeps forward mode true to what a backward pass would see, and gives it what torch has no formula for.
+
+with TrueToReverse(live):
+    logits = model(*inputs)
+"""
+
+from __future__ import annotations
+
+from stepsize.measuring.forward_mode.recurrent import RECURRENT, without_fused_kernels
+from stepsize.measuring.forward_mode.true_to_reverse import TrueToReverse
+
+__all__ = ["RECURRENT", "TrueToReverse", "without_fused_kernels"]
