@@ -4,7 +4,7 @@ Letters: R rows, E embedding width, N look-ups. A program of one warp or a few t
 """
 
 # ruff: noqa: PLR0917
-# pyright: reportMissingImports=false, reportGeneralTypeIssues=false
+# pyright: reportMissingImports=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # (kernels take pointers and scalars one by one; Triton is an extra)
 
 from __future__ import annotations

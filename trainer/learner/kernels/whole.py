@@ -4,7 +4,7 @@
 """
 
 # ruff: noqa: PLR0917
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportOperatorIssue=false
 # (kernels take pointers and scalars one by one; Triton is an extra)
 
 from __future__ import annotations

@@ -133,7 +133,8 @@ def test_every_mix_of_special_values(count: int) -> None:
     together = Rows(theta, m, v, nadamw_steps(count), average=theta.astype(F)[:, ::-1].copy())
     assert equal(caught_up(together), together.replayed())
     some = np.random.default_rng(count).integers(0, theta.size, 40)  # in rows of their own, so that some are settled
-    alone = Rows(*(array[0, some].reshape(-1, 1) for array in (theta, m, v)), nadamw_steps(min(count, 100)))
+    theta, m, v = (array[0, some].reshape(-1, 1) for array in (theta, m, v))
+    alone = Rows(theta, m, v, nadamw_steps(min(count, 100)))
     assert equal(caught_up(alone), alone.replayed())
 
 
@@ -150,8 +151,8 @@ def test_a_larger_bound_is_wrong(factor: float) -> None:
     rows = Rows(**looked_up(4000, 1), steps=nadamw_steps(400, first=50))
     differ = (rows.replayed()[0] != rows.replayed(HALF_ULP * factor)[0])[:, 0]
     assert differ.any()
-    few = [array[differ][:8] for array in (rows.theta, rows.m, rows.v)]
-    rows = Rows(*few, steps=nadamw_steps(400, first=50))
+    theta, m, v = (array[differ][:8] for array in (rows.theta, rows.m, rows.v))
+    rows = Rows(theta, m, v, nadamw_steps(400, first=50))
     assert equal(caught_up(rows), rows.one_by_one())
     assert not equal(caught_up(rows, HALF_ULP * factor), rows.one_by_one())
 
