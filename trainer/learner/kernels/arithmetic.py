@@ -25,7 +25,7 @@ SHORT = tl.constexpr(lazy_rows.SHORT)
 
 
 @triton.jit
-def moved(theta, g, m, v, decay, beta1, rest1, beta2, rest2, addend, factor):
+def after_step(theta, g, m, v, decay, beta1, rest1, beta2, rest2, addend, factor):
     """θ, m and v after one step of NAdamW with gradient g."""
     first = beta1 * m + rest1 * g
     second = beta2 * v + rest2 * g * g
@@ -48,7 +48,7 @@ def lerp(average, theta, weight, FUSED: tl.constexpr):
 
 
 @triton.jit
-def settled(theta, m, v, inside, bounds, negligible):
+def at_rest(theta, m, v, inside, bounds, negligible):
     """Whether no step under `bounds` does more to these elements than multiply: see `lazy_rows.settled`."""
     largest = tl.load(bounds)
     least = tl.load(bounds + 1)
@@ -71,7 +71,7 @@ def settled(theta, m, v, inside, bounds, negligible):
 def whole_steps(
     theta, m, v, average, numbers, count, start, stop, beta1, beta2, AVERAGED: tl.constexpr, FUSED: tl.constexpr
 ):
-    """Steps `start` to `stop` of the `count` in `numbers`, as `moved` makes them with a gradient of +0."""
+    """Steps `start` to `stop` of the `count` in `numbers`, as `after_step` makes them with a gradient of +0."""
     for k in range(start, stop):
         decay = tl.load(numbers + k)
         factor = tl.load(numbers + count + k)
