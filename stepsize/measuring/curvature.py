@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from stepsize.errors import MeasurementError
-from stepsize.losses import Loss
+from stepsize.losses import AlongTangent, Loss, curvature_along
 from stepsize.measuring.direction import Batch, Direction
 from stepsize.measuring.kept import TensorsApart
 from stepsize.measuring.passes import ForwardContext, forward_pass, loss_undisturbed
@@ -144,11 +144,9 @@ def row_forms(
         z, tangent = z.float(), tangent.float()
     with torch.no_grad(), loss_undisturbed(loss, z.device, live or {}, apart):
         error = loss.curvature_error(z, targets, tangent, eps).double().mean().clamp(min=tiny)
-        curvature = loss.curvature(z, targets, tangent)
-        if noise is None:
-            least = rounding**2 * _seen(loss, z, targets)
-        else:
-            least = _size(loss.curvature(z, targets, noise.to(z.dtype)))
+        curvature_of = curvature_along(loss, z, targets)
+        curvature = curvature_of(tangent)
+        least = rounding**2 * _seen(curvature_of, z) if noise is None else _size(curvature_of(noise.to(z.dtype)))
         return RowForms(
             loss=loss.per_sample(z, targets),
             slope=loss.slope(z, targets, tangent),
@@ -157,13 +155,13 @@ def row_forms(
         )
 
 
-def _seen(loss: Loss, z: Tensor, targets: Tensor) -> Tensor:
+def _seen(curvature_of: AlongTangent, z: Tensor) -> Tensor:
     """The logits' own size as the loss weighs it, less what all rows have in common, a scalar: the smaller of two."""
     bounded = _bounded(z)
-    whole = _size(loss.curvature(z, targets, bounded))
+    whole = _size(curvature_of(bounded))
     if len(z) < 2:
         return whole
-    return torch.minimum(whole, _size(loss.curvature(z, targets, bounded - bounded.mean(0))))
+    return torch.minimum(whole, _size(curvature_of(bounded - bounded.mean(0))))
 
 
 def _bounded(z: Tensor) -> Tensor:

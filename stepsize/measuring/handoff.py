@@ -58,7 +58,8 @@ class SideStream:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device)
+        # the lowest priority there is: a training loop on a stream of priority -1 goes ahead of it
+        self.stream = torch.cuda.Stream(device, priority=0)
 
     def submit(self, work: Callable[[], Quantities], uses: Iterable[Tensor]) -> Pending:
         self.stream.wait_stream(torch.cuda.current_stream(self.device))

@@ -12,10 +12,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.shards import MANIFEST, write_atomically
-from trainer.config import FIXED_SECTIONS, Config, ConfigError, config_to_toml, differing_keys, load_config
+from trainer.config import FIXED_SECTIONS, Config, ConfigError, config_to_toml, differing_keys
+from trainer.job.decided import CONFIG, kept_settings, with_delay
+from trainer.job.learner import training_device
 from trainer.records import Records
 
-CONFIG = "config.toml"
 RECORD_FILES = ("steps", "alpha", "evals", "events")
 FREE_KEYS = (
     "data.path",
@@ -79,21 +80,22 @@ class RunDirectory:
         return min(data, default=None)
 
     def _refuse_changes(self, config: Config) -> None:
-        kept = self.path / CONFIG
-        if kept.exists() and any((self.path / "checkpoints").glob("step-*")):
-            try:
-                before = load_config(kept).resolved()
-            except ConfigError as error:
+        try:
+            before = kept_settings(self.path)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error} (written by another version?); correct that file, or delete it to continue the run with "
+                "the settings given now"
+            ) from None
+        if before is None:
+            return
+        config, before = (with_delay(settings, training_device()) for settings in (config, before))
+        for key, now, then in differing_keys(config, before, sections=FIXED_SECTIONS):
+            if key not in FREE_KEYS:
                 raise ConfigError(
-                    f"{error} (written by another version?); correct that file, or delete it to continue the run with "
-                    "the settings given now"
-                ) from None
-            for key, now, then in differing_keys(config, before, sections=FIXED_SECTIONS):
-                if key not in FREE_KEYS:
-                    raise ConfigError(
-                        f"{self.path}: was started with {key} = {then!r}, now it is {now!r}; "
-                        "change it back to continue, or give another --run"
-                    )
+                    f"{self.path}: was started with {key} = {then!r}, now it is {now!r}; "
+                    "change it back to continue, or give another --run"
+                )
 
     def event(self, event: str, **values: Any) -> None:
         """One line in events.jsonl: Unix time in seconds, what happened, and its numbers."""
@@ -101,8 +103,14 @@ class RunDirectory:
         self.records["events"].flush()
 
     def lengths(self) -> dict[str, int]:
-        """Bytes of each record file that a resume may rely on; everything before them is on disk."""
-        return {name: records.sync() for name, records in self.records.items() if name != "events"}
+        """Bytes of each record file as it is now; a resume may rely on them once `sync` has put them on disk."""
+        return {name: records.length() for name, records in self.records.items() if name != "events"}
+
+    def sync(self) -> None:
+        """Puts on disk what `lengths` counted; in any thread, while training goes on."""
+        for name, records in self.records.items():
+            if name != "events":
+                records.sync()
 
     def begin(self, config: Config, *, records: Mapping[str, int]) -> None:
         """Keeps the settings, and cuts the records back to a checkpoint's lengths; the event log keeps everything."""
