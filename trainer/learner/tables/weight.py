@@ -19,8 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
-from trainer.learner.lazy_table import LazyTable, plain
 from trainer.learner.nadamw import NAdamW, Piece, move, scalars_of
+from trainer.learner.tables.table import LazyTable, plain
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
