@@ -11,8 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from stepsize import Estimate, StepSizeWorker
 from trainer.learner.nadamw import NAdamW
-from trainer.learner.tables.table import LazyTable
-from trainer.learner.tables.weight import LazyNAdamW, keep_by_rows
+from trainer.learner.tables import LazyNAdamW, LazyTable, keep_by_rows
 
 ROWS, BATCH, COLUMNS, STEPS = 5000, 32, 4, 8
 BCE = nn.BCEWithLogitsLoss()
