@@ -15,6 +15,9 @@ from torch.nn import functional
 
 from stepsize.errors import MeasurementError
 
+AlongTangent = Callable[[Tensor], Tensor]
+"""From the logits' directional derivative to one number a row, (R,)."""
+
 
 class Loss(Protocol):
     """A loss ℓ whose mean over rows is what is trained.
@@ -52,9 +55,14 @@ class BCEWithLogits:
         return ((torch.sigmoid(z) - y) * t).mean(1)
 
     def curvature(self, z: Tensor, y: Tensor, t: Tensor) -> Tensor:
-        z, t = _columns(z), _columns(t)
+        return self.curvature_of(z, y)(t)
+
+    def curvature_of(self, z: Tensor, y: Tensor) -> AlongTangent:
+        """`curvature` as a function of t, with what depends on z alone computed once."""
+        z = _columns(z)
         # σ(z)σ(−z) keeps its digits where p(1 − p) is already 0 (float32: from z = 17 on).
-        return (torch.sigmoid(z) * torch.sigmoid(-z) * t.square()).mean(1)
+        weight = torch.sigmoid(z) * torch.sigmoid(-z)
+        return lambda t: (weight * _columns(t).square()).mean(1)
 
     def curvature_error(self, z: Tensor, y: Tensor, t: Tensor, eps: float) -> Tensor:
         return 2 * eps * self.curvature(z, y, t)
@@ -81,11 +89,19 @@ class CrossEntropy:
         return self._rows(torch.where(y < 0, 0, expected - here), y, z)
 
     def curvature(self, z: Tensor, y: Tensor, t: Tensor) -> Tensor:
+        return self.curvature_of(z, y)(t)
+
+    def curvature_of(self, z: Tensor, y: Tensor) -> AlongTangent:
+        """`curvature` as a function of t, with what depends on z alone computed once."""
         y = self._targets(z, y)
         p = torch.softmax(z, 1)
-        # Σ p t² − (Σ p t)² would cancel, below zero even, if all logits move together.
-        form = (p * (t - (p * t).sum(1, keepdim=True)).square()).sum(1)
-        return self._rows(form * y.sum(1) if y.ndim == z.ndim else torch.where(y < 0, 0, form), y, z)
+
+        def along(t: Tensor) -> Tensor:
+            # Σ p t² − (Σ p t)² would cancel, below zero even, if all logits move together.
+            form = (p * (t - (p * t).sum(1, keepdim=True)).square()).sum(1)
+            return self._rows(form * y.sum(1) if y.ndim == z.ndim else torch.where(y < 0, 0, form), y, z)
+
+        return along
 
     def curvature_error(self, z: Tensor, y: Tensor, t: Tensor, eps: float) -> Tensor:
         """Each t's error counts as much as its class does: a class of probability 0 has no say."""
@@ -193,6 +209,13 @@ class AutogradLoss:
                     "and α* needs its curvature; write it in operations that can, such as log_softmax, clamp and sums"
                 ) from error
         return slopes.detach(), t * product
+
+
+def curvature_along(loss: Loss, z: Tensor, y: Tensor) -> AlongTangent:
+    """`loss.curvature` at these logits, for several derivatives."""
+    if type(loss) is BCEWithLogits or type(loss) is CrossEntropy:  # a class made of these may have its own curvature
+        return loss.curvature_of(z, y)
+    return lambda t: loss.curvature(z, y, t)
 
 
 PLAIN = {nn.BCEWithLogitsLoss: BCEWithLogits, nn.CrossEntropyLoss: CrossEntropy, nn.MSELoss: SquaredError}

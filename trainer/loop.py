@@ -200,7 +200,9 @@ class Loop:
         rate = self.policy.learning_rate(step, scheduled)
         measure = pair.fresh and self.policy.wants(step)
         loss = self.train_step(pair, step=step, learning_rate=rate, measure=measure)
-        self._take_estimates(self.worker.poll(step=step), step=step)
+        with self.clock.phase("alpha"):  # the host waits here for an estimate that is late
+            estimates = self.worker.poll(step=step)
+        self._take_estimates(estimates, step=step)
         self.position.step += 1
         self.position.rows += pair.rows
         timing = self.clock.finish_step()
@@ -264,7 +266,9 @@ class Loop:
         self.observer.on_pause(self.clock.finish_outside())
 
     def _settle(self) -> None:
-        """Waits for what is in flight, so that a checkpoint holds everything up to its step."""
+        """Waits for what is in flight, so that a checkpoint holds everything up to its step: what is told of it is
+        told, and estimates that are due later are part of it.
+        """
         self._read_losses(keep=0)
         last = self.position.step - 1
         self._take_estimates(self.worker.drain(step=last), step=last)
@@ -281,4 +285,13 @@ class Loop:
             self.observer.on_pause(self.clock.finish_outside())
         else:
             self._save(final=True)
+        self.report_undelivered()
         return stop
+
+    def report_undelivered(self) -> None:
+        """Tells the observer of estimates that are due after the last step, once the checkpoint has them.
+
+        The policy isn't told: a run that is continued hands them to it, and reports them, when they are due.
+        """
+        for estimate in self.worker.flush(step=self.position.step - 1):
+            self.observer.on_estimate(estimate)

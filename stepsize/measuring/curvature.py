@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from stepsize.errors import MeasurementError
-from stepsize.losses import Loss
+from stepsize.losses import AlongTangent, Loss, curvature_along
 from stepsize.measuring.direction import Batch, Direction
 from stepsize.measuring.kept import TensorsApart
 from stepsize.measuring.passes import ForwardContext, forward_pass, loss_undisturbed
-from stepsize.measuring.tables import Lookup, Replayer, StandIn, Whole
+from stepsize.measuring.tables import Replayer, StandIn, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,7 @@ def logits_along(
             whole = fw.make_dual(value, direction.differences[name]) if moves(name) else value
             substitutes[name] = StandIn(name, value, Whole(whole)) if name in tables else whole
         for name, calls in direction.lookups[index].items():
-            replayed = calls if moves(name) else [Lookup(ids=call.ids, before=call.before) for call in calls]
-            replayer = Replayer(name, replayed, direction.differing.setdefault(name, []))
+            replayer = Replayer(name, calls, moves(name), direction.differing.setdefault(name, []))
             substitutes[name] = StandIn(name, direction.survey.parameters[name], replayer)
         try:
             logits = forward_pass(
@@ -144,11 +143,9 @@ def row_forms(
         z, tangent = z.float(), tangent.float()
     with torch.no_grad(), loss_undisturbed(loss, z.device, live or {}, apart):
         error = loss.curvature_error(z, targets, tangent, eps).double().mean().clamp(min=tiny)
-        curvature = loss.curvature(z, targets, tangent)
-        if noise is None:
-            least = rounding**2 * _seen(loss, z, targets)
-        else:
-            least = _size(loss.curvature(z, targets, noise.to(z.dtype)))
+        curvature_of = curvature_along(loss, z, targets)
+        curvature = curvature_of(tangent)
+        least = rounding**2 * _seen(curvature_of, z) if noise is None else _size(curvature_of(noise.to(z.dtype)))
         return RowForms(
             loss=loss.per_sample(z, targets),
             slope=loss.slope(z, targets, tangent),
@@ -157,13 +154,13 @@ def row_forms(
         )
 
 
-def _seen(loss: Loss, z: Tensor, targets: Tensor) -> Tensor:
+def _seen(curvature_of: AlongTangent, z: Tensor) -> Tensor:
     """The logits' own size as the loss weighs it, less what all rows have in common, a scalar: the smaller of two."""
     bounded = _bounded(z)
-    whole = _size(loss.curvature(z, targets, bounded))
+    whole = _size(curvature_of(bounded))
     if len(z) < 2:
         return whole
-    return torch.minimum(whole, _size(loss.curvature(z, targets, bounded - bounded.mean(0))))
+    return torch.minimum(whole, _size(curvature_of(bounded - bounded.mean(0))))
 
 
 def _bounded(z: Tensor) -> Tensor:

@@ -58,7 +58,8 @@ class SideStream:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device)
+        # the lowest priority there is: a training loop on a stream of priority -1 goes ahead of it
+        self.stream = torch.cuda.Stream(device, priority=0)
 
     def submit(self, work: Callable[[], Quantities], uses: Iterable[Tensor]) -> Pending:
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -80,4 +81,7 @@ def lane_for(device: torch.device) -> Lane:
 
 
 def _end_to_end(quantities: Quantities) -> tuple[dict[str, int], Tensor]:
-    return {name: len(vector) for name, vector in quantities.items()}, torch.cat(list(quantities.values()))
+    """The lengths by name and all vectors in one, where the first is; a rate that lives on the host goes there too."""
+    vectors = list(quantities.values())
+    together = torch.cat([vector.to(vectors[0].device, non_blocking=True) for vector in vectors])
+    return {name: len(vector) for name, vector in quantities.items()}, together

@@ -18,6 +18,7 @@ from trainer.config import Config, MetricsConfig, config_errors
 from trainer.console import Console
 from trainer.job.allocator import keep_freed_memory
 from trainer.job.checkpointing import Checkpointing, open_checkpointing
+from trainer.job.decided import decided
 from trainer.job.observer import Outlets, RunObserver
 from trainer.job.run_directory import RunDirectory
 from trainer.job.signals import stop_signals
@@ -35,7 +36,7 @@ def train(config: Config, run: str | Path, *, console: Console) -> Stop:
     Raises: pipeline.errors.InputError for what the user gave (exit code 2), OSError if reading or writing failed
     (74); the run's event log has it too, unless the run directory could not be opened.
     """
-    config = config.resolved()
+    config = decided(config, run)
     manifest = Manifest.load(config.data.path)
     with (
         open_training(config, manifest) as state,
@@ -159,6 +160,7 @@ class Job:
         )
         ended = loop.ended()
         if ended is not None:
+            loop.report_undelivered()
             self.outlets.console.say(
                 f"{self.outlets.directory.path}: nothing to do, {ended.text} at step {position.step:,} already"
             )

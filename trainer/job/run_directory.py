@@ -12,10 +12,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.shards import MANIFEST, write_atomically
-from trainer.config import FIXED_SECTIONS, Config, ConfigError, config_to_toml, differing_keys, load_config
+from trainer.config import FIXED_SECTIONS, Config, ConfigError, config_to_toml, differing_keys
+from trainer.job.decided import CONFIG, kept_settings, with_delay
+from trainer.job.learner import training_device
 from trainer.records import Records
 
-CONFIG = "config.toml"
 RECORD_FILES = ("steps", "alpha", "evals", "events")
 FREE_KEYS = (
     "data.path",
@@ -79,21 +80,22 @@ class RunDirectory:
         return min(data, default=None)
 
     def _refuse_changes(self, config: Config) -> None:
-        kept = self.path / CONFIG
-        if kept.exists() and any((self.path / "checkpoints").glob("step-*")):
-            try:
-                before = load_config(kept).resolved()
-            except ConfigError as error:
+        try:
+            before = kept_settings(self.path)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error} (written by another version?); correct that file, or delete it to continue the run with "
+                "the settings given now"
+            ) from None
+        if before is None:
+            return
+        config, before = (with_delay(settings, training_device()) for settings in (config, before))
+        for key, now, then in differing_keys(config, before, sections=FIXED_SECTIONS):
+            if key not in FREE_KEYS:
                 raise ConfigError(
-                    f"{error} (written by another version?); correct that file, or delete it to continue the run with "
-                    "the settings given now"
-                ) from None
-            for key, now, then in differing_keys(config, before, sections=FIXED_SECTIONS):
-                if key not in FREE_KEYS:
-                    raise ConfigError(
-                        f"{self.path}: was started with {key} = {then!r}, now it is {now!r}; "
-                        "change it back to continue, or give another --run"
-                    )
+                    f"{self.path}: was started with {key} = {then!r}, now it is {now!r}; "
+                    "change it back to continue, or give another --run"
+                )
 
     def event(self, event: str, **values: Any) -> None:
         """One line in events.jsonl: Unix time in seconds, what happened, and its numbers."""

@@ -14,11 +14,14 @@ from torch import Tensor
 from ops.step_clock import StepClock
 from pipeline.device import Feed, open_feed
 from pipeline.shards import Manifest
+from stepsize import Lane
 from stepsize.losses import BCEWithLogits
 from stepsize.policies import Policy, make_policy
 from stepsize.worker import StepSizeWorker
 from trainer.config import Config, ConfigError, config_errors
+from trainer.job.decided import with_delay
 from trainer.job.learner import Learner, model_columns, training_device
+from trainer.job.training_stream import training_stream
 from trainer.learner import learning_rate, scheduled_rate
 from trainer.loop import Host, Loop, Observer, Pairs, Position, Timetable
 from trainer.records import Checkpoint, checkpoint_files, random_state, restore_random_state, write_checkpoint
@@ -121,16 +124,20 @@ class TrainingState:
 
 
 @contextmanager
-def open_training(config: Config, manifest: Manifest) -> Iterator[TrainingState]:
+def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = None) -> Iterator[TrainingState]:
     """A run of `config` before its first step; its feed and worker are closed afterwards.
 
-    `manifest` is that of config.data.path.
+    Within it, CUDA work of this thread goes to the training stream.
+
+    `manifest` is that of config.data.path; `lane` runs the measurements of α* instead of the device's own.
 
     Raises: ConfigError and InputError for settings that cannot be used, alone or together.
     """
-    config, device = config.resolved(), training_device()
+    device = training_device()
+    config = with_delay(config.resolved(), device)
     splits = _evaluated_splits(config, manifest)
     with ExitStack() as stack:
+        stack.enter_context(training_stream(device))
         with config_errors():
             # first what is quick to refuse: the model can be large
             table_rows = cast(int, config.model.table_rows)
@@ -146,6 +153,8 @@ def open_training(config: Config, manifest: Manifest) -> Iterator[TrainingState]
                 BCEWithLogits(),
                 config.stepsize.measuring,
                 take_rows=first_click_rows,
+                delay=config.stepsize.delay,
+                lane=lane,
             )
         stack.callback(worker.close)
         yield TrainingState(

@@ -44,8 +44,8 @@ class Scene:
     fresh: Callable[[int], bool] = lambda step: True
     signal_after: int | None = None
     """Steps after which a signal comes."""
-    lag: int = 0
-    """Steps that an estimate stays in flight."""
+    delay: int = 0
+    """Steps after its own at which an estimate is handed over."""
     evaluation_seconds: float = 100.0
     start_seconds: float = 0.0
     """Time from the making of the clock to `run`."""
@@ -54,6 +54,8 @@ class Scene:
     records: list[Mapping[str, Any]] = field(default_factory=list)
     pauses: list[StepTiming] = field(default_factory=list)
     in_flight: list[int] = field(default_factory=list)
+    reported: list[tuple[int, int]] = field(default_factory=list)
+    """Step and age of every estimate that the observer was told of."""
     polls: int = 0
     now: int = 0
 
@@ -82,9 +84,13 @@ class Scene:
 
     # the worker
     def poll(self, *, step: int) -> list[Estimate]:
-        return self._arrived(step, [origin for origin in self.in_flight if step - origin >= self.lag])
+        return self._arrived(step, [origin for origin in self.in_flight if step - origin >= self.delay])
 
     def drain(self, *, step: int) -> list[Estimate]:
+        self.events.append(("drain", self.position.step))
+        return self.poll(step=step)
+
+    def flush(self, *, step: int) -> list[Estimate]:
         return self._arrived(step, list(self.in_flight))
 
     def _arrived(self, step: int, origins: Sequence[int]) -> list[Estimate]:
@@ -109,7 +115,8 @@ class Scene:
         self.pauses.append(timing)
 
     def on_estimate(self, estimate: Estimate) -> None:
-        pass
+        self.reported.append((estimate.step, estimate.age))
+        self.events.append(f"report of {estimate.step}")
 
     def on_message(self, message: str, *, step: int) -> None:
         self.events.append(message)
@@ -177,7 +184,8 @@ def test_steps_are_numbered_and_take_the_policy_s_rate() -> None:
 def test_the_end_of_the_budget_is_evaluated_then_saved() -> None:
     scene = Scene()
     scene.loop(budget=BudgetConfig(steps=3)).run()
-    assert [event for event in scene.events if isinstance(event, tuple)] == [("evaluate", 3), ("save", 3, True)]
+    done = [event for event in scene.events if event[0] in ("evaluate", "save")]
+    assert done == [("evaluate", 3), ("save", 3, True)]
 
 
 def test_an_ended_run_has_nothing_left_to_do() -> None:
@@ -317,17 +325,33 @@ def test_only_fresh_pairs_are_measured() -> None:
     assert [event for event in scene.events if "aged" in event] == ["estimate of 0, aged 0", "estimate of 2, aged 0"]
 
 
-def test_a_checkpoint_holds_the_estimates_of_its_steps_at_their_age() -> None:
-    scene = Scene(lag=2)
-    scene.loop(budget=BudgetConfig(steps=8), save_every=4).run()
-    assert scene.events[:6] == [
+def test_a_checkpoint_waits_for_estimates_and_leaves_them_for_when_they_are_due() -> None:
+    scene = Scene(delay=2)
+    scene.loop(budget=BudgetConfig(steps=6), save_every=4).run()
+    told = [event for event in scene.events if event[0] in ("drain", "save") or "aged" in event]
+    assert told == [
         "estimate of 0, aged 2",
         "estimate of 1, aged 2",
-        "estimate of 2, aged 1",
-        "estimate of 3, aged 0",
+        ("drain", 4),
         ("save", 4, False),
-        "estimate of 4, aged 2",
+        "estimate of 2, aged 2",
+        "estimate of 3, aged 2",
+        ("drain", 6),
+        ("drain", 6),
+        ("save", 6, True),
     ]
+
+
+@pytest.mark.parametrize("how", ["budget", "signal", "divergence"])
+def test_estimates_due_after_the_end_are_reported_once_it_is_saved_and_never_acted_on(how: str) -> None:
+    scene = Scene(delay=2, signal_after=5 if how == "signal" else None)
+    if how == "divergence":
+        scene.losses = lambda step: math.nan
+    scene.loop(budget=BudgetConfig(steps=5)).run()
+    assert scene.reported == [(0, 2), (1, 2), (2, 2), (3, 1), (4, 0)]
+    assert [event for event in scene.events if "aged" in event] == [f"estimate of {step}, aged 2" for step in range(3)]
+    if how != "divergence":
+        assert scene.events.index(("save", 5, True)) < scene.events.index("report of 3")
 
 
 def test_an_error_of_the_feed_reaches_the_caller() -> None:
