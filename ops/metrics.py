@@ -108,7 +108,7 @@ SERIES = (
     Series(
         name="alpha_age_steps",
         kind="gauge",
-        help="Steps between the latest estimate's own step and its hand-over.",
+        help="Steps between the latest estimate's own step and its hand-over: the delay, fewer where the run ended.",
         initial=math.nan,
     ),
     Series(
@@ -254,10 +254,10 @@ class Metrics:
         for name, value in values.items():
             self._evaluation[name].labels(split).set(math.nan if value is None else value)
 
-    def checkpoint(self, ok: bool) -> None:
-        """Count a checkpoint that was written whole, or one that failed."""
+    def checkpoint(self, ok: bool, *, unix_time: float | None = None) -> None:
+        """Count a checkpoint that was written whole, at `unix_time` or just now, or one that failed."""
         if ok:
-            self._last_checkpoint.set(self._unix_time())
+            self._last_checkpoint.set(self._unix_time() if unix_time is None else unix_time)
         else:
             self._checkpoint_failures.inc()
 

@@ -105,7 +105,13 @@ class Host(Protocol):
         """Evaluates and returns the loss of every split; None if a signal cut it short, so that it will be repeated."""
 
     def save(self, position: Position, *, final: bool) -> None:
-        """Writes a checkpoint; after the `final` one nothing will make up for a failure."""
+        """Begins a checkpoint of this moment; writes the `final` one, for whose failure nothing makes up later."""
+
+    def poll_save(self) -> None:
+        """Tells of a save that has ended since; called once a step, and waits for nothing."""
+
+    def drain_save(self) -> None:
+        """Waits for a save that is under way, and tells of it."""
 
     def stopping(self) -> bool:
         """Whether a signal asked the run to stop."""
@@ -173,6 +179,7 @@ class Loop:
         """Trains until the budget, the target, divergence or a signal, and leaves a checkpoint behind."""
         self.observer.on_pause(self.clock.finish_outside())  # building and loading are not training
         while (stop := self._stop_reason()) is None:
+            self.host.poll_save()
             if self.timetable.evaluation_due(self.position):
                 self._evaluate()
             elif self.timetable.checkpoint_due(self.position):
@@ -193,7 +200,9 @@ class Loop:
         rate = self.policy.learning_rate(step, scheduled)
         measure = pair.fresh and self.policy.wants(step)
         loss = self.train_step(pair, step=step, learning_rate=rate, measure=measure)
-        self._take_estimates(self.worker.poll(step=step), step=step)
+        with self.clock.phase("alpha"):  # the host waits here for an estimate that is late
+            estimates = self.worker.poll(step=step)
+        self._take_estimates(estimates, step=step)
         self.position.step += 1
         self.position.rows += pair.rows
         timing = self.clock.finish_step()
@@ -270,7 +279,11 @@ class Loop:
             if not self._evaluated_here():
                 self._evaluate()
             stop = (self._stop_reason() or stop) if self._evaluated_here() else Stop.INTERRUPTED
-        if stop is not Stop.DIVERGED:
+        if stop is Stop.DIVERGED:
+            with self.clock.phase("checkpoint"):
+                self.host.drain_save()
+            self.observer.on_pause(self.clock.finish_outside())
+        else:
             self._save(final=True)
         self.report_undelivered()
         return stop

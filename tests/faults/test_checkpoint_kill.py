@@ -50,3 +50,72 @@ def test_kill_9_never_costs_an_acknowledged_checkpoint(tmp_path: Path) -> None:
         assert found.state == {"step": found.step}
         assert torch.equal(found.tensors["model"]["weight"], torch.full((200_000,), float(found.step)))
         last = acknowledged[-1]
+
+
+DIES_IN_THE_THREAD = """
+import os, signal, sys, threading, torch
+from pathlib import Path
+from trainer.job.save_thread import SaveThread
+from trainer.records import HostMemory, load_latest, write_checkpoint
+
+def train(run, *, die_at):
+    # saves steps 1 to 4 while the weights move on; the thread kills the process at its n-th call of the system
+    calls = 0
+    def count(event, _):
+        nonlocal calls
+        if threading.current_thread().name == "checkpoint" and event.split(".")[0] in ("os", "open", "shutil"):
+            calls += 1
+            if calls == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(count)
+    weight, memory = torch.zeros(5000), HostMemory()
+    with SaveThread() as saves:
+        for step in range(1, 5):
+            weight += 1
+            files = memory.snapshot({"model": {"weight": weight}}, {"step": step})
+            saves.begin(step, lambda: write_checkpoint(run, step, saves.until_abandoned(files), keep=2))
+            weight += 0.5  # the next step, while this one is written
+            weight -= 0.5
+            outcome = saves.take(wait=True)
+            assert outcome.error is None, outcome.error
+            os.write(acknowledged, bytes([step]))
+    return calls
+
+torch.set_num_threads(1)
+place, die_at = Path(sys.argv[1]), 0
+while True:
+    die_at += 1
+    run = place / str(die_at)
+    told, acknowledged = os.pipe()
+    child = os.fork()
+    if child == 0:
+        train(run, die_at=die_at)
+        os._exit(0)
+    os.close(acknowledged)
+    _, status = os.waitpid(child, 0)
+    steps = list(os.read(told, 100))
+    os.close(told)
+    found = load_latest(run)
+    last = steps[-1] if steps else 0
+    step = found.step if found else 0
+    assert last <= step <= last + 1, (die_at, last, step)
+    if found:
+        assert found.damaged == () and found.state == {"step": step}, die_at
+        assert torch.equal(found.tensors["model"]["weight"], torch.full((5000,), float(step))), die_at
+    if status == 0:
+        break
+    assert os.WTERMSIG(status) == signal.SIGKILL, status
+    # the next save sweeps what was left
+    write_checkpoint(run, 9, HostMemory().snapshot({}, {}), keep=1)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000009"], die_at
+print(die_at)
+"""
+
+
+def test_kill_9_at_every_call_of_the_thread_leaves_whole_checkpoints(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", DIES_IN_THE_THREAD, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    # making, writing, syncing, naming and removing, of four saves
+    assert int(ended.stdout) > 60

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from trainer.cli import main
-from trainer.job import training_state
-from trainer.records import read_records
+from trainer.job import checkpointing, training_state
+from trainer.records import read_records, write_checkpoint
 
 WriteConfig = Callable[..., Path]
 
@@ -130,14 +130,15 @@ def test_a_run_that_never_saved_may_start_over_with_other_settings(write_config:
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Saving fails at the steps that the test puts in."""
     steps: list[int] = []
-    save = training_state.save_checkpoint
+    write = write_checkpoint
 
-    def save_or_fail(run: Path, step: int, **values: Any) -> Path:
+    def write_or_fail(run: Path, step: int, *content: Any, **values: Any) -> Path:
         if step in steps:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run))
-        return save(run, step, **values)
+        return write(run, step, *content, **values)
 
-    monkeypatch.setattr(training_state, "save_checkpoint", save_or_fail)
+    monkeypatch.setattr(training_state, "write_checkpoint", write_or_fail)
+    monkeypatch.setattr(checkpointing, "write_checkpoint", write_or_fail)
     return steps
 
 

@@ -32,8 +32,9 @@ rows = 256
 """
 
 
-def test_sigterm_and_resume_are_exact(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    config = write_config(SETTINGS)
+@pytest.mark.parametrize("stepsize", ["", "delay = 4"])
+def test_sigterm_and_resume_are_exact(write_config: Callable[..., Path], tmp_path: Path, stepsize: str) -> None:
+    config = write_config(SETTINGS.replace("[eval]", f"{stepsize}\n[eval]"))
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert main(["train", str(config), "--run", str(whole)]) == 0
 
@@ -69,6 +70,30 @@ def test_kill_and_resume_are_exact(write_config: Callable[..., Path], tmp_path: 
     assert main(["train", str(config), "--run", str(cut)]) == 0
     assert lasting(cut)[1:] == lasting(whole)[1:]
     assert same_bits(lasting(cut)[0], lasting(whole)[0])
+
+
+def test_kills_while_a_thread_writes_lose_steps_and_nothing_else(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Saved at every step, so that a thread is nearly always writing when the kill comes."""
+    config = write_config(SETTINGS.replace("steps = 300", "steps = 80") + "[checkpoint]\nevery_steps = 1\n")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main(["train", str(config), "--run", str(whole)]) == 0
+
+    command = [sys.executable, "-m", "trainer.cli", "train", str(config), "--run", str(cut)]
+    for stop in (10, 25, 43):
+        process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
+        wait_until(lambda stop=stop: any(step >= stop for step in saved(cut)), process)
+        process.kill()
+        process.wait(timeout=60)
+
+    assert main(["train", str(config), "--run", str(cut)]) == 0
+    assert lasting(cut)[1:] == lasting(whole)[1:]
+    assert same_bits(lasting(cut)[0], lasting(whole)[0])
+
+
+def saved(run: Path) -> list[int]:
+    return [int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-????????")]
 
 
 def test_a_finished_run_says_so(

@@ -16,6 +16,7 @@ from pipeline.addresses import without_secrets
 from pipeline.shards import Manifest, warnings_of_labels
 from trainer.config import Config, MetricsConfig, config_errors
 from trainer.console import Console
+from trainer.job.checkpointing import Checkpointing, open_checkpointing
 from trainer.job.decided import decided
 from trainer.job.observer import Outlets, RunObserver
 from trainer.job.run_directory import RunDirectory
@@ -47,9 +48,16 @@ def train(config: Config, run: str | Path, *, console: Console) -> Stop:
             with (
                 stop_signals(lambda name: console.say(_stopping(name))) as stopping,
                 console.progress("training", state.total_steps, unit="steps", start=position.step) as line,
+                open_checkpointing(state, outlets, keep=config.checkpoint.keep) as checkpointing,
             ):
-                observer = RunObserver(outlets, state.feed, line)
-                job = Job(config=config, state=state, outlets=outlets, observer=observer, stopping=stopping.is_set)
+                job = Job(
+                    config=config,
+                    state=state,
+                    outlets=outlets,
+                    observer=RunObserver(outlets, state.feed, line),
+                    checkpointing=checkpointing,
+                    stopping=stopping.is_set,
+                )
                 return job.run(position, mark_ready)
 
 
@@ -131,6 +139,7 @@ class Job:
     state: TrainingState
     outlets: Outlets
     observer: RunObserver
+    checkpointing: Checkpointing
     stopping: Callable[[], bool]
 
     def run(self, position: Position, mark_ready: Callable[[], None]) -> Stop:
@@ -168,7 +177,7 @@ class Job:
         for split in self.state.splits:
             began = time.monotonic()
             evaluation = self.state.learner.evaluate(
-                self.config.data, self.state.manifest, self.config.eval, split, stopping=self.stopping
+                self.config.data, self.state.manifest, self.config.eval, split, stopping=self._polling
             )
             if self.stopping():
                 return None
@@ -180,26 +189,19 @@ class Job:
         self.outlets.live.state("training")
         return {evaluation.split: evaluation.loss for evaluation, _ in found}
 
+    def _polling(self) -> bool:
+        """`stopping`, for an evaluation to ask batch by batch: a save that ends meanwhile is told of then."""
+        self.poll_save()
+        return self.stopping()
+
     def save(self, position: Position, *, final: bool) -> None:
-        """Saves a checkpoint. One that fails mid-run is counted and tried again when due; the last one raises."""
-        outlets, step = self.outlets, position.step
-        if not self.state.learner.finite():
-            outlets.warn(f"no checkpoint at step {step:,}: weights are not finite, the one before stays", step=step)
-            return
-        outlets.live.state("saving")
-        try:
-            path = self.state.save(
-                outlets.directory.path, position, outlets.directory.lengths(), keep=self.config.checkpoint.keep
-            )
-        except OSError as error:
-            outlets.metrics.checkpoint(ok=False)
-            if final:
-                raise
-            outlets.warn(f"no checkpoint at step {step:,} ({error}); training goes on", step=step)
-        else:
-            outlets.metrics.checkpoint(ok=True)
-            outlets.directory.event("checkpoint", step=step, checkpoint=path.name)
-        outlets.live.state("training")
+        self.checkpointing.save(position, final=final)
+
+    def poll_save(self) -> None:
+        self.checkpointing.poll()
+
+    def drain_save(self) -> None:
+        self.checkpointing.drain()
 
     def _warn_of_splits(self) -> None:
         missing = [name for name in self.config.eval.splits if name not in self.state.splits]

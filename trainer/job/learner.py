@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from trainer.learner import (
     evaluate,
     evaluation_mode,
 )
-from trainer.records import Checkpoint, load_latest, seed_generators
+from trainer.records import Checkpoint, CheckpointFile, all_finite, load_latest, seed_generators
 
 GIGABYTE = 1_000_000_000
 
@@ -83,8 +83,15 @@ class Learner:
 
     def finite(self) -> bool:
         """Whether every weight is a finite number."""
-        largest = (torch.linalg.vector_norm(weight.detach(), math.inf) for weight in self.model.parameters())
+        weights = (weight.detach() for weight in self.model.parameters() if weight.numel())
+        largest = (torch.linalg.vector_norm(weight, math.inf) for weight in weights)
         return all(math.isfinite(value) for value in largest)
+
+    def saved_finite(self, files: Iterable[CheckpointFile]) -> bool:
+        """As `finite`, of the weights that are in these files of a checkpoint; in any thread, training may go on."""
+        buffers = {name for name, _ in self.model.named_buffers()}
+        (model,) = (file for file in files if file.name == "model")
+        return all_finite(tensor for name, tensor in model.tensors.items() if name not in buffers)
 
     def evaluate(
         self,

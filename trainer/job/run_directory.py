@@ -103,8 +103,14 @@ class RunDirectory:
         self.records["events"].flush()
 
     def lengths(self) -> dict[str, int]:
-        """Bytes of each record file that a resume may rely on; everything before them is on disk."""
-        return {name: records.sync() for name, records in self.records.items() if name != "events"}
+        """Bytes of each record file as it is now; a resume may rely on them once `sync` has put them on disk."""
+        return {name: records.length() for name, records in self.records.items() if name != "events"}
+
+    def sync(self) -> None:
+        """Puts on disk what `lengths` counted; in any thread, while training goes on."""
+        for name, records in self.records.items():
+            if name != "events":
+                records.sync()
 
     def begin(self, config: Config, *, records: Mapping[str, int]) -> None:
         """Keeps the settings, and cuts the records back to a checkpoint's lengths; the event log keeps everything."""

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from torch import Tensor
+
 from ops.step_clock import StepClock
 from pipeline.device import Feed, open_feed
 from pipeline.shards import Manifest
@@ -22,7 +24,7 @@ from trainer.job.learner import Learner, model_columns, training_device
 from trainer.job.training_stream import training_stream
 from trainer.learner import learning_rate, scheduled_rate
 from trainer.loop import Host, Loop, Observer, Pairs, Position, Timetable
-from trainer.records import Checkpoint, random_state, restore_random_state, save_checkpoint
+from trainer.records import Checkpoint, checkpoint_files, random_state, restore_random_state, write_checkpoint
 from trainer.step import TrainStep, first_click_rows
 
 
@@ -72,8 +74,10 @@ class TrainingState:
             position=Position() if position is None else position,
         )
 
-    def save(self, run: Path, position: Position, records: Mapping[str, int], *, keep: int) -> Path:
-        """Writes a checkpoint of everything that the next step depends on, and of how long the records were."""
+    def content(
+        self, position: Position, records: Mapping[str, int]
+    ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """What a checkpoint holds, without copies: all that the next step depends on, and how long the records are."""
         state = {
             "position": asdict(position),
             "data": data_identity(self.manifest),
@@ -85,7 +89,20 @@ class TrainingState:
             "random": random_state(),
             "records": records,
         }
-        return save_checkpoint(run, position.step, tensors=self.learner.tensors(), state=state, keep=keep)
+        return self.learner.tensors(), state
+
+    def save(
+        self,
+        run: Path,
+        position: Position,
+        records: Mapping[str, int],
+        *,
+        keep: int,
+        before_publishing: Callable[[], None] = lambda: None,
+    ) -> Path:
+        """Writes a checkpoint of the `content` now; as `write_checkpoint`, which says when `before_publishing` is."""
+        files = checkpoint_files(*self.content(position, records))
+        return write_checkpoint(run, position.step, files, keep=keep, before_publishing=before_publishing)
 
     def load(self, checkpoint: Checkpoint, *, run: Path) -> Position:
         """Puts everything back to where `save` found it; `run` is named in errors.

@@ -13,10 +13,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trainer.learner.config import OWN, PACKAGED, OptimizerConfig
-from trainer.learner.lazy_table import lerp_rounding
-from trainer.learner.lazy_weight import LazyNAdamW, keep_by_rows, reason_for_dense
 from trainer.learner.muon import MuonWithAdamW
 from trainer.learner.nadamw import NAdamW
+from trainer.learner.tables import LazyNAdamW, keep_by_rows, lerp_rounding, reason_for_dense
 
 ALGOPERF_SCHEDULE_FREE = {
     "lr": 0.0025,

@@ -17,23 +17,31 @@ from trainer.records.config import CheckpointConfig
 if TYPE_CHECKING:
     from trainer.records.checkpoint import (
         Checkpoint,
+        CheckpointFile,
+        checkpoint_files,
         load_latest,
         random_state,
         restore_random_state,
         save_checkpoint,
         seed_generators,
         verify_checkpoints,
+        write_checkpoint,
     )
     from trainer.records.history import EVALUATION_FIELDS, Column, RunHistory
+    from trainer.records.host_memory import HostMemory, all_finite
     from trainer.records.records import Records, read_records
 
 __all__ = [
     "EVALUATION_FIELDS",
     "Checkpoint",
     "CheckpointConfig",
+    "CheckpointFile",
     "Column",
+    "HostMemory",
     "Records",
     "RunHistory",
+    "all_finite",
+    "checkpoint_files",
     "load_latest",
     "random_state",
     "read_records",
@@ -41,14 +49,19 @@ __all__ = [
     "save_checkpoint",
     "seed_generators",
     "verify_checkpoints",
+    "write_checkpoint",
 ]
 
 _FILES = {
     "EVALUATION_FIELDS": "history",
     "Checkpoint": "checkpoint",
+    "CheckpointFile": "checkpoint",
     "Column": "history",
+    "HostMemory": "host_memory",
     "Records": "records",
     "RunHistory": "history",
+    "checkpoint_files": "checkpoint",
+    "all_finite": "host_memory",
     "load_latest": "checkpoint",
     "random_state": "checkpoint",
     "read_records": "records",
@@ -56,6 +69,7 @@ _FILES = {
     "save_checkpoint": "checkpoint",
     "seed_generators": "checkpoint",
     "verify_checkpoints": "checkpoint",
+    "write_checkpoint": "checkpoint",
 }
 
 

@@ -7,7 +7,7 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from trainer.records.serialization import deserialize, serialize
 CHECKPOINT_VERSION = 1
 _MANIFEST = "manifest.json"
 STATE = "state.json"
+STATE_FILE = "state"
 _NAME = re.compile(r"step-(\d{8,})(\.replaced)?")
 
 
@@ -52,6 +53,25 @@ class CheckpointHealth:
     """None if every byte is as it was written."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFile:
+    """What one safetensors file of a checkpoint holds, and the form that makes a value of it again."""
+
+    name: str
+    """Without suffix; the file called `STATE_FILE` comes last."""
+    form: Any
+    tensors: dict[str, Tensor]
+
+
+def checkpoint_files(
+    tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, on_host: bool = True
+) -> Iterator[CheckpointFile]:
+    """The files of a checkpoint of `tensors` and `state`, one after the other; as `serialize` takes them apart."""
+    for name, values in {**tensors, STATE_FILE: state}.items():
+        form, stored = serialize(dict(values), on_host=on_host)
+        yield CheckpointFile(name=name, form=form, tensors=stored)
+
+
 def save_checkpoint(
     run: str | Path,
     step: int,
@@ -69,6 +89,22 @@ def save_checkpoint(
 
     Raises: TypeError for state that has no form on disk; OSError when writing fails, a full disk included.
     """
+    return write_checkpoint(run, step, checkpoint_files(tensors, state), keep=keep)
+
+
+def write_checkpoint(
+    run: str | Path,
+    step: int,
+    files: Iterable[CheckpointFile],
+    *,
+    keep: int,
+    before_publishing: Callable[[], None] = lambda: None,
+) -> Path:
+    """`save_checkpoint` of what `checkpoint_files` gave; takes no file before the one before it is written.
+
+    `before_publishing` is called when all is on disk under a name that nobody looks for. What it raises, or the
+    iteration over `files`, is an error like any other: the checkpoint does not appear.
+    """
     folder = Path(run) / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in folder.glob(".partial-*"):
@@ -77,14 +113,15 @@ def save_checkpoint(
     partial = folder / f".partial-{final.name}"
     try:
         partial.mkdir()
-        _write_content(partial, step, tensors, state)
+        _write_content(partial, step, files)
+        before_publishing()
         _publish(partial, final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     older = [path for found, path in _listed(folder) if found < step]
     for path in older[keep - 1 :]:
-        shutil.rmtree(path)
+        _remove(path)
     return final
 
 
@@ -95,12 +132,20 @@ def load_latest(run: str | Path, *, device: torch.device | str = "cpu") -> Check
     newer version of this program wrote.
     """
     damaged: list[str] = []
-    for step, path in _listed(Path(run) / "checkpoints"):
+    listed = _listed(Path(run) / "checkpoints")
+    for step, path in listed:
         problem = find_damage(path)
         if problem is None:
-            tensors, state = _read_content(path, device)
-            return Checkpoint(path=path, step=step, tensors=tensors, state=state, damaged=tuple(damaged))
-        damaged.append(f"{path.name} is damaged: {problem}")
+            try:
+                tensors, state = _read_content(path, device)
+            except FileNotFoundError as error:
+                problem = f"{error.filename} is missing"
+            else:
+                return Checkpoint(path=path, step=step, tensors=tensors, state=state, damaged=tuple(damaged))
+        if path.exists():
+            damaged.append(f"{path.name} is damaged: {problem}")
+    if listed and not damaged:
+        return load_latest(run, device=device)  # while they were looked at, newer ones have replaced them all
     if damaged:
         raise StorageError(
             f"{run}: no checkpoint is whole ({'; '.join(damaged)}); restore one from a backup, or start a new run"
@@ -109,12 +154,14 @@ def load_latest(run: str | Path, *, device: torch.device | str = "cpu") -> Check
 
 
 def verify_checkpoints(run: str | Path) -> Iterator[CheckpointHealth]:
-    """Re-hashes every checkpoint of the run, newest first.
+    """Re-hashes every checkpoint of the run, newest first; one that a run in progress removes meanwhile is left out.
 
     Raises: InputError for a checkpoint that a newer version of this program wrote.
     """
     for step, path in _listed(Path(run) / "checkpoints"):
-        yield CheckpointHealth(path=path, step=step, damage=find_damage(path))
+        damage = find_damage(path)
+        if damage is None or path.exists():
+            yield CheckpointHealth(path=path, step=step, damage=damage)
 
 
 def find_damage(path: Path) -> str | None:
@@ -179,23 +226,19 @@ def _manifest_or_damage(path: Path) -> dict[str, Any] | str:
     return manifest if claimed == _digest(manifest) else f"{_MANIFEST} does not match its own hash"
 
 
-def _write_content(
-    partial: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
-) -> None:
-    tensor_forms: dict[str, Any] = {}
-    for name, values in tensors.items():
-        tensor_forms[name], stored = serialize(dict(values))
-        _save_tensors(stored, partial / f"{name}.safetensors")
-    state_form, stored = serialize(dict(state))
-    _save_tensors(stored, partial / "state.safetensors")
-    content = {"state": state_form, "tensors": tensor_forms}
+def _write_content(partial: Path, step: int, files: Iterable[CheckpointFile]) -> None:
+    forms: dict[str, Any] = {}
+    for file in files:
+        forms[file.name] = file.form
+        _save_tensors(file.tensors, partial / f"{file.name}.safetensors")
+    content = {"state": forms.pop(STATE_FILE), "tensors": forms}
     (partial / STATE).write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
     for path in partial.glob("*.safetensors"):
         path.chmod((partial / STATE).stat().st_mode)  # the library lets nobody but the owner read them
-    files = {
+    entries = {
         path.name: {"bytes": path.stat().st_size, "sha256": _hash_file(path)} for path in sorted(partial.iterdir())
     }
-    manifest = {"format_version": CHECKPOINT_VERSION, "step": step, "files": files}
+    manifest = {"format_version": CHECKPOINT_VERSION, "step": step, "files": entries}
     manifest["sha256"] = _digest(manifest)
     (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for path in partial.iterdir():
@@ -211,17 +254,24 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         raise StorageError(f"{path}: writing failed ({error}); make space or choose another disk") from error
 
 
+def _remove(checkpoint: Path) -> None:
+    """Deletes a finished folder, which loses its name first: half a checkpoint is never listed."""
+    nameless = checkpoint.with_name(f".partial-removed-{checkpoint.name}")
+    checkpoint.rename(nameless)
+    shutil.rmtree(nameless)
+
+
 def _publish(partial: Path, final: Path) -> None:
     """Gives the finished folder its name. A folder that has it already stays listed until the new one is."""
     replaced = final.with_name(f"{final.name}.replaced")
     if final.exists():
         if replaced.exists():
-            shutil.rmtree(replaced)
+            _remove(replaced)
         final.rename(replaced)
     partial.rename(final)
     sync_folder(final.parent)
     if replaced.exists():
-        shutil.rmtree(replaced)
+        _remove(replaced)
 
 
 def _read_content(path: Path, device: torch.device | str) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

@@ -35,12 +35,15 @@ class Records:
         with self._named():
             self._file.flush()
 
-    def sync(self) -> int:
-        """Puts everything on disk and returns the file's length in bytes, for `cut`."""
-        with self._named():
-            self._file.flush()
-            os.fsync(self._file.fileno())
+    def length(self) -> int:
+        """The file's length in bytes, everything appended included, for `cut`; on disk only after the next `sync`."""
+        self.flush()
         return self._file.tell()
+
+    def sync(self) -> None:
+        """Puts on disk what was flushed; in any thread, while another one appends."""
+        with self._named():
+            os.fsync(self._file.fileno())
 
     def cut(self, length: int) -> None:
         """Forgets everything after the first `length` bytes: lines of steps that will be run again."""

@@ -16,18 +16,19 @@ _TAG = "$"
 """A JSON object with this key stands for a value that JSON has no form for."""
 
 
-def serialize(value: Any) -> tuple[Any, dict[str, Tensor]]:
+def serialize(value: Any, *, on_host: bool = True) -> tuple[Any, dict[str, Tensor]]:
     """The JSON form of `value`, and its tensors by name.
 
     Takes what state dicts hold: None, bool, int, float (nan and ±inf too), str, bytes, list, tuple, set, deque,
     dict with any of these as keys, torch tensors, dtypes, devices and sizes, numpy arrays and scalars.
     A tensor that occurs in several places is stored once and is one tensor again after `deserialize`; tensors
     that merely overlap become separate. The tensors returned are contiguous, detached, on the CPU, and
-    share no memory with one another (but may with `value`).
+    share no memory with one another (but may with `value`). With `on_host` False they are `value`'s own, detached,
+    wherever and however they lie, for somebody who copies them before they change.
 
     Raises: TypeError naming the place of anything else.
     """
-    writer = _Writer()
+    writer = _Writer(on_host=on_host)
     return writer.write(value, ""), writer.tensors
 
 
@@ -44,8 +45,9 @@ def deserialize(form: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 class _Writer:
-    def __init__(self) -> None:
+    def __init__(self, *, on_host: bool) -> None:
         self.tensors: dict[str, Tensor] = {}
+        self._on_host = on_host
         self._seen: dict[Any, dict[str, Any]] = {}
         self._storages: set[int] = set()
 
@@ -92,13 +94,17 @@ class _Writer:
         form = _tagged("tensor", {"name": name})
         if not tensor.is_contiguous() and _is_dense(tensor):
             form["value"]["stride"] = list(tensor.stride())
+        self._seen[identity] = form
+        self.tensors[name] = self._brought_to_host(tensor) if self._on_host else tensor
+        return form
+
+    def _brought_to_host(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage().data_ptr()
         host = tensor.resolve_conj().resolve_neg().cpu().contiguous()
         if host.untyped_storage().data_ptr() == storage and storage in self._storages:
             host = host.clone()
         self._storages.add(storage)
-        self._seen[identity] = form
-        self.tensors[name] = host
-        return form
+        return host
 
     def _new_name(self, wanted: str) -> str:
         name, number = wanted, 1

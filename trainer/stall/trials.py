@@ -96,6 +96,12 @@ class Stopwatch:
     def save(self, position: Position, *, final: bool) -> None:
         pass
 
+    def poll_save(self) -> None:
+        pass
+
+    def drain_save(self) -> None:
+        pass
+
 
 def measure_stall(
     config: Config, *, steps: int | None, seconds: float, warmup_steps: int, console: Console

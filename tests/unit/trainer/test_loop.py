@@ -56,6 +56,7 @@ class Scene:
     in_flight: list[int] = field(default_factory=list)
     reported: list[tuple[int, int]] = field(default_factory=list)
     """Step and age of every estimate that the observer was told of."""
+    polls: int = 0
     now: int = 0
 
     def pass_time(self, seconds: float) -> None:
@@ -128,6 +129,12 @@ class Scene:
 
     def save(self, position: Position, *, final: bool) -> None:
         self.events.append(("save", position.step, final))
+
+    def poll_save(self) -> None:
+        self.polls += 1
+
+    def drain_save(self) -> None:
+        self.events.append(("drain", self.position.step))
 
     def stopping(self) -> bool:
         return self.signal_after is not None and self.position.step >= self.signal_after

@@ -61,6 +61,12 @@ class Timings:
     def save(self, position: Position, *, final: bool) -> None:
         pass
 
+    def poll_save(self) -> None:
+        pass
+
+    def drain_save(self) -> None:
+        pass
+
     def stopping(self) -> bool:
         return False
 

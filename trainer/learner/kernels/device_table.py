@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from trainer.learner.kernels import launches
-from trainer.learner.kernels.launches import RowArrays, Steps
-from trainer.learner.kernels.rounding import lerp_rounding
-from trainer.learner.lazy_rows import HALF_ULP
-from trainer.learner.lazy_table import History, plain
+from trainer.learner.kernels.launches import MissedSteps, RowArrays
+from trainer.learner.kernels.rounding import foreach_lerp_rounding
+from trainer.learner.tables.replay import HALF_ULP
+from trainer.learner.tables.table import History, plain
 
 LONGEST = 8192
 """So many steps after a read of the whole table, all rows make theirs: what is known of the steps is copied to the
@@ -28,8 +28,8 @@ class DeviceTable:
     """Which step each row of a weight (R, E) is current at, and what it takes to make the steps that it is behind.
 
     Surface and results are those of `LazyTable`, but for two things. A gradient holds the looked up rows' own as they
-    are, and `step` adds them up by `launches.sum_rows`, whose order is another than that of torch's backward. And an id
-    that is no row is left out: the look-up that follows refuses it, as it does for any table on the device.
+    are, and `step` adds them up by `launches.sum_by_row`, in another order than torch's backward does. And an id that
+    is no row is left out: the look-up that follows refuses it, as it does for any table on the device.
     A table may be read on another stream than the one that trains it: each waits for the other where they change turns.
     """
 
@@ -43,7 +43,7 @@ class DeviceTable:
         self._fused = True
         self._betas = np.float32(0.0), np.float32(0.0)
         self._history = History()
-        self._on_device: Steps | None = None
+        self._on_device: MissedSteps | None = None
         """The history as it lies on the device; None where that is out of date."""
         self._stamps = torch.zeros(self._shape[0], dtype=torch.int32, device=self._device)
         """The step each row is current at, or one before `_base`."""
@@ -62,7 +62,7 @@ class DeviceTable:
         """Take this, of the weight's shape and current, for the average that `take_average` moves."""
         assert self._now == self._base, "the table is behind"
         assert self._average is None, "the table has an average"
-        rounding = lerp_rounding(self._device)
+        rounding = foreach_lerp_rounding(self._device)
         assert rounding is not None, "torch rounds averages in a way of its own"
         self._average, self._fused = plain(average), rounding == "once"
 
@@ -72,7 +72,7 @@ class DeviceTable:
         if self._base == self._now or (ids is not None and ids.device != self._device):
             return
         flat = None if ids is None else ids.detach().reshape(-1)
-        launches.bring_up_to_date(flat, self._stamps, self._arrays(), self._steps(), self.negligible)
+        launches.catch_up(flat, self._stamps, self._arrays(), self._steps(), self.negligible)
         if ids is None:
             self._base = self._now
             self._history.clear()
@@ -87,9 +87,9 @@ class DeviceTable:
         ids, values = gradient._indices()[0], gradient._values().contiguous()
         self.bring_up_to_date(ids)
         if len(ids):
-            found = launches.sum_rows(ids, values)
+            found = launches.sum_by_row(ids, values)
             numbers = decay, beta1, rest1, beta2, rest2, addend, factor
-            launches.move_rows(found, self._stamps, self._now + 1, self._arrays(), numbers)
+            launches.move_found(found, self._stamps, self._now + 1, self._arrays(), numbers)
         self._now += 1
         self._history.append(decay, factor, addend)
         self._on_device, self._unaveraged = None, True
@@ -103,7 +103,7 @@ class DeviceTable:
             torch._foreach_lerp_([self._average], [plain(self._weight)], weight)  # pyright: ignore[reportPrivateImportUsage]
         else:
             rounded = np.float32(weight)
-            launches.average_rows(self._stamps, self._now, self._arrays(), rounded)
+            launches.average_current(self._stamps, self._now, self._arrays(), rounded)
             self._history.averaged(rounded)
             self._on_device = None
         self._unaveraged = False
@@ -120,7 +120,7 @@ class DeviceTable:
         assert self._moments is not None
         return RowArrays(plain(self._weight), *self._moments, self._average, self._fused)
 
-    def _steps(self) -> Steps:
+    def _steps(self) -> MissedSteps:
         """The history on the device; one copy at most a step."""
         if self._on_device is None:
             count = self._history.steps
@@ -128,7 +128,7 @@ class DeviceTable:
             numbers = np.ascontiguousarray(self._history.numbers[:, :count])
             both = np.concatenate([bounds.reshape(-1).view(np.uint8), numbers.reshape(-1).view(np.uint8)])
             copied = launches.to_device(torch.from_numpy(both), self._device)
-            self._on_device = Steps(
+            self._on_device = MissedSteps(
                 self._base,
                 count,
                 copied[bounds.nbytes :].view(torch.float32).view(4, count),

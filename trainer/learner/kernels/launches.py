@@ -51,7 +51,7 @@ class RowArrays:
 
 
 @dataclass(frozen=True)
-class Steps:
+class MissedSteps:
     """The steps that rows are behind: `count`, from step `base` on."""
 
     base: int
@@ -77,7 +77,7 @@ class RowSums(NamedTuple):
     """(N, E)"""
 
 
-def bring_up_to_date(ids: Tensor | None, stamps: Tensor, arrays: RowArrays, steps: Steps, negligible: float) -> None:
+def catch_up(ids: Tensor | None, stamps: Tensor, arrays: RowArrays, steps: MissedSteps, negligible: float) -> None:
     """Rows `ids` (N,), or all, make the steps that they are behind; ids that are no rows are left out.
 
     Of `ids` given, `stamps` (R,) int32 are brought up to date too.
@@ -87,7 +87,7 @@ def bring_up_to_date(ids: Tensor | None, stamps: Tensor, arrays: RowArrays, step
     if not count:
         return
     with _on(stamps):
-        row_kernels.bring_up_to_date[(_cdiv(count, ROWS_A_PROGRAM),)](
+        row_kernels.catch_up_kernel[(_cdiv(count, ROWS_A_PROGRAM),)](
             stamps if ids is None else ids,
             count,
             stamps,
@@ -111,7 +111,7 @@ def bring_up_to_date(ids: Tensor | None, stamps: Tensor, arrays: RowArrays, step
         )
 
 
-def sum_rows(ids: Tensor, values: Tensor) -> RowSums:
+def sum_by_row(ids: Tensor, values: Tensor) -> RowSums:
     """Adds up the `values` (N, E) of equal `ids` (N,), N > 0.
 
     In the order of `ids`, CHUNK of them sorted by row at a time, then the chunks' parts likewise: the same bits for the
@@ -125,13 +125,15 @@ def sum_rows(ids: Tensor, values: Tensor) -> RowSums:
     found = RowSums(torch.empty_like(ordered), segments, torch.empty_like(values))
     columns = min(_power_of_2(width), 128)
     with _on(ids):
-        segment_kernels.name_rows[(_cdiv(count, 1024),)](ordered, segments, found.rows, count, TAKEN=1024, **EXACT)
+        segment_kernels.name_rows_kernel[(_cdiv(count, 1024),)](
+            ordered, segments, found.rows, count, TAKEN=1024, **EXACT
+        )
         level, left, ordered_level = (segments, values), count, True
         while True:
             chunks = _cdiv(left, CHUNK)
             parts_of = torch.empty(2 * chunks, dtype=torch.int32, device=ids.device)
             parts = torch.empty(2 * chunks, width, dtype=torch.float32, device=ids.device)
-            segment_kernels.sum_chunks[(chunks, _cdiv(width, columns))](
+            segment_kernels.sum_chunks_kernel[(chunks, _cdiv(width, columns))](
                 level[0],
                 order,
                 level[1],
@@ -151,12 +153,12 @@ def sum_rows(ids: Tensor, values: Tensor) -> RowSums:
             level, left, ordered_level = (parts_of, parts), 2 * chunks, False
 
 
-def move_rows(found: RowSums, stamps: Tensor, now: int, arrays: RowArrays, scalars: Sequence[np.float32]) -> None:
+def move_found(found: RowSums, stamps: Tensor, now: int, arrays: RowArrays, scalars: Sequence[np.float32]) -> None:
     """One step at `nadamw.scalars_of` of the rows in `found`, which are up to date; they are stamped with `now`."""
     rows, width = arrays.shape
     count = len(found.rows)
     with _on(stamps):
-        row_kernels.move[(_cdiv(count, ROWS_A_PROGRAM),)](
+        row_kernels.move_kernel[(_cdiv(count, ROWS_A_PROGRAM),)](
             found.rows,
             found.segments,
             count,
@@ -173,12 +175,12 @@ def move_rows(found: RowSums, stamps: Tensor, now: int, arrays: RowArrays, scala
         )
 
 
-def average_rows(stamps: Tensor, now: int, arrays: RowArrays, weight: np.float32) -> None:
+def average_current(stamps: Tensor, now: int, arrays: RowArrays, weight: np.float32) -> None:
     """The average of every row that `stamps` has as current at `now`, taken once at `weight`."""
     assert arrays.average is not None
     rows, width = arrays.shape
     with _on(stamps):
-        row_kernels.average[(_cdiv(rows, STAMPS_A_PROGRAM),)](
+        row_kernels.average_kernel[(_cdiv(rows, STAMPS_A_PROGRAM),)](
             stamps,
             rows,
             now,
@@ -207,7 +209,7 @@ def _move_some(pieces: Sequence[Sequence[Tensor]], scalars: Sequence[np.float32]
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     table, programs = _listed((*listed, sizes), device, stream)
     with _on(table):
-        whole_kernels.step[(programs,)](
+        whole_kernels.step_kernel[(programs,)](
             table,
             len(pieces),
             *map(float, scalars),
@@ -224,7 +226,7 @@ def _is_aligned(piece: Sequence[Tensor]) -> bool:
 
 @lru_cache(maxsize=64)
 def _listed(listed: tuple[tuple[int, ...], ...], device: torch.device, stream: int) -> tuple[Tensor, int]:
-    """Addresses and sizes as `whole.step` reads them, queued on this stream, and how many programs it takes.
+    """Addresses and sizes as `whole.step_kernel` reads them, queued on this stream, and how many programs it takes.
 
     Kept, since gradients tend to lie where they lay a step before.
     """

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.learner.kernels.launches import RowArrays, average_rows
+from trainer.learner.kernels.launches import RowArrays, average_current
 
 
 @cache
-def lerp_rounding(device: torch.device) -> Literal["once", "twice"] | None:
+def foreach_lerp_rounding(device: torch.device) -> Literal["once", "twice"] | None:
     """How torch's `lerp` of float32 on `device` rounds: once at its end, or after product and sum; None for neither."""
     generator = torch.Generator().manual_seed(0)
     start, end = (torch.randn(1, 4099, generator=generator).to(device) for _ in range(2))
@@ -26,6 +26,6 @@ def lerp_rounding(device: torch.device) -> Literal["once", "twice"] | None:
 def _lerps_alike(start: Tensor, end: Tensor, weight: float, *, fused: bool) -> bool:
     average, expected = start.clone(), start.clone()
     stamps = torch.zeros(1, dtype=torch.int32, device=start.device)
-    average_rows(stamps, 0, RowArrays(end, end, end, average, fused), np.float32(weight))
+    average_current(stamps, 0, RowArrays(end, end, end, average, fused), np.float32(weight))
     torch._foreach_lerp_([expected], [end], weight)  # pyright: ignore[reportPrivateImportUsage]
     return torch.equal(average, expected)

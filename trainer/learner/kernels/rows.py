@@ -4,7 +4,7 @@ Letters: R rows, E embedding width, N look-ups. A program of one warp or a few t
 """
 
 # ruff: noqa: PLR0917
-# pyright: reportMissingImports=false, reportGeneralTypeIssues=false
+# pyright: reportMissingImports=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # (kernels take pointers and scalars one by one; Triton is an extra)
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from trainer.learner.kernels.arithmetic import BLOCK, SHORT, decayed, lerp, moved, settled, shrunk, whole_steps
+from trainer.learner.kernels.arithmetic import BLOCK, SHORT, after_step, at_rest, decayed, lerp, shrunk, whole_steps
 
 
 @triton.jit(do_not_specialize=["count", "base", "steps", "rows"])
-def bring_up_to_date(
+def catch_up_kernel(
     ids, count, stamps, rows, base, steps, theta, m, v, average, numbers, bounds, width, beta1, beta2, negligible,
     WHOLE: tl.constexpr, AVERAGED: tl.constexpr, FUSED: tl.constexpr, COLUMNS: tl.constexpr, TAKEN: tl.constexpr,
 ):  # fmt: skip
@@ -47,11 +47,11 @@ def bring_up_to_date(
                     calm = False
                     if steps - k <= SHORT:
                         stop = steps
-                    elif settled(t, a, b, inside, bounds + 4 * (tl.cdiv(steps, BLOCK) + block), negligible):
+                    elif at_rest(t, a, b, inside, bounds + 4 * (tl.cdiv(steps, BLOCK) + block), negligible):
                         calm = True
                         stop = steps
                     elif stop < steps:
-                        calm = settled(t, a, b, inside, bounds + 4 * block, negligible)
+                        calm = at_rest(t, a, b, inside, bounds + 4 * block, negligible)
                     if calm:
                         t, c = decayed(t, c, numbers, steps, k, stop, AVERAGED, FUSED)
                         a = shrunk(a, beta1, stop - k)
@@ -67,7 +67,7 @@ def bring_up_to_date(
 
 
 @triton.jit(do_not_specialize=["count", "rows", "now"])
-def move(
+def move_kernel(
     distinct, segments, count, sums, stamps, rows, now, theta, m, v, width,
     decay, beta1, rest1, beta2, rest2, addend, factor,
     COLUMNS: tl.constexpr, TAKEN: tl.constexpr,
@@ -88,7 +88,7 @@ def move(
         g = tl.load(sums + taken.to(tl.int64)[:, None] * width + columns[None, :], inside, 0.0)
         t = tl.load(theta + place, inside, 0.0)
         a, b = tl.load(m + place, inside, 0.0), tl.load(v + place, inside, 0.0)
-        t, a, b = moved(t, g, a, b, decay, beta1, rest1, beta2, rest2, addend, factor)
+        t, a, b = after_step(t, g, a, b, decay, beta1, rest1, beta2, rest2, addend, factor)
         tl.store(theta + place, t, inside)
         tl.store(m + place, a, inside)
         tl.store(v + place, b, inside)
@@ -96,7 +96,7 @@ def move(
 
 
 @triton.jit(do_not_specialize=["now", "rows"])
-def average(
+def average_kernel(
     stamps, rows, now, mean, theta, weight, width, FUSED: tl.constexpr, COLUMNS: tl.constexpr, TAKEN: tl.constexpr
 ):
     """The average `mean` of every row that is current at `now`, taken once at `weight`."""

@@ -22,7 +22,7 @@ NOTHING = tl.constexpr(-1)
 
 
 @triton.jit(do_not_specialize=["count"])
-def name_rows(ids, segments, rows, count, TAKEN: tl.constexpr):
+def name_rows_kernel(ids, segments, rows, count, TAKEN: tl.constexpr):
     """rows[segment] ← its id, of `ids` (N,) and `segments` (N,), both ascending."""
     taken = tl.program_id(0) * TAKEN + tl.arange(0, TAKEN)
     inside = taken < count
@@ -32,7 +32,7 @@ def name_rows(ids, segments, rows, count, TAKEN: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["count"])
-def sum_chunks(
+def sum_chunks_kernel(
     segments, order, values, count, sums, parts_of, parts, width,
     ORDERED: tl.constexpr, CHUNK: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -42,7 +42,6 @@ def sum_chunks(
     """
     chunk = tl.program_id(0)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = columns < width
     start = chunk * CHUNK
     stop = tl.minimum(start + CHUNK, count)
     before = tl.load(segments + start - 1, start > 0, -1)
@@ -58,25 +57,27 @@ def sum_chunks(
         if now != segment:
             if (opened == start) & (segment == before):
                 head = segment
-                tl.store(first_part, total, inside & (segment >= 0))
+                tl.store(first_part, total, columns < tl.where(segment >= 0, width, 0))
             else:
-                tl.store(sums + segment.to(tl.int64) * width + columns, total, inside & (segment >= 0))
+                tl.store(
+                    sums + segment.to(tl.int64) * width + columns, total, columns < tl.where(segment >= 0, width, 0)
+                )
             segment = now
             opened = position
             total = tl.zeros((COLUMNS,), tl.float32)
         place = tl.load(order + position) if ORDERED else tl.cast(position, tl.int64)
-        total += tl.load(values + place * width + columns, inside & (now >= 0), 0.0)
+        total += tl.load(values + place * width + columns, columns < tl.where(now >= 0, width, 0), 0.0)
     goes_on = segment == after
     if (opened == start) & (goes_on | (segment == before)):
         head = segment
         tail = segment  # its second part is zero, so that the segment's parts stay neighbours
-        tl.store(first_part, total, inside & (segment >= 0))
-        tl.store(first_part + width, tl.zeros((COLUMNS,), tl.float32), inside & (segment >= 0))
+        tl.store(first_part, total, columns < tl.where(segment >= 0, width, 0))
+        tl.store(first_part + width, tl.zeros((COLUMNS,), tl.float32), columns < tl.where(segment >= 0, width, 0))
     elif goes_on:
         tail = segment
-        tl.store(first_part + width, total, inside & (segment >= 0))
+        tl.store(first_part + width, total, columns < tl.where(segment >= 0, width, 0))
     else:
-        tl.store(sums + segment.to(tl.int64) * width + columns, total, inside & (segment >= 0))
+        tl.store(sums + segment.to(tl.int64) * width + columns, total, columns < tl.where(segment >= 0, width, 0))
     if tl.program_id(1) == 0:
         tl.store(parts_of + 2 * chunk, head)
         tl.store(parts_of + 2 * chunk + 1, tail)

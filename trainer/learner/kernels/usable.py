@@ -27,7 +27,7 @@ def unusable(device: torch.device) -> str | None:
     if capability < OLDEST:
         return f"Triton compiles for compute capability {OLDEST[0]}.{OLDEST[1]} at least, not for {capability}"
     try:
-        import_module("trainer.learner.kernels.rounding").lerp_rounding(device)
+        import_module("trainer.learner.kernels.rounding").foreach_lerp_rounding(device)
     except Exception as error:
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(f"Triton's kernels cannot run on {device}, torch's slower ones do: {text}", stacklevel=2)

@@ -4,7 +4,7 @@
 """
 
 # ruff: noqa: PLR0917
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportOperatorIssue=false
 # (kernels take pointers and scalars one by one; Triton is an extra)
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from trainer.learner.kernels.arithmetic import moved
+from trainer.learner.kernels.arithmetic import after_step
 
 
 @triton.jit(do_not_specialize=["count"])
-def step(
+def step_kernel(
     pieces, count, decay, beta1, rest1, beta2, rest2, addend, factor,
     PIECES: tl.constexpr, ELEMENTS: tl.constexpr, VECTORS: tl.constexpr,
 ):  # fmt: skip
@@ -42,7 +42,7 @@ def step(
     inside = element < size
     t, g = tl.load(theta + element, inside, 0.0), tl.load(gradient + element, inside, 0.0)
     m, v = tl.load(first + element, inside, 0.0), tl.load(second + element, inside, 0.0)
-    t, m, v = moved(t, g, m, v, decay, beta1, rest1, beta2, rest2, addend, factor)
+    t, m, v = after_step(t, g, m, v, decay, beta1, rest1, beta2, rest2, addend, factor)
     tl.store(theta + element, t, inside)
     tl.store(first + element, m, inside)
     tl.store(second + element, v, inside)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,16 @@ import torch
 
 import trainer.records.checkpoint
 from pipeline.errors import InputError, StorageError
+from tests.limits import largest_file
 from tests.resume import assert_identical
 from trainer.records.checkpoint import (
+    checkpoint_files,
     load_latest,
     random_state,
     restore_random_state,
     save_checkpoint,
     verify_checkpoints,
+    write_checkpoint,
 )
 from trainer.records.config import CheckpointConfig
 
@@ -169,17 +170,6 @@ def test_a_newer_format_is_refused_rather_than_passed_over(tmp_path: Path, monke
         load_latest(tmp_path)
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Files cannot grow beyond `size` bytes, as on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 @pytest.mark.parametrize("size", [100, 5_000, 200_000])
 def test_a_full_disk_is_an_os_error_and_leaves_the_older_one(tmp_path: Path, size: int) -> None:
     save(tmp_path, 1)
@@ -235,6 +225,66 @@ def test_every_file_is_synced_before_the_name_appears(tmp_path: Path, monkeypatc
     files = ["manifest.json", "model.safetensors", "state.json", "state.safetensors"]
     assert sorted(events[:4]) == files
     assert events[4:] == [".partial-step-00000001", "rename", "checkpoints"]
+
+
+def test_dying_while_an_old_one_is_deleted_leaves_no_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+    original = shutil.rmtree
+
+    def die(path: Path, **_: object) -> None:
+        if "step-00000001" in path.name:
+            (path / "model.safetensors").unlink()
+            raise KeyboardInterrupt
+        original(path)
+
+    monkeypatch.setattr(trainer.records.checkpoint.shutil, "rmtree", die)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 2, keep=1)
+    assert [(health.step, health.damage) for health in verify_checkpoints(tmp_path)] == [(2, None)]
+    monkeypatch.undo()
+    save(tmp_path, 3, keep=2)
+    assert names(tmp_path) == ["step-00000002", "step-00000003"]
+
+
+def test_checkpoints_that_a_run_replaces_while_they_are_looked_at_are_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1, 2)
+    checked, steps = trainer.records.checkpoint.find_damage, iter((3, 4))
+
+    def find_while_saving(path: Path) -> str | None:
+        for step in steps:
+            save(tmp_path, step, keep=1)
+        return checked(path)
+
+    monkeypatch.setattr(trainer.records.checkpoint, "find_damage", find_while_saving)
+    assert list(verify_checkpoints(tmp_path)) == []
+    steps = iter((5, 6))
+    found = load_latest(tmp_path)
+    assert found is not None
+    assert (found.step, found.damaged) == (6, ())
+    assert [(health.step, health.damage) for health in verify_checkpoints(tmp_path)] == [(6, None)]
+
+
+def test_what_must_precede_a_checkpoint_comes_after_its_files_and_before_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    def look() -> None:
+        seen.append(names(tmp_path))
+
+    write_checkpoint(tmp_path, 1, checkpoint_files({}, {}), keep=1, before_publishing=look)
+    assert seen == [[".partial-step-00000001"]]
+
+    def fail() -> None:
+        raise OSError("the records cannot be synced")
+
+    with pytest.raises(OSError, match="records"):
+        write_checkpoint(tmp_path, 2, checkpoint_files({}, {}), keep=1, before_publishing=fail)
+    assert names(tmp_path) == ["step-00000001"]
 
 
 def test_manifest_lists_every_file_with_its_hash(tmp_path: Path) -> None:

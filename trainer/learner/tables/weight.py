@@ -19,8 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
-from trainer.learner.lazy_table import LazyTable, plain
 from trainer.learner.nadamw import NAdamW, Piece, move, scalars_of
+from trainer.learner.tables.table import LazyTable, plain
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -76,6 +76,7 @@ _METADATA = {
     torch.Tensor.stride,
     torch.Tensor.is_contiguous,
     torch.Tensor.is_floating_point,
+    torch.Tensor.is_inference,
     torch.Tensor.requires_grad_,
     vars(torch._C.TensorBase)["grad"].__set__,
     *(
@@ -91,6 +92,8 @@ _METADATA = {
             "is_cuda",
             "is_sparse",
             "is_leaf",
+            "is_meta",
+            "_version",
         )
     ),
 }
