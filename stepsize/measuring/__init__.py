@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stepsize.measuring.curvature import row_forms, secant_noise, summarize
+from stepsize.measuring.curvature import secant_forms, summarize
 from stepsize.measuring.curvlinops_backend import operator_class
 from stepsize.measuring.direction import Batch, Snapshot, Steps, Tables, Tracker, optimizers_of, refuse_evaluating
 from stepsize.measuring.handoff import Inline, Lane, Pending, Quantities, lane_for
@@ -11,6 +11,7 @@ from stepsize.measuring.measurement import dropped, estimate_from, measure
 from stepsize.measuring.passes import (
     ForwardContext,
     LastTrainingForward,
+    coarsest_eps,
     in_precision,
     plain_logits,
     refuse_scripted,
@@ -35,6 +36,7 @@ __all__ = [
     "Steps",
     "Tables",
     "Tracker",
+    "coarsest_eps",
     "dropped",
     "estimate_from",
     "in_precision",
@@ -48,8 +50,7 @@ __all__ = [
     "refuse_scripted",
     "refuse_sharded",
     "refuse_without_parameters",
-    "row_forms",
-    "secant_noise",
+    "secant_forms",
     "summarize",
     "unwrapped",
 ]
