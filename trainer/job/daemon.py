@@ -166,6 +166,8 @@ class Job:
             )
             return ended
         self._warn_of_splits()
+        if (notice := self.state.learner.precision.without_effect()) is not None:
+            self.outlets.console.warn(notice)
         self.outlets.live.state("training")
         mark_ready()
         stop = loop.run()
