@@ -66,7 +66,7 @@ class Lookup:
         return [value for value in (self.ids, self.places, self.overflow) if value is not None]
 
 
-def distinct(ids: Tensor, *, table_rows: int, room: int) -> tuple[Tensor, Tensor, Tensor | None]:
+def different_rows(ids: Tensor, *, table_rows: int, room: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """The different ids, where each of `ids` is among them, and whether there are more than `room`.
 
     On a device their number is not known without waiting for it: there are always `room` then, filled up with 0.
@@ -123,7 +123,7 @@ class Recorder:
         if self.room is None:
             call = Lookup(ids=ids.clone(), before=self.weight.index_select(0, ids))
         else:
-            kept, places, overflow = distinct(ids, table_rows=len(self.weight), room=self.room)
+            kept, places, overflow = different_rows(ids, table_rows=len(self.weight), room=self.room)
             call = Lookup(ids=kept, before=self.weight.index_select(0, kept), places=places, overflow=overflow)
         self.calls.append(call)
         self.after_each()

@@ -9,12 +9,20 @@ For example:
 from __future__ import annotations
 
 from trainer.learner.tables.table import LazyTable, lerp_rounding
-from trainer.learner.tables.weight import LazyNAdamW, LazyWeight, keep_by_rows, reading, reason_for_dense
+from trainer.learner.tables.weight import (
+    LazyNAdamW,
+    LazyWeight,
+    average_rounding,
+    keep_by_rows,
+    reading,
+    reason_for_dense,
+)
 
 __all__ = [
     "LazyNAdamW",
     "LazyTable",
     "LazyWeight",
+    "average_rounding",
     "keep_by_rows",
     "lerp_rounding",
     "reading",

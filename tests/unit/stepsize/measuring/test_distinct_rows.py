@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stepsize import Estimate, Outcome, StepSizeWorker
 from stepsize.measuring import Batch, Generators, Tracker, handoff
-from stepsize.measuring.tables import distinct
+from stepsize.measuring.tables import different_rows
 from tests.cases import SmallDLRM
 from tests.lanes import DeferredLane
 from tests.looks import no_looks
@@ -107,12 +107,12 @@ def test_on_the_host_there_is_always_room():
 @pytest.mark.parametrize("different", [1, 5, 8])
 def test_distinct_waits_for_nothing_on_a_device(different, monkeypatch):
     ids = torch.arange(37).remainder(different) * 7
-    here, places, overflow = distinct(ids, table_rows=ROWS, room=8)
+    here, places, overflow = different_rows(ids, table_rows=ROWS, room=8)
     assert overflow is None
     assert torch.equal(here[places], ids)
     monkeypatch.setattr(handoff, "host_sees", lambda tensor: False)
     with no_looks():
-        there, places, overflow = distinct(ids, table_rows=ROWS, room=8)
+        there, places, overflow = different_rows(ids, table_rows=ROWS, room=8)
     assert overflow is not None
     assert not overflow
     assert len(there) == 8
@@ -124,6 +124,6 @@ def test_distinct_tells_when_the_room_is_too_small(monkeypatch):
     monkeypatch.setattr(handoff, "host_sees", lambda tensor: False)
     ids = torch.arange(20)
     for room, expected in ((19, True), (20, False), (21, False)):
-        _, _, overflow = distinct(ids, table_rows=ROWS, room=room)
+        _, _, overflow = different_rows(ids, table_rows=ROWS, room=room)
         assert overflow is not None
         assert bool(overflow) is expected
