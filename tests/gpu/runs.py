@@ -99,6 +99,12 @@ class _Outside:
         if self.run is not None:
             self.state.save(self.run, position, {}, keep=1)
 
+    def poll_save(self) -> None:
+        pass
+
+    def drain_save(self) -> None:
+        pass
+
     def stopping(self) -> bool:
         return self.stop_after is not None and len(self.traces.steps) >= self.stop_after
 
