@@ -13,10 +13,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trainer.learner.config import OWN, PACKAGED, OptimizerConfig
-from trainer.learner.lazy_table import lerp_rounding
-from trainer.learner.lazy_weight import LazyNAdamW, keep_by_rows, reason_for_dense
 from trainer.learner.muon import MuonWithAdamW
 from trainer.learner.nadamw import NAdamW
+from trainer.learner.tables import LazyNAdamW, average_rounding, keep_by_rows, reason_for_dense
 
 ALGOPERF_SCHEDULE_FREE = {
     "lr": 0.0025,
@@ -72,7 +71,7 @@ def _keeps_tables_by_rows(config: OptimizerConfig, model: nn.Module) -> bool:
     reasons = [reason for table in tables if (reason := reason_for_dense(table)) is not None]
     if config.options.get("capturable"):
         reasons.append("a capturable step reads nothing back from the device")
-    if config.average != "none" and lerp_rounding() is None:
+    if config.average != "none" and not reasons and any(average_rounding(t.weight.device) is None for t in tables):
         reasons.append("this build of torch rounds averages in a way of its own")
     if reasons:
         raise ValueError(f'optimizer.table is "lazy", but {reasons[0]}; set it to "dense"')
