@@ -14,8 +14,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainer.learner.lazy_rows import HALF_ULP, replay
-from trainer.learner.lazy_table import History
+from trainer.learner.tables.replay import HALF_ULP, replay
+from trainer.learner.tables.table import History
 
 F = np.float32
 BETA1, BETA2 = 0.93266073836, 0.9955159689799007

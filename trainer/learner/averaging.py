@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.learner.config import OptimizerConfig
-from trainer.learner.lazy_weight import LazyWeight, reading
+from trainer.learner.tables import LazyWeight, reading
 
 UPDATES = "#updates"
 """Key of the count in the state; no parameter can have this name."""

@@ -13,9 +13,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trainer.learner.config import OWN, PACKAGED, OptimizerConfig
-from trainer.learner.lazy_weight import LazyNAdamW, average_rounding, keep_by_rows, reason_for_dense
 from trainer.learner.muon import MuonWithAdamW
 from trainer.learner.nadamw import NAdamW
+from trainer.learner.tables import LazyNAdamW, average_rounding, keep_by_rows, reason_for_dense
 
 ALGOPERF_SCHEDULE_FREE = {
     "lr": 0.0025,

@@ -2,7 +2,7 @@
 
 Nothing here may be contracted into a fused multiply-add that is not written as one, so every kernel is launched with
 `enable_fp_fusion=False`; division and square root are the ones rounded to nearest. Constants are those of
-`lazy_rows`, where the bounds are proved.
+`tables.replay`, where the bounds are proved.
 """
 
 # ruff: noqa: PLR0917
@@ -14,14 +14,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from trainer.learner import lazy_rows
+from trainer.learner.tables import replay
 
-SMALLEST = tl.constexpr(lazy_rows.SMALLEST)
-SAFELY_NORMAL = tl.constexpr(lazy_rows.SAFELY_NORMAL)
-FAR_FROM_ZERO = tl.constexpr(lazy_rows.FAR_FROM_ZERO)
-SLACK = tl.constexpr(lazy_rows.SLACK)
-BLOCK = tl.constexpr(lazy_rows.BLOCK)
-SHORT = tl.constexpr(lazy_rows.SHORT)
+SMALLEST = tl.constexpr(replay.SMALLEST)
+SAFELY_NORMAL = tl.constexpr(replay.SAFELY_NORMAL)
+FAR_FROM_ZERO = tl.constexpr(replay.FAR_FROM_ZERO)
+SLACK = tl.constexpr(replay.SLACK)
+BLOCK = tl.constexpr(replay.BLOCK)
+SHORT = tl.constexpr(replay.SHORT)
 
 
 @triton.jit
@@ -49,7 +49,7 @@ def lerp(average, theta, weight, FUSED: tl.constexpr):
 
 @triton.jit
 def at_rest(theta, m, v, inside, bounds, negligible):
-    """Whether no step under `bounds` does more to these elements than multiply: see `lazy_rows.settled`."""
+    """Whether no step under `bounds` does more to these elements than multiply: see `tables.replay.settled`."""
     largest = tl.load(bounds)
     least = tl.load(bounds + 1)
     keep_theta = tl.load(bounds + 2)

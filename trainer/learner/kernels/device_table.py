@@ -16,8 +16,8 @@ from torch import Tensor
 from trainer.learner.kernels import launches
 from trainer.learner.kernels.launches import MissedSteps, RowArrays
 from trainer.learner.kernels.rounding import foreach_lerp_rounding
-from trainer.learner.lazy_rows import HALF_ULP
-from trainer.learner.lazy_table import History, plain
+from trainer.learner.tables.replay import HALF_ULP
+from trainer.learner.tables.table import History, plain
 
 LONGEST = 8192
 """So many steps after a read of the whole table, all rows make theirs: what is known of the steps is copied to the

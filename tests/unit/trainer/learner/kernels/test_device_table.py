@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import trainer.learner.lazy_weight
 import trainer.learner.nadamw
+import trainer.learner.tables.weight
 from stepsize.losses import BCEWithLogits
 from stepsize.policies import StepSizeConfig, make_policy, set_learning_rate
 from stepsize.worker import StepSizeWorker
@@ -19,11 +19,11 @@ from tests.resume import assert_identical, through_a_checkpoint
 from tests.table_rows import KERNELS_DEVICE
 from trainer.learner.averaging import build_average
 from trainer.learner.config import ModelConfig, OptimizerConfig
-from trainer.learner.lazy_rows import HALF_ULP
-from trainer.learner.lazy_weight import LazyNAdamW, LazyWeight, keep_by_rows
 from trainer.learner.model import build_model
 from trainer.learner.nadamw import NAdamW, _move_fused
 from trainer.learner.optimizers import build_optimizer
+from trainer.learner.tables import LazyNAdamW, LazyWeight, keep_by_rows
+from trainer.learner.tables.replay import HALF_ULP
 
 device_table = pytest.importorskip(
     "trainer.learner.kernels.device_table", reason="Triton is not installed (make extras)"
@@ -36,7 +36,7 @@ Averaging = Callable[[int], list[float]]
 
 def by_the_kernels(monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
     """From now on tables and whole tensors are moved by the Triton kernels."""
-    monkeypatch.setattr(trainer.learner.lazy_weight, "table_for", lambda weight: DeviceTable(weight, **options))
+    monkeypatch.setattr(trainer.learner.tables.weight, "table_for", lambda weight: DeviceTable(weight, **options))
     monkeypatch.setattr(trainer.learner.nadamw, "_way_of", lambda piece: _move_fused)
 
 
@@ -137,7 +137,7 @@ def trained_both_ways(
     monkeypatch: pytest.MonkeyPatch, steps: int, averaging: Averaging, change: Callable[[NAdamW, int], None], **kw: Any
 ) -> list[list[Tensor]]:
     with monkeypatch.context() as patched:
-        patched.setattr(trainer.learner.lazy_weight, "table_for", DeviceTable)
+        patched.setattr(trainer.learner.tables.weight, "table_for", DeviceTable)
         whole = trained(steps, averaging, change, whole=True, **kw)
     by_the_kernels(monkeypatch)
     return [whole, trained(steps, averaging, change, whole=False, **kw)]

@@ -24,8 +24,8 @@ from tests.table_rows import (
     nadamw_steps,
     on_kernels_device,
 )
-from trainer.learner import lazy_rows
-from trainer.learner.lazy_rows import HALF_ULP
+from trainer.learner.tables import replay
+from trainer.learner.tables.replay import HALF_ULP
 
 launches = pytest.importorskip("trainer.learner.kernels.launches", reason="Triton is not installed (make extras)")
 
@@ -186,7 +186,7 @@ def test_rows_are_moved_as_the_compiled_kernel_moves_them(width: int) -> None:
     expected = [array.copy() for array in arrays]
     theta, m, v = (array.reshape(-1) for array in expected)
     decay, beta1, rest1, beta2, rest2, addend, factor = numbers
-    lazy_rows.move_rows(ids, width, theta, sums[:count], m, v, decay, beta1, rest1, beta2, rest2, addend, factor)
+    replay.move_rows(ids, width, theta, sums[:count], m, v, decay, beta1, rest1, beta2, rest2, addend, factor)
     found = [on_kernels_device(array) for array in arrays]
     stamps = torch.full((rows,), 6, dtype=torch.int32, device=KERNELS_DEVICE)
     named = torch.full((len(segments),), -HUGE, dtype=torch.int64, device=KERNELS_DEVICE)
@@ -209,7 +209,7 @@ def test_the_average_is_taken_of_the_current_rows_alone(weight: float, fused: bo
     theta, average = generator.standard_normal((2, 70, 5)).astype(F)
     stamps = generator.integers(3, 6, 70).astype(np.int32)
     expected = average.copy()
-    lazy_rows.average_rows(np.flatnonzero(stamps == 5), 5, expected.reshape(-1), theta.reshape(-1), F(weight), fused)
+    replay.average_rows(np.flatnonzero(stamps == 5), 5, expected.reshape(-1), theta.reshape(-1), F(weight), fused)
     found = on_kernels_device(average)
     arrays = launches.RowArrays(
         on_kernels_device(theta), on_kernels_device(theta), on_kernels_device(theta), found, fused

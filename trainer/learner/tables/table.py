@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.learner import lazy_rows
-from trainer.learner.lazy_rows import BLOCK, HALF_ULP, ROUNDED_DOWN
 from trainer.learner.nadamw import thread_pool
+from trainer.learner.tables import replay
+from trainer.learner.tables.replay import BLOCK, HALF_ULP, ROUNDED_DOWN
 
 TASK_ROWS = 512
 """Rows looked up that a thread brings up to date or moves at a time."""
@@ -140,7 +140,7 @@ class LazyTable:
         arrays = self._arrays()
         numbers = decay, beta1, rest1, beta2, rest2, addend, factor
         _run_all(
-            partial(lazy_rows.move_rows, rows[part], self._width, arrays[0], sums[part], *arrays[1:3], *numbers)
+            partial(replay.move_rows, rows[part], self._width, arrays[0], sums[part], *arrays[1:3], *numbers)
             for part in _parts(len(rows))
         )
         self._now += 1
@@ -159,7 +159,7 @@ class LazyTable:
             theta, _, _, average = self._arrays()
             rows = np.concatenate(self._unaveraged)
             _run_all(
-                partial(lazy_rows.average_rows, rows[part], self._width, average, theta, rounded, self._fused)
+                partial(replay.average_rows, rows[part], self._width, average, theta, rounded, self._fused)
                 for part in _parts(len(rows))
             )
             self._history.averaged(rounded)
@@ -184,12 +184,12 @@ class LazyTable:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Every row of `ids` once, ascending, and the sum of its `values`."""
         rows = np.empty(ids.size, dtype=np.int64)
-        rows = np.sort(rows[: lazy_rows.distinct(ids, padding, self._place, rows)])
+        rows = np.sort(rows[: replay.distinct(ids, padding, self._place, rows)])
         self._place[rows] = np.arange(len(rows))
         sums = np.zeros((len(rows), self._width), dtype=np.float32)
         columns = max(LEAST_COLUMNS, -(-self._width // torch.get_num_threads()))
         _run_all(
-            partial(lazy_rows.sum_rows, ids, padding, self._place, values, sums, low, min(low + columns, self._width))
+            partial(replay.sum_rows, ids, padding, self._place, values, sums, low, min(low + columns, self._width))
             for low in range(0, self._width, columns)
         )
         return rows, sums
@@ -204,7 +204,7 @@ class LazyTable:
             return
         wanted = flat(ids)
         rows, since = np.empty((2, wanted.size), dtype=np.int64)
-        count = lazy_rows.take_stale(wanted, self._stamps, self._base, self._now, rows, since)
+        count = replay.take_stale(wanted, self._stamps, self._base, self._now, rows, since)
         if count < 0:
             raise IndexError(f"index out of range: the table has {self._rows:,} rows")
         rows, since = rows[:count], since[:count]
@@ -222,7 +222,7 @@ class LazyTable:
     def _replay(self, rows: NDArray[np.int64], since: NDArray[np.int64], bounds: NDArray[np.float64]) -> None:
         theta, first, second, average = self._arrays()
         beta1, beta2 = self._betas
-        lazy_rows.replay(
+        replay.replay(
             rows,
             since,
             self._history.steps,
@@ -270,7 +270,7 @@ def lerp_rounding() -> Literal["once", "twice"] | None:
 
 def _lerps_alike(start: Tensor, end: Tensor, weight: float, *, fused: bool) -> bool:
     average, row = start.clone().numpy(), np.zeros(1, dtype=np.int64)
-    lazy_rows.average_rows(row, len(average), average, end.numpy(), np.float32(weight), fused)
+    replay.average_rows(row, len(average), average, end.numpy(), np.float32(weight), fused)
     return np.array_equal(average, torch.lerp(start, end, weight).numpy())
 
 

@@ -18,9 +18,9 @@ from stepsize.worker import StepSizeWorker
 from tests.resume import assert_identical, through_a_checkpoint
 from trainer.learner.averaging import build_average
 from trainer.learner.config import ModelConfig, OptimizerConfig
-from trainer.learner.lazy_weight import LazyWeight
 from trainer.learner.model import build_model
 from trainer.learner.optimizers import build_optimizer
+from trainer.learner.tables.weight import LazyWeight
 
 Average = Literal["none", "ema", "polyak"]
 ROWS, SPARSE, BATCH = 20_000, 6, 32

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import trainer.learner.lazy_table
+import trainer.learner.tables.table
 from tests.resume import assert_identical, through_a_checkpoint
 from trainer.learner.config import OptimizerConfig
-from trainer.learner.lazy_weight import LazyNAdamW, LazyWeight, keep_by_rows
 from trainer.learner.nadamw import NAdamW
 from trainer.learner.optimizers import build_optimizer
+from trainer.learner.tables.weight import LazyNAdamW, LazyWeight, keep_by_rows
 
 Make = Callable[[], nn.Module]
 
@@ -157,9 +157,9 @@ def test_a_table_that_is_read_as_a_whole_now_and_then() -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_dividing_the_work_changes_nothing(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(trainer.learner.lazy_table, "TASK_ROWS", 3)
-    monkeypatch.setattr(trainer.learner.lazy_table, "RANGE_ROWS", 7)
-    monkeypatch.setattr(trainer.learner.lazy_table, "LEAST_COLUMNS", 1)
+    monkeypatch.setattr(trainer.learner.tables.table, "TASK_ROWS", 3)
+    monkeypatch.setattr(trainer.learner.tables.table, "RANGE_ROWS", 7)
+    monkeypatch.setattr(trainer.learner.tables.table, "LEAST_COLUMNS", 1)
     assert_alike(Tables, plain_step)
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 
 from tests.table_rows import BETA1, BETA2, NAN, SPECIAL, F, Rows, equal, histories, looked_up, nadamw_steps
-from trainer.learner.lazy_rows import HALF_ULP, settled
-from trainer.learner.lazy_table import History
+from trainer.learner.tables.replay import HALF_ULP, settled
+from trainer.learner.tables.table import History
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 31, 32, 33, 64, 100, 500, 1300, 5000])

@@ -20,8 +20,8 @@ from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
 from trainer.learner import kernels
-from trainer.learner.lazy_table import LazyTable, lerp_rounding, plain
 from trainer.learner.nadamw import NAdamW, Piece, move, scalars_of
+from trainer.learner.tables.table import LazyTable, lerp_rounding, plain
 
 if TYPE_CHECKING:
     from trainer.learner.kernels import DeviceTable
