@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from stepsize.measuring.comparison import operator_class
 from stepsize.measuring.curvature import row_forms, secant_noise, summarize
-from stepsize.measuring.curvlinops_backend import operator_class
-from stepsize.measuring.direction import Batch, Snapshot, Steps, Tables, Tracker, optimizers_of, refuse_evaluating
+from stepsize.measuring.direction import Batch, Snapshot, Tables, Tracker
 from stepsize.measuring.handoff import Inline, Lane, Pending, Quantities, lane_for
 from stepsize.measuring.kept import Generators
 from stepsize.measuring.measurement import dropped, estimate_from, measure
+from stepsize.measuring.optimizers import Steps, optimizers_of, refuse_evaluating
 from stepsize.measuring.passes import (
     ForwardContext,
     LastTrainingForward,

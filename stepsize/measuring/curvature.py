@@ -21,7 +21,7 @@ from stepsize.losses import AlongTangent, Loss, curvature_along
 from stepsize.measuring.direction import Batch, Direction
 from stepsize.measuring.kept import TensorsApart
 from stepsize.measuring.passes import ForwardContext, forward_pass, loss_undisturbed
-from stepsize.measuring.tables import Lookup, Replayer, StandIn, Whole
+from stepsize.measuring.tables import Replayer, StandIn, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,7 @@ def logits_along(
             whole = fw.make_dual(value, direction.differences[name]) if moves(name) else value
             substitutes[name] = StandIn(name, value, Whole(whole)) if name in tables else whole
         for name, calls in direction.lookups[index].items():
-            replayed = calls if moves(name) else [Lookup(ids=call.ids, before=call.before) for call in calls]
-            replayer = Replayer(name, replayed, direction.differing.setdefault(name, []))
+            replayer = Replayer(name, calls, moves(name), direction.differing.setdefault(name, []))
             substitutes[name] = StandIn(name, direction.survey.parameters[name], replayer)
         try:
             logits = forward_pass(

@@ -242,11 +242,10 @@ class StepSizeWorker:
             else self._submit(measured, measured.snapshot)
         )
         step, rates, options = measured.step, measured.rates, self.options  # not θ0, which the queue need not hold
-        in_place = measured.snapshot.read_in_place() if measured.snapshot is not None and self._apart else ()
+        reliance = measured.snapshot.reliance(apart=self._apart) if measured.snapshot is not None else None
 
         def make_estimate(numbers: dict[str, list[float]]) -> Estimate:
-            if any(parameter._version != version for parameter, version in in_place):
-                # θ0 of these may be mixed with later values; from the next measurement on they are copied
+            if reliance is not None and reliance.broken(numbers):
                 return dropped(step=step, learning_rate=rates.read(numbers)[0])
             return estimate_from(numbers, options, step=step, learning_rates=rates.read(numbers))
 

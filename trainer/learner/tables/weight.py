@@ -80,6 +80,7 @@ _METADATA = {
     torch.Tensor.stride,
     torch.Tensor.is_contiguous,
     torch.Tensor.is_floating_point,
+    torch.Tensor.is_inference,
     torch.Tensor.requires_grad_,
     vars(torch._C.TensorBase)["grad"].__set__,
     *(
@@ -95,6 +96,8 @@ _METADATA = {
             "is_cuda",
             "is_sparse",
             "is_leaf",
+            "is_meta",
+            "_version",
         )
     ),
 }
