@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
-
-from stepsize import Estimate, StepSizeWorker
 from trainer.learner.lazy_table import LazyTable
 from trainer.learner.lazy_weight import LazyNAdamW, keep_by_rows
+
+from stepsize import Estimate, StepSizeWorker
 from trainer.learner.nadamw import NAdamW
 
 ROWS, BATCH, COLUMNS, STEPS = 5000, 32, 4, 8
