@@ -200,7 +200,7 @@ class Loop:
         rate = self.policy.learning_rate(step, scheduled)
         measure = pair.fresh and self.policy.wants(step)
         loss = PendingLoss(self.train_step(pair, step=step, learning_rate=rate, measure=measure))
-        with self.clock.phase("alpha"):  # the host waits here for an estimate that is late
+        with self.clock.phase("alpha"):  # an estimate that is due is waited for
             estimates = self.worker.poll(step=step)
         self._take_estimates(estimates, step=step)
         self.position.step += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stepsize.measuring.comparison import operator_class
-from stepsize.measuring.curvature import row_forms, secant_noise, summarize
+from stepsize.measuring.curvature import secant_forms, summarize
 from stepsize.measuring.direction import Batch, Snapshot, Tables, Tracker
 from stepsize.measuring.handoff import Inline, Lane, Pending, Quantities, lane_for
 from stepsize.measuring.kept import Generators
@@ -12,6 +12,7 @@ from stepsize.measuring.optimizers import Steps, optimizers_of, refuse_evaluatin
 from stepsize.measuring.passes import (
     ForwardContext,
     LastTrainingForward,
+    coarsest_eps,
     in_precision,
     plain_logits,
     refuse_scripted,
@@ -36,6 +37,7 @@ __all__ = [
     "Steps",
     "Tables",
     "Tracker",
+    "coarsest_eps",
     "dropped",
     "estimate_from",
     "in_precision",
@@ -49,8 +51,7 @@ __all__ = [
     "refuse_scripted",
     "refuse_sharded",
     "refuse_without_parameters",
-    "row_forms",
-    "secant_noise",
+    "secant_forms",
     "summarize",
     "unwrapped",
 ]

@@ -18,7 +18,7 @@ from stepsize.measuring.comparison import diagnose, diagnostics_from, quadratic_
 from stepsize.measuring.curvature import SUMMARY, logits_along, relative_rounding, row_forms, summarize
 from stepsize.measuring.direction import Batch, Direction
 from stepsize.measuring.handoff import Quantities
-from stepsize.measuring.passes import ForwardContext
+from stepsize.measuring.passes import ForwardContext, coarsest_eps
 from stepsize.measuring.self_check import SelfCheck
 from stepsize.measuring.tables import OVERFLOW, looks_up_others
 from stepsize.options import MeasuringOptions
@@ -49,9 +49,10 @@ def measure(
     def along(index: int, group: int | None = None) -> Tensor:
         batch = batches[index]
         z, tangent = logits_along(model, direction, batch, index=index, group=group, context=context)
-        rounding = relative_rounding(direction, z.dtype)
+        eps = coarsest_eps(z, context)
+        rounding = relative_rounding(direction, eps)
         live, apart = direction.optimized, direction.loss_apart
-        forms = row_forms(loss, z, tangent, batch.targets, rounding=rounding, live=live, apart=apart)
+        forms = row_forms(loss, z, tangent, batch.targets, eps=eps, rounding=rounding, live=live, apart=apart)
         if index == 0 and group is None and check is not None:
             check.compare(forms)
         return summarize(forms)

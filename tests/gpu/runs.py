@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from ops.step_clock import StepClock
-from pipeline.device import DevicePair, StreamWait
+from pipeline.device import DevicePair
 from pipeline.shards import Manifest
 from stepsize import Lane
 from stepsize.estimate import Estimate
@@ -26,7 +26,7 @@ from tests.tiny_data import write_tiny
 from trainer import job
 from trainer.budget import BudgetConfig
 from trainer.config import config_from
-from trainer.job import TrainingState, decided, learner, open_training, run_directory, step_clock, training_state
+from trainer.job import TrainingState, decided, learner, open_training, run_directory, training_state
 from trainer.loop import Position, Timetable
 from trainer.records import load_latest
 
@@ -37,6 +37,11 @@ BATCH_ROWS = 64
 def write_data(folder: Path) -> Path:
     """A folder of some thousand rows of five columns, in several shards."""
     return write_tiny(folder, {"train": [[900, 900, 900], [700, 800], [600]], "validation": [[512]]})
+
+
+def clock_of(device: str, **options: Any) -> StepClock:
+    """The clock of a run on `device`."""
+    return job.step_clock(torch.device(device), **options)
 
 
 @contextmanager
@@ -93,18 +98,18 @@ class _Outside:
         if self.run is not None:
             self.state.save(self.run, position, {}, keep=1)
 
+    def poll_save(self) -> None:
+        pass
+
+    def drain_save(self) -> None:
+        pass
+
     def stopping(self) -> bool:
         return self.stop_after is not None and len(self.traces.steps) >= self.stop_after
 
     def on_step(self, record: Mapping[str, Any], timing: Any, training_seconds: float) -> None:
         self.traces.steps.append((record["step"], record["learning_rate"], record["loss"]))
         self.after_step(record["step"])
-
-    def poll_save(self) -> None:
-        pass
-
-    def drain_save(self) -> None:
-        pass
 
     def on_pause(self, timing: Any) -> None:
         pass
@@ -152,7 +157,7 @@ def trained(
         position = Position() if found is None else state.load(found, run=run or Path())
         outside = _Outside(traces, state, run, stop_after, after_step)
         loop = state.loop(
-            clock=clock or step_clock(state.learner.device),
+            clock=clock or clock_of(device),
             timetable=Timetable(budget=BudgetConfig(steps=steps), total_steps=steps),
             host=outside,
             observer=outside,
@@ -182,9 +187,8 @@ class PairsOf:
     def __init__(self, state: TrainingState, look: Callable[[DevicePair], None]) -> None:
         self._feed, self._look = state.feed, look
 
-    @property
-    def last_wait(self) -> StreamWait | None:
-        return self._feed.last_wait
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._feed, name)
 
     def __next__(self) -> DevicePair:
         pair = next(self._feed)

@@ -18,7 +18,7 @@ from trainer.console import Console
 from trainer.job.allocator import keep_freed_memory
 from trainer.job.checkpointing import Checkpointing, open_checkpointing
 from trainer.job.decided import decided
-from trainer.job.device_marks import step_clock
+from trainer.job.device import step_clock
 from trainer.job.observer import Outlets, RunObserver
 from trainer.job.run_directory import RunDirectory
 from trainer.job.signals import stop_signals
@@ -168,6 +168,8 @@ class Job:
             )
             return ended
         self._warn_of_splits()
+        if (notice := self.state.learner.precision.without_effect()) is not None:
+            self.outlets.console.warn(notice)
         self.outlets.live.state("training")
         mark_ready()
         self.state.feed.fill()  # compiles and reads ahead: start-up, and no step's wait for rows

@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+TrainedIn = Literal["float32", "tf32", "bfloat16"]
+
 PRESETS_FOLDER = Path(__file__).with_name("presets")
 
 
@@ -27,6 +29,10 @@ class ModelConfig:
     """Widths of the top MLP's layers; the last must be 1."""
     dropout: float | None = None
     """Share of the last hidden layer of the top MLP that is dropped while training."""
+    precision: TrainedIn = "float32"
+    """Of the matrix products in training. tf32: factors rounded to 11 bits on GPUs that can, elsewhere float32.
+    bfloat16: autocast, for processors that multiply it (GPUs, AMX, AVX-512 BF16); slower on others. Weights, tables,
+    loss and optimizer stay float32; α* is measured in the same precision, and evaluations are in float32 always."""
 
     def __post_init__(self) -> None:
         for name in ("table_rows", "embedding_dim"):
