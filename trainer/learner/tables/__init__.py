@@ -9,7 +9,14 @@ For example:
 from __future__ import annotations
 
 from trainer.learner.tables.table import LazyTable, lerp_rounding
-from trainer.learner.tables.weight import LazyNAdamW, LazyWeight, keep_by_rows, reading, reason_for_dense
+from trainer.learner.tables.weight import (
+    LazyNAdamW,
+    LazyWeight,
+    keep_by_rows,
+    pays_by_rows,
+    reading,
+    reason_for_dense,
+)
 
 __all__ = [
     "LazyNAdamW",
@@ -17,6 +24,7 @@ __all__ = [
     "LazyWeight",
     "keep_by_rows",
     "lerp_rounding",
+    "pays_by_rows",
     "reading",
     "reason_for_dense",
 ]
