@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PACKAGES := pipeline stepsize trainer ops
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install extras test check format bench constraints clean
+.PHONY: help demo install extras test check format bench gpu constraints clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -61,6 +61,9 @@ $(PEERS)/installed: pyproject.toml tests/bench/constraints.txt
 
 bench: $(PEERS)/installed  ## the benchmarks: ratios against named peers, in .venv-peers
 	$(PEERS)/bin/python -m tests.bench
+
+gpu:  ## tests and benchmarks on a GPU, with PYTHON's own torch; tests/gpu/wheels.txt has what else it takes
+	$(PYTHON) -m tests.gpu
 
 constraints: $(VENV)/installed-extras  ## pin the versions installed now
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > constraints.txt

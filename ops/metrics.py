@@ -108,7 +108,7 @@ SERIES = (
     Series(
         name="alpha_age_steps",
         kind="gauge",
-        help="Steps between the latest estimate's own step and its hand-over.",
+        help="Steps between the latest estimate's own step and its hand-over: the delay, fewer where the run ended.",
         initial=math.nan,
     ),
     Series(

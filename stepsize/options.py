@@ -32,7 +32,8 @@ class MeasuringOptions:
     unbiased estimate only. Its error is first order in the step and does not average out: on click rows 1 % at a
     hundredth of the rate that α* names, 5 % at a seventh, 65 % at it."""
     precision: Precision = "float32"
-    """bfloat16: the measuring pass runs under autocast, at about half the cost if the processor multiplies
+    """float32: the measuring pass runs as training's does, in lower precision only where that has it.
+    bfloat16: the measuring pass runs under autocast, at about half the cost if the processor multiplies
     bfloat16 (AVX-512 BF16, AMX, GPUs) and at more if it does not; training stays as it is. The rounding moves
     an estimate by a small part of its standard error (tests/bench/RESULTS.md)."""
     curvature: str = "ggn"

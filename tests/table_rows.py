@@ -5,11 +5,14 @@ Float32 operation by operation: what every kernel that makes steps later is held
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
 from trainer.learner.tables.replay import HALF_ULP, replay
 from trainer.learner.tables.table import History
@@ -17,6 +20,13 @@ from trainer.learner.tables.table import History
 F = np.float32
 BETA1, BETA2 = 0.93266073836, 0.9955159689799007
 NAN = float("nan")
+KERNELS_DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
+"""Where tests run Triton's kernels: compiled on a device, or in its interpreter, which computes on the CPU."""
+
+
+def on_kernels_device(array: Any) -> Tensor:
+    """A copy of the array where the kernels are run."""
+    return torch.from_numpy(np.array(array, order="C")).to(KERNELS_DEVICE)
 
 
 @dataclass

@@ -78,6 +78,12 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.data.seed < 2**32:
             raise ConfigError(f"data.seed is {self.data.seed}; give a whole number from 0 to 4294967295")
+        measured = self.stepsize.policy != "none"
+        if measured and self.stepsize.measuring.method == "secant" and self.model.precision != "float32":
+            raise ConfigError(
+                f"model.precision is {self.model.precision!r}, which would round away the difference of logits that "
+                "stepsize.measuring.method = 'secant' measures; set the method to 'jvp', or the precision to 'float32'"
+            )
 
     def resolved(self) -> Config:
         """The same with its paths in full and what `model.preset` decides written out: what a run is made from.

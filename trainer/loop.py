@@ -200,7 +200,9 @@ class Loop:
         rate = self.policy.learning_rate(step, scheduled)
         measure = pair.fresh and self.policy.wants(step)
         loss = self.train_step(pair, step=step, learning_rate=rate, measure=measure)
-        self._take_estimates(self.worker.poll(step=step), step=step)
+        with self.clock.phase("alpha"):  # the host waits here for an estimate that is late
+            estimates = self.worker.poll(step=step)
+        self._take_estimates(estimates, step=step)
         self.position.step += 1
         self.position.rows += pair.rows
         timing = self.clock.finish_step()

@@ -13,7 +13,7 @@ from ops.step_clock import StepClock
 from pipeline.device import DevicePair
 from stepsize.policies import set_learning_rate
 from stepsize.worker import StepSizeWorker
-from trainer.learner import WeightAverage
+from trainer.learner import TrainingPrecision, WeightAverage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class TrainStep:
     worker: StepSizeWorker
     average: WeightAverage | None
     clock: StepClock
+    precision: TrainingPrecision = TrainingPrecision()  # noqa: RUF009 (frozen)
 
     def __call__(self, pair: DevicePair, *, step: int, learning_rate: float, measure: bool) -> Tensor:
         """Trains on `pair.b2` at `learning_rate` and returns its mean loss at θ0, a scalar still on the device.
@@ -35,10 +36,13 @@ class TrainStep:
         inputs = (pair.b2.dense, pair.b2.ids)
         set_learning_rate(self.optimizer, learning_rate)
         with self.clock.phase("forward"):
-            loss = binary_cross_entropy_with_logits(self.model(*inputs), pair.b2.label)
+            with self.precision.forward():
+                logits = self.model(*inputs)
+            loss = binary_cross_entropy_with_logits(logits.float(), pair.b2.label)
         with self.clock.phase("backward"):
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            with self.precision.backward():
+                loss.backward()
         if measure:
             with self.clock.phase("alpha"):
                 measure = self.worker.before_step(

@@ -128,7 +128,7 @@ class DaliPairs:
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             made = DevicePair.of(pair, b1=self._inputs(pair.b1, b1), b2=self._inputs(pair.b2, b2), skipped=skipped)
             if self._stream is not None:
-                ready = torch.cuda.Event()
+                ready = torch.cuda.Event(blocking=True)  # without taking a core from the threads that read
                 ready.record(self._stream)
                 ready.synchronize()  # until then DALI must not have the outputs' memory back
         return Made(made, ready)

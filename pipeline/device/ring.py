@@ -81,7 +81,8 @@ class _Slot:
     """Pinned memory for one batch, and events around its last copy to the device."""
 
     def __init__(self) -> None:
-        self.began, self.copied = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        self.began = torch.cuda.Event(enable_timing=True)
+        self.copied = torch.cuda.Event(enable_timing=True, blocking=True)  # who waits for it leaves the core to others
         self.rows = 0
         self._memory: Tensor | None = None
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from stepsize.measuring.curvature import row_forms, secant_noise, summarize
-from stepsize.measuring.curvlinops_backend import operator_class
-from stepsize.measuring.direction import Batch, Snapshot, Steps, Tables, Tracker, optimizers_of, refuse_evaluating
+from stepsize.measuring.comparison import operator_class
+from stepsize.measuring.curvature import secant_forms, summarize
+from stepsize.measuring.direction import Batch, Snapshot, Tables, Tracker
 from stepsize.measuring.handoff import Inline, Lane, Pending, Quantities, lane_for
 from stepsize.measuring.kept import Generators
 from stepsize.measuring.measurement import dropped, estimate_from, measure
+from stepsize.measuring.optimizers import Steps, optimizers_of, refuse_evaluating
 from stepsize.measuring.passes import (
     ForwardContext,
     LastTrainingForward,
+    coarsest_eps,
     in_precision,
     plain_logits,
     refuse_scripted,
@@ -35,6 +37,7 @@ __all__ = [
     "Steps",
     "Tables",
     "Tracker",
+    "coarsest_eps",
     "dropped",
     "estimate_from",
     "in_precision",
@@ -48,8 +51,7 @@ __all__ = [
     "refuse_scripted",
     "refuse_sharded",
     "refuse_without_parameters",
-    "row_forms",
-    "secant_noise",
+    "secant_forms",
     "summarize",
     "unwrapped",
 ]

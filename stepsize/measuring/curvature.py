@@ -21,7 +21,7 @@ from stepsize.losses import AlongTangent, Loss, curvature_along
 from stepsize.measuring.direction import Batch, Direction
 from stepsize.measuring.kept import TensorsApart
 from stepsize.measuring.passes import ForwardContext, forward_pass, loss_undisturbed
-from stepsize.measuring.tables import Lookup, Replayer, StandIn, Whole
+from stepsize.measuring.tables import Replayer, StandIn, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,7 @@ def logits_along(
             whole = fw.make_dual(value, direction.differences[name]) if moves(name) else value
             substitutes[name] = StandIn(name, value, Whole(whole)) if name in tables else whole
         for name, calls in direction.lookups[index].items():
-            replayed = calls if moves(name) else [Lookup(ids=call.ids, before=call.before) for call in calls]
-            replayer = Replayer(name, replayed, direction.differing.setdefault(name, []))
+            replayer = Replayer(name, calls, moves(name), direction.differing.setdefault(name, []))
             substitutes[name] = StandIn(name, direction.survey.parameters[name], replayer)
         try:
             logits = forward_pass(
@@ -99,8 +98,10 @@ def logits_along(
         return z.detach(), tangent
 
 
-def relative_rounding(direction: Direction, dtype: torch.dtype) -> Tensor:
+def relative_rounding(direction: Direction, eps: float) -> Tensor:
     """What rounding alone can leave in Jd, in units of the logits: ε_θ / 2 + 16 ε_z · ‖d‖ / ‖θ0‖, a scalar.
+
+    `eps` is ε_z, that of the pass (`coarsest_eps`).
 
     The first term is that of d itself, the difference of two stored parameters, each rounded to half an ε_θ. The
     second is that of the pass: it adds up terms of the size of z times the parameters' relative change, each with an
@@ -110,13 +111,7 @@ def relative_rounding(direction: Direction, dtype: torch.dtype) -> Tensor:
     before, change = direction.moved()
     ratio = get_total_norm(change) / get_total_norm(before).clamp(min=torch.finfo(torch.float32).tiny)
     stored = max(torch.finfo(value.dtype).eps for value in before)
-    return stored / 2 + 16 * torch.finfo(dtype).eps * ratio
-
-
-def secant_noise(z: Tensor) -> Tensor:
-    """A tangent such as rounding alone can leave in a difference of two passes' logits: ±4 ε z, signs alternating."""
-    signs = torch.arange(z.numel(), device=z.device).reshape(z.shape).remainder(2) * 2 - 1
-    return 4 * torch.finfo(z.dtype).eps * _bounded(z) * signs
+    return stored / 2 + 16 * eps * ratio
 
 
 def row_forms(
@@ -125,6 +120,7 @@ def row_forms(
     tangent: Tensor,
     targets: Tensor,
     *,
+    eps: float | None = None,
     rounding: Tensor | float = 0.0,
     noise: Tensor | None = None,
     live: Mapping[int, str] | None = None,
@@ -132,13 +128,14 @@ def row_forms(
 ) -> RowForms:
     """Every row's loss, slope and curvature; half-precision logits are taken to float32 first.
 
+    `eps` is the spacing of the numbers that they were made of (`coarsest_eps`), by default that of their own type.
     `rounding` (in units of the logits) or `noise` (a tangent) say what rounding alone can leave in `tangent`. Its size
     is judged by what the loss makes of it: where the curvature along `tangent` is not larger than that along it, the
     curvature's error is infinite. So logits without a say (masked ones, a part common to all) do not count.
     `live` describes, by id, the parameters that a loss of the user's own must not read, and `apart` has what takes the
     place of its other tensors beside training.
     """
-    eps = torch.finfo(z.dtype).eps
+    eps = torch.finfo(z.dtype).eps if eps is None else eps
     tiny = torch.finfo(z.dtype).tiny
     if z.dtype in (torch.float16, torch.bfloat16):
         z, tangent = z.float(), tangent.float()
@@ -153,6 +150,26 @@ def row_forms(
             curvature=curvature,
             curvature_error=torch.where(_size(curvature) <= least, torch.inf, error),
         )
+
+
+def secant_forms(
+    loss: Loss,
+    z: Tensor,
+    later: Tensor,
+    targets: Tensor,
+    *,
+    eps: float,
+    live: Mapping[int, str] | None = None,
+    apart: TensorsApart | None = None,
+) -> RowForms:
+    """`row_forms` along the difference of two passes' logits, those before the step `z` and those after it `later`.
+
+    Rounding can leave ±4 ε z in it, with signs as they come; `eps` is ε, that of the passes (`coarsest_eps`).
+    """
+    tangent = torch.where(later == z, 0, later - z)  # −∞ − (−∞) where logits are masked
+    signs = torch.arange(z.numel(), device=z.device).reshape(z.shape).remainder(2) * 2 - 1
+    noise = 4 * eps * _bounded(z) * signs
+    return row_forms(loss, z, tangent, targets, eps=eps, noise=noise, live=live, apart=apart)
 
 
 def _seen(curvature_of: AlongTangent, z: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,50 +17,21 @@ from stepsize.errors import MeasurementError
 from stepsize.losses import Loss
 from stepsize.measuring import handoff
 from stepsize.measuring.kept import Generators, TensorsApart, own_copy
+from stepsize.measuring.optimizers import Steps
 from stepsize.measuring.passes import ForwardContext, forward_pass, loss_modules, modules_of
 from stepsize.measuring.survey import Survey
-from stepsize.measuring.tables import EveryTableRead, Lookup, ReadAsAWholeError, Recorder, StandIn
+from stepsize.measuring.tables import (
+    OVERFLOW,
+    EveryTableRead,
+    Kept,
+    Lookup,
+    ReadAsAWholeError,
+    Recorder,
+    StandIn,
+    way_of_keeping,
+)
 
 Tables = Literal["rows", "dense"]
-
-
-class Steps(Protocol):
-    """What is needed of an optimizer: its parameter groups, each with `params` and `lr`."""
-
-    param_groups: list[dict[str, Any]]
-
-
-def optimizers_of(given: Steps | Sequence[Steps]) -> list[Steps]:
-    """The optimizers as a list.
-
-    Raises: MeasurementError for what has no parameter groups, and for groups without a rate.
-    """
-    found = list(given) if isinstance(given, Sequence) else [given]
-    for one in found:
-        groups = getattr(one, "param_groups", None)
-        if not isinstance(groups, list) or not all(isinstance(group, dict) and "params" in group for group in groups):
-            raise MeasurementError(
-                f"optimizer: {type(one).__name__} has no param_groups; give the torch.optim.Optimizer that steps, or "
-                "a list of them"
-            )
-        for index, group in enumerate(groups):
-            if not isinstance(group.get("lr"), float | int | Tensor):
-                raise MeasurementError(
-                    f"optimizer: parameter group {index} of {type(one).__name__} has lr = {group.get('lr')!r}, so a "
-                    "step length cannot be told from it; give it a rate (for Adafactor: relative_step=False, lr=1e-3)"
-                )
-    return found
-
-
-def refuse_evaluating(optimizers: Sequence[Steps]) -> None:
-    """Raises MeasurementError for a schedule-free optimizer whose weights are now those to evaluate, not to train."""
-    for one in optimizers:
-        modes = [getattr(one, "train_mode", True), *(group.get("train_mode", True) for group in one.param_groups)]
-        if False in modes:
-            raise MeasurementError(
-                f"optimizer: {type(one).__name__} is in evaluation mode, so its weights are not those it steps from; "
-                "call optimizer.train() before the step"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +85,8 @@ class Direction:
 
     def tensors(self) -> list[Tensor]:
         """Every tensor held, for `record_stream`."""
-        ids = [call.ids for tables in self.lookups for calls in tables.values() for call in calls]
+        calls = [call for tables in self.lookups for found in tables.values() for call in found]
+        ids = [tensor for call in calls for tensor in call.tensors()]
         before, change = self.moved()
         named = (self.buffers, self.gradients, self.constants)
         others = [tensor for found in named for tensor in found.values()]
@@ -173,13 +145,11 @@ class Snapshot:
             loss_apart=self.tracker.loss_apart(self.optimized) if apart else None,
         )
 
-    def read_in_place(self) -> list[tuple[nn.Parameter, int]]:
-        """Parameters that passes apart from training read where they lie, with their versions.
-
-        A pass is void if one of them is written to before it is through.
-        """
+    def reliance(self, *, apart: bool) -> Reliance:
+        """What the measurement relies on, to be asked once its numbers are there."""
         there = ((name, self.still[name]) for name in self.survey.parameters if name in self.still)
-        return [entry for name, entry in there if name not in self.constants]
+        in_place = [entry for name, entry in there if name not in self.constants] if apart else []
+        return Reliance(in_place=in_place, tracker=self.tracker)
 
     def _gradients(self) -> dict[str, Tensor]:
         found = {name: parameter.grad for name, parameter in self.moving.items() if name in self.values}
@@ -188,6 +158,26 @@ class Snapshot:
             for name, gradient in found.items()
             if gradient is not None
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliance:
+    """What could not be known of a measurement while it was made; holds nothing of its θ0 and d."""
+
+    in_place: list[tuple[nn.Parameter, int]]
+    """Parameters that passes apart from training read where they lie, with their versions."""
+    tracker: Tracker
+
+    def broken(self, numbers: Mapping[str, list[float]]) -> bool:
+        """Whether `numbers`, the quantities of `measure`, are void; what made them so is then seen to for the next.
+
+        A parameter that was written to before the pass was through is copied from the next snapshot on, and a table
+        that had not enough room for the different rows of a look-up gets more.
+        """
+        overflown = any(any(values) for name, values in numbers.items() if name.startswith(OVERFLOW))
+        if overflown:
+            self.tracker.learn_again()
+        return overflown or any(parameter._version != version for parameter, version in self.in_place)
 
 
 def _differences(now: list[Tensor], before: Mapping[str, Tensor]) -> Sequence[Tensor]:
@@ -209,8 +199,10 @@ class Tracker:
     """Knows which parameters an optimizer moves and which of them are tables that a batch only looks rows up in.
 
     A table is the weight of an `nn.Embedding` or `nn.EmbeddingBag`. The first snapshot runs one whole forward pass to
-    learn how often each table is looked up; a table that is also read as a whole (tied weights) or that has fewer rows
-    than look-ups is cloned from then on. Later snapshots stop the pass at the last look-up.
+    learn how often each table is looked up. A table that is also read as a whole (tied weights) is cloned from then on.
+    One that has fewer rows than a pass looks up keeps every different row once if the first pass had at most half as
+    many of them as rows, with room for twice as many (how many there are, a device tells only who waits for it), and is
+    cloned otherwise. Later snapshots stop the pass at the last look-up.
 
     Rows are read by `parameter.detach().index_select(0, ids)`, before and after the step, and whole parameters by
     `clone` and subtraction. So a table whose rows are brought up to date only when they are read can be measured like
@@ -223,8 +215,8 @@ class Tracker:
     context: ForwardContext = nullcontext
     loss: Loss | None = None
     """Its parameters, too, must hold still while a step is measured."""
-    _lookups: dict[str, int] | None = field(default=None, init=False)
-    """Look-ups of each table in one pass, once known; a table not listed is kept whole."""
+    _kept: dict[str, Kept] | None = field(default=None, init=False)
+    """How each table is kept by rows, once known; a table not listed is kept whole."""
     _learned: tuple[tuple[nn.Module, bool], ...] = field(default=(), init=False)
     """The modules whose pass that was, and whether each was training."""
     _versions: dict[str, int] = field(default_factory=dict, init=False)
@@ -243,11 +235,11 @@ class Tracker:
         moving = self.moving(survey)
         with torch.no_grad():
             buffers = {name: buffer.clone() for name, buffer in survey.buffers.items()}
-            by_rows = self._learned_lookups(survey, moving, batches[0], buffers)
+            by_rows = self._kept_by_rows(survey, moving, batches[0], buffers)
             values = {name: parameter.clone() for name, parameter in moving.items() if name not in by_rows}
             copies = {id(moving[name]): value for name, value in values.items()}
             lookups = tuple({name: [] for name in by_rows} for _ in batches)
-            if any(by_rows.values()):
+            if any(kept.lookups for kept in by_rows.values()):
                 lookups = tuple(
                     self._record(survey, moving, batch, buffers, by_rows, copies=copies) for batch in batches
                 )
@@ -331,20 +323,24 @@ class Tracker:
                         "of its own that does not step here"
                     )
 
-    def _learned_lookups(
+    def learn_again(self) -> None:
+        """Learn anew from the next snapshot how tables are looked up."""
+        self._kept = None
+
+    def _kept_by_rows(
         self, survey: Survey, moving: dict[str, nn.Parameter], batch: Batch, buffers: dict[str, Tensor]
-    ) -> dict[str, int]:
-        """Look-ups a pass of every table kept by rows, learned in a whole pass whenever the modules are others."""
+    ) -> dict[str, Kept]:
+        """How every table that is kept by rows is, learned in a whole pass whenever the modules are others."""
         modules = tuple((module, module.training) for _, module in survey.modules)
-        if self._lookups is None or modules != self._learned:
-            self._lookups = self._learn(survey, moving, batch, buffers)
+        if self._kept is None or modules != self._learned:
+            self._kept = self._learn(survey, moving, batch, buffers)
             self._learned = modules
-        return {name: count for name, count in self._lookups.items() if name in moving}
+        return {name: kept for name, kept in self._kept.items() if name in moving}
 
     def _learn(
         self, survey: Survey, moving: dict[str, nn.Parameter], batch: Batch, buffers: dict[str, Tensor]
-    ) -> dict[str, int]:
-        """Look-ups a pass of every table worth keeping by rows, from one whole pass."""
+    ) -> dict[str, Kept]:
+        """How every table worth keeping by rows is to be kept, from one whole pass."""
         candidates = survey.tables & moving.keys() if self.tables == "rows" else frozenset[str]()
         while candidates:
             try:
@@ -352,8 +348,8 @@ class Tracker:
             except ReadAsAWholeError as found:
                 candidates -= {found.table}
                 continue
-            ids = {name: sum(call.ids.numel() for call in calls[name]) for name in candidates}
-            return {name: len(calls[name]) for name in candidates if ids[name] < moving[name].shape[0]}
+            kept = {name: way_of_keeping(calls[name], rows=moving[name].shape[0]) for name in candidates}
+            return {name: way for name, way in kept.items() if way is not None}
         return {}
 
     def _record(
@@ -362,22 +358,22 @@ class Tracker:
         moving: dict[str, nn.Parameter],
         batch: Batch,
         buffers: dict[str, Tensor],
-        expected: dict[str, int] | dict[str, None],
+        expected: Mapping[str, Kept | None],
         *,
         copies: dict[int, Tensor] | None = None,
     ) -> dict[str, list[Lookup]]:
         """Each table's look-ups in order; the pass ends at the last one where their number is known."""
         calls: dict[str, list[Lookup]] = {name: [] for name in expected}
-        known = all(count is not None for count in expected.values())
 
         def stop_when_read() -> None:
-            if known and all(len(calls[name]) == count for name, count in expected.items()):
+            if all(kept is not None and len(calls[name]) == kept.lookups for name, kept in expected.items()):
                 raise EveryTableRead
 
-        stand_ins = {
-            name: StandIn(name, moving[name], Recorder(moving[name].detach(), calls[name], stop_when_read))
-            for name in expected
-        }
+        stand_ins = {}
+        for name, kept in expected.items():
+            room = None if kept is None else kept.room
+            recorder = Recorder(moving[name].detach(), calls[name], stop_when_read, room)
+            stand_ins[name] = StandIn(name, moving[name], recorder)
         with suppress(EveryTableRead):
             forward_pass(
                 self.model,

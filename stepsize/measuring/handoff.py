@@ -81,4 +81,7 @@ def lane_for(device: torch.device) -> Lane:
 
 
 def _end_to_end(quantities: Quantities) -> tuple[dict[str, int], Tensor]:
-    return {name: len(vector) for name, vector in quantities.items()}, torch.cat(list(quantities.values()))
+    """The lengths by name and all vectors in one, where the first is; a rate that lives on the host goes there too."""
+    vectors = list(quantities.values())
+    together = torch.cat([vector.to(vectors[0].device, non_blocking=True) for vector in vectors])
+    return {name: len(vector) for name, vector in quantities.items()}, together

@@ -236,8 +236,8 @@ def _written_past_its_version(value: Tensor, before: Tensor | None) -> bool:
 
 def _unwritten(parameter: nn.Parameter, name: str, before: Tensor | None) -> PutBack:
     version = None if parameter.is_inference() else parameter._version
-    if version is None or parameter.numel() > MOST_COPIED:
-        before = None
+    if version is None or parameter.numel() > MOST_COPIED or type(parameter) is not nn.Parameter:
+        before = None  # to copy a table whose rows are brought up to date when they are read would read all of them
     elif before is None:
         before = parameter.detach().clone()
 

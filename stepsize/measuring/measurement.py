@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 from stepsize.estimate import Estimate, Outcome, StepSizeNumbers, solve
 from stepsize.losses import Loss
+from stepsize.measuring.comparison import diagnose, diagnostics_from, quadratic_form
 from stepsize.measuring.curvature import SUMMARY, logits_along, relative_rounding, row_forms, summarize
-from stepsize.measuring.curvlinops_backend import quadratic_form
-from stepsize.measuring.diagnostics import diagnose, diagnostics_from
 from stepsize.measuring.direction import Batch, Direction
 from stepsize.measuring.handoff import Quantities
-from stepsize.measuring.passes import ForwardContext
+from stepsize.measuring.passes import ForwardContext, coarsest_eps
 from stepsize.measuring.self_check import SelfCheck
-from stepsize.measuring.tables import looks_up_others
+from stepsize.measuring.tables import OVERFLOW, looks_up_others
 from stepsize.options import MeasuringOptions
 
 LOOK_UPS = "look-ups of "
@@ -44,15 +43,16 @@ def measure(
 
     `summarize` of "b1", "b2" and "group.0", ...; "operator", dᵀCd of another matrix; "diagnostics";
     "look-ups of TABLE", a number a look-up that is not 0 where it was for other rows than before the step, of tables
-    whose ids the host could not see.
+    whose ids the host could not see; "no room in TABLE ...", likewise where there were more different rows than room.
     """
 
     def along(index: int, group: int | None = None) -> Tensor:
         batch = batches[index]
         z, tangent = logits_along(model, direction, batch, index=index, group=group, context=context)
-        rounding = relative_rounding(direction, z.dtype)
+        eps = coarsest_eps(z, context)
+        rounding = relative_rounding(direction, eps)
         live, apart = direction.optimized, direction.loss_apart
-        forms = row_forms(loss, z, tangent, batch.targets, rounding=rounding, live=live, apart=apart)
+        forms = row_forms(loss, z, tangent, batch.targets, eps=eps, rounding=rounding, live=live, apart=apart)
         if index == 0 and group is None and check is not None:
             check.compare(forms)
         return summarize(forms)
@@ -70,6 +70,11 @@ def measure(
     for table, differing in direction.differing.items():
         if differing:
             measured[f"{LOOK_UPS}{table}"] = torch.stack(differing).double()
+    for index, tables in enumerate(direction.lookups):
+        for table, calls in tables.items():
+            overflow = [call.overflow for call in calls if call.overflow is not None]
+            if overflow:
+                measured[f"{OVERFLOW}{table} by batch {index}"] = torch.stack(overflow).double()
     return measured
 
 

@@ -228,6 +228,28 @@ def in_precision(precision: Precision, device: torch.device, context: ForwardCon
     return both
 
 
+TF32_EPS = 2.0**-10
+"""Spacing of TF32 numbers relative to their size, as `torch.finfo(...).eps` is of other types."""
+
+
+def coarsest_eps(z: Tensor, context: ForwardContext) -> float:
+    """The coarsest relative spacing of the numbers that logits `z` of a pass within `context` were made of.
+
+    That of their own type; of autocast's, to which products are rounded whatever the model returns; and of TF32, where
+    a GPU may multiply float32 numbers so. Neither of the two touches float64.
+    """
+    eps = torch.finfo(z.dtype).eps
+    if z.dtype is torch.float64:
+        return eps
+    kind = z.device.type
+    with context():
+        if torch.is_autocast_enabled(kind):
+            eps = max(eps, torch.finfo(torch.get_autocast_dtype(kind)).eps)
+        if kind == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32":
+            eps = max(eps, TF32_EPS)
+    return eps
+
+
 @contextmanager
 def true_to_reverse(live: Mapping[int, str]) -> Iterator[None]:
     """`TrueToReverse`, after which forward mode is switched on or off as it was."""

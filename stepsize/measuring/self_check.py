@@ -23,13 +23,12 @@ from stepsize.measuring.curvature import RowForms
 from stepsize.measuring.direction import Batch
 from stepsize.measuring.forward_mode import RECURRENT, without_fused_kernels
 from stepsize.measuring.kept import Generators, attributes_kept, contents_of, own_copy
-from stepsize.measuring.passes import ForwardContext, as_logits, loss_modules, undisturbed
+from stepsize.measuring.passes import TF32_EPS, ForwardContext, as_logits, loss_modules, undisturbed
 
 CAUSES = (
     "a hook that changes gradients, a function whose backward is not its derivative, an operation whose forward mode "
     "is wrong in torch, parameters read past the module's attributes, or hidden state"
 )
-TF32_EPS = 2.0**-10
 REMEDY = (
     'take method="secant", which needs no forward mode, or build the worker with self_check=False if the difference '
     "is meant"

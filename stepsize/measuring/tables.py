@@ -37,11 +37,69 @@ class EveryTableRead(BaseException):
 
 @dataclass(kw_only=True)
 class Lookup:
-    """One look-up of N rows: at θ0, and once the optimizer has stepped, what the step changed in them."""
+    """One look-up of N rows: at θ0, and once the optimizer has stepped, what the step changed in them.
+
+    With `places` (N,) every row is kept once, in any order: row i of the look-up is row places[i] of those.
+    """
 
     ids: Tensor
     before: Tensor
     difference: Tensor | None = None
+    places: Tensor | None = None
+    overflow: Tensor | None = None
+    """Whether there were more different rows than room for them, a truth value on the device."""
+
+    def looked_up(self) -> Tensor:
+        """The N ids."""
+        return self.ids if self.places is None else self.ids.index_select(0, self.places)
+
+    def rows(self, *, moving: bool) -> Tensor:
+        """The N rows, dual where they are `moving`."""
+        before, change = self.before, self.difference if moving else None
+        if self.places is not None:
+            before = before.index_select(0, self.places)
+            change = None if change is None else change.index_select(0, self.places)
+        return before if change is None else fw.make_dual(before, change)
+
+    def tensors(self) -> list[Tensor]:
+        """All that is held beside θ0 and d."""
+        return [value for value in (self.ids, self.places, self.overflow) if value is not None]
+
+
+def different_rows(ids: Tensor, *, table_rows: int, room: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The different ids, where each of `ids` is among them, and whether there are more than `room`.
+
+    On a device their number is not known without waiting for it: there are always `room` then, filled up with 0.
+    """
+    if handoff.host_sees(ids):
+        found, places = torch.unique(ids, return_inverse=True)
+        return found, places, None
+    present = torch.zeros(table_rows, dtype=torch.bool, device=ids.device).index_fill_(0, ids, True)
+    place_of = present.cumsum(0) - 1
+    places = place_of.index_select(0, ids).clamp(max=room - 1)
+    return ids.new_zeros(room).scatter_(0, places, ids), places, place_of[-1] >= room
+
+
+OVERFLOW = "no room in "
+"""Begins the name of what tells whether each look-up of one table, which follows, had too many different rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """How a table is kept by rows."""
+
+    lookups: int
+    """In one pass."""
+    room: int | None
+    """For how many different rows of each look-up; None: as many as there are look-ups of rows."""
+
+
+def way_of_keeping(calls: list[Lookup], *, rows: int) -> Kept | None:
+    """How a table of so many rows is kept that one pass looked up so; None for whole. The host may wait here."""
+    if sum(call.ids.numel() for call in calls) < rows:
+        return Kept(lookups=len(calls), room=None)
+    room = 2 * max(call.ids.unique().numel() for call in calls)
+    return Kept(lookups=len(calls), room=room) if len(calls) * room <= rows else None
 
 
 class Reader(Protocol):
@@ -58,12 +116,18 @@ class Recorder:
     calls: list[Lookup]
     after_each: Callable[[], None]
     """Called once a look-up is recorded; may raise EveryTableRead."""
+    room: int | None = None
+    """For how many different rows there is room in each look-up; None: every look-up of a row is kept."""
 
     def rows(self, ids: Tensor) -> Tensor:
-        before = self.weight.index_select(0, ids)
-        self.calls.append(Lookup(ids=ids.clone(), before=before))
+        if self.room is None:
+            call = Lookup(ids=ids.clone(), before=self.weight.index_select(0, ids))
+        else:
+            kept, places, overflow = different_rows(ids, table_rows=len(self.weight), room=self.room)
+            call = Lookup(ids=kept, before=self.weight.index_select(0, kept), places=places, overflow=overflow)
+        self.calls.append(call)
         self.after_each()
-        return before
+        return call.rows(moving=False)
 
 
 @dataclass
@@ -76,19 +140,23 @@ class Replayer:
 
     table: str
     calls: list[Lookup]
+    moving: bool = True
     differing: list[Tensor] = field(default_factory=list)
     position: int = 0
 
     def rows(self, ids: Tensor) -> Tensor:
-        call = self.calls[self.position] if self.position < len(self.calls) else None
-        if call is None or call.ids.shape != ids.shape:
+        if self.position >= len(self.calls):
+            raise looks_up_others(self.table, self.position)
+        call = self.calls[self.position]
+        before = call.looked_up()
+        if before.shape != ids.shape:
             raise looks_up_others(self.table, self.position)
         if not handoff.host_sees(ids):
-            self._note((call.ids != ids).any())
-        elif not torch.equal(call.ids, ids):
+            self._note((before != ids).any())
+        elif not torch.equal(before, ids):
             raise looks_up_others(self.table, self.position)
         self.position += 1
-        return call.before if call.difference is None else fw.make_dual(call.before, call.difference)
+        return call.rows(moving=self.moving)
 
     def _note(self, differs: Tensor) -> None:
         if self.position < len(self.differing):

@@ -41,10 +41,10 @@ class StepSizeConfig:
     """Last share of the budget's steps over which auto lets its rate fall linearly to zero. Default: 0.15, and 0 if
     the budget is not in steps. Weights that are not averaged need it; averaged ones lose nothing by it."""
     delay: int | None = None
-    """Steps after its own at which an estimate is handed to the policy, no earlier and no later: the same delay gives
-    the same run on any device. Default: 0 on the CPU, and 4 on CUDA, where an estimate comes while training goes on;
-    the trainer waits for one that is late. A continued run keeps the delay it began with. On CUDA each of the up to
-    delay + 1 measurements under way holds what the step changed and its probe batch."""
+    """Steps after its own at which an estimate is handed to the policy, no earlier and no later: with the same delay
+    the same estimates act at the same steps on any device. Default: 0 on the CPU, and 4 on CUDA, where an estimate
+    comes while training goes on; the trainer waits for one that is late. A continued run keeps the delay it began
+    with. On CUDA each of the up to delay + 1 measurements under way holds what the step changed and its probe batch."""
     measuring: MeasuringOptions = field(default_factory=MeasuringOptions)
     """What is measured, and how."""
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -28,6 +27,7 @@ from stepsize.measuring import (
     Steps,
     Tables,
     Tracker,
+    coarsest_eps,
     dropped,
     estimate_from,
     in_precision,
@@ -41,8 +41,7 @@ from stepsize.measuring import (
     refuse_scripted,
     refuse_sharded,
     refuse_without_parameters,
-    row_forms,
-    secant_noise,
+    secant_forms,
     summarize,
     unwrapped,
 )
@@ -242,11 +241,10 @@ class StepSizeWorker:
             else self._submit(measured, measured.snapshot)
         )
         step, rates, options = measured.step, measured.rates, self.options  # not θ0, which the queue need not hold
-        in_place = measured.snapshot.read_in_place() if measured.snapshot is not None and self._apart else ()
+        reliance = measured.snapshot.reliance(apart=self._apart) if measured.snapshot is not None else None
 
         def make_estimate(numbers: dict[str, list[float]]) -> Estimate:
-            if any(parameter._version != version for parameter, version in in_place):
-                # θ0 of these may be mixed with later values; from the next measurement on they are copied
+            if reliance is not None and reliance.broken(numbers):
                 return dropped(step=step, learning_rate=rates.read(numbers)[0])
             return estimate_from(numbers, options, step=step, learning_rates=rates.read(numbers))
 
@@ -366,6 +364,7 @@ class StepSizeWorker:
         z, batch = measured.origin, measured.batches[0]
         assert z is not None
         later = self._logits(batch) if logits is None else logits.detach()
+        eps = coarsest_eps(z, self._context)
         if later.shape != z.shape:
             raise MeasurementError(
                 f"after_step: logits {tuple(later.shape)} where B1 has {tuple(z.shape)}; give those of B1's rows"
@@ -374,8 +373,7 @@ class StepSizeWorker:
         loss_apart = self._tracker.loss_apart(live) if self._apart else None
 
         def work() -> Quantities:
-            tangent = torch.where(later == z, 0, later - z)  # −∞ − (−∞) where logits are masked
-            forms = row_forms(self.loss, z, tangent, batch.targets, noise=secant_noise(z), live=live, apart=loss_apart)
+            forms = secant_forms(self.loss, z, later, batch.targets, eps=eps, live=live, apart=loss_apart)
             found = {"b1": summarize(forms)}
             return found | measured.rates.quantities()
 

@@ -39,6 +39,7 @@ class Job:
         values = {
             "data": {"path": str(data), "batch_rows": arguments.batch_rows},
             "model": {"preset": arguments.preset, "table_rows": arguments.table_rows},
+            "optimizer": {"table": arguments.table} if arguments.table else {},
             "stepsize": {"policy": "observe", "interval": arguments.interval, "count": arguments.count},
             "budget": {"steps": arguments.interval * arguments.intervals},
         }
@@ -98,6 +99,7 @@ def main() -> None:
     add_data_argument(parser)
     parser.add_argument("--preset", default="dlrm-tiny")
     parser.add_argument("--table-rows", type=int, default=262_144)
+    parser.add_argument("--table", help="how the table is kept: lazy or dense; by default as the job would")
     parser.add_argument("--batch-rows", type=int, default=256)
     parser.add_argument("--interval", type=int, default=1000)
     parser.add_argument("--count", type=int, default=10)
@@ -121,6 +123,7 @@ def main() -> None:
             measured.append(flag)
     print(
         f"{arguments.preset}, {arguments.batch_rows} rows a batch, {arguments.threads} threads, "
+        f"table {arguments.table or 'as it is'}, "
         f"{sum(measured)} of {len(measured)} steps measured; observe / none - 1 over them"
     )
     report(plain, extra, measured)

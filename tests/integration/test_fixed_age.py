@@ -78,6 +78,12 @@ class Outside:
             self.state.save(self.run, position, {}, keep=1)
         self.ended.worker, self.ended.policy = self.state.worker.state_dict(), self.state.policy.state_dict()
 
+    def poll_save(self) -> None:
+        pass
+
+    def drain_save(self) -> None:
+        pass
+
     def stopping(self) -> bool:
         return self.stop_after is not None and len(self.ended.steps) >= self.stop_after
 

@@ -32,8 +32,9 @@ rows = 256
 """
 
 
-def test_sigterm_and_resume_are_exact(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    config = write_config(SETTINGS)
+@pytest.mark.parametrize("stepsize", ["", "delay = 4"])
+def test_sigterm_and_resume_are_exact(write_config: Callable[..., Path], tmp_path: Path, stepsize: str) -> None:
+    config = write_config(SETTINGS.replace("[eval]", f"{stepsize}\n[eval]"))
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert main(["train", str(config), "--run", str(whole)]) == 0
 

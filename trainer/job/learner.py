@@ -23,6 +23,7 @@ from trainer.config import Config, ConfigError, config_errors, load_config
 from trainer.learner import (
     Evaluation,
     ModelConfig,
+    TrainingPrecision,
     WeightAverage,
     build_average,
     build_model,
@@ -48,6 +49,8 @@ class Learner:
     average: WeightAverage | None
     table_rows: int
     device: torch.device
+    precision: TrainingPrecision
+    """Of training; evaluations are in float32, as what is served."""
 
     @classmethod
     def build(cls, config: Config, log_format: LogFormat) -> Learner:
@@ -68,6 +71,7 @@ class Learner:
             average=build_average(config.optimizer, model),
             table_rows=cast(int, config.model.table_rows),
             device=device,
+            precision=TrainingPrecision(name=config.model.precision, device=device),
         )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:

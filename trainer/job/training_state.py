@@ -22,7 +22,7 @@ from trainer.config import Config, ConfigError, config_errors
 from trainer.job.decided import with_delay
 from trainer.job.learner import Learner, model_columns, training_device
 from trainer.job.training_stream import training_stream
-from trainer.learner import learning_rate, scheduled_rate
+from trainer.learner import TrainingPrecision, learning_rate, scheduled_rate
 from trainer.loop import Host, Loop, Observer, Pairs, Position, Timetable
 from trainer.records import Checkpoint, checkpoint_files, random_state, restore_random_state, write_checkpoint
 from trainer.step import TrainStep, first_click_rows
@@ -65,6 +65,7 @@ class TrainingState:
                 worker=self.worker,
                 average=learner.average,
                 clock=clock,
+                precision=learner.precision,
             ),
             policy=self.policy,
             scheduled_rate=self.scheduled_rate,
@@ -140,6 +141,7 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
         stack.enter_context(training_stream(device))
         with config_errors():
             # first what is quick to refuse: the model can be large
+            TrainingPrecision(name=config.model.precision, device=device).refuse_unsupported()
             table_rows = cast(int, config.model.table_rows)
             feed = stack.enter_context(open_feed(config.data, manifest, table_rows=table_rows, device=device))
             total_steps = config.budget.total_steps(feed.steps_per_epoch)
@@ -155,6 +157,7 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
                 take_rows=first_click_rows,
                 delay=config.stepsize.delay,
                 lane=lane,
+                forward_context=learner.precision.forward,
             )
         stack.callback(worker.close)
         yield TrainingState(

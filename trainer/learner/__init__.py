@@ -1,4 +1,4 @@
-"""What learns and how it is scored: model, optimizers, averaged weights, schedules, evaluation.
+"""What learns and how it is scored: model, optimizers, precision, averaged weights, schedules, evaluation.
 
 For example:
 
@@ -17,15 +17,17 @@ from trainer.learner.schedules import ScheduleConfig, scheduled_rate
 
 if TYPE_CHECKING:
     from trainer.learner.averaging import WeightAverage, build_average
-    from trainer.learner.evaluation import Evaluation, evaluate
     from trainer.learner.model import build_model, count_parameters
     from trainer.learner.optimizers import build_optimizer, evaluation_mode, learning_rate
+    from trainer.learner.precision import TrainingPrecision
+    from trainer.learner.scoring import Evaluation, evaluate
 
 __all__ = [
     "Evaluation",
     "ModelConfig",
     "OptimizerConfig",
     "ScheduleConfig",
+    "TrainingPrecision",
     "WeightAverage",
     "build_average",
     "build_model",
@@ -39,13 +41,14 @@ __all__ = [
 ]
 
 _FILES = {
-    "Evaluation": "evaluation",
+    "Evaluation": "scoring",
+    "TrainingPrecision": "precision",
     "WeightAverage": "averaging",
     "build_average": "averaging",
     "build_model": "model",
     "build_optimizer": "optimizers",
     "count_parameters": "model",
-    "evaluate": "evaluation",
+    "evaluate": "scoring",
     "evaluation_mode": "optimizers",
     "learning_rate": "optimizers",
 }

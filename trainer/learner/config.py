@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+TrainedIn = Literal["float32", "tf32", "bfloat16"]
+
 PRESETS_FOLDER = Path(__file__).with_name("presets")
 
 
@@ -27,6 +29,10 @@ class ModelConfig:
     """Widths of the top MLP's layers; the last must be 1."""
     dropout: float | None = None
     """Share of the last hidden layer of the top MLP that is dropped while training."""
+    precision: TrainedIn = "float32"
+    """Of the matrix products in training. tf32: factors rounded to 11 bits on GPUs that can, elsewhere float32.
+    bfloat16: autocast, for processors that multiply it (GPUs, AMX, AVX-512 BF16); slower on others. Weights, tables,
+    loss and optimizer stay float32; α* is measured in the same precision, and evaluations are in float32 always."""
 
     def __post_init__(self) -> None:
         for name in ("table_rows", "embedding_dim"):
@@ -125,9 +131,9 @@ class OptimizerConfig:
     """Any further keyword argument of the optimizer, e.g. momentum = 0.9."""
     table: Literal["auto", "lazy", "dense"] = "auto"
     """How embedding tables are moved: "dense" moves every row at every step; "lazy" makes a row's steps when the row is
-    looked at, which gives the same weights, bit for bit, and never makes the table's gradient whole. lazy is for nadamw
-    on the CPU; auto is lazy for the tables where that can be and pays, and dense for all others. A run may go on with
-    another value. What lazy gains depends on the table's size (`python -m tests.bench table`)."""
+    looked at, which gives the same weights, bit for bit, and never makes the table's gradient whole. lazy needs nadamw,
+    on the CPU or by Triton on CUDA, where it adds up gradients in another order. auto is lazy for large tables on the
+    CPU, and dense for all others. A run may go on with another value (gains: `python -m tests.bench table`)."""
     average: Literal["none", "ema", "polyak"] = "none"
     """What is evaluated: the weights themselves, their exponential moving average, or their mean since the start."""
     average_decay: float = 0.99

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """The `[checkpoint]` section: how often a run can be continued from, and how many such points are kept."""
+    """The `[checkpoint]` section: how often a run can be continued from, and how many such points are kept.
+
+    A checkpoint in the middle of a run is written while training goes on, from a copy of weights, average and optimizer
+    state in the host's memory; without memory for it, training waits.
+    """
 
     every_steps: int | None = None
     """Save after every so many steps; a run saves when it ends or is stopped in any case."""

@@ -173,6 +173,8 @@ class StallMeasurement:
         with self._open_state(rows) as state, ExitStack() as stack:
             if rows == "warm":
                 self._read_ahead(state.feed)
+                if (notice := state.learner.precision.without_effect()) is not None:  # once: this trial is always made
+                    self._console.warn(notice)
             line = stack.enter_context(self._console.progress(f"{rows} trial", self._steps, unit="steps"))
             watch = Stopwatch(
                 warmup_steps=setup.warmup_steps,

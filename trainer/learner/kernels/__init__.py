@@ -19,10 +19,11 @@ from trainer.learner.kernels.usable import unusable
 if TYPE_CHECKING:
     from trainer.learner.kernels.device_table import DeviceTable
     from trainer.learner.kernels.launches import move_whole
+    from trainer.learner.kernels.rounding import foreach_lerp_rounding
 
-__all__ = ["DeviceTable", "move_whole", "unusable"]
+__all__ = ["DeviceTable", "foreach_lerp_rounding", "move_whole", "unusable"]
 
-_FILES = {"DeviceTable": "device_table", "move_whole": "launches"}
+_FILES = {"DeviceTable": "device_table", "foreach_lerp_rounding": "rounding", "move_whole": "launches"}
 
 
 def __getattr__(name: str) -> Any:

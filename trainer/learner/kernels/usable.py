@@ -15,12 +15,12 @@ OLDEST = (8, 0)
 
 @cache
 def unusable(device: torch.device) -> str | None:
-    """Why the kernels cannot run on `device`, as the rest of a sentence; None where they can.
+    """Why the kernels cannot run on `device`; None where they can.
 
     Compiles and runs one, since Triton needs a C compiler and a driver beside itself; warns where it has none.
     """
     if device.type != "cuda":
-        return f"its kernels are for CUDA, not for {device.type}"
+        return f"they are for CUDA, not for {device.type}"
     if find_spec("triton") is None:
         return "Triton is not installed; install the extra: pip install 'alphastream[cuda]'"
     capability = torch.cuda.get_device_capability(device)
@@ -31,5 +31,5 @@ def unusable(device: torch.device) -> str | None:
     except Exception as error:
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(f"Triton's kernels cannot run on {device}, torch's slower ones do: {text}", stacklevel=2)
-        return f"Triton's kernels cannot run on it: {text}"
+        return f"none can be run there ({text})"
     return None

@@ -8,10 +8,11 @@ For example:
 
 from __future__ import annotations
 
-from trainer.learner.tables.table import LazyTable, lerp_rounding
+from trainer.learner.tables.table import LazyTable
 from trainer.learner.tables.weight import (
     LazyNAdamW,
     LazyWeight,
+    average_rounding,
     keep_by_rows,
     pays_by_rows,
     reading,
@@ -22,8 +23,8 @@ __all__ = [
     "LazyNAdamW",
     "LazyTable",
     "LazyWeight",
+    "average_rounding",
     "keep_by_rows",
-    "lerp_rounding",
     "pays_by_rows",
     "reading",
     "reason_for_dense",

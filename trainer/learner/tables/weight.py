@@ -12,7 +12,7 @@ function returned is a value of that time; `detach()` and `.data` give tensors t
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
+from trainer.learner import kernels
 from trainer.learner.nadamw import NAdamW, Piece, move, scalars_of
-from trainer.learner.tables.table import LazyTable, plain
+from trainer.learner.tables.table import LazyTable, lerp_rounding, plain
+
+if TYPE_CHECKING:
+    from trainer.learner.kernels import DeviceTable
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 FEWEST_ELEMENTS = 1 << 20
@@ -31,7 +35,7 @@ FEWEST_ELEMENTS = 1 << 20
 class _Read(torch.Tensor):
     """Brings its table up to date before any function reads it."""
 
-    table: LazyTable
+    table: LazyTable | DeviceTable
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -79,6 +83,7 @@ _METADATA = {
     torch.Tensor.stride,
     torch.Tensor.is_contiguous,
     torch.Tensor.is_floating_point,
+    torch.Tensor.is_inference,
     torch.Tensor.requires_grad_,
     vars(torch._C.TensorBase)["grad"].__set__,
     *(
@@ -94,6 +99,8 @@ _METADATA = {
             "is_cuda",
             "is_sparse",
             "is_leaf",
+            "is_meta",
+            "_version",
         )
     ),
 }
@@ -135,7 +142,7 @@ def _looked_up(  # noqa: PLR0917 (the signature of functional.embedding)
     return _LookUp.apply(weight, ids, -1 if padding_idx is None else padding_idx % len(weight))
 
 
-def reading(table: LazyTable, tensor: Tensor) -> Tensor:
+def reading(table: LazyTable | DeviceTable, tensor: Tensor) -> Tensor:
     """`tensor`, which moves with the table's rows, as one that is never read before they are up to date."""
     made = torch.Tensor._make_subclass(_Moment, plain(tensor))
     made.table = table
@@ -191,14 +198,24 @@ def keep_by_rows(*models: nn.Module) -> None:
             weight = module.weight
             if not isinstance(weight, LazyWeight):
                 weight.__class__ = LazyWeight
-                weight.table = LazyTable(weight)  # pyright: ignore[reportAttributeAccessIssue]
+                weight.table = table_for(weight)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def table_for(weight: Tensor) -> LazyTable | DeviceTable:
+    """What keeps this weight's rows, where it lies."""
+    return LazyTable(weight) if weight.device.type == "cpu" else kernels.DeviceTable(weight)
+
+
+def average_rounding(device: torch.device) -> Literal["once", "twice"] | None:
+    """How torch rounds the averages that `table_for`'s tables make up for; None: in a way that they cannot follow."""
+    return lerp_rounding() if device.type == "cpu" else kernels.foreach_lerp_rounding(device)
 
 
 def reason_for_dense(module: nn.Embedding) -> str | None:
     """Why the module's weight cannot be kept by rows; None where it can."""
     weight = module.weight
-    if weight.device.type != "cpu":
-        return f"the table is on {weight.device.type}, and the steps of rows can be made later on the CPU only"
+    if weight.device.type != "cpu" and (unusable := kernels.unusable(weight.device)) is not None:
+        return f"the table is on {weight.device}, where Triton's kernels make the steps of rows later: {unusable}"
     if weight.dtype is not torch.float32 or not weight.is_contiguous():
         return "the steps of rows can be made later in contiguous tables of float32 only"
     if module.max_norm is not None or module.scale_grad_by_freq:

@@ -87,6 +87,19 @@ def test_the_side_stream_starts_after_the_step_and_reads_nothing_that_training_w
 
 
 @pytest.mark.gpu
+def test_a_rate_on_the_host_comes_with_the_numbers_of_the_device():
+    worker, model, _ = prepared("dlrm_bce", "cuda")
+    worker.close()
+    rate = torch.tensor(0.1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    worker = StepSizeWorker(model, optimizer, CASES["dlrm_bce"].loss)
+    with worker.around_step(*on("cuda", CASES["dlrm_bce"].batch(1)), step=1):
+        optimizer.step()
+    [estimate] = worker.drain()
+    assert estimate.learning_rate == float(rate)
+
+
+@pytest.mark.gpu
 def test_the_host_never_waits():
     """Torch itself raises at any call that would synchronize."""
     case = CASES["dlrm_bce"]

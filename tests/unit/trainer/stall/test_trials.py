@@ -25,6 +25,7 @@ from trainer.config import ConfigError
 from trainer.console import Console
 from trainer.job.learner import Learner
 from trainer.job.training_state import TrainingState
+from trainer.learner import TrainingPrecision
 from trainer.stall.comparison import StallReport
 from trainer.stall.trials import Rows, StallMeasurement, StallSetup, Stopwatch
 
@@ -136,7 +137,14 @@ class Rig:
         optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
         config = StepSizeConfig(policy=self.policy, interval=4, count=4)
         yield TrainingState(
-            learner=Learner(model=model, optimizer=optimizer, average=None, table_rows=1, device=torch.device("cpu")),
+            learner=Learner(
+                model=model,
+                optimizer=optimizer,
+                average=None,
+                table_rows=1,
+                device=torch.device("cpu"),
+                precision=TrainingPrecision(),
+            ),
             feed=cast(Feed, feed),
             policy=make_policy(config, initial_rate=RATE, total_steps=None),
             worker=StepSizeWorker(model, optimizer, BCEWithLogits()),

@@ -64,7 +64,7 @@ def variants() -> dict[str, tuple[Any, dict[str, str], dict[str, Any]]]:
 
 
 def main(prefix: str, capabilities: list[int], options: dict[str, Any]) -> None:
-    """One JSON object: variant → {"operations": {instruction: count}, "memory": the same, "code": bytes for the device}.
+    """One JSON object: variant → {"operations": {instruction: count}, "memory": likewise, "code": its size}.
 
     Of the variants whose name begins with `prefix`.
     """

@@ -1,30 +1,37 @@
-"""Runs the kernels in Triton's interpreter, on the CPU; whoever compiles them for a device skips these tests."""
+"""Runs the kernels on a CUDA device where there is one, and else in Triton's interpreter, on the CPU."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.table_rows import KERNELS_DEVICE
+
+HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On a device these are tests of the device."""
+    for item in items:
+        if KERNELS_DEVICE.type == "cuda" and HERE in item.path.parents:
+            item.add_marker("gpu")
+
 
 @pytest.fixture(autouse=True)
-def interpreted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The interpreter, computing as a device does."""
-    if request.node.get_closest_marker("gpu"):
-        yield
-        return
+def kernels_compute_as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     pytest.importorskip("triton", reason="Triton is not installed (make extras)")
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("Triton compiles for the device here; with TRITON_INTERPRET=1 its interpreter runs these tests")
-    from triton.runtime import interpreter
+    if KERNELS_DEVICE.type == "cpu":
+        from triton.runtime import interpreter
 
-    def create_fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
-        return interpreter.TensorHandle(fused_multiply_add(x.data, y.data, z.data), z.dtype.scalar)
+        def create_fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
+            return interpreter.TensorHandle(fused_multiply_add(x.data, y.data, z.data), z.dtype.scalar)
 
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", create_fma)  # up to 3.8 it rounds twice
+        monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", create_fma)  # up to 3.8 it rounds twice
     with np.errstate(all="ignore"):
         yield
 

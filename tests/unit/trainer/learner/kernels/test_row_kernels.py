@@ -10,7 +10,20 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
-from tests.table_rows import BETA1, BETA2, NAN, SPECIAL, F, Rows, equal, histories, looked_up, nadamw_steps
+from tests.table_rows import (
+    BETA1,
+    BETA2,
+    KERNELS_DEVICE,
+    NAN,
+    SPECIAL,
+    F,
+    Rows,
+    equal,
+    histories,
+    looked_up,
+    nadamw_steps,
+    on_kernels_device,
+)
 from trainer.learner.tables import replay
 from trainer.learner.tables.replay import HALF_ULP
 
@@ -19,27 +32,28 @@ launches = pytest.importorskip("trainer.learner.kernels.launches", reason="Trito
 HUGE = 2**30
 
 
-def tensor(array: Any) -> Tensor:
-    return torch.from_numpy(np.array(array, order="C"))
-
-
 def caught_up(
     rows: Rows, negligible: float = HALF_ULP, *, ids: Tensor | None = None, base: int = 0, whole: bool = False
 ) -> list[np.ndarray]:
     """What the kernel makes of `rows`: looked up in the order of `ids` (each once by default), or read as a whole."""
     assert rows.since is not None
     history, betas = rows.history(), (F(rows.betas[0]), F(rows.betas[1]))
-    average = None if rows.average is None else tensor(rows.average)
-    arrays = launches.RowArrays(tensor(rows.theta), tensor(rows.m), tensor(rows.v), average, rows.fused)
-    numbers, bounds = tensor(history.numbers[:, : history.steps]), tensor(history.bounds(float(betas[1])))
+    average = None if rows.average is None else on_kernels_device(rows.average)
+    arrays = launches.RowArrays(
+        on_kernels_device(rows.theta), on_kernels_device(rows.m), on_kernels_device(rows.v), average, rows.fused
+    )
+    numbers, bounds = (
+        on_kernels_device(history.numbers[:, : history.steps]),
+        on_kernels_device(history.bounds(float(betas[1]))),
+    )
     missed = launches.MissedSteps(base, history.steps, numbers, bounds, betas)
-    stamps = tensor(rows.since + base).int()
+    stamps = on_kernels_device(rows.since + base).int()
     every = np.arange(len(stamps))
-    ids = tensor(every) if ids is None else ids
+    ids = on_kernels_device(every) if ids is None else ids
     launches.catch_up(None if whole else ids, stamps, arrays, missed, negligible)
-    current = base + np.where(np.isin(every, ids) & (not whole), history.steps, rows.since)
-    assert np.array_equal(stamps.numpy(), current)
-    return [array.numpy() for array in (arrays.theta, arrays.m, arrays.v, average) if array is not None]
+    current = base + np.where(np.isin(every, ids.cpu()) & (not whole), history.steps, rows.since)
+    assert np.array_equal(stamps.cpu().numpy(), current)
+    return [array.cpu().numpy() for array in (arrays.theta, arrays.m, arrays.v, average) if array is not None]
 
 
 def flattened(rows: dict[str, Any], count: int = 1) -> dict[str, Any]:
@@ -86,8 +100,8 @@ def test_rows_that_are_behind_by_different_steps_end_together() -> None:
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_a_row_looked_up_often_makes_its_steps_once_and_others_none(dtype: torch.dtype) -> None:
     rows = Rows(**looked_up(9, 4), steps=nadamw_steps(40))
-    ids = torch.tensor([5, 2, 5, 5, 2, 7, 5, -1, 9, HUGE, -HUGE], dtype=dtype)
-    rows.since = np.where(np.isin(np.arange(9), ids), 3, 0)
+    ids = torch.tensor([5, 2, 5, 5, 2, 7, 5, -1, 9, HUGE, -HUGE], dtype=dtype, device=KERNELS_DEVICE)
+    rows.since = np.where(np.isin(np.arange(9), ids.cpu()), 3, 0)
     expected = rows.replayed()
     for array, before in zip(expected, (rows.theta, rows.m, rows.v), strict=True):
         array[rows.since == 0] = before[rows.since == 0]
@@ -173,15 +187,19 @@ def test_rows_are_moved_as_the_compiled_kernel_moves_them(width: int) -> None:
     theta, m, v = (array.reshape(-1) for array in expected)
     decay, beta1, rest1, beta2, rest2, addend, factor = numbers
     replay.move_rows(ids, width, theta, sums[:count], m, v, decay, beta1, rest1, beta2, rest2, addend, factor)
-    found = [tensor(array) for array in arrays]
-    stamps = torch.full((rows,), 6, dtype=torch.int32)
-    named = torch.full((len(segments),), -HUGE, dtype=torch.int64)
-    named[:count] = tensor(ids)
+    found = [on_kernels_device(array) for array in arrays]
+    stamps = torch.full((rows,), 6, dtype=torch.int32, device=KERNELS_DEVICE)
+    named = torch.full((len(segments),), -HUGE, dtype=torch.int64, device=KERNELS_DEVICE)
+    named[:count] = on_kernels_device(ids)
     launches.move_found(
-        launches.RowSums(named, tensor(segments).int(), tensor(sums)), stamps, 7, launches.RowArrays(*found), numbers
+        launches.RowSums(named, on_kernels_device(segments).int(), on_kernels_device(sums)),
+        stamps,
+        7,
+        launches.RowArrays(*found),
+        numbers,
     )
-    assert equal([array.numpy() for array in found], expected)
-    assert np.array_equal(stamps.numpy() == 7, np.isin(np.arange(rows), ids))
+    assert equal([array.cpu().numpy() for array in found], expected)
+    assert np.array_equal(stamps.cpu().numpy() == 7, np.isin(np.arange(rows), ids))
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -192,7 +210,9 @@ def test_the_average_is_taken_of_the_current_rows_alone(weight: float, fused: bo
     stamps = generator.integers(3, 6, 70).astype(np.int32)
     expected = average.copy()
     replay.average_rows(np.flatnonzero(stamps == 5), 5, expected.reshape(-1), theta.reshape(-1), F(weight), fused)
-    found = tensor(average)
-    arrays = launches.RowArrays(tensor(theta), tensor(theta), tensor(theta), found, fused)
-    launches.average_current(tensor(stamps), 5, arrays, F(weight))
-    assert equal([found.numpy()], [expected])
+    found = on_kernels_device(average)
+    arrays = launches.RowArrays(
+        on_kernels_device(theta), on_kernels_device(theta), on_kernels_device(theta), found, fused
+    )
+    launches.average_current(on_kernels_device(stamps), 5, arrays, F(weight))
+    assert equal([found.cpu().numpy()], [expected])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 
 import trainer.learner.nadamw
 from tests.resume import assert_identical
-from tests.table_rows import BETA1, BETA2, SPECIAL, F, equal
+from tests.table_rows import BETA1, BETA2, KERNELS_DEVICE, SPECIAL, F, equal, on_kernels_device
 from trainer.learner.nadamw import NAdamW, _kernel, _move_fused
 
 launches = pytest.importorskip("trainer.learner.kernels.launches", reason="Triton is not installed (make extras)")
@@ -22,15 +20,21 @@ NUMBERS = [F(value) for value in (1 - 1e-4, BETA1, 1 - BETA1, BETA2, 1 - BETA2, 
 def pieces_of(sizes: list[int], seed: int = 0) -> list[list[Tensor]]:
     """θ, g, m and v of each size."""
     generator = torch.Generator().manual_seed(seed)
-    return [[torch.randn(size, generator=generator) for _ in range(3)] + [torch.rand(size)] for size in sizes]
+    signed = [[torch.randn(size, generator=generator) for _ in range(3)] for size in sizes]
+    return [
+        [tensor.to(KERNELS_DEVICE) for tensor in (*three, torch.rand(len(three[0]), generator=generator))]
+        for three in signed
+    ]
 
 
 def both_ways(pieces: list[list[Tensor]]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    expected = [[tensor.numpy().copy() for tensor in piece] for piece in pieces]
+    expected = [[tensor.cpu().numpy().copy() for tensor in piece] for piece in pieces]
     for theta, g, m, v in expected:
         _kernel(theta, g, m, v, *NUMBERS)
     launches.move_whole(pieces, NUMBERS)
-    return [tensor.numpy() for piece in pieces for tensor in piece], [array for piece in expected for array in piece]
+    return [tensor.cpu().numpy() for piece in pieces for tensor in piece], [
+        array for piece in expected for array in piece
+    ]
 
 
 @pytest.mark.parametrize(
@@ -49,31 +53,30 @@ def test_tensors_that_begin_anywhere_in_memory() -> None:
 
 
 def test_every_mix_of_special_values() -> None:
-    theta, g, m, v = (torch.tensor(grid.ravel(), dtype=torch.float32) for grid in np.meshgrid(*[SPECIAL] * 3, SPECIAL))
-    found, expected = both_ways([[theta, g, m, v]])
+    grids = np.meshgrid(SPECIAL, SPECIAL, SPECIAL, SPECIAL)
+    found, expected = both_ways([[on_kernels_device(grid.ravel().astype(F)) for grid in grids]])
     assert equal(found, expected)
 
 
-def trained(make: Callable[[], nn.Module]) -> list[Tensor]:
-    torch.manual_seed(0)
-    model = make()
-    optimizer = NAdamW(model.parameters(), lr=1e-2)
-    for step in range(12):
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-2 * (1 + step % 3)
-        optimizer.zero_grad()
-        model(torch.randn(9, 5, generator=torch.Generator().manual_seed(step))).square().mean().backward()
-        if step == 4:
-            next(model.parameters()).grad = None  # and so at another step than the others from now on
-        optimizer.step()
-    moments = [optimizer.state[p][name] for p in model.parameters() for name in ("exp_avg", "exp_avg_sq")]
-    return [tensor.detach().clone() for tensor in (*model.parameters(), *moments)]
+def trained(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Parameters and moments after steps with the same gradients, by the kernel or by the compiled pass."""
+    with monkeypatch.context() as patched:
+        if device is KERNELS_DEVICE:
+            patched.setattr(trainer.learner.nadamw, "_way_of", lambda piece: _move_fused)
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(16, 5), (16,), (33, 16), (33,), (1, 33), ()]
+        parameters = [nn.Parameter(torch.randn(shape, generator=generator).to(device)) for shape in shapes]
+        optimizer = NAdamW(parameters, lr=1e-2)
+        for step in range(12):
+            optimizer.param_groups[0]["lr"] = 1e-2 * (1 + step % 3)
+            for parameter, shape in zip(parameters, shapes, strict=True):
+                parameter.grad = torch.randn(shape, generator=generator).to(device)
+            if step == 4:
+                parameters[2].grad = None  # and so at another step than the others from now on
+            optimizer.step()
+        moments = [optimizer.state[p][name] for p in parameters for name in ("exp_avg", "exp_avg_sq")]
+        return [tensor.detach().cpu() for tensor in (*parameters, *moments)]
 
 
 def test_a_training_is_that_of_the_compiled_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make() -> nn.Module:
-        return nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 33), nn.Tanh(), nn.Linear(33, 1))
-
-    compiled = trained(make)
-    monkeypatch.setattr(trainer.learner.nadamw, "_way_of", lambda piece: _move_fused)
-    assert_identical(trained(make), compiled)
+    assert_identical(trained(KERNELS_DEVICE, monkeypatch), trained(torch.device("cpu", 0), monkeypatch))

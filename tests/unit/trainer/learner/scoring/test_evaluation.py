@@ -11,8 +11,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from pipeline.device.model_inputs import ModelInputs
 from trainer.learner.config import ModelConfig
-from trainer.learner.evaluation import HISTOGRAM_BINS, HISTOGRAM_LIMIT, Evaluator, evaluate
 from trainer.learner.model import build_model
+from trainer.learner.scoring.evaluation import HISTOGRAM_BINS, HISTOGRAM_LIMIT, Evaluator, evaluate
 
 
 def scores(rows: int, *, decimals: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
