@@ -14,6 +14,7 @@ from torchdata.nodes import BaseNode, Prefetcher
 
 from pipeline.device.model_inputs import ModelInputs
 from pipeline.device.ring import Uploader
+from pipeline.device.streams import hand_over
 from pipeline.errors import InputError
 from pipeline.rows import BatchPair, HostPairs, OncePerBatch, PairSpans, RowPosition, RowReader
 from pipeline.schema import LogFormat
@@ -172,11 +173,7 @@ class Feed:
             raise item
         pair, ready = item
         start = time.perf_counter()
-        if ready is not None:
-            stream = torch.cuda.current_stream(pair.b2.label.device)
-            stream.wait_event(ready)
-            for tensor in (*pair.b1, *pair.b2):
-                tensor.record_stream(stream)
+        hand_over((*pair.b1, *pair.b2), ready)
         self.last_transfer_seconds = time.perf_counter() - start
         self._handed_out += 1
         self._position = pair.position
