@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from ops.step_clock import PHASES
 
@@ -160,13 +163,19 @@ class Metrics:
     """
 
     def __init__(
-        self, registry: CollectorRegistry | None = None, *, unix_time: Callable[[], float] = time.time
+        self,
+        registry: CollectorRegistry | None = None,
+        *,
+        unix_time: Callable[[], float] = time.time,
+        open_phases: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
+        """`open_phases`: seconds by phase that have passed since what `step` and `phase` were last told of."""
         self.registry = registry or CollectorRegistry(auto_describe=True)
         self._unix_time = unix_time
         self._stage_totals: dict[str, tuple[float, float]] = {}
         self._step_duration = self._histogram("step_duration_seconds")
-        self._phase_seconds = self._counter("step_phase_seconds_total")
+        self._phases = _PhaseSeconds(open_phases)
+        self.registry.register(self._phases)
         self._rows = self._counter("rows_total")
         self._steps = self._counter("steps_total")
         self._queue = self._gauge("queue_batches")
@@ -215,9 +224,7 @@ class Metrics:
         if not self._started:
             self._started = True
             self._start.set(now - sum(phases.values()))
-        for name, seconds in phases.items():
-            assert name in PHASES, f"unknown phase {name!r}"
-            self._phase_seconds.labels(name).inc(seconds)
+        self._phases.add(phases)
         self._last_progress.set(now)
 
     def stages(self, totals: Mapping[str, tuple[float, float]]) -> None:
@@ -296,6 +303,37 @@ class Metrics:
                 "torch": _version("torch"),
             }
         )
+
+
+class _PhaseSeconds(Collector):
+    """`step_phase_seconds_total`: what has been told, and what of the time since is known, up to the moment of asking.
+
+    It never falls: what is open can turn out to be something else by a little, and is told a moment after it ended.
+    """
+
+    def __init__(self, open_phases: Callable[[], Mapping[str, float]]) -> None:
+        self._open, self._lock = open_phases, threading.Lock()
+        self._told, self._shown = dict.fromkeys(PHASES, 0.0), dict.fromkeys(PHASES, 0.0)
+
+    def add(self, phases: Mapping[str, float]) -> None:
+        with self._lock:
+            for name, seconds in phases.items():
+                assert name in PHASES, f"unknown phase {name!r}"
+                self._told[name] += seconds
+
+    def describe(self) -> list[CounterMetricFamily]:
+        series = _DEFINITION["step_phase_seconds_total"]
+        return [CounterMetricFamily(f"{PREFIX}_{series.name}", series.help, labels=_labels(series))]
+
+    def collect(self) -> list[CounterMetricFamily]:
+        with self._lock:
+            told, now_open = dict(self._told), self._open()
+            for name, seconds in told.items():
+                self._shown[name] = max(self._shown[name], seconds + now_open.get(name, 0.0))
+            families = self.describe()
+            for name, seconds in self._shown.items():
+                families[0].add_metric([name], seconds)
+        return families
 
 
 def _labels(series: Series) -> tuple[str, ...]:

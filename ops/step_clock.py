@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, Protocol
 
 PHASES = ("data_wait", "transfer", "forward", "backward", "optimizer", "alpha", "evaluation", "checkpoint", "other")
 """Where time can go; `other` is whatever no phase claimed."""
@@ -73,15 +74,28 @@ class StepTiming:
         return {name: spent / NANOSECONDS for name, spent in self.phase_nanoseconds.items()}
 
 
+class QueueWait(Protocol):
+    """The device's queue waiting for the copy of a pair: the marks around it, and when the host set the first."""
+
+    @property
+    def began(self) -> Any: ...
+    @property
+    def ended(self) -> Any: ...
+    @property
+    def began_at(self) -> int:
+        """Nanoseconds of the host's clock."""
+        ...
+
+
 class StepClock:
     """Splits the time of one thread, the training loop's, into phases.
 
     At every moment exactly one phase runs: the innermost open one, or `other`. Nothing is counted
     twice and nothing is lost, so the phases of an interval sum to its wall time to the nanosecond.
-    The time is the host's: on CUDA, work that was launched but not waited for shows up in the
-    phase that waits for it.
+    The time is the host's, which is right where the host does the work or waits for it; `ops.device_clock` has the
+    clock for a device that works behind it.
 
-    Phases are entered and intervals finished by one thread; `totals` and `bound` may be read by any.
+    Phases are entered and intervals finished by one thread; `totals`, `open_phases` and `bound` may be read by any.
     """
 
     def __init__(
@@ -115,33 +129,35 @@ class StepClock:
         """
         if name not in self._interval:
             raise ValueError(f"phase {name!r} is not known; use one of {', '.join(PHASES)}")
-        self._charge()
-        self._open.append(name)
+        with self._lock:
+            self._charge()
+            self._open.append(name)
         try:
             yield
         finally:
-            self._charge()
-            self._open.pop()
+            with self._lock:
+                self._charge()
+                self._open.pop()
 
-    def move(self, seconds: float, *, source: str, target: str) -> None:
-        """Count `seconds` of what this interval gave to `source` to `target` instead, both of them of `PHASES`.
+    @property
+    def in_flight_steps(self) -> int:
+        """How many steps later the time of a step is read: on the host, it is known when the step ends."""
+        return 0
 
-        For time that only shows afterwards what it was. Never more than `source` has, so the sum stays what it was.
-        """
-        self._charge()
-        moved = min(max(round(seconds * NANOSECONDS), 0), self._interval[source])
-        self._interval[source] -= moved
-        self._interval[target] += moved
+    def handed_over(self, wait: QueueWait | None) -> None:
+        """The rows of the step are there; `wait` is the device's for their copy, if they are still under way."""
+        assert wait is None, "rows still under way are timed by a clock of the device that waits for them"
+
+    def end_step(self) -> Callable[[], StepTiming]:
+        """End the step, and give what reads its time, to be called in the order of the steps."""
+        timing = self.finish_step()
+        return lambda: timing
 
     def finish_step(self) -> StepTiming:
         """End the interval since the last finish as a step: it counts in `bound`."""
-        timing = self._finish()
         with self._lock:
-            if self._first is None:
-                self._first = timing
-            elif self._recent and self._recent[0] is self._first:
-                self._recent.clear()
-            self._recent.append(timing)
+            timing = self._finish()
+            self._count(timing)
         return timing
 
     @property
@@ -151,7 +167,13 @@ class StepClock:
 
     def finish_outside(self) -> StepTiming:
         """End the interval since the last finish as time between steps (evaluation, checkpoint, start-up)."""
-        return self._finish()
+        with self._lock:
+            return self._finish()
+
+    def open_phases(self) -> dict[str, float]:
+        """Seconds of every phase since the last finish, the phase that is open now included."""
+        with self._lock:
+            return self._open_seconds(self._now())
 
     def totals(self) -> dict[str, float]:
         """Seconds of every phase over all finished intervals."""
@@ -174,15 +196,43 @@ class StepClock:
 
     def _charge(self) -> None:
         """Give the time since the last change to the phase that ran."""
-        now = self._now()
-        self._interval[self._open[-1] if self._open else "other"] += now - self._mark
-        self._mark = now
+        spent = max(self._now() - self._mark, 0)
+        self._interval[self._running] += spent
+        self._mark += spent
+
+    @property
+    def _running(self) -> str:
+        return self._open[-1] if self._open else "other"
+
+    def _open_seconds(self, now: int) -> dict[str, float]:
+        """Of the interval since the last finish; the caller holds the lock."""
+        running = {self._running: self._interval[self._running] + max(now - self._mark, 0)}
+        return self._seconds({**self._interval, **running})
+
+    @staticmethod
+    def _seconds(spent: Mapping[str, int]) -> dict[str, float]:
+        return {name: nanoseconds / NANOSECONDS for name, nanoseconds in spent.items()}
 
     def _finish(self) -> StepTiming:
+        """End the interval; the caller holds the lock."""
         self._charge()
         spent = self._interval
-        self._interval = dict.fromkeys(PHASES, 0)
-        with self._lock:
-            for name, nanoseconds in spent.items():
-                self._totals[name] += nanoseconds
+        self._interval = self._nothing()
+        self._add(spent)
         return StepTiming(nanoseconds=sum(spent.values()), phase_nanoseconds=spent)
+
+    @staticmethod
+    def _nothing() -> dict[str, int]:
+        return dict.fromkeys(PHASES, 0)
+
+    def _add(self, spent: Mapping[str, int]) -> None:
+        for name, nanoseconds in spent.items():
+            self._totals[name] += nanoseconds
+
+    def _count(self, timing: StepTiming) -> None:
+        """Let a step count in `bound`; the caller holds the lock."""
+        if self._first is None:
+            self._first = timing
+        elif self._recent and self._recent[0] is self._first:
+            self._recent.clear()
+        self._recent.append(timing)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
-from ops.step_clock import StepClock, StepTiming
+from ops.step_clock import QueueWait, StepClock, StepTiming
 from pipeline.device import DevicePair
 from stepsize.estimate import Estimate
 from stepsize.policies import Policy
@@ -20,8 +20,6 @@ from trainer.step import PendingLoss, TrainStep
 
 NONFINITE_STEPS = 5
 """So many consecutive steps whose loss is not finite are called divergence."""
-IN_FLIGHT_STEPS = 2
-"""On a device that runs asynchronously a step's loss is read this many steps later, when it is there."""
 
 
 class Stop(Enum):
@@ -50,7 +48,7 @@ class Position:
     rows: int = 0
     """Rows trained on."""
     training_seconds: float = 0.0
-    """Wall time of all sessions less start, evaluation and checkpoints."""
+    """Wall time of all sessions less start, evaluation and checkpoints; of the steps whose time is read."""
     last_evaluation_step: int = 0
     last_evaluation_seconds: float = 0.0
     last_checkpoint_step: int = 0
@@ -130,19 +128,21 @@ class Observer(Protocol):
 class Pairs(Protocol):
     """Where the loop takes its pairs from: a feed, or what stands in for one."""
 
-    last_transfer_seconds: float
-    """How much of the last `next` was waiting for the copy to the device."""
+    @property
+    def last_wait(self) -> QueueWait | None:
+        """The device's for the copy of the last pair; None if that was complete."""
+        ...
 
     def __next__(self) -> DevicePair: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class _UnreadStep:
-    """A finished step whose loss is still on its way from the device."""
+    """A step whose time and loss may still be on their way from the device."""
 
     record: dict[str, Any]
-    timing: StepTiming
-    training_seconds: float
+    timing: Callable[[], StepTiming]
+    """Waits until the device is through with the step; the loss is there then."""
     loss: PendingLoss
 
 
@@ -191,7 +191,7 @@ class Loop:
     def _train(self) -> None:
         with self.clock.phase("data_wait"):
             pair = next(self.feed)
-        self.clock.move(self.feed.last_transfer_seconds, source="data_wait", target="transfer")
+        self.clock.handed_over(self.feed.last_wait)
         self._step(pair)
 
     def _step(self, pair: DevicePair) -> None:
@@ -199,14 +199,12 @@ class Loop:
         scheduled = self.scheduled_rate(step)
         rate = self.policy.learning_rate(step, scheduled)
         measure = pair.fresh and self.policy.wants(step)
-        loss = self.train_step(pair, step=step, learning_rate=rate, measure=measure)
-        with self.clock.phase("alpha"):  # the host waits here for an estimate that is late
+        loss = PendingLoss(self.train_step(pair, step=step, learning_rate=rate, measure=measure))
+        with self.clock.phase("alpha"):  # an estimate that is due is waited for
             estimates = self.worker.poll(step=step)
         self._take_estimates(estimates, step=step)
         self.position.step += 1
         self.position.rows += pair.rows
-        timing = self.clock.finish_step()
-        self.position.training_seconds += timing.seconds
         record = {
             "step": step,
             "epoch": pair.epoch,
@@ -214,25 +212,20 @@ class Loop:
             "rows": pair.rows,
             "learning_rate": rate,
             "scheduled_rate": scheduled,
-            "seconds": timing.seconds,
-            "phases": timing.phases,
         }
-        self._unread.append(
-            _UnreadStep(
-                record=record,
-                timing=timing,
-                training_seconds=self.position.training_seconds,
-                loss=PendingLoss(loss),
-            )
-        )
-        self._read_losses(keep=IN_FLIGHT_STEPS if loss.is_cuda else 0)
+        self._unread.append(_UnreadStep(record=record, timing=self.clock.end_step(), loss=loss))
+        self._read_steps(keep=self.clock.in_flight_steps)
 
-    def _read_losses(self, *, keep: int) -> None:
+    def _read_steps(self, *, keep: int) -> None:
+        """Reads the steps in flight but the latest `keep`; waits for the device if it isn't through with them."""
         while len(self._unread) > keep:
             unread = self._unread.popleft()
-            loss = unread.loss.wait()
+            timing = unread.timing()
+            loss = unread.loss.read()
             self._nonfinite = 0 if math.isfinite(loss) else self._nonfinite + 1
-            self.observer.on_step({**unread.record, "loss": loss}, unread.timing, unread.training_seconds)
+            self.position.training_seconds += timing.seconds
+            record = {**unread.record, "seconds": timing.seconds, "phases": timing.phases, "loss": loss}
+            self.observer.on_step(record, timing, self.position.training_seconds)
 
     def _take_estimates(self, estimates: list[Estimate], *, step: int) -> None:
         for estimate in estimates:
@@ -249,6 +242,7 @@ class Loop:
         return self.position.last_evaluation_step == self.position.step
 
     def _evaluate(self) -> None:
+        self._settle()
         with self.clock.phase("evaluation"):
             losses = self.host.evaluate(self.position)
         self.observer.on_pause(self.clock.finish_outside())
@@ -266,12 +260,15 @@ class Loop:
         self.observer.on_pause(self.clock.finish_outside())
 
     def _settle(self) -> None:
-        """Waits for what is in flight, so that a checkpoint holds everything up to its step: what is told of it is
-        told, and estimates that are due later are part of it.
+        """Waits for what is in flight, which is charged to training, so that what comes then begins on an idle device
+        and a checkpoint holds everything up to its step: what is told of it is told, and estimates that are due later
+        are part of it.
         """
-        self._read_losses(keep=0)
         last = self.position.step - 1
-        self._take_estimates(self.worker.drain(step=last), step=last)
+        with self.clock.phase("alpha"):
+            estimates = self.worker.drain(step=last)
+        self._read_steps(keep=0)
+        self._take_estimates(estimates, step=last)
 
     def _finish(self, stop: Stop) -> Stop:
         self._settle()

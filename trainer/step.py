@@ -72,18 +72,14 @@ def first_click_rows(inputs: tuple[Any, ...], targets: Tensor, rows: int) -> tup
 
 
 class PendingLoss:
-    """A step's loss on its way from the device; nothing waits for it before it is asked for."""
+    """A step's loss on its way from the device; nothing waits for it here."""
 
     def __init__(self, loss: Tensor) -> None:
-        self._value, self._arrived = loss, None
+        self._value = loss
         if loss.is_cuda:
             # pinned: into pageable memory the copy itself would wait for the device
             self._value = torch.empty_like(loss, device="cpu", pin_memory=True).copy_(loss, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
 
-    def wait(self) -> float:
-        """The loss, once it has arrived."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
+    def read(self) -> float:
+        """The loss; only once the device is through with what it was given before this was made."""
         return float(self._value)

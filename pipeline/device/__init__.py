@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.device.config import DataConfig
 
 if TYPE_CHECKING:
-    from pipeline.device.feed import DevicePair, Feed
+    from pipeline.device.feed import DevicePair, Feed, StreamWait
     from pipeline.device.model_inputs import ModelInputs
     from pipeline.device.opening import open_feed, open_rows
 
@@ -24,6 +24,7 @@ __all__ = [
     "DevicePair",
     "Feed",
     "ModelInputs",
+    "StreamWait",
     "open_feed",
     "open_rows",
 ]
@@ -32,6 +33,7 @@ _FILES = {
     "DevicePair": "feed",
     "Feed": "feed",
     "ModelInputs": "model_inputs",
+    "StreamWait": "feed",
     "open_feed": "opening",
     "open_rows": "opening",
 }

@@ -52,6 +52,16 @@ class DevicePair:
         )
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StreamWait:
+    """The caller's stream waiting for a pair to be complete, between two timing events."""
+
+    began: torch.cuda.Event
+    ended: torch.cuda.Event
+    began_at: int
+    """When the host recorded `began`, in nanoseconds of `time.perf_counter_ns`."""
+
+
 class Made(NamedTuple):
     """A pair and the event after which its tensors are complete (None: they are)."""
 
@@ -147,10 +157,11 @@ class Feed:
         self.steps_per_epoch = spans.steps_per_epoch
         self.skipped_rows = 0
         """Rows of damaged row groups passed over so far, those before a resume included."""
-        self.last_transfer_seconds = 0.0
-        """How long the last `next` took to hand over a pair that was ready: nearly 0, copies run on their own."""
+        self.last_wait: StreamWait | None = None
+        """Of the caller's stream for the last pair; None: that was complete. The host waits for no copy."""
         self._make_node, self._stages, self._prefetch = make_node, stages, prefetch_batches
         self._running: tuple[PairNode, Prefetcher[Made | Exception]] | None = None
+        self._first: Made | Exception | None = None
         self._handed_out = 0
         self._position = self._checked(position)
 
@@ -162,19 +173,26 @@ class Feed:
     def __iter__(self) -> Feed:
         return self
 
+    def fill(self) -> None:
+        """Waits for the first pair, which `next` then gives: for what it costs to begin, compilation included.
+
+        Does nothing once the feed is going. An error waits for `next`.
+        """
+        if self._running is None:
+            self._first = self._begun()
+
     def __next__(self) -> DevicePair:
         if self._running is None:
-            source = self._make_node(self._position)
-            self._running = source, Prefetcher(source, self._prefetch, snapshot_frequency=0)
-            self._handed_out = 0
-        item = next(self._running[1])
+            item = self._begun()
+        elif self._first is not None:
+            item, self._first = self._first, None
+        else:
+            item = next(self._running[1])
         if isinstance(item, Exception):
             self.close()
             raise item
         pair, ready = item
-        start = time.perf_counter()
-        hand_over((*pair.b1, *pair.b2), ready)
-        self.last_transfer_seconds = time.perf_counter() - start
+        self.last_wait = None if ready is None else _stream_wait(pair, ready)
         self._handed_out += 1
         self._position = pair.position
         self.skipped_rows += pair.skipped
@@ -206,7 +224,10 @@ class Feed:
         if self._running is not None:
             source = self._running[0]
             source.stop()
-            self._running = None  # the prefetcher goes with its last reference, and tells its thread to end
+            self._running, self._first = (
+                None,
+                None,
+            )  # the prefetcher goes with its last reference, and tells its thread to end
             source.join()
 
     def __enter__(self) -> Feed:
@@ -215,6 +236,13 @@ class Feed:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self.close()
 
+    def _begun(self) -> Made | Exception:
+        """Sets the threads going, and waits for their first pair."""
+        source = self._make_node(self._position)
+        prefetched = Prefetcher(source, self._prefetch, snapshot_frequency=0)
+        self._running, self._handed_out = (source, prefetched), 0
+        return next(prefetched)
+
     def _checked(self, position: RowPosition) -> RowPosition:
         if position.epoch < 0 or not 0 <= position.row < self.rows_per_epoch:
             raise InputError(
@@ -222,3 +250,17 @@ class Feed:
                 "continue with the data that the run was started on"
             )
         return position
+
+
+def _stream_wait(pair: DevicePair, ready: torch.cuda.Event) -> StreamWait:
+    """Lets the current stream wait for `pair`, and keep its memory from being handed out before it is through with it.
+
+    The host does not wait.
+    """
+    stream = torch.cuda.current_stream(pair.b2.label.device)
+    began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    began_at = time.perf_counter_ns()
+    began.record(stream)
+    hand_over((*pair.b1, *pair.b2), ready)
+    ended.record(stream)
+    return StreamWait(began=began, ended=ended, began_at=began_at)

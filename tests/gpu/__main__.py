@@ -51,7 +51,8 @@ def main() -> int:
         write(out, report)
     print((out / "figures.md").read_text(encoding="utf-8"))
     whole = all(benchmark["ended"] == "whole" for benchmark in report["benchmarks"].values())
-    return 0 if report["tests"]["ended"] == "passed" and whole else 1
+    wanted = "passed" if arguments.device == "cuda" else "all skipped"
+    return 0 if report["tests"]["ended"] == wanted and whole else 1
 
 
 def machine() -> dict[str, Any]:
@@ -104,6 +105,8 @@ def run_tests(out: Path, *, seconds: float) -> dict[str, Any]:
             for kind, names in (("failure", "failed"), ("error", "failed"), ("skipped", "skipped")):
                 if (reason := case.find(kind)) is not None:
                     found[names].append(f"{name}: {_first_line(reason.get('message') or '')}")
+        if outcome == "passed" and found["counts"]["skipped"] == found["counts"]["tests"]:
+            found["ended"] = "all skipped"
     return found
 
 

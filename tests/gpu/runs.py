@@ -39,6 +39,12 @@ def write_data(folder: Path) -> Path:
     return write_tiny(folder, {"train": [[900, 900, 900], [700, 800], [600]], "validation": [[512]]})
 
 
+def clock_of(device: str, **options: Any) -> StepClock:
+    """The clock of a run on `device`."""
+    make = getattr(job, "step_clock", lambda _, **options: StepClock(**options))
+    return make(torch.device(device), **options)
+
+
 @contextmanager
 def on(device: str) -> Iterator[None]:
     """Within it runs train on `device`, also where there is a GPU."""
@@ -93,6 +99,12 @@ class _Outside:
         if self.run is not None:
             self.state.save(self.run, position, {}, keep=1)
 
+    def poll_save(self) -> None:
+        pass
+
+    def drain_save(self) -> None:
+        pass
+
     def stopping(self) -> bool:
         return self.stop_after is not None and len(self.traces.steps) >= self.stop_after
 
@@ -146,7 +158,7 @@ def trained(
         position = Position() if found is None else state.load(found, run=run or Path())
         outside = _Outside(traces, state, run, stop_after, after_step)
         loop = state.loop(
-            clock=clock or StepClock(),
+            clock=clock or clock_of(device),
             timetable=Timetable(budget=BudgetConfig(steps=steps), total_steps=steps),
             host=outside,
             observer=outside,
@@ -176,9 +188,8 @@ class PairsOf:
     def __init__(self, state: TrainingState, look: Callable[[DevicePair], None]) -> None:
         self._feed, self._look = state.feed, look
 
-    @property
-    def last_transfer_seconds(self) -> float:
-        return self._feed.last_transfer_seconds
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._feed, name)
 
     def __next__(self) -> DevicePair:
         pair = next(self._feed)

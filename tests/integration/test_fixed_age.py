@@ -51,8 +51,8 @@ class Ticking:
         self._feed, self._lane = state.feed, lane
 
     @property
-    def last_transfer_seconds(self) -> float:
-        return self._feed.last_transfer_seconds
+    def last_wait(self) -> Any:
+        return self._feed.last_wait
 
     def __next__(self) -> Any:
         self._lane.tick()

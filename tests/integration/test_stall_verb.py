@@ -37,7 +37,7 @@ class Time:
 class SlowFeed:
     """A real feed whose pairs take `delay` more of the simulated time to arrive."""
 
-    last_transfer_seconds = 0.0
+    last_wait = None
 
     def __init__(self, feed: Feed, time: Time, delay: int) -> None:
         self._feed, self._time, self._delay = feed, time, delay

@@ -11,7 +11,6 @@ from pathlib import Path
 from ops.live import LiveStatus
 from ops.metrics import Metrics
 from ops.server import Server
-from ops.step_clock import StepClock
 from pipeline.addresses import without_secrets
 from pipeline.shards import Manifest, warnings_of_labels
 from trainer.config import Config, MetricsConfig, config_errors
@@ -19,6 +18,7 @@ from trainer.console import Console
 from trainer.job.allocator import keep_freed_memory
 from trainer.job.checkpointing import Checkpointing, open_checkpointing
 from trainer.job.decided import decided
+from trainer.job.device_marks import step_clock
 from trainer.job.observer import Outlets, RunObserver
 from trainer.job.run_directory import RunDirectory
 from trainer.job.signals import stop_signals
@@ -76,11 +76,13 @@ def failures_recorded(directory: RunDirectory) -> Iterator[None]:
 
 def open_outlets(config: Config, state: TrainingState, directory: RunDirectory, console: Console) -> Outlets:
     """The outlets of a run that has said nothing yet; its clock starts here."""
-    clock = StepClock()
+    clock = step_clock(state.learner.device)
     live = LiveStatus(
         clock, run=str(directory.path), total_steps=state.total_steps, budget_seconds=config.budget.seconds
     )
-    return Outlets(directory=directory, metrics=Metrics(), live=live, clock=clock, console=console)
+    return Outlets(
+        directory=directory, metrics=Metrics(open_phases=clock.open_phases), live=live, clock=clock, console=console
+    )
 
 
 @contextmanager
@@ -170,6 +172,7 @@ class Job:
             self.outlets.console.warn(notice)
         self.outlets.live.state("training")
         mark_ready()
+        self.state.feed.fill()  # compiles and reads ahead: start-up, and no step's wait for rows
         stop = loop.run()
         self._record_end(stop, position)
         return stop

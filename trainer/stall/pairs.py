@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from pipeline.device import DevicePair, Feed
+from pipeline.device import DevicePair, Feed, StreamWait
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +22,12 @@ class RememberedPairs:
 
     def __init__(self, feed: Feed) -> None:
         self.shapes: list[PairShape] = []
-        self.last_transfer_seconds = 0.0
+        self.last_wait: StreamWait | None = None
         self._feed = feed
 
     def __next__(self) -> DevicePair:
         pair = next(self._feed)
-        self.last_transfer_seconds = self._feed.last_transfer_seconds
+        self.last_wait = self._feed.last_wait
         self.shapes.append(PairShape(probe_rows=pair.b1.rows, rows=pair.rows, fresh=pair.fresh))
         return pair
 
@@ -38,7 +38,7 @@ class RepeatedPair:
     The last repeats for the steps that are under way when the trial is told to stop.
     """
 
-    last_transfer_seconds = 0.0
+    last_wait = None
 
     def __init__(self, pair: DevicePair, shapes: list[PairShape]) -> None:
         self._pair, self._shapes = pair, _last_repeated(shapes)

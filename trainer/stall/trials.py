@@ -13,14 +13,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from ops.step_clock import NANOSECONDS, StepClock, StepTiming
+from ops.step_clock import NANOSECONDS, StepTiming
 from pipeline.device import Feed
 from pipeline.errors import StorageError
 from pipeline.shards import Manifest, cache_folder, kept_cold, why_not_dropped
 from stepsize.estimate import Estimate
 from trainer.config import Config, ConfigError
 from trainer.console import Console, ProgressLine
-from trainer.job import TrainingState, open_training
+from trainer.job import TrainingState, open_training, step_clock
 from trainer.loop import Pairs, Position, Stop, Timetable
 from trainer.stall.comparison import StallReport, StepSample, TrialTimes, compare, times, whole_windows
 from trainer.stall.pairs import PairShape, RememberedPairs, RepeatedPair
@@ -207,7 +207,7 @@ class StallMeasurement:
         return len(samples) >= LEAST_STEPS and math.fsum(s.seconds for s in samples) >= self._setup.seconds
 
     def _train(self, state: TrainingState, pairs: Pairs, watch: Stopwatch) -> None:
-        clock = StepClock(nanosecond_time=self._now)
+        clock = step_clock(state.learner.device, nanosecond_time=self._now)
         loop = state.loop(pairs=pairs, clock=clock, timetable=Timetable(), host=watch, observer=watch)
         if loop.run() is Stop.DIVERGED:
             raise ConfigError(

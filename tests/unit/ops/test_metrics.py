@@ -64,6 +64,19 @@ def take_step(metrics: Metrics, seconds: float = 0.5, **changes: object) -> None
     metrics.step(seconds, {"data_wait": 0.25 * seconds, "forward": 0.75 * seconds}, **step)  # pyright: ignore[reportArgumentType]
 
 
+def test_a_scrape_shows_the_open_phase_and_never_less_than_the_one_before(time: FakeTime) -> None:
+    open_phases = {"data_wait": 3.0}
+    metrics = Metrics(unix_time=time, open_phases=lambda: open_phases)
+    assert value(metrics, "step_phase_seconds_total", phase="data_wait") == 3.0
+    open_phases["data_wait"] = 5.0
+    assert value(metrics, "step_phase_seconds_total", phase="data_wait") == 5.0
+    open_phases["data_wait"] = 0.0  # the interval has ended, and is told of in a moment
+    assert value(metrics, "step_phase_seconds_total", phase="data_wait") == 5.0
+    metrics.phase({"data_wait": 5.5})
+    assert value(metrics, "step_phase_seconds_total", phase="data_wait") == 5.5
+    assert f'{PREFIX}_step_phase_seconds_total{{phase="data_wait"}} 5.5' in metrics.exposition()
+
+
 def test_the_contract_is_defined_and_exported() -> None:
     metrics = Metrics()
     metrics.stages({"decode": (1.0, 10.0)})

@@ -111,28 +111,6 @@ def test_phases_sum_to_wall_time_for_any_nesting(clock: StepClock, time: FakeTim
     assert clock.totals() == {name: spent / 1e9 for name, spent in total.items()}
 
 
-def test_time_moves_from_one_phase_to_another_and_the_sum_stays(clock: StepClock, time: FakeTime) -> None:
-    with clock.phase("data_wait"):
-        time.now += 700
-    time.now += 50
-    clock.move(300e-9, source="data_wait", target="transfer")
-    time.now += 5
-    timing = clock.finish_step()
-    spent = timing.phase_nanoseconds
-    assert (spent["data_wait"], spent["transfer"], spent["other"]) == (400, 300, 55)
-    assert sum(spent.values()) == timing.nanoseconds == 755
-
-
-@pytest.mark.parametrize(("seconds", "moved"), [(1.0, 700), (0.0, 0), (-1e-9, 0)])
-def test_no_more_moves_than_is_there(clock: StepClock, time: FakeTime, seconds: float, moved: int) -> None:
-    with clock.phase("data_wait"):
-        time.now += 700
-        clock.move(seconds, source="data_wait", target="transfer")
-    time.now += 9
-    spent = clock.finish_step().phase_nanoseconds
-    assert (spent["data_wait"], spent["transfer"], spent["other"]) == (700 - moved, moved, 9)
-
-
 def test_the_real_clock_loses_nothing() -> None:
     clock = StepClock()
     for _ in range(50):
@@ -141,6 +119,19 @@ def test_the_real_clock_loses_nothing() -> None:
         timing = clock.finish_step()
         assert sum(timing.phase_nanoseconds.values()) == timing.nanoseconds > 0
         assert sum(timing.phases.values()) == pytest.approx(timing.seconds, rel=1e-12)
+
+
+def test_what_is_open_grows_until_it_is_finished(clock: StepClock, time: FakeTime) -> None:
+    time.now += 5 * NANOSECONDS
+    with clock.phase("data_wait"):
+        time.now += 3 * NANOSECONDS
+        assert {name: spent for name, spent in clock.open_phases().items() if spent} == {"other": 5, "data_wait": 3}
+        time.now += 4 * NANOSECONDS
+        assert clock.open_phases()["data_wait"] == 7
+    assert clock.totals()["data_wait"] == 0
+    clock.finish_step()
+    assert not any(clock.open_phases().values())
+    assert clock.totals()["data_wait"] == 7
 
 
 def test_an_unknown_phase_is_refused_with_the_known_ones(clock: StepClock) -> None:

@@ -63,7 +63,7 @@ class Scene:
         self.now += round(seconds * NANOSECONDS)
 
     # the feed
-    last_transfer_seconds = 0.0
+    last_wait = None
 
     def __next__(self) -> Any:
         step = self.position.step
@@ -336,6 +336,7 @@ def test_a_checkpoint_waits_for_estimates_and_leaves_them_for_when_they_are_due(
         ("save", 4, False),
         "estimate of 2, aged 2",
         "estimate of 3, aged 2",
+        ("drain", 6),
         ("drain", 6),
         ("drain", 6),
         ("save", 6, True),

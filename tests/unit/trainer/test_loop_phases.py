@@ -1,93 +1,262 @@
-"""The loop tells the clock what its time was: waiting for rows, or for their copy to the device."""
+"""The loop on a device that lags: what a step's time was, when the host waits, what is drained before a pause."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, cast
 
+import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ops.step_clock import StepClock, StepTiming
-from pipeline.device.feed import DevicePair
-from pipeline.device.model_inputs import ModelInputs
-from pipeline.rows.order import RowPosition
-from stepsize.losses import BCEWithLogits
-from stepsize.policies.choice import StepSizeConfig, make_policy
-from stepsize.worker import StepSizeWorker
-from trainer.loop import Host, Loop, Observer, Position, Timetable
-from trainer.step import TrainStep
+from ops.device_clock import IN_FLIGHT_STEPS, DeviceClock
+from ops.device_time import shared
+from ops.step_clock import NANOSECONDS, PHASES, BoundKind, StepTiming
+from tests.lagging_device import ANOTHER_ZERO, MILLISECOND, LaggingDevice, PacedFeed
+from trainer.budget import EvalConfig
+from trainer.loop import Loop, Position, Timetable
+from trainer.records.config import CheckpointConfig
 
-MILLISECOND = 1_000_000
-
-
-class Linear(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(2))
-
-    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
-        return dense @ self.weight
+STEP = 100 * MILLISECOND
+"""What the device takes for a step."""
+WORK = {"forward": 30, "backward": 50, "optimizer": 20}
+"""In hundredths of a step."""
 
 
-class CopyingFeed:
-    """Takes 7 ms to hand over a pair, and 5 of them are the copy to the device."""
+@dataclass
+class Scene:
+    """A run on `device`: its step, worker, policy, observer and host in one."""
 
-    def __init__(self) -> None:
-        self.now = 0
-        self.last_transfer_seconds = 0.0
+    device: LaggingDevice
+    launching: int = 3 * MILLISECOND
+    """The host's time to launch a step."""
+    between: int = 0
+    """The host's time between two steps."""
+    jitter: Callable[[int], float] = lambda step: 1.0
+    estimates_take: int = 0
+    """How long the host waits for α* when it drains."""
+    steps: list[StepTiming] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    read_at: list[int] = field(default_factory=list)
+    """Steps that were launched when a step was read."""
+    pauses: list[StepTiming] = field(default_factory=list)
+    begun: list[tuple[str, int, int]] = field(default_factory=list)
+    """What began, after how many read steps, and how far the device was behind then."""
+    launched: int = 0
 
-    def __next__(self) -> DevicePair:
-        self.now += 7 * MILLISECOND
-        self.last_transfer_seconds = 0.005
-        inputs = ModelInputs(torch.ones(4, 2), torch.zeros(3, 4, dtype=torch.int32), torch.ones(4))
-        return DevicePair(b1=inputs, b2=inputs, fresh=True, epoch=0, start=0, rows=4, position=RowPosition(), skipped=0)
+    def __post_init__(self) -> None:
+        self.clock = DeviceClock(self.device, nanosecond_time=self.device.time)
+        self.worker = self
 
+    def __call__(self, pair: Any, *, step: int, learning_rate: float, measure: bool) -> Tensor:
+        waited = len(self.device.waited_for)
+        for phase, share in WORK.items():
+            with self.clock.phase(phase):
+                self.device.now += self.launching * share // 100
+                self.device.queue(round(STEP * self.jitter(step)) * share // 100)
+        assert len(self.device.waited_for) == waited, "a step waits for nothing"
+        self.launched += 1
+        return torch.tensor(0.5)
 
-class Timings:
-    """The observer that keeps every step's time, and a host that has nothing to do."""
+    def poll(self, *, step: int) -> list[Any]:
+        return []
 
-    def __init__(self) -> None:
-        self.steps: list[StepTiming] = []
+    flush = poll
+
+    def drain(self, *, step: int) -> list[Any]:
+        self.device.now = max(self.device.now, self.device.free_at) + self.estimates_take
+        return []
+
+    def learning_rate(self, step: int, scheduled: float) -> float:
+        self.device.now += self.between
+        return scheduled
 
     def on_step(self, record: dict[str, Any], timing: StepTiming, training_seconds: float) -> None:
         self.steps.append(timing)
+        self.records.append(record)
+        self.read_at.append(self.launched)
 
     def on_pause(self, timing: StepTiming) -> None:
-        pass
+        self.pauses.append(timing)
 
-    def evaluate(self, position: Position) -> None:
-        pass
+    def evaluate(self, position: Position) -> dict[str, float]:
+        self._begin("evaluate")
+        return {"validation": 0.4}
 
     def save(self, position: Position, *, final: bool) -> None:
-        pass
+        self._begin("save")
+
+    def _begin(self, what: str) -> None:
+        self.begun.append((what, len(self.steps), max(self.device.free_at - self.device.now, 0)))
+        self.device.now += 1000 * MILLISECOND
 
     def poll_save(self) -> None:
-        pass
-
-    def drain_save(self) -> None:
         pass
 
     def stopping(self) -> bool:
         return False
 
+    def run(self, feed: Any, *, steps: int, every: int | None = None) -> Position:
+        me = cast(Any, self)
+        loop = Loop(
+            feed=feed,
+            train_step=me,
+            policy=me,
+            scheduled_rate=lambda step: 0.1,
+            timetable=Timetable(
+                total_steps=steps,
+                evaluation=EvalConfig(every_steps=every),
+                checkpoint=CheckpointConfig(every_steps=None, every_seconds=None),
+            ),
+            host=me,
+            observer=me,
+        )
+        loop.run()
+        return loop.position
 
-def test_the_wait_for_the_copy_is_transfer_and_not_waiting_for_data() -> None:
-    feed, model, timings = CopyingFeed(), Linear(), Timings()
-    clock = StepClock(nanosecond_time=lambda: feed.now)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    worker = StepSizeWorker(model, optimizer, BCEWithLogits())
-    loop = Loop(
-        feed=feed,
-        train_step=TrainStep(model=model, optimizer=optimizer, worker=worker, average=None, clock=clock),
-        policy=make_policy(StepSizeConfig(policy="none"), initial_rate=0.1, total_steps=3),
-        scheduled_rate=lambda step: 0.1,
-        timetable=Timetable(total_steps=3),
-        host=cast(Host, timings),
-        observer=cast(Observer, timings),
-    )
-    loop.run()
-    for timing in timings.steps:
+    def assert_accounted(self) -> None:
+        """Steps and pauses together are the wall time, to the nanosecond."""
+        for timing in (*self.steps, *self.pauses):
+            assert sum(timing.phase_nanoseconds.values()) == timing.nanoseconds
+            assert timing.phase_nanoseconds.keys() == set(PHASES)
+        assert sum(timing.nanoseconds for timing in (*self.steps, *self.pauses)) == self.device.now
+        assert sum(self.clock.totals().values()) * NANOSECONDS == pytest.approx(self.device.now, abs=1)
+
+
+def share(scene: Scene, phase: str) -> float:
+    """Of the steps but the first few, which fill the queue, and the last, which is drained."""
+    steady = scene.steps[5:-1]
+    return sum(step.phase_nanoseconds[phase] for step in steady) / sum(step.nanoseconds for step in steady)
+
+
+@pytest.mark.parametrize(
+    ("slowness", "expected"), [(0.5, 0.0), (0.98, 0.0), (1.02, 0.02 / 1.02), (1.2, 0.2 / 1.2), (2.0, 0.5)]
+)
+@pytest.mark.parametrize("copy", [None, 0])
+def test_a_feed_is_waited_for_as_much_as_it_is_too_slow(slowness: float, expected: float, copy: int | None) -> None:
+    scene = Scene(LaggingDevice(), launching=0)
+    scene.run(PacedFeed(scene.device, round(slowness * STEP), copy=copy), steps=60)
+    assert share(scene, "data_wait") == pytest.approx(expected, abs=1e-6)
+    assert share(scene, "other") == pytest.approx(0, abs=1e-6)
+    bound = scene.clock.bound()
+    assert bound.kind is (BoundKind.DATA if expected >= 0.1 else BoundKind.COMPUTE)
+    if expected:
+        assert bound.data_share == pytest.approx(expected, rel=0.05)
+    scene.assert_accounted()
+
+
+def test_the_device_s_phases_are_its_own_and_not_the_launches() -> None:
+    scene = Scene(LaggingDevice())
+    scene.run(PacedFeed(scene.device, STEP // 2), steps=20)
+    for timing in scene.steps[5:-1]:
         spent = timing.phase_nanoseconds
-        assert (spent["data_wait"], spent["transfer"]) == (2 * MILLISECOND, 5 * MILLISECOND)
-        assert timing.nanoseconds == 7 * MILLISECOND
-    assert len(timings.steps) == 3
+        assert {name: spent[name] for name in WORK} == {name: part * MILLISECOND for name, part in WORK.items()}
+        assert timing.nanoseconds == STEP
+    scene.assert_accounted()
+
+
+def test_a_host_too_slow_to_launch_is_no_wait_for_rows() -> None:
+    """The rows are there; the host takes twice the device's time for what it does between two steps."""
+    scene = Scene(LaggingDevice(), between=2 * STEP, launching=0)
+    scene.run(PacedFeed(scene.device, MILLISECOND), steps=30)
+    assert share(scene, "data_wait") == pytest.approx(0, abs=1e-6)
+    assert share(scene, "other") == pytest.approx(0.5, abs=1e-6)
+    assert scene.clock.bound().kind is BoundKind.COMPUTE
+    scene.assert_accounted()
+
+
+def test_the_queue_s_wait_for_the_copy_is_transfer() -> None:
+    scene = Scene(LaggingDevice(), launching=0)
+    scene.run(PacedFeed(scene.device, 2 * STEP, copy=5 * MILLISECOND), steps=30)
+    for timing in scene.steps[5:-1]:
+        assert timing.phase_nanoseconds["transfer"] == 5 * MILLISECOND
+    scene.assert_accounted()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_any_times_the_wait_for_rows_is_when_the_device_was_dry_and_the_host_waited(seed: int) -> None:
+    """Against the spans themselves: here the device tells when it had nothing to do."""
+    chosen = random.Random(seed)
+    scene = Scene(
+        LaggingDevice(),
+        jitter=lambda step: chosen.uniform(0.5, 1.5),
+        launching=chosen.randrange(50 * MILLISECOND),
+        between=chosen.randrange(50 * MILLISECOND),
+    )
+    feed = PacedFeed(scene.device, round(1.02 * STEP), ahead=chosen.randrange(1, 4))
+    scene.run(feed, steps=100, every=chosen.randrange(7, 50))
+    expected = sum(shared(dry, feed.waits) for dry in scene.device.dry)
+    assert sum(timing.phase_nanoseconds["data_wait"] for timing in scene.steps) == expected > 0
+    scene.assert_accounted()
+
+
+def test_the_host_waits_for_nothing_but_the_step_two_before() -> None:
+    scene = Scene(LaggingDevice())
+    scene.run(PacedFeed(scene.device, MILLISECOND), steps=10)
+    assert scene.read_at == [*range(IN_FLIGHT_STEPS + 1, 11), 10, 10]
+    assert len(scene.device.waited_for) == 10
+    assert [record["step"] for record in scene.records] == list(range(10))
+
+
+def test_what_is_in_flight_is_drained_before_a_pause_and_belongs_to_training() -> None:
+    scene = Scene(LaggingDevice())
+    position = scene.run(PacedFeed(scene.device, MILLISECOND), steps=8, every=4)
+    assert scene.begun == [("evaluate", 4, 0), ("evaluate", 8, 0), ("save", 8, 0)]
+    pauses = [pause.seconds for pause in scene.pauses]
+    assert pauses == [0, 1, 1, 1]
+    busy = sum(timing.phase_nanoseconds[name] for timing in scene.steps for name in WORK)
+    assert busy == pytest.approx(8 * STEP, rel=0.01)
+    assert position.training_seconds == pytest.approx(sum(timing.seconds for timing in scene.steps))
+    assert [record["seconds"] for record in scene.records] == [timing.seconds for timing in scene.steps]
+    scene.assert_accounted()
+
+
+def test_waiting_for_the_estimates_in_flight_is_alpha() -> None:
+    scene = Scene(LaggingDevice(), estimates_take=40 * MILLISECOND)
+    scene.run(PacedFeed(scene.device, MILLISECOND), steps=4)
+    assert scene.steps[-1].phase_nanoseconds["alpha"] == 40 * MILLISECOND
+    assert [timing.phase_nanoseconds["alpha"] for timing in scene.steps[:-1]] == [0, 0, 0]
+    scene.assert_accounted()
+
+
+def test_the_first_step_s_wait_is_its_own_and_leaves_the_verdict() -> None:
+    scene = Scene(LaggingDevice(), launching=0)
+    scene.run(PacedFeed(scene.device, STEP // 2, first_at=50 * STEP), steps=20)
+    assert scene.steps[0].phase_nanoseconds["data_wait"] == 50 * STEP + STEP // 2
+    assert scene.clock.bound().data_share == pytest.approx(0, abs=1e-6)
+    scene.assert_accounted()
+
+
+def test_a_device_whose_clock_is_fast_is_set_right_at_each_drain() -> None:
+    class Fast(LaggingDevice):
+        def nanoseconds(self, earlier: Any, later: Any) -> int:
+            return round(1.001 * super().nanoseconds(earlier, later))
+
+    scene = Scene(Fast())
+    scene.run(PacedFeed(scene.device, STEP // 2), steps=100, every=20)
+    scene.assert_accounted()
+
+
+def test_an_open_wait_for_rows_is_seen_while_it_lasts() -> None:
+    """Two steps of 100 ms are in flight when the third pair is asked for: from their end on the device is dry."""
+    device = LaggingDevice()
+    scene = Scene(device, launching=0)
+    seen = []
+
+    class LateFeed(PacedFeed):
+        def __next__(self) -> Any:
+            if scene.launched == 2:
+                for _ in range(4):
+                    device.now += STEP
+                    open_phases = scene.clock.open_phases()
+                    seen.append((round(open_phases["forward"], 3), round(open_phases["data_wait"], 3)))
+            return super().__next__()
+
+    scene.run(LateFeed(device, 0), steps=3)
+    assert seen == [(0.03, 0.0), (0.06, 0.0), (0.06, 0.1), (0.06, 0.2)]
+    assert scene.steps[2].phases["data_wait"] == pytest.approx(0.2)
+    assert device.waited_for[0].at == ANOTHER_ZERO + STEP
+    assert not any(scene.clock.open_phases().values())
+    scene.assert_accounted()

@@ -8,7 +8,7 @@ For example:
 
 from __future__ import annotations
 
-from trainer.learner.tables.table import LazyTable, lerp_rounding
+from trainer.learner.tables.table import LazyTable
 from trainer.learner.tables.weight import (
     LazyNAdamW,
     LazyWeight,
@@ -24,7 +24,6 @@ __all__ = [
     "LazyWeight",
     "average_rounding",
     "keep_by_rows",
-    "lerp_rounding",
     "reading",
     "reason_for_dense",
 ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,43 +20,93 @@ from tests.fake_cuda import DEVICE, FakeCuda
 from tests.tiny_data import feed
 
 SEEDS = range(8)
+HELD = ("ring", "training", "side", "none")
+SLEEP_CYCLES = 20_000_000
+"""About a hundredth of a second of a GPU."""
 PAIRS = 16
 
 
-@pytest.fixture
-def threaded(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeCuda], None]:
-    """Gives the feed's thread the device, too."""
-    original = PairNode.next
+class Simulated:
+    """A device that is late as the seed has it."""
 
-    def give(cuda: FakeCuda) -> None:
-        def following(node: PairNode):
-            with cuda.mode():
-                return original(node)
+    def __init__(self, seed: int) -> None:
+        self._cuda = FakeCuda(seed)
+        self.finish = self._cuda.run
 
-        monkeypatch.setattr(PairNode, "next", following)
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Within it `torch.cuda` is this device, on the feed's thread too."""
+        making = PairNode.next
 
-    return give
+        def on_the_thread(node: PairNode) -> Any:
+            with self._cuda.mode():
+                return making(node)
+
+        with pytest.MonkeyPatch.context() as patch, self._cuda.installed():
+            patch.setattr(PairNode, "next", on_the_thread)
+            yield
+
+    def hold(self, role: str, stream: Any) -> None:
+        """The seed holds streams back."""
+
+    def host(self, tensor: Tensor) -> Tensor:
+        return tensor.memory if isinstance(tensor, fake_cuda.DeviceTensor) else tensor
 
 
-def as_values(batch: tuple[Tensor, ...]) -> list[Tensor]:
-    """Reads of a batch, launched on the current stream."""
-    return [part.clone() for part in batch]
+class Real:
+    """The GPU, one of whose streams is held back before each of its pairs; memory that is freed is filled with NaN."""
+
+    def __init__(self, held: str) -> None:
+        self._held = held
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        making, machine = PinnedRing.upload, self
+
+        def held_back(ring: PinnedRing, batch: Any) -> Any:
+            machine.hold("ring", ring._stream)
+            made = making(ring, batch)
+            with torch.cuda.stream(ring._stream):
+                for tensor in made:
+                    torch.empty_like(tensor).view(torch.uint8).fill_(255)
+            return made
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PinnedRing, "upload", held_back)
+            yield
+
+    def hold(self, role: str, stream: Any) -> None:
+        if role == self._held:
+            with torch.cuda.stream(stream):
+                torch.cuda._sleep(SLEEP_CYCLES)
+
+    def finish(self) -> None:
+        torch.cuda.synchronize()
+
+    def host(self, tensor: Tensor) -> Tensor:
+        return tensor.cpu()
 
 
-def trained_and_measured(data: Path, seed: int, give: Callable[[FakeCuda], None], **options) -> list[list[Tensor]]:
+MACHINES = [
+    pytest.param([lambda seed=seed: Simulated(seed) for seed in SEEDS], id="simulated"),
+    pytest.param([lambda held=held: Real(held) for held in HELD], id="cuda", marks=pytest.mark.gpu),
+]
+
+
+def trained_and_measured(data: Path, machine: Simulated | Real, **options: Any) -> list[list[Tensor]]:
     """For each pair what training read of B1 and B2, and what the side stream read of B1, once all has run."""
-    cuda = FakeCuda(seed)
-    with cuda.installed():
-        give(cuda)
+    with machine.installed():
         side = SideStream(torch.device(DEVICE))
         seen, pending = [], []
         with feed(data, device=torch.device(DEVICE), **options) as pairs:
             for pair in islice(pairs, PAIRS):
-                seen.append([*as_values(pair.b1), *as_values(pair.b2)])
+                machine.hold("training", torch.cuda.current_stream())
+                seen.append([part.clone() for part in (*pair.b1, *pair.b2)])
+                machine.hold("side", side.stream)
                 pending.append(side.submit(lambda b1=pair.b1: measured(b1), uses=pair.b1))
-        cuda.run()
+        machine.finish()
         return [
-            [value.memory for value in values] + [torch.tensor(numbers) for numbers in one.read().values()]
+            [machine.host(value) for value in values] + [torch.tensor(numbers) for numbers in one.read().values()]
             for values, one in zip(seen, pending, strict=True)
         ]
 
@@ -94,11 +146,12 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.parametrize("machines", MACHINES)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_no_order_of_the_device_mixes_rows(tiny_data, threaded, expected, options):
+def test_no_order_of_the_device_mixes_rows(tiny_data, expected, machines, options):
     right = expected(**options)
-    for seed in SEEDS:
-        assert equal(trained_and_measured(tiny_data, seed, threaded, **options), right), f"seed {seed}"
+    for number, machine in enumerate(machines):
+        assert equal(trained_and_measured(tiny_data, machine(), **options), right), f"machine {number}"
 
 
 def no_wait_for_the_slot(patch: pytest.MonkeyPatch) -> None:
@@ -106,21 +159,24 @@ def no_wait_for_the_slot(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_waiting_for_events(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(fake_cuda.Stream, "wait_event", lambda stream, event: None)
+    for stream in (fake_cuda.Stream, torch.cuda.Stream):
+        patch.setattr(stream, "wait_event", lambda stream, event: None)
 
 
 def no_recorded_streams(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(fake_cuda.DeviceTensor, "record_stream", lambda tensor, stream: None)
+    for tensor in (fake_cuda.DeviceTensor, Tensor):
+        patch.setattr(tensor, "record_stream", lambda tensor, stream: None)
 
 
 def no_wait_for_training(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(fake_cuda.Stream, "wait_stream", lambda stream, other: None)
+    for stream in (fake_cuda.Stream, torch.cuda.Stream):
+        patch.setattr(stream, "wait_stream", lambda stream, other: None)
 
 
 def mark_before_the_copies(patch: pytest.MonkeyPatch) -> None:
     upload = PinnedRing.upload
 
-    def marked(ring, batch):
+    def marked(ring: Any, batch: Any) -> Any:
         ring.early = early = torch.cuda.Event()
         early.record(ring._stream)
         return upload(ring, batch)
@@ -138,26 +194,27 @@ MUTANTS = [
 ]
 
 
+@pytest.mark.parametrize("machines", MACHINES)
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_without_one_of_its_protections_rows_are_mixed(tiny_data, threaded, expected, monkeypatch, mutant):
+def test_without_one_of_its_protections_rows_are_mixed(tiny_data, expected, monkeypatch, machines, mutant):
     right = expected()
     mutant(monkeypatch)
-    assert not all(equal(trained_and_measured(tiny_data, seed, threaded), right) for seed in SEEDS)
+    assert not all(equal(trained_and_measured(tiny_data, machine()), right) for machine in machines)
 
 
-def test_a_feed_closed_while_copies_are_in_flight_goes_on_where_it_was(tiny_data, threaded):
-    for seed in SEEDS:
-        cuda = FakeCuda(seed)
-        with cuda.installed():
-            threaded(cuda)
+@pytest.mark.parametrize("machines", MACHINES)
+def test_a_feed_closed_while_copies_are_in_flight_goes_on_where_it_was(tiny_data, machines):
+    for number, make in enumerate(machines):
+        machine = make()
+        with machine.installed():
             seen = []
             with feed(tiny_data, device=torch.device(DEVICE)) as pairs, feed(tiny_data) as by_cpu:
                 for index in range(12):
-                    pair, other = next(pairs), next(by_cpu)
-                    seen.append((as_values(pair.b2), other))
+                    machine.hold("training", torch.cuda.current_stream())
+                    seen.append(([part.clone() for part in next(pairs).b2], next(by_cpu)))
                     if index % 3 == 2:
                         pairs.close()
-            del pair
-            cuda.run()
+            machine.finish()
             for values, other in seen:
-                assert equal([[value.memory for value in values]], [list(other.b2)]), f"seed {seed}"
+                found = [machine.host(value) for value in values]
+                assert equal([found], [list(other.b2)]), f"machine {number}"

@@ -163,7 +163,11 @@ def test_a_rate_that_is_a_tensor_comes_with_the_numbers():
     """It is the one that the optimizer stepped with, whatever a schedule makes of the tensor right after."""
     rate = torch.tensor(0.1, dtype=torch.float64)
     training = Training(LaggingLane(3), lr=rate, delay=2)
-    training.optimizer.register_step_post_hook(lambda *_: rate.fill_(7.0))
+
+    def move_on(*_: object) -> None:
+        rate.fill_(7.0)
+
+    training.optimizer.register_step_post_hook(move_on)
     found = []
     for step in range(4):
         rate.fill_(0.1 / (step + 1))

@@ -78,7 +78,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
         return write_checkpoint(*content, **values)
 
     def take_opening(self: SaveThread, *, wait: bool = False) -> Any:
-        if wait:
+        if wait and self._thread is not None:
             opened.set()
         return take(self, wait=wait)
 

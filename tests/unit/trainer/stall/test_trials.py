@@ -63,7 +63,7 @@ class SlowFeed:
     """A loader of one thread, at most `QUEUE` pairs ahead, that takes `delays` ms a pair, by stage."""
 
     def __init__(self, time: FakeTime, delays: dict[str, float]) -> None:
-        self.last_transfer_seconds = 0.0
+        self.last_wait = None
         self.log: list[str] = []
         self._time, self._delays = time, delays
         self._start_anew(made=0)

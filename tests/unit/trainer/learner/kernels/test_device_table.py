@@ -22,8 +22,8 @@ from trainer.learner.config import ModelConfig, OptimizerConfig
 from trainer.learner.model import build_model
 from trainer.learner.nadamw import NAdamW, _move_fused
 from trainer.learner.optimizers import build_optimizer
+from trainer.learner.tables import LazyNAdamW, LazyWeight, keep_by_rows
 from trainer.learner.tables.replay import HALF_ULP
-from trainer.learner.tables.weight import LazyNAdamW, LazyWeight, keep_by_rows
 
 device_table = pytest.importorskip(
     "trainer.learner.kernels.device_table", reason="Triton is not installed (make extras)"

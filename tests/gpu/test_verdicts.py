@@ -1,0 +1,64 @@
+"""What the clock says of a feed that is faster than the device, a little slower, and half as fast."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.device import DevicePair
+from tests.gpu.runs import PairsOf, clock_of, settings, trained
+from trainer.job import TrainingState
+
+STEPS = 120
+WARM_UP = 20
+STEP_CYCLES = 20_000_000
+"""About a hundredth of a second, so that a step's other work hardly matters."""
+
+
+class PacedPairs(PairsOf):
+    """Pairs at fixed times, whoever waits for them; each makes the step's device work longer."""
+
+    def __init__(self, state: TrainingState, interval: float) -> None:
+        super().__init__(state, self._lengthen)
+        self._due = itertools.count()
+        self._interval, self._start = interval, time.perf_counter()
+
+    def _lengthen(self, pair: DevicePair) -> None:
+        torch.cuda._sleep(STEP_CYCLES)
+
+    def __next__(self) -> DevicePair:
+        due = self._start + next(self._due) * self._interval
+        time.sleep(max(0.0, due - time.perf_counter()))
+        return super().__next__()
+
+
+def waiting_share(data: Path, device: str, interval: float) -> tuple[float, float]:
+    """The share of waiting for data over the last steps, and their mean seconds, with a pair every `interval`."""
+    clock = clock_of(device, recent_steps=STEPS - WARM_UP)
+    config = settings(data, policy="none", steps=STEPS, data={"batch_rows": 16})
+    trained(config, device, clock=clock, pairs=lambda state: PacedPairs(state, interval))
+    bound = clock.bound()
+    return bound.data_share, bound.seconds / bound.steps
+
+
+@pytest.fixture(scope="module")
+def device_seconds(data: Path) -> float:
+    """What a step takes with pairs at once."""
+    share, seconds = waiting_share(data, "cuda", 0.0)
+    assert share < 0.01
+    return seconds
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("pace", "least", "most"), [(0.5, 0.0, 0.01), (1.02, 0.005, 0.05), (2.0, 0.45, 0.55)])
+def test_the_share_of_waiting_is_what_the_feed_lacks(
+    data: Path, device_seconds: Any, pace: float, least: float, most: float
+) -> None:
+    """With `pace` times the device's own time between two pairs: 1 − 1/pace of it is waiting."""
+    share, _ = waiting_share(data, "cuda", pace * device_seconds)
+    assert least <= share <= most
