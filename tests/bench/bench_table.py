@@ -28,6 +28,8 @@ from trainer.learner.optimizers import OptimizerConfig, build_optimizer
 
 SKEW = 1.25
 """Exponent of the ids' power law: 2,048 rows look up some 10,300 table rows, those of the real logs 9,200 to 9,700."""
+PARTS = 4
+"""Parts of a round; after each, the peers take their turns."""
 GIGABYTE = 1 << 30
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -141,27 +143,54 @@ SUBJECTS: dict[str, Callable[[int], Trained]] = {
 }
 
 
+def every_row(rows: int, table_rows: int) -> Iterator[Batch]:
+    """Batches that together look up every row of the table at least once, in the order of the rows."""
+    stream = batches(rows, table_rows, seed=0)
+    for start in range(0, table_rows, 26 * rows):
+        dense, _, label = next(stream)
+        yield dense, (torch.arange(start, start + 26 * rows) % table_rows).view(26, rows), label
+
+
 def compare(
     peers: list[str], *, table_rows: int, rows: int, warmup: int, flush_every: int, steps: int, rounds: int
 ) -> None:
-    """Prints each peer's time a step over ours by rows: the median of the ratios of rounds, in which all take a turn.
+    """Prints each peer's time a step over ours by rows: lowest, median and highest ratio of pairs measured in turns.
 
-    Before, ours makes `warmup` steps, so that most rows have been seen. Its turn is `flush_every` steps and a read of
-    the whole table; a peer's is `steps`. Peers are built anew for each turn, so that only one table lies beside ours.
+    The state is that of a long run: every row has been looked up and has moments, and then ours has made `warmup` steps
+    on skewed ids and been read whole, as at an evaluation. A round is the `flush_every` steps to the next evaluation,
+    in PARTS parts, after each of which every peer makes `steps` steps; a row is as many steps behind as such ids leave
+    it, from none at the start of a round to all of the round. Each of our steps is charged its share of the read of the
+    whole table that ends its round. What that leaves out: second moments that have become denormal, after some 20,000
+    steps without a look-up. Peers are built anew for each turn, so that only one table lies beside ours.
     """
     ours, stream = SUBJECTS["lazy"](table_rows), batches(rows, table_rows, seed=1)
-    for _ in range(warmup):
-        ours.step(next(stream))
+    print(f"{table_rows:,} × 128, {rows} rows a step, {torch.get_num_threads()} threads", flush=True)
+    for batch in every_row(rows, table_rows):
+        ours.step(batch)
+    print("  every row has been looked up once", flush=True)
+    seen = np.zeros(table_rows, dtype=np.bool_)
+    for step in range(warmup):
+        batch = next(stream)
+        seen[batch[1].numpy()] = True
+        ours.step(batch)
+        if (step + 1) % 100 == 0:
+            print(f"  {step + 1} steps on skewed ids, {seen.mean():.0%} of the rows looked up in them", flush=True)
     ours.flush()
-    print(f"{table_rows:,} × 128, {rows} rows a step, {torch.get_num_threads()} threads, {warmup} steps before")
     ratios: dict[str, list[float]] = {name: [] for name in peers}
-    for _ in range(rounds):
-        our_seconds = _seconds_a_step(ours, stream, flush_every)
-        for name in peers:
-            peer = SUBJECTS[name](table_rows)
-            peer.step(next(stream))
-            ratios[name].append(_seconds_a_step(peer, stream, steps) / our_seconds)
-            del peer
+    for number in range(rounds):
+        pairs: list[tuple[float, dict[str, float]]] = []
+        for _ in range(PARTS):
+            our_seconds = _seconds_a_step(ours, stream, flush_every // PARTS)
+            pairs.append((our_seconds, {name: _of_a_new(name, table_rows, stream, steps) for name in peers}))
+            print(f"  round {number + 1}: {len(pairs) * (flush_every // PARTS)} steps", flush=True)
+        start = time.perf_counter()
+        ours.flush()
+        flush = (time.perf_counter() - start) / (flush_every // PARTS * PARTS)
+        for our_seconds, by_peer in pairs:
+            for name, seconds in by_peer.items():
+                ratios[name].append(seconds / (our_seconds + flush))
+        share = flush / (flush + statistics.fmean(our_seconds for our_seconds, _ in pairs))
+        print(f"  reading the whole table every {flush_every} steps takes {share:.1%} of our time", flush=True)
     for name, found in ratios.items():
         median = statistics.median(found)
         print(
@@ -169,24 +198,30 @@ def compare(
         )
 
 
+def _of_a_new(name: str, table_rows: int, stream: Iterator[Batch], steps: int) -> float:
+    """Seconds a step of a peer that has made its first."""
+    peer = SUBJECTS[name](table_rows)
+    peer.step(next(stream))
+    return _seconds_a_step(peer, stream, steps)
+
+
 def _seconds_a_step(subject: Trained, stream: Iterator[Batch], steps: int) -> float:
-    """Of `steps` steps and a read of the whole table after them, without making the batches."""
+    """Mean over `steps` steps, without making the batches."""
     spent = 0.0
     for _ in range(steps):
         batch = next(stream)
         start = time.perf_counter()
         subject.step(batch)
         spent += time.perf_counter() - start
-    start = time.perf_counter()
-    subject.flush()
-    return (spent + time.perf_counter() - start) / steps
+    return spent / steps
 
 
 def peak_memory(name: str, *, table_rows: int, rows: int) -> None:
-    """Prints the process's peak after a few steps of one subject."""
+    """Prints the process's peak after a few steps of one subject, and a read of its whole table."""
     subject, stream = SUBJECTS[name](table_rows), batches(rows, table_rows, seed=1)
     for _ in range(3):
         subject.step(next(stream))
+    subject.flush()
     status = Path("/proc/self/status").read_text(encoding="utf-8")  # getrusage would count the parent's peak too
     kilobytes = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
     print(f"  {name:10} has needed {kilobytes * 1024 / GIGABYTE:5.2f} GiB at most", flush=True)
@@ -196,10 +231,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--table-rows", type=int, default=4_194_304)
     parser.add_argument("--rows", type=int, default=2048)
-    parser.add_argument("--warmup", type=int, default=1000, help="steps of ours by rows before measuring")
+    parser.add_argument("--warmup", type=int, default=300, help="steps of ours by rows before measuring")
     parser.add_argument("--steps", type=int, default=3, help="steps of each peer in a round")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--flush-every", type=int, default=1000, help="steps between two reads of the whole table")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument(
+        "--flush-every", type=int, default=1000, help="steps of a round, between two reads of the table"
+    )
     parser.add_argument("--peers", nargs="*", default=["dense", "algoperf"], choices=["dense", "algoperf"])
     parser.add_argument("--memory", choices=list(SUBJECTS), help="only print this one's peak memory")
     arguments = parser.parse_args()

@@ -129,10 +129,11 @@ class OptimizerConfig:
     """Decay λ; decoupled from the gradient in nadamw and adamw."""
     options: dict[str, Any] = field(default_factory=dict)
     """Any further keyword argument of the optimizer, e.g. momentum = 0.9."""
-    table: Literal["dense", "lazy"] = "dense"
+    table: Literal["auto", "lazy", "dense"] = "auto"
     """How embedding tables are moved: "dense" moves every row at every step; "lazy" makes a row's steps when the row is
     looked at, which gives the same weights, bit for bit, and never makes the table's gradient whole. lazy is for nadamw
-    on the CPU; what it gains depends on the table's size (`python -m tests.bench table`)."""
+    on the CPU; auto is lazy for the tables where that can be and pays, and dense for all others. A run may go on with
+    another value. What lazy gains depends on the table's size (`python -m tests.bench table`)."""
     average: Literal["none", "ema", "polyak"] = "none"
     """What is evaluated: the weights themselves, their exponential moving average, or their mean since the start."""
     average_decay: float = 0.99
@@ -147,7 +148,7 @@ class OptimizerConfig:
         if self.table == "lazy" and self.name.lower() != "nadamw":
             raise ValueError(
                 f'optimizer.table is "lazy", but only nadamw can make the steps of a row later, and optimizer.name is '
-                f'{self.name!r}; set optimizer.table = "dense"'
+                f'{self.name!r}; set optimizer.table = "auto"'
             )
 
     def resolved(self, preset: str) -> OptimizerConfig:

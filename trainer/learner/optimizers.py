@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from trainer.learner.config import OWN, PACKAGED, OptimizerConfig
 from trainer.learner.muon import MuonWithAdamW
 from trainer.learner.nadamw import NAdamW
-from trainer.learner.tables import LazyNAdamW, average_rounding, keep_by_rows, reason_for_dense
+from trainer.learner.tables import LazyNAdamW, average_rounding, keep_by_rows, pays_by_rows, reason_for_dense
 
 ALGOPERF_SCHEDULE_FREE = {
     "lr": 0.0025,
@@ -34,7 +34,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
     refuses, or a package that is not installed.
     """
     make = _class_of(config.name)
-    by_rows = _keeps_tables_by_rows(config, model)
+    by_rows = _kept_by_rows(config, model)
     accepted = set(inspect.signature(make).parameters) - {"params", "model"}
     arguments = dict(ALGOPERF_SCHEDULE_FREE) if config.name.lower() == "schedulefree_adamw" else {}
     for name in ("lr", "betas", "eps", "weight_decay"):
@@ -50,7 +50,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
             )
         arguments[name] = tuple(value) if isinstance(value, list) else value
     if by_rows:
-        keep_by_rows(model)
+        keep_by_rows(*by_rows)
         make = LazyNAdamW
     try:
         optimizer = make(model if make is MuonWithAdamW else list(model.parameters()), **arguments)
@@ -60,22 +60,26 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
     return optimizer
 
 
-def _keeps_tables_by_rows(config: OptimizerConfig, model: nn.Module) -> bool:
-    """Whether the model's tables are kept by rows.
+def _kept_by_rows(config: OptimizerConfig, model: nn.Module) -> list[nn.Embedding]:
+    """The model's embeddings whose weights are to be kept by rows.
 
-    Raises: ValueError if they are to be and cannot.
+    Raises: ValueError if `config` asks for it and it cannot be.
     """
-    if config.table != "lazy":
-        return False
+    if config.table == "dense" or config.name.lower() != "nadamw":
+        return []
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    reasons = [reason for table in tables if (reason := reason_for_dense(table)) is not None]
+    against: list[str] = []
     if config.options.get("capturable"):
-        reasons.append("a capturable step reads nothing back from the device")
-    if config.average != "none" and not reasons and any(average_rounding(t.weight.device) is None for t in tables):
-        reasons.append("this build of torch rounds averages in a way of its own")
-    if reasons:
-        raise ValueError(f'optimizer.table is "lazy", but {reasons[0]}; set it to "dense"')
-    return bool(tables)
+        against.append("a capturable step reads nothing back from the device")
+    usable = [table for table in tables if reason_for_dense(table) is None]
+    if config.average != "none" and any(average_rounding(table.weight.device) is None for table in usable):
+        against.append("this build of torch rounds averages in a way of its own")
+    if config.table == "auto":
+        return [] if against else [table for table in usable if pays_by_rows(table, model)]
+    against += [reason for table in tables if (reason := reason_for_dense(table)) is not None]
+    if against:
+        raise ValueError(f'optimizer.table is "lazy", but {against[0]}; set it to "auto" or "dense"')
+    return tables
 
 
 def learning_rate(optimizer: Optimizer) -> float:

@@ -14,6 +14,7 @@ from trainer.learner.tables.weight import (
     LazyWeight,
     average_rounding,
     keep_by_rows,
+    pays_by_rows,
     reading,
     reason_for_dense,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "LazyWeight",
     "average_rounding",
     "keep_by_rows",
+    "pays_by_rows",
     "reading",
     "reason_for_dense",
 ]

@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from pipeline.compiled import compiled
 
 BLOCK = 32
 """Steps between two looks at whether a row is settled."""
@@ -50,7 +52,7 @@ def _fma(typingctx: Any, a: Any, b: Any, c: Any = None) -> Any:
     return types.float32(types.float32, types.float32, types.float32), build
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _lerp(average, theta, weight, fused):
     """`torch.lerp` of float32: rounded once at the end where torch's build is `fused`."""
     one = np.float32(1.0)
@@ -69,7 +71,7 @@ def _lerp(average, theta, weight, fused):
             average[i] = theta[i] - (theta[i] - average[i]) * (one - weight)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def average_rows(rows, width, average, theta, weight, fused):
     """The average of these rows taken once, at `weight`; arrays are flat."""
     for row in rows:
@@ -77,7 +79,7 @@ def average_rows(rows, width, average, theta, weight, fused):
         _lerp(average[part], theta[part], weight, fused)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def settled(theta, m, v, bounds, negligible):
     """Whether no step under `bounds` does more to these elements than multiply θ, m and v.
 
@@ -122,7 +124,7 @@ def settled(theta, m, v, bounds, negligible):
     return unsettled == 0
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _whole_steps(theta, m, v, average, numbers, start, stop, beta1, beta2, averaged, fused):
     """Steps `start` to `stop` as the dense kernel makes them with a gradient of +0."""
     zero = np.float32(0.0)
@@ -138,7 +140,7 @@ def _whole_steps(theta, m, v, average, numbers, start, stop, beta1, beta2, avera
             _lerp(average, theta, weight, fused)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _decay(theta, average, numbers, start, stop, averaged, fused):
     """θ of settled elements: one product a step; none where the decay is 1."""
     k = start
@@ -158,7 +160,7 @@ def _decay(theta, average, numbers, start, stop, averaged, fused):
         k += 1
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _shrink(x, beta, steps):
     """x ← β·x, `steps` times, of a settled row's m or v, whose signed zeros become +0."""
     zero = np.float32(0.0)
@@ -185,7 +187,7 @@ def _shrink(x, beta, steps):
         x[i] = x[i] + zero
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _come_to_rest(x, beta, steps):
     """Puts x where `steps` products take it, if all of it comes to rest on the way; returns the steps left to make.
 
@@ -215,7 +217,7 @@ def _come_to_rest(x, beta, steps):
     return 0
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _shrink_denormals(x, beta, steps, denormal):
     """x ← β·x, at most BLOCK times, where elements below `denormal` would meet denormals, which processors are slow at.
 
@@ -240,7 +242,7 @@ def _shrink_denormals(x, beta, steps, denormal):
         x[i] = x[i] + np.float32(units[i] * SMALLEST)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _catch_up(theta, m, v, average, numbers, bounds, start, end, beta1, beta2, averaged, fused, negligible):
     """One row's steps: whole ones while they must be, then products alone."""
     k = start
@@ -263,7 +265,7 @@ def _catch_up(theta, m, v, average, numbers, bounds, start, end, beta1, beta2, a
         k = stop
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def replay(rows, since, end, width, theta, m, v, average, numbers, bounds, beta1, beta2, averaged, fused, negligible):
     """Every row makes its steps of `numbers` from `since`, its own, to before `end`; arrays of the table are flat.
 
@@ -288,7 +290,7 @@ def replay(rows, since, end, width, theta, m, v, average, numbers, bounds, beta1
         )
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _move(theta, g, m, v, decay, beta1, rest1, beta2, rest2, addend, factor):
     for i in range(theta.size):
         first = beta1 * m[i] + rest1 * g[i]
@@ -298,7 +300,7 @@ def _move(theta, g, m, v, decay, beta1, rest1, beta2, rest2, addend, factor):
         theta[i] = theta[i] * decay - factor * (beta1 * first + rest1 * g[i]) / (np.sqrt(second) + addend)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def move_rows(rows, width, theta, gradients, m, v, decay, beta1, rest1, beta2, rest2, addend, factor):
     """One step of these rows with their gradients (U, E), as the dense kernel makes it; other arrays are flat."""
     for k in range(rows.size):
@@ -306,7 +308,7 @@ def move_rows(rows, width, theta, gradients, m, v, decay, beta1, rest1, beta2, r
         _move(theta[part], gradients[k], m[part], v[part], decay, beta1, rest1, beta2, rest2, addend, factor)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def take_stale(ids, stamps, base, now, rows, since):
     """Of the rows `ids`, those that are behind: each once into `rows`, its step less `base` into `since`.
 
@@ -325,7 +327,7 @@ def take_stale(ids, stamps, base, now, rows, since):
     return count
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def distinct(ids, padding, place, rows):
     """Every id but `padding` once into `rows`; returns their number. `place` (R,) may hold anything before."""
     count = 0
@@ -337,7 +339,7 @@ def distinct(ids, padding, place, rows):
     return count
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def sum_rows(ids, padding, place, values, sums, low, high):
     """Adds columns `low` to `high` of `values` (N, E) to `sums` (U, E) at `place[id]`, in the order of the ids.
 

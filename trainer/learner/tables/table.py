@@ -24,6 +24,9 @@ RANGE_ROWS = 4096
 """Rows that a thread takes at a time where all are brought up to date."""
 LEAST_COLUMNS = 16
 """Columns of a gradient that a thread adds up: a cache line."""
+LONGEST = 8192
+"""So many steps after the last read of the whole table, all rows make theirs, so that what is kept of the steps, and
+looked through at every step, stays small; it costs about as much as two steps of a table that is moved whole."""
 
 
 class History:
@@ -82,8 +85,8 @@ class History:
 class LazyTable:
     """Which step each row of a weight (R, E) is current at, and what it takes to make the steps that it is behind.
 
-    Costs 8 bytes a row beside weight, moments and average, and some 20 bytes for every step since the whole table was
-    last read. `negligible` is for tests alone.
+    Costs 8 bytes a row beside weight, moments and average, and some 20 bytes for every step since all rows were
+    current, which are LONGEST at most. `negligible` is for tests alone.
     """
 
     def __init__(self, weight: Tensor, *, negligible: float = HALF_ULP) -> None:
@@ -133,7 +136,7 @@ class LazyTable:
         assert self._moments is not None
         rows, sums = self._summed(gradient)
         decay, beta1, rest1, beta2, rest2, addend, factor = (np.float32(value) for value in scalars)
-        if (beta1, beta2) != self._betas:
+        if (beta1, beta2) != self._betas or self._history.steps >= LONGEST:
             self.bring_up_to_date()
             self._betas = beta1, beta2
         self._bring_rows(torch.from_numpy(rows))

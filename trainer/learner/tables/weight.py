@@ -11,6 +11,7 @@ function returned is a value of that time; `detach()` and `.data` give tensors t
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from trainer.learner.kernels import DeviceTable
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+FEWEST_ELEMENTS = 1 << 20
+"""Of a table that is worth keeping by rows: below, a step's bookkeeping costs more than moving the table whole."""
 
 
 class _Read(torch.Tensor):
@@ -185,12 +188,12 @@ class LazyNAdamW(NAdamW):
         state.update({name: reading(weight.table, moment) for name, moment in zip(MOMENTS, moments, strict=True)})
 
 
-def keep_by_rows(model: nn.Module) -> None:
+def keep_by_rows(*models: nn.Module) -> None:
     """Make every embedding's weight that can be kept by rows a LazyWeight; for `LazyNAdamW`, and nobody else, to move.
 
     The parameters stay the same objects, so that modules which share one still do.
     """
-    for module in model.modules():
+    for module in itertools.chain.from_iterable(model.modules() for model in models):
         if isinstance(module, nn.Embedding) and reason_for_dense(module) is None:
             weight = module.weight
             if not isinstance(weight, LazyWeight):
@@ -218,3 +221,16 @@ def reason_for_dense(module: nn.Embedding) -> str | None:
     if module.max_norm is not None or module.scale_grad_by_freq:
         return "max_norm and scale_grad_by_freq need the table whole"
     return None
+
+
+def pays_by_rows(module: nn.Embedding, model: nn.Module) -> bool:
+    """Whether the module's weight can be kept by rows and is moved faster so, with the bits of a table moved whole.
+
+    Not on CUDA, where a row's gradients are not added up in the order of torch's own backward, and not for a weight
+    that another kind of module shares, as a language model's last layer does: it reads the table whole at every step.
+    """
+    weight = module.weight
+    if weight.device.type != "cpu" or weight.numel() < FEWEST_ELEMENTS or reason_for_dense(module) is not None:
+        return False
+    owners = [owner for owner in model.modules() if any(own is weight for own in owner.parameters(recurse=False))]
+    return all(isinstance(owner, nn.Embedding) and reason_for_dense(owner) is None for owner in owners)

@@ -13,14 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import trainer.learner.optimizers
 import trainer.learner.tables.table
 from tests.resume import assert_identical, through_a_checkpoint
+from trainer.learner.averaging import WeightAverage
 from trainer.learner.config import OptimizerConfig
 from trainer.learner.nadamw import NAdamW
 from trainer.learner.optimizers import build_optimizer
-from trainer.learner.tables.weight import LazyNAdamW, LazyWeight, keep_by_rows
+from trainer.learner.tables.weight import FEWEST_ELEMENTS, LazyNAdamW, LazyWeight, keep_by_rows
 
 Make = Callable[[], nn.Module]
+LARGE = FEWEST_ELEMENTS // 2
+"""Rows of two columns that are worth keeping by rows."""
 
 
 def pair_of(make: Make, **options: Any) -> Iterator[tuple[Any, NAdamW]]:
@@ -260,25 +264,88 @@ def test_an_id_that_is_no_row_is_refused_and_changes_nothing(ids: list[int]) -> 
     assert_alike(ReadAsAWhole, step, steps=20)
 
 
-def test_tables_are_kept_by_rows_if_asked_for() -> None:
-    def weight_of(module: nn.Module, **values: Any) -> Tensor:
-        build_optimizer(OptimizerConfig(**values), module)
-        return next(module.parameters())
+def weight_of(module: nn.Module, **values: Any) -> Tensor:
+    """The module's first parameter, once an optimizer of these settings has been made."""
+    build_optimizer(OptimizerConfig(**values), module)
+    return next(module.parameters())
 
+
+def test_tables_are_kept_by_rows_if_asked_for() -> None:
     assert isinstance(weight_of(nn.Embedding(9, 2), table="lazy"), LazyWeight)
     assert isinstance(weight_of(nn.Embedding(9, 2), table="lazy", average="ema"), LazyWeight)
-    for table, values in (
-        (nn.Embedding(9, 2), {}),
-        (nn.Embedding(9, 2), {"table": "dense"}),
-        (nn.EmbeddingBag(9, 2), {"table": "lazy"}),
-    ):
+    for table, values in ((nn.Embedding(LARGE, 2), {"table": "dense"}), (nn.EmbeddingBag(9, 2), {"table": "lazy"})):
         assert type(weight_of(table, **values)) is nn.Parameter
+
+
+@pytest.mark.parametrize("values", [{}, {"table": "auto", "average": "polyak"}, {"weight_decay": 0.0}])
+def test_large_tables_are_kept_by_rows_without_being_asked_for(values: dict[str, Any]) -> None:
+    assert isinstance(weight_of(nn.Embedding(LARGE, 2), **values), LazyWeight)
+
+
+@pytest.mark.parametrize(
+    ("table", "values"),
+    [
+        (nn.Embedding(LARGE - 1, 2), {}),
+        (nn.EmbeddingBag(LARGE, 2), {}),
+        (nn.Embedding(LARGE, 2), {"name": "adamw"}),
+        (nn.Embedding(LARGE, 2), {"options": {"capturable": True}}),
+        (nn.Embedding(LARGE, 2, dtype=torch.float64), {}),
+        (nn.Embedding(LARGE, 2, max_norm=1.0), {}),
+        (nn.Embedding(LARGE, 2, scale_grad_by_freq=True), {}),
+        (nn.Embedding(LARGE, 2, device="meta"), {}),
+    ],
+    ids=["small", "bag", "adamw", "capturable", "float64", "max_norm", "by frequency", "elsewhere"],
+)
+def test_by_default_what_gains_nothing_by_rows_is_moved_whole(table: nn.Module, values: dict[str, Any]) -> None:
+    assert type(weight_of(table, **values)) is nn.Parameter
+
+
+def test_by_default_each_table_is_judged_by_itself_and_one_that_is_read_whole_is_moved_whole() -> None:
+    model = nn.ModuleDict(
+        {"small": nn.Embedding(9, 2), "large": nn.Embedding(LARGE, 2), "tied": nn.Embedding(LARGE, 2)}
+    )
+    model["shared"], model["head"] = nn.Embedding(LARGE, 2), nn.Linear(2, LARGE)
+    model["shared"].weight, model["head"].weight = model["large"].weight, model["tied"].weight
+    build_optimizer(OptimizerConfig(), model)
+    by_rows = {name for name, module in model.items() if isinstance(module.weight, LazyWeight)}
+    assert by_rows == {"large", "shared"}
+
+
+def test_averages_that_cannot_be_made_up_for_are_refused_or_taken_of_the_whole_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trainer.learner.optimizers, "lerp_rounding", lambda: None)
+    assert type(weight_of(nn.Embedding(LARGE, 2), average="ema")) is nn.Parameter
+    assert isinstance(weight_of(nn.Embedding(LARGE, 2)), LazyWeight)
+    with pytest.raises(ValueError, match="rounds averages"):
+        weight_of(nn.Embedding(9, 2), table="lazy", average="ema")
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_what_is_kept_of_the_steps_is_bounded(monkeypatch: pytest.MonkeyPatch, average: bool) -> None:
+    monkeypatch.setattr(trainer.learner.tables.table, "LONGEST", 7)
+    histories: list[int] = []
+    found = []
+    for model, optimizer in pair_of(lambda: nn.Embedding(50, 3)):
+        averages = WeightAverage(model, "ema", decay=0.9) if average else None
+        for number in range(60):
+            optimizer.zero_grad()
+            model(ids_of(number, 50, 4)).square().sum().backward()
+            optimizer.step()
+            if averages is not None and number % 7 != 6:  # not taken just before the history is full
+                averages.update()
+            if isinstance(model.weight, LazyWeight):
+                histories.append(model.weight.table._history.steps)
+        found.append(through_a_checkpoint([model.state_dict(), averages.state_dict() if averages else None]))
+    dense, lazy = found
+    assert_identical(lazy, dense)
+    assert max(histories) == 7
 
 
 @pytest.mark.parametrize(
     ("table", "values", "message"),
     [
-        (nn.Embedding(9, 2), {"name": "adamw"}, "only nadamw.*'adamw'.*dense"),
+        (nn.Embedding(9, 2), {"name": "adamw"}, "only nadamw.*'adamw'.*auto"),
         (nn.Embedding(9, 2), {"options": {"capturable": True}}, "capturable.*dense"),
         (nn.Embedding(9, 2, dtype=torch.float64), {}, "float32.*dense"),
         (nn.Embedding(9, 2, max_norm=1.0), {}, "max_norm.*dense"),
