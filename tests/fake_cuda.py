@@ -28,6 +28,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from pipeline.device import streams
+
 DEVICE = "cuda:0"
 RANKS = tuple(permutations(range(3)))
 
@@ -215,6 +217,8 @@ class FakeCuda:
         """Within it `torch.cuda` is this device, on this thread."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.cuda, "_lazy_init", lambda: None)
+            patch.setattr(torch.cuda, "current_device", lambda: 0)
+            patch.setattr(streams, "_streams", {})
             patch.setattr(torch.cuda, "Stream", lambda *_, **__: Stream(self))
             patch.setattr(torch.cuda, "Event", lambda *_, **__: Event(self))
             patch.setattr(torch.cuda, "stream", self.on)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.device.batch_layout import BatchLayout
 from pipeline.device.feed import DevicePair, Made
 from pipeline.device.model_inputs import ModelInputs, encoded_inputs, to_inputs
+from pipeline.device.streams import upload_stream
 from pipeline.errors import InputError
 from pipeline.rows import BatchPair, BufferPool, Gap, HostPairs, OncePerBatch, RowBatch
 from pipeline.stages import StageTotals
@@ -60,7 +61,7 @@ class DaliPairs:
         """Raises: InputError if DALI cannot be imported."""
         self._pairs, self._table_rows, self._stages = pairs, table_rows, stages
         self._source = _Source(pairs, stages)
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = upload_stream("feed", device) if device.type == "cuda" else None
         self._pipeline: Any = self._build(depth, checkpoint)
 
     def make(self) -> Made:

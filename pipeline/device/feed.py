@@ -14,6 +14,7 @@ from torchdata.nodes import BaseNode, Prefetcher
 
 from pipeline.device.model_inputs import ModelInputs
 from pipeline.device.ring import Uploader
+from pipeline.device.streams import hand_over
 from pipeline.errors import InputError
 from pipeline.rows import BatchPair, HostPairs, OncePerBatch, PairSpans, RowPosition, RowReader
 from pipeline.schema import LogFormat
@@ -260,8 +261,6 @@ def _stream_wait(pair: DevicePair, ready: torch.cuda.Event) -> StreamWait:
     began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     began_at = time.perf_counter_ns()
     began.record(stream)
-    stream.wait_event(ready)
+    hand_over((*pair.b1, *pair.b2), ready)
     ended.record(stream)
-    for tensor in (*pair.b1, *pair.b2):
-        tensor.record_stream(stream)
     return StreamWait(began=began, ended=ended, began_at=began_at)

@@ -11,6 +11,7 @@ from pipeline.device.config import DataConfig
 from pipeline.device.feed import Feed, PairMaker, PairNode, PairUploader
 from pipeline.device.model_inputs import ModelInputs
 from pipeline.device.ring import make_uploader
+from pipeline.device.streams import hand_over
 from pipeline.errors import InputError
 from pipeline.rows import (
     GroupReader,
@@ -92,7 +93,8 @@ def open_rows(
 ) -> Iterator[ModelInputs]:
     """The rows of `split` in file order, each once, in batches of `batch_rows` (the last may be shorter).
 
-    `limit_rows` ends it early. Threads end with the iterator. Raises: as `open_feed`, when first asked for a batch.
+    `limit_rows` ends it early. Threads end with the iterator. On CUDA a batch is for the stream that is current where
+    it is asked for, and the host does not wait for its copy. Raises: as `open_feed`, when first asked for a batch.
     """
     order = _order(manifest, split, seed=0, shuffle="none", window_groups=1, limit_rows=limit_rows)
     stages = StageTotals()
@@ -100,12 +102,11 @@ def open_rows(
     reader = _reader(config, manifest, split, order, encode_rows=encode_rows, stages=stages)
     end = order.rows if limit_rows is None else min(limit_rows, order.rows)
     try:
-        uploader = make_uploader(device, table_rows=table_rows, stages=stages)
+        uploader = make_uploader(device, table_rows=table_rows, stages=stages, role="evaluation")
         for start in range(0, end, batch_rows):
             batch = reader.read(0, start, min(start + batch_rows, end))
             inputs = uploader.upload(batch)
-            if (ready := uploader.mark()) is not None:
-                ready.synchronize()
+            hand_over(inputs, uploader.mark())
             if batch.rows:
                 yield inputs
     finally:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.device.batch_layout import BatchLayout, tensors_of
 from pipeline.device.model_inputs import ModelInputs, encoded_inputs, to_inputs
+from pipeline.device.streams import Role, upload_stream
 from pipeline.rows import RowBatch
 from pipeline.stages import StageTotals
 
@@ -45,13 +46,21 @@ class PinnedRing:
     """Uploads to a CUDA device: pinned slot → one asynchronous copy → transform, on a side stream.
 
     Every slot has an event after its copy; a slot is filled again only once that event has passed, so a copy in
-    flight never sees rows of a later batch. The thread that trains waits for nothing: it has its stream wait for
-    `mark` and records the tensors there.
+    flight never sees rows of a later batch. The thread that takes the batches waits for nothing: with `mark` they are
+    handed over to its stream (`streams.hand_over`).
     """
 
-    def __init__(self, device: torch.device, *, table_rows: int, stages: StageTotals, slots: int = RING_SLOTS) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        table_rows: int,
+        stages: StageTotals,
+        role: Role = "feed",
+        slots: int = RING_SLOTS,
+    ) -> None:
         self._device, self._table_rows, self._stages = device, table_rows, stages
-        self._stream = torch.cuda.Stream(device)
+        self._stream = upload_stream(role, device)
         self._slots = [_Slot() for _ in range(slots)]
         self._turn = 0
 
@@ -100,8 +109,8 @@ class _Slot:
         return self._memory[:words]
 
 
-def make_uploader(device: torch.device, *, table_rows: int, stages: StageTotals) -> Uploader:
-    """The uploader for `device`."""
+def make_uploader(device: torch.device, *, table_rows: int, stages: StageTotals, role: Role = "feed") -> Uploader:
+    """The uploader for `device`; on CUDA its batches come on the stream of `role`."""
     if device.type == "cuda":
-        return PinnedRing(device, table_rows=table_rows, stages=stages)
+        return PinnedRing(device, table_rows=table_rows, stages=stages, role=role)
     return HostUploader(stages)

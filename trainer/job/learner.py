@@ -88,8 +88,8 @@ class Learner:
     def finite(self) -> bool:
         """Whether every weight is a finite number."""
         weights = (weight.detach() for weight in self.model.parameters() if weight.numel())
-        largest = (torch.linalg.vector_norm(weight, math.inf) for weight in weights)
-        return all(math.isfinite(value) for value in largest)
+        largest = [torch.linalg.vector_norm(weight, math.inf).double() for weight in weights]
+        return bool(torch.stack(largest).isfinite().all())  # the only wait for the device
 
     def saved_finite(self, files: Iterable[CheckpointFile]) -> bool:
         """As `finite`, of the weights that are in these files of a checkpoint; in any thread, training may go on."""

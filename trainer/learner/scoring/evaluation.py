@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -13,12 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.device import ModelInputs
+from trainer.learner.scoring.host_copy import HostCopy
 
 EXACT_ROWS = 1 << 25
 """Rows up to which the AUC is exact: their logits take 128 MB, sorting them as much again."""
 HISTOGRAM_BINS = 1 << 22
 """Beyond, logits are counted in so many equal bins over ±HISTOGRAM_LIMIT; outer bins take the rest."""
 HISTOGRAM_LIMIT = 32.0
+IN_FLIGHT_BATCHES = 2
+"""On a device that runs asynchronously a batch's logits are counted when so many later ones are under way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,23 +43,36 @@ class Evaluation:
 
 
 class Evaluator:
-    """Accumulates logits and labels in bounded memory."""
+    """Accumulates logits and labels in bounded memory.
+
+    On CUDA `add` waits for no more than a batch that has had IN_FLIGHT_BATCHES others behind it: the loss is summed on
+    the device, and logits and labels are counted once they have come to the host.
+    """
 
     def __init__(self, *, exact_rows: int = EXACT_ROWS) -> None:
         self._exact_rows = exact_rows
         self._rows = 0
         self._positives = 0
-        self._loss = torch.zeros((), dtype=torch.float64)
+        self._loss: Tensor | None = None
+        self._coming: deque[HostCopy] = deque()
         self._nan = False
         self._kept: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]] = ([], [])
         self._counts: NDArray[np.int64] | None = None
 
     def add(self, logits: Tensor, label: Tensor) -> None:
         """Takes in logits (R,) and labels 0 or 1 (R,)."""
+        logits = logits.detach()
         losses = functional.binary_cross_entropy_with_logits(logits.double(), label.double(), reduction="sum")
-        self._loss += losses.cpu()
-        values = logits.detach().float().cpu().numpy()
-        positive = label.cpu().numpy() > 0.5
+        self._loss = losses if self._loss is None else self._loss + losses
+        self._coming.append(HostCopy(logits.float(), label))
+        self._take_in(keep=IN_FLIGHT_BATCHES if logits.is_cuda else 0)
+
+    def _take_in(self, *, keep: int) -> None:
+        while len(self._coming) > keep:
+            logits, label = self._coming.popleft().wait()
+            self._count_rows(logits.numpy(), label.numpy() > 0.5)
+
+    def _count_rows(self, values: NDArray[np.float32], positive: NDArray[np.bool_]) -> None:
         self._rows += len(values)
         self._positives += int(positive.sum())
         self._nan = self._nan or bool(np.isnan(values).any())
@@ -72,7 +89,8 @@ class Evaluator:
 
         Raises: ValueError if there were none.
         """
-        if self._rows == 0:
+        self._take_in(keep=0)
+        if self._loss is None:
             raise ValueError(f"split {split!r} has no rows to evaluate on; leave it out of eval.splits")
         loss = self._loss.item() / self._rows
         auc, error = self._area()
