@@ -128,7 +128,7 @@ def test_under_autocast_slope_curvature_and_ratio_are_those_of_float64_but_for_i
 def rows_spread(model: nn.Module, change: list[Tensor], x: Tensor, y: Tensor) -> float:
     """Mean over rows of |slope|, what a rounding of each row's slope is a share of; dense, in float64."""
     direction: Any = dict(zip(dict(model.named_parameters()), change, strict=True))
-    z, tangent = torch.func.jvp(
+    z, tangent, *_ = torch.func.jvp(
         lambda parameters: torch.func.functional_call(model, parameters, (x,)),
         ({name: value.detach() for name, value in model.named_parameters()},),
         (direction,),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ops.step_clock import StepClock
 from pipeline.device import DevicePair, ModelInputs
@@ -114,7 +115,7 @@ def test_a_gpu_without_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     TrainingPrecision(name="tf32", device=CUDA).refuse_unsupported()
 
 
-class Products(torch.utils._python_dispatch.TorchDispatchMode):
+class Products(TorchDispatchMode):
     """Notes the types of all matrix products and of all losses."""
 
     def __init__(self) -> None:
