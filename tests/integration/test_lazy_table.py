@@ -51,7 +51,7 @@ def test_lazy_and_dense_runs_are_equal_and_continue_one_another(
     assert len(expected[1]) == 90
     assert expected[2]
     continued = [train(cut(lazy, "a"), "lazy"), train(cut(dense, "b"), "lazy"), train(cut(lazy, "c"), "dense")]
-    monkeypatch.setattr(weight, "FEWEST_ELEMENTS", 1)
+    monkeypatch.setattr(weight, "FEWEST_ROWS", 1)
     for run in (lazy, *continued, train(cut(dense, "d"), "auto")):
         tensors, steps, estimates = lasting(run)
         assert steps == expected[1]
@@ -63,7 +63,7 @@ def test_a_run_of_an_earlier_version_goes_on_the_same_with_either_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "table" not in tomllib.loads((EARLIER / "run" / "config.toml").read_text(encoding="utf-8"))["optimizer"]
-    monkeypatch.setattr(weight, "FEWEST_ELEMENTS", 1)
+    monkeypatch.setattr(weight, "FEWEST_ROWS", 1)
     made: list[object] = []
     keep = weight.LazyTable
     monkeypatch.setattr(weight, "LazyTable", lambda *weights: made.append(weights) or keep(*weights))

@@ -20,11 +20,9 @@ from trainer.learner.averaging import WeightAverage
 from trainer.learner.config import OptimizerConfig
 from trainer.learner.nadamw import NAdamW
 from trainer.learner.optimizers import build_optimizer
-from trainer.learner.tables.weight import FEWEST_ELEMENTS, LazyNAdamW, LazyWeight, keep_by_rows
+from trainer.learner.tables.weight import FEWEST_ROWS, LazyNAdamW, LazyWeight, keep_by_rows
 
 Make = Callable[[], nn.Module]
-LARGE = FEWEST_ELEMENTS // 2
-"""Rows of two columns that are worth keeping by rows."""
 
 
 def pair_of(make: Make, **options: Any) -> Iterator[tuple[Any, NAdamW]]:
@@ -273,26 +271,29 @@ def weight_of(module: nn.Module, **values: Any) -> Tensor:
 def test_tables_are_kept_by_rows_if_asked_for() -> None:
     assert isinstance(weight_of(nn.Embedding(9, 2), table="lazy"), LazyWeight)
     assert isinstance(weight_of(nn.Embedding(9, 2), table="lazy", average="ema"), LazyWeight)
-    for table, values in ((nn.Embedding(LARGE, 2), {"table": "dense"}), (nn.EmbeddingBag(9, 2), {"table": "lazy"})):
+    for table, values in (
+        (nn.Embedding(FEWEST_ROWS, 2), {"table": "dense"}),
+        (nn.EmbeddingBag(9, 2), {"table": "lazy"}),
+    ):
         assert type(weight_of(table, **values)) is nn.Parameter
 
 
 @pytest.mark.parametrize("values", [{}, {"table": "auto", "average": "polyak"}, {"weight_decay": 0.0}])
 def test_large_tables_are_kept_by_rows_without_being_asked_for(values: dict[str, Any]) -> None:
-    assert isinstance(weight_of(nn.Embedding(LARGE, 2), **values), LazyWeight)
+    assert isinstance(weight_of(nn.Embedding(FEWEST_ROWS, 2), **values), LazyWeight)
 
 
 @pytest.mark.parametrize(
     ("table", "values"),
     [
-        (nn.Embedding(LARGE - 1, 2), {}),
-        (nn.EmbeddingBag(LARGE, 2), {}),
-        (nn.Embedding(LARGE, 2), {"name": "adamw"}),
-        (nn.Embedding(LARGE, 2), {"options": {"capturable": True}}),
-        (nn.Embedding(LARGE, 2, dtype=torch.float64), {}),
-        (nn.Embedding(LARGE, 2, max_norm=1.0), {}),
-        (nn.Embedding(LARGE, 2, scale_grad_by_freq=True), {}),
-        (nn.Embedding(LARGE, 2, device="meta"), {}),
+        (nn.Embedding(FEWEST_ROWS - 1, 2), {}),
+        (nn.EmbeddingBag(FEWEST_ROWS, 2), {}),
+        (nn.Embedding(FEWEST_ROWS, 2), {"name": "adamw"}),
+        (nn.Embedding(FEWEST_ROWS, 2), {"options": {"capturable": True}}),
+        (nn.Embedding(FEWEST_ROWS, 2, dtype=torch.float64), {}),
+        (nn.Embedding(FEWEST_ROWS, 2, max_norm=1.0), {}),
+        (nn.Embedding(FEWEST_ROWS, 2, scale_grad_by_freq=True), {}),
+        (nn.Embedding(FEWEST_ROWS, 2, device="meta"), {}),
     ],
     ids=["small", "bag", "adamw", "capturable", "float64", "max_norm", "by frequency", "elsewhere"],
 )
@@ -302,9 +303,9 @@ def test_by_default_what_gains_nothing_by_rows_is_moved_whole(table: nn.Module, 
 
 def test_by_default_each_table_is_judged_by_itself_and_one_that_is_read_whole_is_moved_whole() -> None:
     model = nn.ModuleDict(
-        {"small": nn.Embedding(9, 2), "large": nn.Embedding(LARGE, 2), "tied": nn.Embedding(LARGE, 2)}
+        {"small": nn.Embedding(9, 2), "large": nn.Embedding(FEWEST_ROWS, 2), "tied": nn.Embedding(FEWEST_ROWS, 2)}
     )
-    model["shared"], model["head"] = nn.Embedding(LARGE, 2), nn.Linear(2, LARGE)
+    model["shared"], model["head"] = nn.Embedding(FEWEST_ROWS, 2), nn.Linear(2, FEWEST_ROWS)
     model["shared"].weight, model["head"].weight = model["large"].weight, model["tied"].weight
     build_optimizer(OptimizerConfig(), model)
     by_rows = {name for name, module in model.items() if isinstance(module.weight, LazyWeight)}
@@ -315,8 +316,8 @@ def test_averages_that_cannot_be_made_up_for_are_refused_or_taken_of_the_whole_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(trainer.learner.optimizers, "average_rounding", lambda device: None)
-    assert type(weight_of(nn.Embedding(LARGE, 2), average="ema")) is nn.Parameter
-    assert isinstance(weight_of(nn.Embedding(LARGE, 2)), LazyWeight)
+    assert type(weight_of(nn.Embedding(FEWEST_ROWS, 2), average="ema")) is nn.Parameter
+    assert isinstance(weight_of(nn.Embedding(FEWEST_ROWS, 2)), LazyWeight)
     with pytest.raises(ValueError, match="rounds averages"):
         weight_of(nn.Embedding(9, 2), table="lazy", average="ema")
 
