@@ -52,7 +52,7 @@ every_steps = {half}
 def preprocessed(log: Path, folder: Path) -> Path:
     """A data folder made of `log`, a Criteo log."""
     data = folder / "data"
-    kind = "criteo-kaggle" if "kaggle" in log.name else "criteo-1tb"
+    kind = "criteo-kaggle" if "kaggle" in log.name else "criteo"
     assert alphastream(["preprocess", str(log), "--format", kind, "--out", str(data)]) == 0
     return data
 

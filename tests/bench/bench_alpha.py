@@ -48,7 +48,7 @@ class Subject:
         self.rows, self.table_rows = rows, table_rows
         config = ModelConfig(preset="dlrm-small", table_rows=table_rows)
         self.model = build_model(config, dense_features=13, sparse_features=26, seed=0)
-        self.optimizer = build_optimizer(OptimizerConfig(), self.model)
+        self.optimizer = build_optimizer(OptimizerConfig(table="dense"), self.model)
         self.loss = nn.BCEWithLogitsLoss()
         self.workers = {
             PLAIN: StepSizeWorker(self.model, self.optimizer, BCEWithLogits()),

@@ -41,8 +41,7 @@ def write_data(folder: Path) -> Path:
 
 def clock_of(device: str, **options: Any) -> StepClock:
     """The clock of a run on `device`."""
-    make = getattr(job, "step_clock", lambda _, **options: StepClock(**options))
-    return make(torch.device(device), **options)
+    return job.step_clock(torch.device(device), **options)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ For example:
 from __future__ import annotations
 
 from trainer.job.daemon import train
-from trainer.job.device_marks import step_clock
+from trainer.job.device import step_clock
 from trainer.job.learner import Learner, evaluate_run
 from trainer.job.signals import stop_signals
 from trainer.job.training_state import TrainingState, open_training

@@ -18,7 +18,7 @@ from trainer.console import Console
 from trainer.job.allocator import keep_freed_memory
 from trainer.job.checkpointing import Checkpointing, open_checkpointing
 from trainer.job.decided import decided
-from trainer.job.device_marks import step_clock
+from trainer.job.device import step_clock
 from trainer.job.observer import Outlets, RunObserver
 from trainer.job.run_directory import RunDirectory
 from trainer.job.signals import stop_signals

@@ -20,8 +20,8 @@ from stepsize.policies import Policy, make_policy
 from stepsize.worker import StepSizeWorker
 from trainer.config import Config, ConfigError, config_errors
 from trainer.job.decided import with_delay
+from trainer.job.device import training_stream
 from trainer.job.learner import Learner, model_columns, training_device
-from trainer.job.training_stream import training_stream
 from trainer.learner import TrainingPrecision, learning_rate, scheduled_rate
 from trainer.loop import Host, Loop, Observer, Pairs, Position, Timetable
 from trainer.records import Checkpoint, checkpoint_files, random_state, restore_random_state, write_checkpoint

@@ -131,9 +131,9 @@ class OptimizerConfig:
     """Any further keyword argument of the optimizer, e.g. momentum = 0.9."""
     table: Literal["auto", "lazy", "dense"] = "auto"
     """How embedding tables are moved: "dense" moves every row at every step; "lazy" makes a row's steps when the row is
-    looked at, which gives the same weights, bit for bit, and never makes the table's gradient whole. lazy is for nadamw
-    on the CPU; auto is lazy for the tables where that can be and pays, and dense for all others. A run may go on with
-    another value. What lazy gains depends on the table's size (`python -m tests.bench table`)."""
+    looked at, which gives the same weights, bit for bit, and never makes the table's gradient whole. lazy needs nadamw,
+    on the CPU or by Triton on CUDA, where it adds up gradients in another order. auto is lazy for large tables on the
+    CPU, and dense for all others. A run may go on with another value (gains: `python -m tests.bench table`)."""
     average: Literal["none", "ema", "polyak"] = "none"
     """What is evaluated: the weights themselves, their exponential moving average, or their mean since the start."""
     average_decay: float = 0.99

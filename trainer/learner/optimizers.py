@@ -71,15 +71,14 @@ def _kept_by_rows(config: OptimizerConfig, model: nn.Module) -> list[nn.Embeddin
     against: list[str] = []
     if config.options.get("capturable"):
         against.append("a capturable step reads nothing back from the device")
-    usable = [table for table in tables if reason_for_dense(table) is None]
-    if config.average != "none" and any(average_rounding(table.weight.device) is None for table in usable):
-        against.append("this build of torch rounds averages in a way of its own")
     if config.table == "auto":
-        return [] if against else [table for table in usable if pays_by_rows(table, model)]
+        tables = [table for table in tables if pays_by_rows(table, model)]
     against += [reason for table in tables if (reason := reason_for_dense(table)) is not None]
-    if against:
+    if config.average != "none" and not against and any(average_rounding(t.weight.device) is None for t in tables):
+        against.append("this build of torch rounds averages in a way of its own")
+    if against and config.table == "lazy":
         raise ValueError(f'optimizer.table is "lazy", but {against[0]}; set it to "auto" or "dense"')
-    return tables
+    return [] if against else tables
 
 
 def learning_rate(optimizer: Optimizer) -> float:

@@ -121,6 +121,7 @@ class Scene:
         for timing in (*self.steps, *self.pauses):
             assert sum(timing.phase_nanoseconds.values()) == timing.nanoseconds
             assert timing.phase_nanoseconds.keys() == set(PHASES)
+            assert min(timing.phase_nanoseconds.values()) >= 0
         assert sum(timing.nanoseconds for timing in (*self.steps, *self.pauses)) == self.device.now
         assert sum(self.clock.totals().values()) * NANOSECONDS == pytest.approx(self.device.now, abs=1)
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from stepsize.measuring.handoff import SideStream
-from trainer.job import training_stream as module
-from trainer.job.training_stream import training_stream
+from trainer.job.device import stream as module
+from trainer.job.device.stream import training_stream
 
 CUDA = torch.device("cuda", 0)
 

@@ -314,7 +314,7 @@ def test_by_default_each_table_is_judged_by_itself_and_one_that_is_read_whole_is
 def test_averages_that_cannot_be_made_up_for_are_refused_or_taken_of_the_whole_table(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trainer.learner.optimizers, "lerp_rounding", lambda: None)
+    monkeypatch.setattr(trainer.learner.optimizers, "average_rounding", lambda device: None)
     assert type(weight_of(nn.Embedding(LARGE, 2), average="ema")) is nn.Parameter
     assert isinstance(weight_of(nn.Embedding(LARGE, 2)), LazyWeight)
     with pytest.raises(ValueError, match="rounds averages"):
