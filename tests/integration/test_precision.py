@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from statistics import geometric_mean
 
 import pytest
 
@@ -102,6 +103,21 @@ def test_bfloat16_is_another_run_and_tf32_without_a_gpu_the_same_which_is_said_o
     assert losses["bfloat16"][0] == pytest.approx(losses["float32"][0], rel=2**-8)  # of the same weights
 
 
+def test_alpha_is_measured_in_the_precision_of_training(write: Callable[[str], Path], tmp_path: Path) -> None:
+    """So asking for bfloat16 in measuring changes a float32 run's estimates, and a bfloat16 run's not by a bit."""
+    found = {}
+    for trained in ("float32", "bfloat16"):
+        config = write(f'precision = "{trained}"\n[stepsize]\ninterval = 3\ncount = 3\n{SHORT}')
+        for measured in ("float32", "bfloat16"):
+            run = tmp_path / f"{trained}-{measured}"
+            asked = ["--stepsize.measuring.precision", measured]
+            assert main(["train", str(config), "--run", str(run), *asked]) == 0
+            found[trained, measured] = list(read_records(run / "alpha.jsonl"))
+    assert len(found["bfloat16", "float32"]) == 6
+    assert found["bfloat16", "float32"] == found["bfloat16", "bfloat16"]
+    assert found["float32", "float32"] != found["float32", "bfloat16"]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -148,3 +164,26 @@ def test_stall_honours_it(
     config = write("[budget]\nsteps = 100\n")
     assert main(["stall", str(config), "--model.precision", name, "--steps", "12", "--warmup-steps", "2"]) == 0
     assert capfd.readouterr().err.count('model.precision is "tf32"') == (name == "tf32")
+
+
+@pytest.mark.timeout(600)
+def test_auto_finds_its_rate_on_real_rows_in_either_precision(real_data: Path, tmp_path: Path) -> None:
+    """From a first guess a thousand times too small: the rates it comes to, and the loss they lead to."""
+    data = tmp_path / "data"
+    assert main(["preprocess", str(real_data / "criteo_kaggle_137139.tsv.gz"), "--out", str(data)]) == 0
+    config = tmp_path / "config.toml"
+    config.write_text(
+        f'[data]\npath = "{data}"\nbatch_rows = 256\n[optimizer]\nlr = 1e-5\n[stepsize]\npolicy = "auto"\n'
+        '[budget]\nsteps = 160\n[eval]\nsplits = ["validation"]\n[metrics]\nport = -1\n'
+    )
+    rates, losses = [], []
+    for name in ("float32", "bfloat16"):
+        run = tmp_path / name
+        assert main(["train", str(config), "--run", str(run), "--model.precision", name]) == 0
+        steps = list(read_records(run / "steps.jsonl"))
+        rates.append(geometric_mean(step["learning_rate"] for step in steps[40:120]))
+        losses.append(next(iter(read_records(run / "evals.jsonl")))["loss"])
+    assert rates[0] > 1e-3
+    assert rates[1] == pytest.approx(rates[0], rel=0.1)
+    assert losses[0] < 0.5
+    assert losses[1] == pytest.approx(losses[0], abs=2e-3)

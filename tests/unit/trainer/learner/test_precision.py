@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -211,3 +212,50 @@ def test_measuring_runs_in_the_precision_of_training_unless_it_is_lower() -> Non
         [found[trained, measured]] = [(estimate.slope, estimate.curvature) for estimate in worker.poll(step=0)]
     assert found["float32", "bfloat16"] == found["bfloat16", "float32"]
     assert found["float32", "bfloat16"] != found["float32", "float32"]
+
+
+def test_a_step_multiplies_tf32_forward_and_backward_and_neither_in_its_loss_nor_in_the_optimizer(matmul: Any) -> None:
+    model, seen = click_model(), {}
+    step = train_step(model, "float32")
+    step = replace(step, precision=TrainingPrecision(name="tf32", device=CUDA))
+    model.register_forward_hook(lambda *_: seen.update(forward=matmul.fp32_precision))
+    model.top[0].weight.register_hook(lambda gradient: seen.update(backward=matmul.fp32_precision))  # pyright: ignore
+    step.optimizer.register_step_pre_hook(lambda *_: seen.update(optimizer=matmul.fp32_precision))
+    before = matmul.fp32_precision
+    step(pair(0), step=0, learning_rate=1e-3, measure=False)
+    assert seen == {"forward": "tf32", "backward": "tf32", "optimizer": before}
+    assert matmul.fp32_precision == before != "tf32"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("name", "rounding"), [("tf32", 2.0**-11), ("bfloat16", 2.0**-8)])
+def test_on_cuda_gradients_are_those_of_float32_but_for_the_rounding(name: Any, rounding: float) -> None:
+    batch, gradients = click_batch(0), []
+    for precision in ("float32", name):
+        model = click_model().cuda()
+        step = replace(train_step(model, "float32"), precision=TrainingPrecision(name=precision, device=CUDA))
+        inputs = ModelInputs(*(part.cuda() for part in batch))
+        step(replace(pair(0), b2=inputs), step=0, learning_rate=0.0, measure=False)
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))  # pyright: ignore
+    difference = (gradients[1] - gradients[0]).norm() / gradients[0].norm()
+    assert 0 < difference < 16 * rounding
+    assert torch.backends.cuda.matmul.fp32_precision != "tf32"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["tf32", "bfloat16"])
+def test_on_cuda_the_self_check_finds_no_fault_and_estimates_are_near_those_of_float32(name: Any) -> None:
+    for seed in range(20):
+        found = []
+        for precision in (TrainingPrecision(), TrainingPrecision(name=name, device=CUDA)):
+            model = click_model(seed).cuda()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            worker = StepSizeWorker(model, optimizer, BCEWithLogits(), delay=0, forward_context=precision.forward)
+            b1, b2 = (ModelInputs(*(part.cuda() for part in click_batch(seed + other))) for other in (1000, 0))
+            binary_cross_entropy_with_logits(model(b2.dense, b2.ids), b2.label).backward()
+            with worker.around_step((b1.dense, b1.ids), b1.label, step=0):
+                optimizer.step()
+            found += worker.poll(step=0)
+        exact, coarse = found
+        assert coarse.curvature == pytest.approx(exact.curvature, rel=16 * 2.0**-8)
+        assert abs(coarse.relative - exact.relative) < 0.25 * exact.standard_error
