@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,16 +11,10 @@ from torch import Tensor, nn
 
 import trainer.learner.nadamw
 import trainer.learner.tables.weight
-from stepsize.losses import BCEWithLogits
-from stepsize.policies import StepSizeConfig, make_policy, set_learning_rate
-from stepsize.worker import StepSizeWorker
 from tests.resume import assert_identical, through_a_checkpoint
 from tests.table_rows import KERNELS_DEVICE
-from trainer.learner.averaging import build_average
-from trainer.learner.config import ModelConfig, OptimizerConfig
-from trainer.learner.model import build_model
+from tests.table_run import TableRun
 from trainer.learner.nadamw import NAdamW, _move_fused
-from trainer.learner.optimizers import build_optimizer
 from trainer.learner.tables import LazyNAdamW, LazyWeight, keep_by_rows
 from trainer.learner.tables.replay import HALF_ULP
 
@@ -170,62 +163,8 @@ def click_batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
     return dense, ids_of(step, ROWS, SPARSE, BATCH), label
 
 
-class Run:
-    """A click model trained as the trainer trains it: rates from α*, averaged."""
-
-    def __init__(self, table: Any, average: Any) -> None:
-        sizes = ModelConfig(table_rows=ROWS, embedding_dim=4, bottom=(8, 4), top=(8, 1))
-        config = OptimizerConfig(table=table, average=average, average_decay=0.9).resolved("dlrm-tiny")
-        self.model = build_model(sizes, dense_features=3, sparse_features=SPARSE, seed=0)
-        self.optimizer = build_optimizer(config, self.model)
-        self.average = build_average(config, self.model)
-        self.policy = make_policy(
-            StepSizeConfig(policy="auto", interval=1, count=1, start=0), initial_rate=1e-3, total_steps=60
-        )
-        self.worker = StepSizeWorker(self.model, self.optimizer, BCEWithLogits())
-        self.seen: list[Any] = []
-
-    def advance(self, steps: range) -> None:
-        for step in steps:
-            dense, ids, label = click_batch(step)
-            rate = self.policy.learning_rate(step, 1e-3 * (1.0 + math.sin(step / 9) ** 2))
-            set_learning_rate(self.optimizer, rate)
-            loss = nn.functional.binary_cross_entropy_with_logits(self.model(dense, ids), label)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            *b1, b1_label = click_batch(step + 1)
-            if self.policy.wants(step):
-                self.worker.before_step(tuple(b1), b1_label, step=step)
-            self.optimizer.step()
-            if self.average is not None:
-                self.average.update()
-            self.worker.after_step()
-            estimates = self.worker.poll(step=step)
-            for estimate in estimates:
-                self.policy.observe(estimate)
-            self.seen.append((rate, loss.item(), [vars(estimate) for estimate in estimates]))
-
-    def answers(self) -> Tensor:
-        with torch.no_grad():
-            if self.average is None:
-                return self.model(*click_batch(77)[:2])
-            with self.average.applied():
-                return self.model(*click_batch(77)[:2])
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
-            "policy": self.policy.state_dict(),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average:
-            self.average.load_state_dict(state["average"])
-        self.policy.load_state_dict(state["policy"])
+def run_of(table: Any, average: Any) -> TableRun:
+    return TableRun(table, batch=click_batch, rows=ROWS, average=average, policy="auto", steps=60)
 
 
 on_the_cpu = pytest.mark.skipif(
@@ -238,32 +177,32 @@ on_the_cpu = pytest.mark.skipif(
 def test_a_training_with_a_stop_in_between_is_that_of_the_dense_table_on_the_cpu(
     average: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dense = Run("dense", average)
+    dense = run_of("dense", average)
     dense.advance(range(10))
     saved = through_a_checkpoint(dense.state())
     dense.advance(range(10, 26))
     by_the_kernels(monkeypatch)
-    first = Run("lazy", average)
+    first = run_of("lazy", average)
     assert isinstance(first.model.table.weight, LazyWeight)
     assert isinstance(first.model.table.weight.table, DeviceTable)
     first.advance(range(6))
-    first.answers()
+    first.answers(*click_batch(77)[:2])
     first.advance(range(6, 10))
     assert_identical(through_a_checkpoint(first.state()), saved, "at the stop")
-    second = Run("lazy", average)
+    second = run_of("lazy", average)
     second.restore(saved)
     second.advance(range(10, 26))
     assert first.seen + second.seen == dense.seen
     assert any(estimates for _, _, estimates in dense.seen)
-    assert_identical(second.answers(), dense.answers())
+    assert_identical(second.answers(*click_batch(77)[:2]), dense.answers(*click_batch(77)[:2]))
     assert_identical(through_a_checkpoint(second.state()), through_a_checkpoint(dense.state()))
 
 
 @on_the_cpu
 def test_a_larger_bound_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    dense = Run("dense", "none")
+    dense = run_of("dense", "none")
     dense.advance(range(40))
     by_the_kernels(monkeypatch, negligible=HALF_ULP * 2.0**12)
-    lazy = Run("lazy", "none")
+    lazy = run_of("lazy", "none")
     lazy.advance(range(40))
     assert not torch.equal(lazy.model.table.weight, dense.model.table.weight)

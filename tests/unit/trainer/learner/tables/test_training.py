@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any, Literal
 
 import numpy as np
@@ -12,14 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from stepsize.losses import BCEWithLogits
-from stepsize.policies import StepSizeConfig, make_policy, set_learning_rate
-from stepsize.worker import StepSizeWorker
 from tests.resume import assert_identical, through_a_checkpoint
-from trainer.learner.averaging import build_average
-from trainer.learner.config import ModelConfig, OptimizerConfig
-from trainer.learner.model import build_model
-from trainer.learner.optimizers import build_optimizer
+from tests.table_run import TableRun
 from trainer.learner.tables.weight import LazyWeight
 
 Average = Literal["none", "ema", "polyak"]
@@ -40,93 +33,39 @@ def click_batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-class Run:
-    """A click model in training, as the trainer trains it: rates from a policy, α* on the side, perhaps averaged."""
+def run_of(table: Any, **options: Any) -> TableRun:
+    return TableRun(table, batch=click_batch, rows=ROWS, **options)
 
-    def __init__(self, table: Any, *, average: Average, policy: Any, steps: int, **measuring: Any) -> None:
-        sizes = ModelConfig(table_rows=ROWS, embedding_dim=4, bottom=(8, 4), top=(8, 1))
-        config = OptimizerConfig(table=table, average=average, average_decay=0.9).resolved("dlrm-tiny")
-        self.model = build_model(sizes, dense_features=3, sparse_features=SPARSE, seed=0)
-        self.optimizer = build_optimizer(config, self.model)
-        self.average = build_average(config, self.model)
-        every_step: dict[str, Any] = {"interval": 1, "count": 1, "start": 0} if policy == "observe" else {}
-        self.policy = make_policy(StepSizeConfig(policy=policy, **every_step), initial_rate=1e-3, total_steps=steps)
-        self.worker = StepSizeWorker(self.model, self.optimizer, BCEWithLogits(), **measuring)
-        self.seen: list[Any] = []
 
-    def advance(self, steps: range) -> None:
-        for step in steps:
-            dense, ids, label = click_batch(step)
-            scheduled = 1e-3 * (1.0 + math.sin(step / 40) ** 2)
-            rate = self.policy.learning_rate(step, scheduled)
-            set_learning_rate(self.optimizer, rate)
-            loss = binary_cross_entropy_with_logits(self.model(dense, ids), label)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            *b1, b1_label = click_batch(step + 1)
-            measured = self.policy.wants(step) and self.worker.before_step(
-                tuple(b1), b1_label, train_inputs=(dense, ids), train_targets=label, step=step
-            )
-            self.optimizer.step()
-            if self.average is not None:
-                self.average.update()
-            if measured:
-                self.worker.after_step()
-            estimates = self.worker.poll(step=step)
-            for estimate in estimates:
-                self.policy.observe(estimate)
-            self.seen.append((rate, loss.item(), [vars(estimate) for estimate in estimates]))
-
-    def answers(self) -> Tensor:
-        """Logits on a batch of rows seldom seen, of the averaged weights if there are."""
-        dense, _, _ = click_batch(0)
-        ids = torch.arange(SPARSE * BATCH).reshape(SPARSE, BATCH) * 101 % ROWS
-        with torch.no_grad():
-            if self.average is None:
-                return self.model(dense, ids)
-            with self.average.applied():
-                return self.model(dense, ids)
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
-            "policy": self.policy.state_dict(),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average:
-            self.average.load_state_dict(state["average"])
-        self.policy.load_state_dict(state["policy"])
+def seldom_seen() -> tuple[Tensor, Tensor]:
+    """Dense inputs and ids of rows that few batches have."""
+    return click_batch(0)[0], torch.arange(SPARSE * BATCH).reshape(SPARSE, BATCH) * 101 % ROWS
 
 
 @pytest.mark.parametrize(
     ("average", "policy"), [("none", "none"), ("none", "auto"), ("ema", "auto"), ("polyak", "none")]
 )
 def test_500_steps_with_a_stop_in_between_are_those_of_the_dense_table(average: Average, policy: Any) -> None:
-    dense = Run("dense", average=average, policy=policy, steps=500)
+    dense = run_of("dense", average=average, policy=policy, steps=500)
     assert not isinstance(dense.model.table.weight, LazyWeight)
     dense.advance(range(210))
     saved = through_a_checkpoint(dense.state())
     dense.advance(range(210, 500))
 
-    first = Run("lazy", average=average, policy=policy, steps=500)
+    first = run_of("lazy", average=average, policy=policy, steps=500)
     assert isinstance(first.model.table.weight, LazyWeight)
     first.advance(range(150))
-    assert_identical(first.answers(), first.answers())  # an evaluation on the way
+    assert_identical(first.answers(*seldom_seen()), first.answers(*seldom_seen()))  # an evaluation on the way
     first.advance(range(150, 210))
     assert_identical(through_a_checkpoint(first.state()), saved, "at the stop")
 
     # the state of either continues as the other
     for table, state in (("lazy", through_a_checkpoint(first.state())), ("lazy", saved), ("dense", first.state())):
-        second = Run(table, average=average, policy=policy, steps=500)
+        second = run_of(table, average=average, policy=policy, steps=500)
         second.restore(copy.deepcopy(through_a_checkpoint(state)))
         second.advance(range(210, 500))
         assert first.seen + second.seen == dense.seen
-        assert_identical(second.answers(), dense.answers())
+        assert_identical(second.answers(*seldom_seen()), dense.answers(*seldom_seen()))
         assert_identical(through_a_checkpoint(second.state()), through_a_checkpoint(dense.state()), table)
     assert any(estimates for _, _, estimates in dense.seen) == (policy == "auto")
 
@@ -145,7 +84,9 @@ def test_500_steps_with_a_stop_in_between_are_those_of_the_dense_table(average: 
 def test_whatever_is_measured_is_what_the_dense_table_gives(measuring: dict[str, Any]) -> None:
     if "curvature" in measuring:
         pytest.importorskip("curvlinops")
-    dense, lazy = (Run(table, average="none", policy="observe", steps=12, **measuring) for table in ("dense", "lazy"))
+    dense, lazy = (
+        run_of(table, average="none", policy="observe", steps=12, **measuring) for table in ("dense", "lazy")
+    )
     for run in (dense, lazy):
         run.advance(range(12))
     assert all(estimates for _, _, estimates in dense.seen)
@@ -155,7 +96,7 @@ def test_whatever_is_measured_is_what_the_dense_table_gives(measuring: dict[str,
 def test_the_average_may_be_taken_at_any_steps() -> None:
     found = []
     for table in ("dense", "lazy"):
-        run = Run(table, average="polyak", policy="none", steps=30)
+        run = run_of(table, average="polyak", policy="none", steps=30)
         assert run.average is not None
         for step in range(40):
             dense, ids, label = click_batch(step)
