@@ -46,6 +46,8 @@ every_steps = {half}
 rows = 2048
 [checkpoint]
 every_steps = {half}
+[metrics]
+port = 0
 """
 
 
