@@ -1,4 +1,4 @@
-"""One training of a click model through the optimizer, the average and the worker, for tests of how its table is kept."""
+"""A click model's training through optimizer, average and worker, for tests of how its table is kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trainer.learner.optimizers import build_optimizer
 class TableRun:
     """A click model in training, as the trainer trains it: rates from a policy, α* on the side, perhaps averaged.
 
-    `batch` gives a step's dense (R, 3), ids (S, R) of a table of `rows` rows, and labels (R,); its B1 is the next one's.
+    `batch` gives a step's dense (R, 3), ids (S, R) of a table of `rows` rows, and labels (R,); B1 is the next step's.
     """
 
     def __init__(
