@@ -54,8 +54,8 @@ def test_a_request_that_trickles_is_hung_up_on_at_its_deadline() -> None:
 @pytest.mark.timeout(60)
 def test_a_client_that_does_not_read_its_answer_is_hung_up_on() -> None:
     """An answer larger than all buffers on the way, of which nothing is taken."""
-    long = {"run": "r" * (64 << 20)}
-    with Server(Metrics(), "127.0.0.1", 0, lambda: long, request_seconds=1.0) as server:
+    long = {"run": "r" * (16 << 20)}
+    with Server(Metrics(), "127.0.0.1", 0, lambda: long, request_seconds=3.0) as server:
         before = threading.active_count()
         with socket.create_connection((server.host, server.port)) as client:
             client.sendall(b"GET /status.json HTTP/1.1\r\n\r\n")
