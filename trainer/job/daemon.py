@@ -15,7 +15,6 @@ from pipeline.addresses import without_secrets
 from pipeline.shards import Manifest, warnings_of_labels
 from trainer.config import Config, MetricsConfig, config_errors
 from trainer.console import Console
-from trainer.job.allocator import keep_freed_memory
 from trainer.job.checkpointing import Checkpointing, open_checkpointing
 from trainer.job.decided import decided
 from trainer.job.device import step_clock
@@ -46,7 +45,6 @@ def train(config: Config, run: str | Path, *, console: Console) -> Stop:
         outlets = open_outlets(config, state, directory, console)
         with served(config.metrics, outlets) as mark_ready:
             position = resume(config, state, outlets)
-            keep_freed_memory()
             with (
                 stop_signals(lambda name: console.say(_stopping(name))) as stopping,
                 console.progress("training", state.total_steps, unit="steps", start=position.step) as line,
