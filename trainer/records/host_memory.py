@@ -99,29 +99,33 @@ def available_bytes(root: Path = Path("/")) -> float:
 
 
 def _machine_bytes(meminfo: Path) -> float:
-    if not meminfo.exists():
-        return math.inf
-    lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
+    lines = dict(line.split(":", 1) for line in _lines(meminfo) if ":" in line)
     return 1024 * int(lines["MemAvailable"].split()[0]) if "MemAvailable" in lines else math.inf
 
 
 def _control_group_bytes(root: Path) -> Iterator[float]:
     """Of each group with a limit, from this process's own up to the one that is mounted as their root."""
-    membership = root / "proc/self/cgroup"
-    for line in membership.read_text(encoding="ascii").splitlines() if membership.exists() else ():
+    for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
         if controllers in _LIMITS:
             mount, limit, usage = _LIMITS[controllers]
             mounted = root / mount
             group = mounted / path.lstrip("/")
             for folder in (group, *group.parents[: len(group.parts) - len(mounted.parts)]):
-                if (folder / limit).exists():
-                    most = (folder / limit).read_text(encoding="ascii").strip()
+                for most in _lines(folder / limit):
                     yield math.inf if most == "max" else int(most) - _in_use(folder, usage)
 
 
 def _in_use(folder: Path, usage: str) -> int:
     """What a group cannot give back: the cache of files counts in its usage, and goes when memory is wanted."""
-    counts = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+    counts = dict(line.split() for line in _lines(folder / "memory.stat"))
     cached = sum(int(counts.get(f"total_{name}", counts.get(name, 0))) for name in ("active_file", "inactive_file"))
-    return int((folder / usage).read_text(encoding="ascii")) - cached
+    return max(sum(map(int, _lines(folder / usage))) - cached, 0)
+
+
+def _lines(path: Path) -> list[str]:
+    """Of a file of the kernel's; none where there is no such file, or nobody may read it: sandboxes offer some."""
+    try:
+        return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return []

@@ -160,5 +160,21 @@ def test_groups_of_the_first_version_count_where_they_are_mounted(tmp_path: Path
     assert available_bytes(machine(tmp_path, MEMINFO | groups)) == GIGABYTE + GIGABYTE // 2
 
 
+def test_what_a_sandbox_does_not_offer_is_no_error(tmp_path: Path) -> None:
+    folder = "sys/fs/cgroup/memory"
+    files = {
+        "proc/self/cgroup": "4:memory:/gr\N{LATIN SMALL LETTER O WITH DIAERESIS}\N{LATIN SMALL LETTER SHARP S}e\n",
+        f"{folder}/memory.limit_in_bytes": str(2 * GIGABYTE),
+        f"{folder}/memory.usage_in_bytes": str(GIGABYTE),
+    }
+    root = machine(tmp_path, MEMINFO | files)
+    assert available_bytes(root) == GIGABYTE, "no memory.stat: all that is used counts"
+    (root / folder / "memory.usage_in_bytes").unlink()
+    assert available_bytes(root) == 2 * GIGABYTE
+    (root / folder / "memory.limit_in_bytes").unlink()
+    (root / folder / "memory.limit_in_bytes").mkdir()  # cannot be read
+    assert available_bytes(root) == 8 * GIGABYTE
+
+
 def test_this_machine_has_some() -> None:
     assert 0 < available_bytes() < math.inf
