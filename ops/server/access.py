@@ -57,6 +57,10 @@ class Passwords:
         self._right: dict[str, bytes] = {}
         self._one_at_a_time = threading.Lock()
 
+    def __bool__(self) -> bool:
+        """Whether there are users, so that not everybody is let in."""
+        return bool(self._hashes)
+
     def admit(self, authorization: str | None) -> bool:
         """Whether an Authorization header names a user with the right password; anyone where there are no users."""
         if not self._hashes:

@@ -66,6 +66,14 @@ class WebConfig:
     files: tuple[Path, ...]
     """It was read from."""
 
+    def opens(self, before: WebConfig) -> str | None:
+        """What `before` asked of clients and this no longer does; None if nothing."""
+        if before.tls is not None and self.tls is None:
+            return "TLS"
+        if before.tls is not None and self.tls is not None and self.tls.verify_mode < before.tls.verify_mode:
+            return "client certificates as before"
+        return "passwords" if before.passwords and not self.passwords else None
+
 
 NOTHING = WebConfig(tls=None, passwords=Passwords({}), headers={}, files=())
 """Plain HTTP for anyone."""
@@ -90,7 +98,10 @@ def load_web_config(path: Path) -> WebConfig:
 
 
 class WebConfigFile:
-    """The configuration as the file at `path` has it by now; a change that cannot be used leaves the one before."""
+    """The configuration as the file at `path` has it by now; a change that cannot be used leaves the one before.
+
+    So does one that lets more people in, which a file that is just being written looks like: that takes a restart.
+    """
 
     def __init__(self, path: Path | None, warn: Callable[[str], None] = lambda _: None) -> None:
         """Raises: as `load_web_config`; later, `warn` is told instead."""
@@ -111,10 +122,13 @@ class WebConfigFile:
 
     def _reload(self, path: Path) -> None:
         try:
-            self._current = load_web_config(path)
+            changed = load_web_config(path)
+            if (what := changed.opens(self._current)) is not None:
+                raise WebConfigError(f"{path}: no longer asks for {what}; restart if that is meant")
         except WebConfigError as error:
             self._warn(f"{error}; what was read before still holds")
             return
+        self._current = changed
         self._seen = self._stamps()
 
     def _stamps(self) -> list[tuple[int, int] | None]:

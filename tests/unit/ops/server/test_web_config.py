@@ -18,11 +18,12 @@ import trustme
 import ops.server.web_config
 from ops.metrics import Metrics
 from ops.server import Server, WebConfigError
-from ops.server.web_config import load_web_config
+from ops.server.web_config import WebConfigFile, load_web_config
 from tests.unit.ops.server.test_access import basic
 
 HASH = bcrypt.hashpw(b"geheim", bcrypt.gensalt(4)).decode()
 TLS = "tls_server_config: {cert_file: cert.pem, key_file: key.pem}\n"
+USERS = f"basic_auth_users: {{ann: '{HASH}'}}\n"
 CLIENTS = "tls_server_config:\n  cert_file: cert.pem\n  key_file: key.pem\n  client_ca_file: ca.pem\n"
 WHOLE = f"""\
 {CLIENTS}\
@@ -148,6 +149,35 @@ def test_a_renewed_certificate_is_taken_up_and_a_broken_one_is_not(
     [warning] = said
     assert "cert.pem" in warning
     assert "what was read before still holds" in warning
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "lost"),
+    [
+        (f"{TLS}{USERS}", "", "TLS"),
+        (f"{TLS}{USERS}", TLS, "passwords"),
+        (USERS, "{}", "passwords"),
+        (f"{CLIENTS}  client_auth_type: RequireAndVerifyClientCert\n", TLS, "client certificates"),
+    ],
+    ids=["empty", "no users yet", "users gone", "no client certificates yet"],
+)
+def test_a_file_that_is_just_being_written_lets_nobody_in(
+    write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, before: str, after: str, lost: str
+) -> None:
+    monkeypatch.setattr(ops.server.web_config, "LOOK_SECONDS", -1.0)
+    said: list[str] = []
+    path = write(before)
+    file = WebConfigFile(path, said.append)
+    held = file.current()
+    path.write_text(after)
+    os.utime(path, ns=(1, 1))
+    assert file.current() is held
+    [warning] = said
+    assert f"no longer asks for {lost}" in warning
+    path.write_text(before)
+    os.utime(path, ns=(2, 2))
+    assert file.current() is not held, "the whole file is taken up"
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize(
