@@ -24,6 +24,8 @@ _LIMITS = {
 
 Key = tuple[str, str]
 """The file and the name of a tensor."""
+ROOM = 1.1
+"""Times the memory of a copy that must be there: the next evaluation wants some too."""
 
 
 class HostMemory:
@@ -66,7 +68,7 @@ class HostMemory:
     def _fill_up(self, sources: Mapping[Key, Tensor]) -> bool:
         """Takes the memory that is missing, if it is there."""
         missing = [key for key in sources if key not in self._kept]
-        if sum(sources[key].nbytes for key in missing) > available_bytes():
+        if ROOM * sum(sources[key].nbytes for key in missing) > available_bytes():
             return False
         try:
             self._kept |= {key: _like(sources[key]) for key in missing}

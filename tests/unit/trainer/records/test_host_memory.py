@@ -76,10 +76,10 @@ def test_memory_is_kept_for_what_stays_alike_and_let_go_for_the_rest() -> None:
 
 def test_too_little_memory_is_said_before_any_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     memory, tensors = HostMemory(), {"model": {"weight": torch.ones(100), "more": torch.ones(50)}}
-    monkeypatch.setattr(trainer.records.host_memory, "available_bytes", lambda: 599)
+    monkeypatch.setattr(trainer.records.host_memory, "available_bytes", lambda: 659)
     assert memory.snapshot(tensors, {}) is None
     assert memory._kept == {}
-    monkeypatch.setattr(trainer.records.host_memory, "available_bytes", lambda: 600)
+    monkeypatch.setattr(trainer.records.host_memory, "available_bytes", lambda: 661)
     assert memory.snapshot(tensors, {}) is not None
     monkeypatch.setattr(trainer.records.host_memory, "available_bytes", lambda: 0)
     assert memory.snapshot(tensors, {}) is not None, "what is held already needs none"
