@@ -22,7 +22,11 @@ from trainer.loop import Position, Stop, Timetable
 from trainer.records import load_latest
 
 STEPS = 60
-LAGS = (0, 1, 4, "random")
+LAGS = [
+    *((policy, lag) for policy in ("auto", "median_hold") for lag in (0, 1, 4, "random")),
+    *((policy, lag) for policy in ("observe", "ema") for lag in (1, "random")),
+]
+"""Every policy, and every lag under those that ask for other steps by what they are told."""
 
 
 @dataclass
@@ -157,12 +161,12 @@ def undisturbed(small_data: Path) -> dict[tuple[str, int], Ended]:
     return Made()
 
 
-@pytest.mark.parametrize("lag", LAGS)
+@pytest.mark.parametrize(("policy", "lag"), LAGS)
 @pytest.mark.parametrize("delay", [0, 1, 4])
-@pytest.mark.parametrize("policy", [name for name in get_args(PolicyName) if name != "none"])
 def test_the_same_run_at_a_fixed_delay_whatever_the_lag(
     small_data: Path, undisturbed: dict[tuple[str, int], Ended], policy: str, delay: int, lag: int | str
 ) -> None:
+    assert {name for name, _ in LAGS} == {*get_args(PolicyName)} - {"none"}
     lane = LaggingLane(lag if isinstance(lag, int) else random_lags(9, seed=7))
     trained(config_of(small_data, policy, delay), lane).assert_equals(undisturbed[policy, delay])
     assert lane.most_in_flight <= delay + 1
