@@ -15,8 +15,9 @@ from stepsize.estimate import Estimate
 from stepsize.policies import Policy
 from stepsize.worker import StepSizeWorker
 from trainer.budget import BudgetConfig, EvalConfig
+from trainer.learner import HostCopy
 from trainer.records import CheckpointConfig
-from trainer.step import PendingLoss, TrainStep
+from trainer.step import TrainStep
 
 NONFINITE_STEPS = 5
 """So many consecutive steps whose loss is not finite are called divergence."""
@@ -143,7 +144,7 @@ class _UnreadStep:
     record: dict[str, Any]
     timing: Callable[[], StepTiming]
     """Waits until the device is through with the step; the loss is there then."""
-    loss: PendingLoss
+    loss: HostCopy
 
 
 @dataclass(kw_only=True)
@@ -199,7 +200,7 @@ class Loop:
         scheduled = self.scheduled_rate(step)
         rate = self.policy.learning_rate(step, scheduled)
         measure = pair.fresh and self.policy.wants(step)
-        loss = PendingLoss(self.train_step(pair, step=step, learning_rate=rate, measure=measure))
+        loss = HostCopy(self.train_step(pair, step=step, learning_rate=rate, measure=measure))
         with self.clock.phase("alpha"):  # an estimate that is due is waited for
             estimates = self.worker.poll(step=step)
         self._take_estimates(estimates, step=step)
@@ -221,7 +222,7 @@ class Loop:
         while len(self._unread) > keep:
             unread = self._unread.popleft()
             timing = unread.timing()
-            loss = unread.loss.read()
+            loss = unread.loss.wait()[0].item()
             self._nonfinite = 0 if math.isfinite(loss) else self._nonfinite + 1
             self.position.training_seconds += timing.seconds
             record = {**unread.record, "seconds": timing.seconds, "phases": timing.phases, "loss": loss}

@@ -69,21 +69,3 @@ def first_click_rows(inputs: tuple[Any, ...], targets: Tensor, rows: int) -> tup
     """
     dense, ids = inputs
     return (dense[:rows], ids[:, :rows]), targets[:rows]
-
-
-class PendingLoss:
-    """A step's loss on its way from the device; nothing waits for it here."""
-
-    def __init__(self, loss: Tensor) -> None:
-        self._value, self._arrived = loss, None
-        if loss.is_cuda:
-            # pinned: into pageable memory the copy itself would wait for the device
-            self._value = torch.empty_like(loss, device="cpu", pin_memory=True).copy_(loss, non_blocking=True)
-            self._arrived = torch.cuda.Event(blocking=True)  # who waits leaves the core to others
-            self._arrived.record()
-
-    def read(self) -> float:
-        """The loss, once it has arrived; at once where the clock has waited for the step's end."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return float(self._value)

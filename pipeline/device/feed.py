@@ -224,10 +224,8 @@ class Feed:
         if self._running is not None:
             source = self._running[0]
             source.stop()
-            self._running, self._first = (
-                None,
-                None,
-            )  # the prefetcher goes with its last reference, and tells its thread to end
+            # the prefetcher goes with its last reference, and tells its thread to end
+            self._running = self._first = None
             source.join()
 
     def __enter__(self) -> Feed:

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from trainer.learner.model import build_model, count_parameters
     from trainer.learner.optimizers import build_optimizer, evaluation_mode, learning_rate
     from trainer.learner.precision import TrainingPrecision
-    from trainer.learner.scoring import Evaluation, evaluate
+    from trainer.learner.scoring import Evaluation, HostCopy, evaluate
 
 __all__ = [
     "Evaluation",
+    "HostCopy",
     "ModelConfig",
     "OptimizerConfig",
     "ScheduleConfig",
@@ -42,6 +43,7 @@ __all__ = [
 
 _FILES = {
     "Evaluation": "scoring",
+    "HostCopy": "scoring",
     "TrainingPrecision": "precision",
     "WeightAverage": "averaging",
     "build_average": "averaging",

@@ -8,6 +8,7 @@ look-ups.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,14 +18,10 @@ from trainer.learner.kernels import launches
 from trainer.learner.kernels.launches import MissedSteps, RowArrays
 from trainer.learner.kernels.rounding import foreach_lerp_rounding
 from trainer.learner.tables.replay import HALF_ULP
-from trainer.learner.tables.table import History, plain
-
-LONGEST = 8192
-"""So many steps after a read of the whole table, all rows make theirs: what is known of the steps is copied to the
-device at every step, and stays below 150 kB."""
+from trainer.learner.tables.table import LONGEST, TableByRows, plain
 
 
-class DeviceTable:
+class DeviceTable(TableByRows):
     """Which step each row of a weight (R, E) is current at, and what it takes to make the steps that it is behind.
 
     Surface and results are those of `LazyTable`, but for two things. A gradient holds the looked up rows' own as they
@@ -34,37 +31,19 @@ class DeviceTable:
     """
 
     def __init__(self, weight: Tensor, *, negligible: float = HALF_ULP) -> None:
-        self.negligible = negligible
-        self._weight = weight
+        super().__init__(weight, negligible=negligible)
         plainly = plain(weight)
         self._shape, self._device = tuple(plainly.shape), plainly.device
-        self._moments: tuple[Tensor, Tensor] | None = None
-        self._average: Tensor | None = None
-        self._fused = True
-        self._betas = np.float32(0.0), np.float32(0.0)
-        self._history = History()
         self._on_device: MissedSteps | None = None
         """The history as it lies on the device; None where that is out of date."""
         self._stamps = torch.zeros(self._shape[0], dtype=torch.int32, device=self._device)
         """The step each row is current at, or one before `_base`."""
-        self._base = self._now = 0
-        """The step that the whole table is current at, and the latest."""
         self._unaveraged = False
         """Whether the average has yet to be taken after the latest step."""
         self._stream: torch.cuda.Stream | None = None
 
-    def follow(self, first: Tensor, second: Tensor) -> None:
-        """Take these, of the weight's shape and current, for the moments."""
-        assert self._now == self._base, "the table is behind"
-        self._moments = plain(first), plain(second)
-
-    def follow_average(self, average: Tensor) -> None:
-        """Take this, of the weight's shape and current, for the average that `take_average` moves."""
-        assert self._now == self._base, "the table is behind"
-        assert self._average is None, "the table has an average"
-        rounding = foreach_lerp_rounding(self._device)
-        assert rounding is not None, "torch rounds averages in a way of its own"
-        self._average, self._fused = plain(average), rounding == "once"
+    def _lerp_rounding(self) -> Literal["once", "twice"] | None:
+        return foreach_lerp_rounding(self._device)
 
     def bring_up_to_date(self, ids: Tensor | None = None) -> None:
         """Make the steps that these rows, or all, are behind."""

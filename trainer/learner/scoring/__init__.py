@@ -9,5 +9,6 @@ For example:
 from __future__ import annotations
 
 from trainer.learner.scoring.evaluation import Evaluation, evaluate
+from trainer.learner.scoring.host_copy import HostCopy
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "HostCopy", "evaluate"]

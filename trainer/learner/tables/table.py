@@ -5,6 +5,7 @@ Letters: R rows, E embedding width, N look-ups.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from typing import Any, Literal
@@ -25,8 +26,9 @@ RANGE_ROWS = 4096
 LEAST_COLUMNS = 16
 """Columns of a gradient that a thread adds up: a cache line."""
 LONGEST = 8192
-"""So many steps after the last read of the whole table, all rows make theirs, so that what is kept of the steps, and
-looked through at every step, stays small; it costs about as much as two steps of a table that is moved whole."""
+"""So many steps after the last read of the whole table, all rows make theirs. So what is kept of the steps, and at every
+step looked through (on CUDA copied to the device, up to 150 kB), stays small; it costs about as much as two steps of a
+table that is moved whole."""
 
 
 class History:
@@ -82,29 +84,22 @@ class History:
         return np.ascontiguousarray(np.stack([alone, onward])[:, :, ::-1].transpose(0, 2, 1))
 
 
-class LazyTable:
-    """Which step each row of a weight (R, E) is current at, and what it takes to make the steps that it is behind.
+class TableByRows(ABC):
+    """What tables kept by rows have in common, wherever they lie: a weight (R, E), what moves with it, and how far.
 
-    Costs 8 bytes a row beside weight, moments and average, and some 20 bytes for every step since all rows were
-    current, which are LONGEST at most. `negligible` is for tests alone.
+    `negligible` is for tests alone.
     """
 
     def __init__(self, weight: Tensor, *, negligible: float = HALF_ULP) -> None:
         self.negligible = negligible
         self._weight = weight
-        self._rows, self._width = weight.shape
         self._moments: tuple[Tensor, Tensor] | None = None
         self._average: Tensor | None = None
         self._fused = True
         self._betas = np.float32(0.0), np.float32(0.0)
         self._history = History()
-        self._stamps = np.zeros(self._rows, dtype=np.int32)
-        """The step each row is current at, or one before `_base`."""
         self._base = self._now = 0
         """The step that the whole table is current at, and the latest."""
-        self._place = np.zeros(self._rows, dtype=np.int32)
-        self._unaveraged: list[NDArray[np.int64]] | None = None
-        """Rows current at the latest step while the average has yet to be taken after it; else None."""
 
     def follow(self, first: Tensor, second: Tensor) -> None:
         """Take these, of the weight's shape and current, for the moments."""
@@ -115,8 +110,33 @@ class LazyTable:
         """Take this, of the weight's shape and current, for the average that `take_average` moves."""
         assert self._now == self._base, "the table is behind"
         assert self._average is None, "the table has an average"
-        assert lerp_rounding() is not None, "torch rounds averages in a way of its own"
-        self._average, self._fused = plain(average), lerp_rounding() == "once"
+        rounding = self._lerp_rounding()
+        assert rounding is not None, "torch rounds averages in a way of its own"
+        self._average, self._fused = plain(average), rounding == "once"
+
+    @abstractmethod
+    def _lerp_rounding(self) -> Literal["once", "twice"] | None:
+        """How averages are rounded where the table lies, as `lerp_rounding` has it."""
+
+
+class LazyTable(TableByRows):
+    """Which step each row of a weight (R, E) is current at, and what it takes to make the steps that it is behind.
+
+    Costs 8 bytes a row beside weight, moments and average, and some 20 bytes for every step since all rows were
+    current, which are LONGEST at most.
+    """
+
+    def __init__(self, weight: Tensor, *, negligible: float = HALF_ULP) -> None:
+        super().__init__(weight, negligible=negligible)
+        self._rows, self._width = weight.shape
+        self._stamps = np.zeros(self._rows, dtype=np.int32)
+        """The step each row is current at, or one before `_base`."""
+        self._place = np.zeros(self._rows, dtype=np.int32)
+        self._unaveraged: list[NDArray[np.int64]] | None = None
+        """Rows current at the latest step while the average has yet to be taken after it; else None."""
+
+    def _lerp_rounding(self) -> Literal["once", "twice"] | None:
+        return lerp_rounding()
 
     def bring_up_to_date(self, ids: Tensor | None = None) -> None:
         """Make the steps that these rows, or all, are behind.
