@@ -26,9 +26,9 @@ RANGE_ROWS = 4096
 LEAST_COLUMNS = 16
 """Columns of a gradient that a thread adds up: a cache line."""
 LONGEST = 8192
-"""So many steps after the last read of the whole table, all rows make theirs. So what is kept of the steps, and at every
-step looked through (on CUDA copied to the device, up to 150 kB), stays small; it costs about as much as two steps of a
-table that is moved whole."""
+"""So many steps after the last read of the whole table, all rows make theirs. So what is kept of the steps, and at
+every step looked through (on CUDA copied to the device, up to 150 kB), stays small; it costs about as much as two steps
+of a table that is moved whole."""
 
 
 class History:
