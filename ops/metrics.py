@@ -151,6 +151,14 @@ SERIES = (
     ),
     Series(name="checkpoint_failures_total", kind="counter", help="Checkpoints that could not be written."),
     Series(name="rejected_rows_total", kind="counter", help="Rows left out of the stream because they were damaged."),
+    Series(
+        name="watchdog_hangs_total",
+        kind="counter",
+        help="Times that one thing took longer than the watchdog's budget for it, by the phase it was in.",
+        label="phase",
+        values=PHASES,
+    ),
+    Series(name="hung", kind="gauge", help="1 while something takes longer than the watchdog's budget for it, else 0."),
     Series(name="build_info", kind="info", help="Versions this process runs on; always 1."),
 )
 _DEFINITION = {series.name: series for series in SERIES}
@@ -194,6 +202,7 @@ class Metrics:
         self._last_checkpoint = self._gauge("last_checkpoint_timestamp_seconds")
         self._checkpoint_failures = self._counter("checkpoint_failures_total")
         self._rejected_rows = self._counter("rejected_rows_total")
+        self._hangs, self._hung = self._counter("watchdog_hangs_total"), self._gauge("hung")
         self._start.set(unix_time())
         self._started = False
         self._build_info()
@@ -267,6 +276,16 @@ class Metrics:
             self._last_checkpoint.set(self._unix_time() if unix_time is None else unix_time)
         else:
             self._checkpoint_failures.inc()
+
+    def hang(self, phase: str) -> None:
+        """Count that the run hangs in `phase`, and show it until `recovery`."""
+        assert phase in PHASES, f"unknown phase {phase!r}"
+        self._hangs.labels(phase).inc()
+        self._hung.set(1)
+
+    def recovery(self) -> None:
+        """Show that the run doesn't hang any more."""
+        self._hung.set(0)
 
     def exposition(self) -> str:
         """Everything as Prometheus' text format, as a scrape would get it now."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from ops.live import LiveStatus
 from ops.metrics import Metrics
@@ -19,11 +20,12 @@ from trainer.console import Console
 from trainer.job.checkpointing import Checkpointing, open_checkpointing
 from trainer.job.decided import decided
 from trainer.job.device import step_clock
+from trainer.job.hangs import watched
 from trainer.job.observer import Outlets, RunObserver
 from trainer.job.run_directory import RunDirectory
 from trainer.job.training_state import TrainingState, open_training
 from trainer.loop import Position, Stop, Timetable
-from trainer.process import Request, Requests, stop_signals
+from trainer.process import Request, Requests, Watchdog, stop_signals
 from trainer.records import Checkpoint, load_latest
 
 DIVERGENCE_REMEDY = "give a lower optimizer.lr, a longer warm-up, or stepsize.policy = 'auto', which finds the rate"
@@ -47,7 +49,10 @@ def train(config: Config, run: str | Path, *, console: Console) -> Stop:
         failures_recorded(directory),
     ):
         outlets = open_outlets(config, state, directory, console)
-        with served(config.metrics, outlets) as mark_ready:
+        with (
+            served(config.metrics, outlets) as readiness,
+            watched(config.watchdog, outlets, readiness.mark_hung) as watchdog,
+        ):
             position = resume(config, state, outlets)
             with (
                 stop_signals(lambda name, request: console.say(_heard(name, request))) as requests,
@@ -61,8 +66,11 @@ def train(config: Config, run: str | Path, *, console: Console) -> Stop:
                     observer=RunObserver(outlets, state.feed, line),
                     checkpointing=checkpointing,
                     requests=requests,
+                    watchdog=watchdog,
                 )
-                return job.run(position, mark_ready)
+                watchdog.saving_seconds = checkpointing.thread.seconds
+                watchdog.stop_by(requests.set)
+                return job.run(position, readiness.mark_ready)
 
 
 @contextmanager
@@ -87,14 +95,31 @@ def open_outlets(config: Config, state: TrainingState, directory: RunDirectory, 
     )
 
 
+class Readiness(Protocol):
+    """What is told whether the run trains."""
+
+    def mark_ready(self) -> None: ...
+    def mark_hung(self, reason: str | None) -> None: ...
+
+
+class Unserved:
+    """Nobody asks."""
+
+    def mark_ready(self) -> None:
+        pass
+
+    def mark_hung(self, reason: str | None) -> None:
+        pass
+
+
 @contextmanager
-def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Callable[[], None]]:
-    """Within it metrics and live page are served, unless switched off; gives what to call once training begins.
+def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Readiness]:
+    """Within it metrics and live page are served, unless switched off; gives what to tell whether the run trains.
 
     Raises: ConfigError for an address that cannot be listened on or a web config that cannot be used.
     """
     if address.port < 0:
-        yield lambda: None
+        yield Unserved()
         return
     with config_errors():
         server = Server(
@@ -109,7 +134,7 @@ def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Callable[[], No
     with closing(server):
         server.start()
         outlets.console.say(f"live page {server.url}  metrics {server.url}metrics")
-        yield server.mark_ready
+        yield server
 
 
 def resume(config: Config, state: TrainingState, outlets: Outlets) -> Position:
@@ -147,6 +172,7 @@ class Job:
     observer: RunObserver
     checkpointing: Checkpointing
     requests: Requests
+    watchdog: Watchdog
 
     def stopping(self) -> bool:
         return self.requests.is_set()
@@ -191,6 +217,8 @@ class Job:
         mark_ready()
         self._fill()
         stop = loop.run()
+        if stop is Stop.INTERRUPTED and self.watchdog.gave_up:
+            stop = Stop.HUNG
         self._record_end(stop, position)
         return stop
 
@@ -211,7 +239,12 @@ class Job:
             began = time.monotonic()
             try:
                 evaluation = self.state.learner.evaluate(
-                    self.config.data, self.state.manifest, self.config.eval, split, stopping=self._polling
+                    self.config.data,
+                    self.state.manifest,
+                    self.config.eval,
+                    split,
+                    stopping=self._polling,
+                    interrupted=self.stopping,
                 )
             except InterruptedWaitError:
                 return None
@@ -227,6 +260,7 @@ class Job:
 
     def _polling(self) -> bool:
         """`stopping`, for an evaluation to ask batch by batch: a save that ends meanwhile is told of then."""
+        self.watchdog.beat()
         self.poll_save()
         return self.stopping()
 

@@ -105,11 +105,13 @@ class Learner:
         split: str,
         *,
         stopping: Callable[[], bool] = lambda: False,
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> Evaluation:
-        """The weights that answer (the averaged ones, if the run averages) on `split`, or on its rows until `stopping`.
+        """The weights that answer (the averaged ones, if the run averages) on `split`, or on its rows until `stopping`,
+        which is asked once a batch.
 
         `manifest` is that of data.path.
-        Raises: as `pipeline.device.open_rows`, InterruptedWaitError if rows are waited for once `stopping`.
+        Raises: as `pipeline.device.open_rows`, InterruptedWaitError once `interrupted` while rows are waited for.
         """
         batches = open_rows(
             data,
@@ -119,7 +121,7 @@ class Learner:
             split=split,
             batch_rows=EVALUATION_BATCH_ROWS,
             limit_rows=evaluation.rows,
-            interrupted=stopping,
+            interrupted=interrupted,
         )
         averaged = self.average.applied() if self.average else nullcontext()
         with evaluation_mode(self.optimizer), averaged:
