@@ -1,4 +1,4 @@
-"""Every series a run exports: its name, unit, labels and help."""
+"""What a run exports to Prometheus: the series of `ops.series`, kept up to date."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
 
 from prometheus_client import (
     CollectorRegistry,
@@ -24,136 +22,11 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from ops.series import DEFINITION, OUTCOMES, PREFIX, SPLITS, Series
 from ops.step_clock import PHASES
-
-PREFIX = "alphastream"
-SPLITS = ("train", "validation", "test")
-OUTCOMES = ("ok", "ascent", "flat", "nonfinite", "stale", "dropped")
-"""What can come of one α* estimate."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Series:
-    """The definition of one series; `name` is as scraped, without the prefix and `_bucket`, `_sum`, `_count`."""
-
-    name: str
-    kind: Literal["counter", "gauge", "histogram", "info"]
-    help: str
-    label: str | None = None
-    values: tuple[str, ...] = ()
-    """Every value the label takes, exported as 0 from the start; empty: they come from the pipeline or the build."""
-    buckets: tuple[float, ...] = ()
-    initial: float = 0.0
-    """What a gauge shows before it is first set; NaN if 0 would be a claim."""
-
 
 # A creation time beside every counter would double the page and tell what start_timestamp_seconds tells once.
 disable_created_metrics()
-
-STEP_BUCKETS = (
-    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0,
-)  # fmt: skip
-RELATIVE_BUCKETS = (
-    -100.0, -10.0, -3.0, -1.0, -0.3, 0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0,
-)  # fmt: skip
-
-SERIES = (
-    Series(
-        name="step_duration_seconds",
-        kind="histogram",
-        help="Wall time of one training step, waiting for its data included.",
-        buckets=STEP_BUCKETS,
-    ),
-    Series(
-        name="step_phase_seconds_total",
-        kind="counter",
-        help="Wall time by phase; the phases sum to the wall time since start_timestamp_seconds.",
-        label="phase",
-        values=PHASES,
-    ),
-    Series(name="rows_total", kind="counter", help="Rows trained on (probing alone does not count)."),
-    Series(name="steps_total", kind="counter", help="Training steps finished by this process."),
-    Series(name="queue_batches", kind="gauge", help="Batch pairs ready and waiting for the trainer."),
-    Series(
-        name="stage_seconds_total",
-        kind="counter",
-        help="Busy time of each stage of the pipeline, summed over its threads.",
-        label="stage",
-    ),
-    Series(name="stage_rows_total", kind="counter", help="Rows each stage of the pipeline handled.", label="stage"),
-    Series(name="loss", kind="gauge", help="Mean training loss of the latest step.", initial=math.nan),
-    Series(name="learning_rate", kind="gauge", help="Learning rate applied at the latest step.", initial=math.nan),
-    Series(
-        name="alpha_relative",
-        kind="histogram",
-        help="Estimates of the factor by which a step should have been longer; 1 means just right.",
-        buckets=RELATIVE_BUCKETS,
-    ),
-    Series(
-        name="alpha_pooled_relative",
-        kind="gauge",
-        help="α* pooled over the latest estimates: how many times as long the steps should have been; from 10 on.",
-        initial=math.nan,
-    ),
-    Series(
-        name="alpha_pooled_relative_standard_error",
-        kind="gauge",
-        help="Standard error of alpha_pooled_relative.",
-        initial=math.nan,
-    ),
-    Series(
-        name="alpha_estimates_total",
-        kind="counter",
-        help="Step-size estimates by what came of them.",
-        label="outcome",
-        values=OUTCOMES,
-    ),
-    Series(
-        name="alpha_age_steps",
-        kind="gauge",
-        help="Steps between the latest estimate's own step and its hand-over: the delay, fewer where the run ended.",
-        initial=math.nan,
-    ),
-    Series(
-        name="evaluation_loss",
-        kind="gauge",
-        help="Loss of the latest evaluation of a split.",
-        label="split",
-        values=SPLITS,
-        initial=math.nan,
-    ),
-    Series(
-        name="evaluation_auc",
-        kind="gauge",
-        help="Area under the ROC curve of the latest evaluation of a split.",
-        label="split",
-        values=SPLITS,
-        initial=math.nan,
-    ),
-    Series(
-        name="evaluation_normalized_entropy",
-        kind="gauge",
-        help="Loss of the latest evaluation over the entropy of the split's label rate; below 1 is useful.",
-        label="split",
-        values=SPLITS,
-        initial=math.nan,
-    ),
-    Series(name="start_timestamp_seconds", kind="gauge", help="Unix time from which phases are counted."),
-    Series(
-        name="last_progress_timestamp_seconds",
-        kind="gauge",
-        help="Unix time at which the latest step, evaluation or checkpoint ended.",
-    ),
-    Series(
-        name="last_checkpoint_timestamp_seconds",
-        kind="gauge",
-        help="Unix time of the latest whole checkpoint of this process; 0 before the first.",
-    ),
-    Series(name="checkpoint_failures_total", kind="counter", help="Checkpoints that could not be written."),
-    Series(name="rejected_rows_total", kind="counter", help="Rows left out of the stream because they were damaged."),
-    Series(name="build_info", kind="info", help="Versions this process runs on; always 1."),
-)
-_DEFINITION = {series.name: series for series in SERIES}
 
 
 class Metrics:
@@ -277,25 +150,25 @@ class Metrics:
         self._rejected_rows.inc(rows)
 
     def _counter(self, name: str) -> Counter:
-        series = _DEFINITION[name]
+        series = DEFINITION[name]
         counter = Counter(name, series.help, _labels(series), namespace=PREFIX, registry=self.registry)
         for value in series.values:
             counter.labels(value)
         return counter
 
     def _gauge(self, name: str) -> Gauge:
-        series = _DEFINITION[name]
+        series = DEFINITION[name]
         gauge = Gauge(name, series.help, _labels(series), namespace=PREFIX, registry=self.registry)
         for child in [gauge.labels(value) for value in series.values] or [gauge]:
             child.set(series.initial)
         return gauge
 
     def _histogram(self, name: str) -> Histogram:
-        series = _DEFINITION[name]
+        series = DEFINITION[name]
         return Histogram(name, series.help, namespace=PREFIX, registry=self.registry, buckets=series.buckets)
 
     def _build_info(self) -> None:
-        info = Info("build", _DEFINITION["build_info"].help, namespace=PREFIX, registry=self.registry)
+        info = Info("build", DEFINITION["build_info"].help, namespace=PREFIX, registry=self.registry)
         info.info(
             {
                 "version": _version("alphastream"),
@@ -322,7 +195,7 @@ class _PhaseSeconds(Collector):
                 self._told[name] += seconds
 
     def describe(self) -> list[CounterMetricFamily]:
-        series = _DEFINITION["step_phase_seconds_total"]
+        series = DEFINITION["step_phase_seconds_total"]
         return [CounterMetricFamily(f"{PREFIX}_{series.name}", series.help, labels=_labels(series))]
 
     def collect(self) -> list[CounterMetricFamily]:

@@ -76,7 +76,7 @@ class Server:
         self._metrics = metrics
         self._status = status
         self._ready = threading.Event()
-        self._page = resources.files("ops").joinpath("live.html").read_bytes()
+        self._page = resources.files("ops.live").joinpath("page.html").read_bytes()
         self._allowed_hosts = tuple(allowed_hosts)
         self._web = WebConfigFile(web_config, warn)
         self._scheme = "http" if self._web.current().tls is None else "https"

@@ -10,7 +10,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from ops.metrics import OUTCOMES, PREFIX, SERIES, Metrics
+from ops.metrics import Metrics
+from ops.series import OUTCOMES, PREFIX, SERIES
 from ops.step_clock import PHASES
 from pipeline import schema
 from stepsize.estimate import Outcome

@@ -366,7 +366,7 @@ def test_the_smoothed_estimators_are_not_drawn_across_a_pause(tmp_path: Path) ->
 
 
 def test_a_phase_has_one_color_in_the_report_the_dashboard_and_the_live_page() -> None:
-    page = (Path(generate.__file__).parents[1] / "live.html").read_text(encoding="utf-8")
+    page = (Path(generate.__file__).parents[1] / "live" / "page.html").read_text(encoding="utf-8")
     light = page.split("prefers-color-scheme: dark")[0]
     values = dict(re.findall(r"(--\w+): (#[0-9a-f]{6});", light))
     [table] = re.findall(r"const COLOR = \{(.*?)\};", page, re.DOTALL)
