@@ -19,10 +19,10 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from ops.series import DEFINITION, OUTCOMES, PREFIX, SPLITS, Series
+from ops.series import DEFINITION, EXIT_REASONS, OUTCOMES, PREFIX, SPLITS, Series
 from ops.step_clock import PHASES
 
 # A creation time beside every counter would double the page and tell what start_timestamp_seconds tells once.
@@ -41,8 +41,12 @@ class Metrics:
         *,
         unix_time: Callable[[], float] = time.time,
         open_phases: Callable[[], Mapping[str, float]] = dict,
+        device_memory: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
-        """`open_phases`: seconds by phase that have passed since what `step` and `phase` were last told of."""
+        """`open_phases`: seconds by phase that have passed since what `step` and `phase` were last told of.
+
+        `device_memory`: bytes by state, as of `device_memory_bytes`. Both are asked at every scrape, in its thread.
+        """
         self.registry = registry or CollectorRegistry(auto_describe=True)
         self._unix_time = unix_time
         self._stage_totals: dict[str, tuple[float, float]] = {}
@@ -56,6 +60,9 @@ class Metrics:
         self._stage_rows = self._counter("stage_rows_total")
         self._loss = self._gauge("loss")
         self._learning_rate = self._gauge("learning_rate")
+        self._scheduled_rate = self._gauge("learning_rate_scheduled")
+        self._proposed_rate = self._gauge("learning_rate_proposed")
+        self._proposed_rate_error = self._gauge("learning_rate_proposed_standard_error")
         self._alpha_relative = self._histogram("alpha_relative")
         self._alpha_estimates = self._counter("alpha_estimates_total")
         self._alpha_age = self._gauge("alpha_age_steps")
@@ -67,10 +74,36 @@ class Metrics:
         self._last_checkpoint = self._gauge("last_checkpoint_timestamp_seconds")
         self._checkpoint_failures = self._counter("checkpoint_failures_total")
         self._rejected_rows = self._counter("rejected_rows_total")
+        self.registry.register(_DeviceMemory(device_memory))
+        self._run_step = self._gauge("run_step")
+        self._run_total_steps = self._gauge("run_total_steps")
+        self._run_seconds_left = self._gauge("run_seconds_left")
+        self._run_starts = self._counter("run_starts_total")
+        self._exit_code = self._gauge("exit_code")
+        self._exit_reason = self._gauge("exit_reason")
         self._start.set(unix_time())
         self._started = False
         self._build_info()
         ProcessCollector(registry=self.registry)
+
+    def run(self, name: str, *, starts: int) -> None:
+        """Say which run this is, and how many processes have worked on it, this one included; called once."""
+        info = Info("run", DEFINITION["run_info"].help, namespace=PREFIX, registry=self.registry)
+        info.info({"run": name})
+        self._run_starts.inc(starts)
+
+    def progress(self, step: int, *, total_steps: int | None, seconds_left: float | None) -> None:
+        """Set how far the run has come, in steps of all its processes; None for what is not known."""
+        self._run_step.set(step)
+        self._run_total_steps.set(math.nan if total_steps is None else total_steps)
+        self._run_seconds_left.set(math.nan if seconds_left is None else seconds_left)
+
+    def exit(self, code: int, reason: str) -> None:
+        """Set how the run ended; `reason` is one of `EXIT_REASONS`."""
+        assert reason in EXIT_REASONS, f"unknown reason {reason!r}"
+        self._exit_code.set(code)
+        for name in EXIT_REASONS:
+            self._exit_reason.labels(name).set(name == reason)
 
     def step(  # noqa: PLR0917 (the six numbers of a step, in the order its record has them)
         self,
@@ -126,6 +159,15 @@ class Metrics:
         """Set α* as pooled over the latest estimates, and its standard error; None while they say nothing."""
         self._alpha_pooled.set(math.nan if factor is None else factor)
         self._alpha_pooled_error.set(math.nan if standard_error is None else standard_error)
+
+    def scheduled_rate(self, rate: float) -> None:
+        """Set the rate that the schedule alone gave the latest step."""
+        self._scheduled_rate.set(rate)
+
+    def proposed_rate(self, rate: float | None, standard_error: float | None) -> None:
+        """Set the rate that α* proposes, pooled over the latest estimates; None while they say nothing."""
+        self._proposed_rate.set(math.nan if rate is None else rate)
+        self._proposed_rate_error.set(math.nan if standard_error is None else standard_error)
 
     def evaluation(self, split: str, loss: float, auc: float | None, normalized_entropy: float | None) -> None:
         """Set the latest evaluation of a split; what one label class alone leaves undefined is None."""
@@ -206,6 +248,23 @@ class _PhaseSeconds(Collector):
             families = self.describe()
             for name, seconds in self._shown.items():
                 families[0].add_metric([name], seconds)
+        return families
+
+
+class _DeviceMemory(Collector):
+    """`device_memory_bytes`, asked for at every scrape."""
+
+    def __init__(self, device_memory: Callable[[], Mapping[str, float]]) -> None:
+        self._memory = device_memory
+
+    def describe(self) -> list[GaugeMetricFamily]:
+        series = DEFINITION["device_memory_bytes"]
+        return [GaugeMetricFamily(f"{PREFIX}_{series.name}", series.help, labels=_labels(series))]
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        families = self.describe()
+        for state, size in self._memory().items():
+            families[0].add_metric([state], size)
         return families
 
 

@@ -12,6 +12,8 @@ PREFIX = "alphastream"
 SPLITS = ("train", "validation", "test")
 OUTCOMES = ("ok", "ascent", "flat", "nonfinite", "stale", "dropped")
 """What can come of one α* estimate."""
+EXIT_REASONS = ("budget", "target", "diverged", "interrupted", "input", "io", "error")
+"""Why a run ended: `input` is a bad configuration or input (2), `io` a failure of reading or writing (74)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,24 @@ SERIES = (
     Series(name="stage_rows_total", kind="counter", help="Rows each stage of the pipeline handled.", label="stage"),
     Series(name="loss", kind="gauge", help="Mean training loss of the latest step.", initial=math.nan),
     Series(name="learning_rate", kind="gauge", help="Learning rate applied at the latest step.", initial=math.nan),
+    Series(
+        name="learning_rate_scheduled",
+        kind="gauge",
+        help="Learning rate that the schedule alone gave the latest step; the policy may have applied another.",
+        initial=math.nan,
+    ),
+    Series(
+        name="learning_rate_proposed",
+        kind="gauge",
+        help="Learning rate that α* proposes, pooled over the latest estimates; from 10 on.",
+        initial=math.nan,
+    ),
+    Series(
+        name="learning_rate_proposed_standard_error",
+        kind="gauge",
+        help="Standard error of learning_rate_proposed.",
+        initial=math.nan,
+    ),
     Series(
         name="alpha_relative",
         kind="histogram",
@@ -130,6 +150,44 @@ SERIES = (
     ),
     Series(name="checkpoint_failures_total", kind="counter", help="Checkpoints that could not be written."),
     Series(name="rejected_rows_total", kind="counter", help="Rows left out of the stream because they were damaged."),
+    Series(
+        name="device_memory_bytes",
+        kind="gauge",
+        help="Memory of the GPU: in tensors, held by this process's allocator, free, all there is; none without a GPU.",
+        label="state",
+    ),
+    Series(name="run_info", kind="info", help="Which run this is: `run` is its directory as given; always 1."),
+    Series(name="run_step", kind="gauge", help="Steps done of the run, those of earlier processes included."),
+    Series(
+        name="run_total_steps",
+        kind="gauge",
+        help="Steps at which the budget ends; NaN if it counts neither steps nor epochs.",
+        initial=math.nan,
+    ),
+    Series(
+        name="run_seconds_left",
+        kind="gauge",
+        help="Time until the budget is used up, at the latest minutes' speed, evaluations included; NaN if not known.",
+        initial=math.nan,
+    ),
+    Series(
+        name="run_starts_total",
+        kind="counter",
+        help="Processes that began or continued this run, this one included; goes on over restarts.",
+    ),
+    Series(
+        name="exit_code",
+        kind="gauge",
+        help="Exit code of a run that ended: 0, 2, 3, 74 or 143; NaN before.",
+        initial=math.nan,
+    ),
+    Series(
+        name="exit_reason",
+        kind="gauge",
+        help="1 for the reason by which the run ended.",
+        label="reason",
+        values=EXIT_REASONS,
+    ),
     Series(name="build_info", kind="info", help="Versions this process runs on; always 1."),
 )
 DEFINITION = {series.name: series for series in SERIES}

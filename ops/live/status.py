@@ -36,7 +36,7 @@ class LiveStatus:
         self._clock = clock
         self._monotonic = monotonic
         self._started = monotonic()
-        self._total_steps = total_steps
+        self.total_steps = total_steps
         self._budget_seconds = budget_seconds
         self._lock = threading.Lock()
         self._now: dict[str, Any] = {"run": run, "state": "starting", "step": 0, "epoch": 0, "rows": 0}
@@ -129,6 +129,11 @@ class LiveStatus:
         with self._lock:
             self._messages.appendleft({"step": step, "text": text})
 
+    def seconds_left(self) -> float | None:
+        """Training time left at the recent speed, the first step left out; None without a budget or a second step."""
+        with self._lock:
+            return self._seconds_left(sum(step_seconds for step_seconds, _ in self._recent))
+
     def snapshot(self) -> dict[str, Any]:
         """All of it as JSON values, without NaN; times in seconds."""
         bound = self._clock.bound()
@@ -141,7 +146,7 @@ class LiveStatus:
                 self._now
                 | preparing
                 | {
-                    "total_steps": self._total_steps,
+                    "total_steps": self.total_steps,
                     "elapsed_seconds": self._monotonic() - self._started,
                     "progress": self._progress(),
                     "seconds_left": self._seconds_left(seconds),
@@ -178,8 +183,8 @@ class LiveStatus:
     def _progress(self) -> float | None:
         """The share of the budget used, 0..1, by whichever budget is nearer its end; None without one."""
         shares = []
-        if self._total_steps:
-            shares.append(self._now["step"] / self._total_steps)
+        if self.total_steps:
+            shares.append(self._now["step"] / self.total_steps)
         if self._budget_seconds:
             shares.append(self._training_seconds / self._budget_seconds)
         return min(max(shares), 1.0) if shares else None
@@ -187,8 +192,8 @@ class LiveStatus:
     def _seconds_left(self, recent_seconds: float) -> float | None:
         """Training time left at the recent speed, the first step left out; None without a budget or a second step."""
         left = []
-        if self._total_steps and self._steps_seen > 1:
-            left.append((self._total_steps - self._now["step"]) * recent_seconds / len(self._recent))
+        if self.total_steps and self._steps_seen > 1:
+            left.append((self.total_steps - self._now["step"]) * recent_seconds / len(self._recent))
         if self._budget_seconds:
             left.append(self._budget_seconds - self._training_seconds)
         return max(min(left), 0.0) if left else None
