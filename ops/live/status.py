@@ -59,6 +59,12 @@ class LiveStatus:
         with self._lock:
             self._now["state"] = text
 
+    @property
+    def steps_done(self) -> int:
+        """Steps of the run, those of earlier processes included."""
+        with self._lock:
+            return self._now["step"]
+
     def resume(self, *, step: int, epoch: int, rows: int, training_seconds: float) -> None:
         """Go on from where an earlier process stopped, after `step` steps over `rows` rows."""
         with self._lock:

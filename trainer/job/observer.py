@@ -10,7 +10,7 @@ from typing import Any
 
 from ops.live import LEAST_ESTIMATES, AlphaFactor, LiveStatus
 from ops.metrics import Metrics
-from ops.step_clock import StepClock, StepTiming
+from ops.step_clock import PAUSES, StepClock, StepTiming
 from pipeline.device import Feed
 from stepsize import per_rate, pool
 from stepsize.estimate import Estimate
@@ -104,8 +104,11 @@ class RunObserver:
         )
 
     def on_pause(self, timing: StepTiming) -> None:
-        """Time between steps: an evaluation or a checkpoint."""
+        """Time between steps: an evaluation or a checkpoint, which the event log keeps for the report; or the start."""
         self._metrics.phase(timing.phases)
+        spent = {name: seconds for name, seconds in timing.phases.items() if seconds}
+        if not spent.keys().isdisjoint(PAUSES):
+            self._directory.event("pause", step=self._live.steps_done, phases=spent)
 
     def on_estimate(self, estimate: Estimate) -> None:
         """One α* estimate, whatever its outcome."""
