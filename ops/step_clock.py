@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Protocol
@@ -26,6 +26,8 @@ WINDOW_SECONDS = 300
 """A verdict is over the latest minutes, as many as the dashboards' and alerts' rates are."""
 MARKS = 100
 """A window is told to about its hundredth part."""
+LONG_WAIT_SECONDS = 10.0
+"""A wait for the first rows of all is a verdict from then on; until then it is a beginning."""
 
 
 class BoundKind(StrEnum):
@@ -46,6 +48,7 @@ class Bound:
     """The verdict over a stretch of wall time, pauses included.
 
     `data_share` = Σ data_wait / wall time, `pause_share` = (Σ evaluation + Σ checkpoint) / wall time, both in 0..1.
+    The phase that is open counts, so that the verdict doesn't stand still while the run does.
     """
 
     kind: BoundKind
@@ -67,7 +70,7 @@ class Bound:
 def bound_of(phases: Mapping[str, float], *, steps: int, data_bound_share: float = DATA_BOUND_SHARE) -> Bound:
     """The verdict over `steps` steps and the pauses between them; `phases` sum to the wall time, in its unit."""
     seconds = sum(phases.values())
-    if seconds <= 0 or steps == 0:
+    if seconds <= 0:
         return Bound(kind=BoundKind.UNKNOWN, data_share=0.0, pause_share=0.0, seconds=0.0, steps=steps)
     data_share = phases.get("data_wait", 0.0) / seconds
     pause_share = sum(phases.get(name, 0.0) for name in PAUSES) / seconds
@@ -92,6 +95,16 @@ class StepTiming:
     def phases(self) -> dict[str, float]:
         """Seconds of every phase of `PHASES`, zeros included."""
         return {name: spent / NANOSECONDS for name, spent in self.phase_nanoseconds.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenPhase:
+    """What the thread of the training loop is at, and for how many seconds: since it last began or ended a phase."""
+
+    name: str
+    seconds: float
+    steps: int
+    """Steps whose launch has ended by now."""
 
 
 class QueueWait(Protocol):
@@ -143,6 +156,9 @@ class StepClock:
         self._steps = 0
         self._first: StepTiming | None = None
         self._mark = self._now()
+        self._host_phase: tuple[str, int] = ("other", self._mark)
+        """Phase of the loop's thread, and since when; replaced as a whole."""
+        self._ended_steps = 0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -152,15 +168,35 @@ class StepClock:
         """
         if name not in self._interval:
             raise ValueError(f"phase {name!r} is not known; use one of {', '.join(PHASES)}")
-        with self._lock:
-            self._charge()
-            self._open.append(name)
+        with self._noted(name):
+            with self._lock:
+                self._charge()
+                self._open.append(name)
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self._charge()
+                    self._open.pop()
+
+    def pause_phase(self, name: str) -> AbstractContextManager[None]:
+        """As `phase`, for the host's own time while no step is on its way, whatever the phase is of a step."""
+        return self.phase(name)
+
+    def open_phase(self) -> OpenPhase:
+        """What the loop's thread is at now, the host's view on any device; `other` outside of all phases."""
+        name, since = self._host_phase
+        return OpenPhase(name=name, seconds=max(self._now() - since, 0) / NANOSECONDS, steps=self._ended_steps)
+
+    @contextmanager
+    def _noted(self, name: str) -> Iterator[None]:
+        """Within it `open_phase` is `name`."""
+        before = self._host_phase[0]
+        self._host_phase = (name, self._now())
         try:
             yield
         finally:
-            with self._lock:
-                self._charge()
-                self._open.pop()
+            self._host_phase = (before, self._now())
 
     @property
     def in_flight_steps(self) -> int:
@@ -169,6 +205,9 @@ class StepClock:
 
     def handed_over(self, wait: QueueWait | None) -> None:
         """The rows of the step are there; `wait` is a device's for their copy, which the host's clock doesn't see."""
+
+    def abandon_step(self) -> None:
+        """The wait for the rows of the step was given up before they came; the time of it stays `data_wait`."""
 
     def end_step(self) -> Callable[[], StepTiming]:
         """End the step, and give what reads its time, to be called in the order of the steps."""
@@ -180,6 +219,7 @@ class StepClock:
         with self._lock:
             timing = self._finish()
             self._count(timing)
+        self._step_ended()
         return timing
 
     @property
@@ -222,10 +262,11 @@ class StepClock:
     def waiting_seconds(self) -> float:
         """How long the wait for rows that is open now has lasted; 0 if none is."""
         with self._lock:
-            return self._open_nanoseconds(self._now())["data_wait"] / NANOSECONDS if self._waits() else 0.0
+            return self._open_wait(self._now()) / NANOSECONDS
 
-    def _waits(self) -> bool:
-        return self._running == "data_wait"
+    def _step_ended(self) -> None:
+        self._ended_steps += 1
+        self._host_phase = (self._host_phase[0], self._now())
 
     def _charge(self) -> None:
         """Give the time since the last change to the phase that ran."""
@@ -249,7 +290,8 @@ class StepClock:
         evaluation or save.
         """
         if self._first is None:
-            return self._nothing()
+            waiting = self._open_wait(self._now())
+            return self._nothing() | {"data_wait": waiting if waiting >= LONG_WAIT_SECONDS * NANOSECONDS else 0}
         totals = {name: self._totals[name] + spent for name, spent in self._open_nanoseconds(self._now()).items()}
         now = sum(totals.values())
         before = _at(now - self._window, [*self._marks, (now, totals)])
@@ -263,6 +305,10 @@ class StepClock:
             self._marks.append((at, dict(self._totals)))
             while len(self._marks) > 1 and self._marks[1][0] <= at - self._window:
                 self._marks.popleft()
+
+    def _open_wait(self, now: int) -> int:
+        """Nanoseconds of the wait for rows that is open now, 0 if none is; the caller holds the lock."""
+        return self._interval["data_wait"] + max(now - self._mark, 0) if self._running == "data_wait" else 0
 
     @staticmethod
     def _seconds(spent: Mapping[str, int]) -> dict[str, float]:
