@@ -10,7 +10,16 @@ True
 from __future__ import annotations
 
 from pipeline.shards.durable import sync_file, sync_folder, write_atomically
-from pipeline.shards.manifest import MANIFEST, Compression, Manifest, RejectsFile, Shard, Split
+from pipeline.shards.manifest import (
+    MANIFEST,
+    Compression,
+    DistinctFile,
+    Generation,
+    Manifest,
+    RejectsFile,
+    Shard,
+    Split,
+)
 from pipeline.shards.overview import (
     Overview,
     describe_files,
@@ -30,6 +39,8 @@ __all__ = [
     "MANIFEST",
     "Compression",
     "DataReport",
+    "DistinctFile",
+    "Generation",
     "Manifest",
     "Overview",
     "RejectsFile",
