@@ -19,7 +19,8 @@ from trainer.config import Config, MetricsConfig, config_errors
 from trainer.console import Console
 from trainer.job.checkpointing import Checkpointing, open_checkpointing
 from trainer.job.decided import decided
-from trainer.job.device import step_clock
+from trainer.job.device import device_memory, step_clock
+from trainer.job.ending import end_exported, exit_of, last_scrape_awaited, write_textfile
 from trainer.job.hangs import watched
 from trainer.job.observer import Outlets, RunObserver
 from trainer.job.run_directory import RunDirectory
@@ -51,6 +52,7 @@ def train(config: Config, run: str | Path, *, console: Console) -> Stop:
         outlets = open_outlets(config, state, directory, console)
         with (
             served(config.metrics, outlets) as readiness,
+            end_exported(outlets),
             watched(config.watchdog, outlets, readiness.mark_hung) as watchdog,
         ):
             position = resume(config, state, outlets)
@@ -90,9 +92,9 @@ def open_outlets(config: Config, state: TrainingState, directory: RunDirectory, 
     live = LiveStatus(
         clock, run=str(directory.path), total_steps=state.total_steps, budget_seconds=config.budget.seconds
     )
-    return Outlets(
-        directory=directory, metrics=Metrics(open_phases=clock.open_phases), live=live, clock=clock, console=console
-    )
+    metrics = Metrics(open_phases=clock.open_phases, device_memory=device_memory(state.learner.device))
+    metrics.run(str(directory.path), starts=directory.starts() + 1)
+    return Outlets(directory=directory, metrics=metrics, live=live, clock=clock, console=console)
 
 
 class Readiness(Protocol):
@@ -134,7 +136,8 @@ def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Readiness]:
     with closing(server):
         server.start()
         outlets.console.say(f"live page {server.url}  metrics {server.url}metrics")
-        yield server
+        with last_scrape_awaited(server, outlets, at_most_seconds=address.last_scrape_seconds):
+            yield server
 
 
 def resume(config: Config, state: TrainingState, outlets: Outlets) -> Position:
@@ -147,6 +150,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets) -> Position:
     if found is None:
         directory.begin(config, records={})
         directory.event("start", step=0)
+        outlets.metrics.progress(0, total_steps=state.total_steps, seconds_left=None)
         return Position()
     position = state.load(found, run=directory.path)
     directory.begin(config, records=found.state["records"])
@@ -158,6 +162,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets) -> Position:
         rows=position.rows,
         training_seconds=position.training_seconds,
     )
+    outlets.metrics.progress(position.step, total_steps=state.total_steps, seconds_left=None)
     outlets.console.say(f"continuing {directory.path} at step {position.step:,}")
     return position
 
@@ -206,6 +211,7 @@ class Job:
         ended = loop.ended()
         if ended is not None:
             loop.report_undelivered()
+            self.outlets.metrics.exit(*exit_of(ended))
             self.outlets.console.say(
                 f"{self.outlets.directory.path}: nothing to do, {ended.text} at step {position.step:,} already"
             )
@@ -286,8 +292,9 @@ class Job:
     def _record_end(self, stop: Stop, position: Position) -> None:
         outlets, skipped = self.outlets, self.state.feed.skipped_rows
         outlets.live.state(stop.text)
+        outlets.metrics.exit(*exit_of(stop))
         outlets.directory.event("stop", step=position.step, reason=stop.name.lower(), skipped_rows=skipped)
-        (outlets.directory.path / "metrics.prom").write_text(outlets.metrics.exposition(), encoding="utf-8")
+        write_textfile(outlets)
         left_out = f" ({skipped:,} damaged rows left out)" if skipped else ""
         place = f"at step {position.step:,}{left_out}; run directory {outlets.directory.path}"
         outlets.console.say(f"{stop.text} {place}{f'; {DIVERGENCE_REMEDY}' if stop is Stop.DIVERGED else ''}")
