@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ops.live import LiveStatus
 from ops.metrics import Metrics
+from ops.receivers import ServiceManager
 from ops.server import Server
 from pipeline.addresses import without_secrets
 from pipeline.shards import Manifest, warnings_of_labels
@@ -29,24 +30,29 @@ DIVERGENCE_REMEDY = "give a lower optimizer.lr, a longer warm-up, or stepsize.po
 """What to do about a run that diverged."""
 
 
-def train(config: Config, run: str | Path, *, console: Console) -> Stop:
+def train(config: Config, run: str | Path, *, console: Console, manager: ServiceManager | None = None) -> Stop:
     """Trains `config` in the run directory `run`, continuing from its newest whole checkpoint.
+
+    `manager` is whoever started this process as a service and waits for its news.
 
     Raises: pipeline.errors.InputError for what the user gave (exit code 2), OSError if reading or writing failed
     (74); the run's event log has it too, unless the run directory could not be opened.
     """
+    manager = ServiceManager() if manager is None else manager
     config = decided(config, run)
+    manager.starting("opening the data")
     manifest = Manifest.load(config.data.path)
     with (
         open_training(config, manifest) as state,
         RunDirectory(run, config) as directory,
         failures_recorded(directory),
     ):
-        outlets = open_outlets(config, state, directory, console)
+        outlets = open_outlets(config, state, directory, console, manager)
         with served(config.metrics, outlets) as mark_ready:
+            manager.starting("looking for a checkpoint")
             position = resume(config, state, outlets)
             with (
-                stop_signals(lambda name: console.say(_stopping(name))) as stopping,
+                stop_signals(lambda name: _announce_stop(name, outlets)) as stopping,
                 console.progress("training", state.total_steps, unit="steps", start=position.step) as line,
                 open_checkpointing(state, outlets, keep=config.checkpoint.keep) as checkpointing,
             ):
@@ -72,14 +78,21 @@ def failures_recorded(directory: RunDirectory) -> Iterator[None]:
         raise
 
 
-def open_outlets(config: Config, state: TrainingState, directory: RunDirectory, console: Console) -> Outlets:
+def open_outlets(
+    config: Config, state: TrainingState, directory: RunDirectory, console: Console, manager: ServiceManager
+) -> Outlets:
     """The outlets of a run that has said nothing yet; its clock starts here."""
     clock = step_clock(state.learner.device)
     live = LiveStatus(
         clock, run=str(directory.path), total_steps=state.total_steps, budget_seconds=config.budget.seconds
     )
     return Outlets(
-        directory=directory, metrics=Metrics(open_phases=clock.open_phases), live=live, clock=clock, console=console
+        directory=directory,
+        metrics=Metrics(open_phases=clock.open_phases),
+        live=live,
+        clock=clock,
+        console=console,
+        manager=manager,
     )
 
 
@@ -161,6 +174,7 @@ class Job:
         ended = loop.ended()
         if ended is not None:
             loop.report_undelivered()
+            self.outlets.manager.stopping(f"nothing to do, {ended.text} already")
             self.outlets.console.say(
                 f"{self.outlets.directory.path}: nothing to do, {ended.text} at step {position.step:,} already"
             )
@@ -170,6 +184,7 @@ class Job:
             self.outlets.console.warn(notice)
         self.outlets.live.state("training")
         mark_ready()
+        self.outlets.manager.ready()
         self.state.feed.fill()  # compiles and reads ahead: start-up, and no step's wait for rows
         stop = loop.run()
         self._record_end(stop, position)
@@ -197,9 +212,12 @@ class Job:
     def _polling(self) -> bool:
         """`stopping`, for an evaluation to ask batch by batch: a save that ends meanwhile is told of then."""
         self.poll_save()
+        self.outlets.manager.alive()
         return self.stopping()
 
     def save(self, position: Position, *, final: bool) -> None:
+        if final:
+            self.outlets.manager.stopping("saving")
         self.checkpointing.save(position, final=final)
 
     def poll_save(self) -> None:
@@ -221,6 +239,7 @@ class Job:
     def _record_end(self, stop: Stop, position: Position) -> None:
         outlets, skipped = self.outlets, self.state.feed.skipped_rows
         outlets.live.state(stop.text)
+        outlets.manager.stopping(stop.text)
         outlets.directory.event("stop", step=position.step, reason=stop.name.lower(), skipped_rows=skipped)
         (outlets.directory.path / "metrics.prom").write_text(outlets.metrics.exposition(), encoding="utf-8")
         left_out = f" ({skipped:,} damaged rows left out)" if skipped else ""
@@ -240,5 +259,6 @@ def _warn_of_changes(found: Checkpoint, state: TrainingState, outlets: Outlets) 
         )
 
 
-def _stopping(signal_name: str) -> str:
-    return f"{signal_name}: stopping after this step, then saving; again to stop at once"
+def _announce_stop(signal_name: str, outlets: Outlets) -> None:
+    outlets.console.say(f"{signal_name}: stopping after this step, then saving; again to stop at once")
+    outlets.manager.stopping(signal_name)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ops.live import LEAST_ESTIMATES, AlphaFactor, LiveStatus
 from ops.metrics import Metrics
+from ops.receivers import ServiceManager
 from ops.step_clock import StepClock, StepTiming
 from pipeline.device import Feed
 from stepsize import per_rate, pool
@@ -29,13 +30,16 @@ SMOOTHING = 0.98
 
 @dataclass(frozen=True, kw_only=True)
 class Outlets:
-    """Where a run's news goes: its directory, the metrics, the live page, the terminal; and the clock it goes by."""
+    """Where a run's news goes: its directory, the metrics, the live page, the terminal, the service manager; and the
+    clock it goes by.
+    """
 
     directory: RunDirectory
     metrics: Metrics
     live: LiveStatus
     clock: StepClock
     console: Console
+    manager: ServiceManager = field(default_factory=ServiceManager)
 
     def warn(self, message: str, *, step: int) -> None:
         """A sentence that people should see, in the event log and on the terminal."""
@@ -75,6 +79,7 @@ class RunObserver:
             seconds=timing.seconds,
             training_seconds=training_seconds,
         )
+        self._outlets.manager.step(step + 1, loss=loss)
         self._show(step, loss, rate, rows, timing)
 
     def _count_skipped(self, step: int) -> None:
