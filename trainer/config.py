@@ -51,10 +51,17 @@ class MetricsConfig:
     web_config: str | None = None
     """TLS and passwords: a file in the format of Prometheus's --web.config.file (extra `web`). Without one everybody
     who reaches the port may read it."""
+    tensorboard_every_steps: int = 0
+    """Steps between two points of the curves kept for TensorBoard in RUN/tensorboard (extra `tensorboard`); 0 keeps
+    none."""
 
     def __post_init__(self) -> None:
         if not -1 <= self.port <= 65_535:
             raise ValueError(f"metrics.port is {self.port}; give 0 to 65535, or -1 to serve nothing")
+        if self.tensorboard_every_steps < 0:
+            raise ValueError(
+                f"metrics.tensorboard_every_steps is {self.tensorboard_every_steps}; give 1 or more, or 0 for no curves"
+            )
 
     def resolved(self) -> MetricsConfig:
         """The same with the path of the web config in full."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ops.live import LiveStatus
 from ops.metrics import Metrics
-from ops.receivers import ServiceManager
+from ops.receivers import ServiceManager, TensorBoard
 from ops.server import Server
 from pipeline.addresses import without_secrets
 from pipeline.shards import Manifest, warnings_of_labels
@@ -48,7 +48,7 @@ def train(config: Config, run: str | Path, *, console: Console, manager: Service
         failures_recorded(directory),
     ):
         outlets = open_outlets(config, state, directory, console, manager)
-        with served(config.metrics, outlets) as mark_ready:
+        with outlets.tensorboard, served(config.metrics, outlets) as mark_ready:
             manager.starting("looking for a checkpoint")
             position = resume(config, state, outlets)
             with (
@@ -81,8 +81,19 @@ def failures_recorded(directory: RunDirectory) -> Iterator[None]:
 def open_outlets(
     config: Config, state: TrainingState, directory: RunDirectory, console: Console, manager: ServiceManager
 ) -> Outlets:
-    """The outlets of a run that has said nothing yet; its clock starts here."""
+    """The outlets of a run that has said nothing yet; its clock starts here.
+
+    Raises: ConfigError if curves for TensorBoard are asked for, and its package is not installed.
+    """
     clock = step_clock(state.learner.device)
+    every_steps = config.metrics.tensorboard_every_steps
+    with config_errors():
+        tensorboard = TensorBoard(
+            directory.path / "tensorboard" if every_steps else None,
+            every_steps=every_steps,
+            alpha_delay=config.stepsize.delay or 0,
+            warn=console.warn,
+        )
     live = LiveStatus(
         clock, run=str(directory.path), total_steps=state.total_steps, budget_seconds=config.budget.seconds
     )
@@ -93,6 +104,7 @@ def open_outlets(
         clock=clock,
         console=console,
         manager=manager,
+        tensorboard=tensorboard,
     )
 
 
@@ -179,6 +191,7 @@ class Job:
                 f"{self.outlets.directory.path}: nothing to do, {ended.text} at step {position.step:,} already"
             )
             return ended
+        self.outlets.tensorboard.begin(steps=position.step)
         self._warn_of_splits()
         if (notice := self.state.learner.precision.without_effect()) is not None:
             self.outlets.console.warn(notice)

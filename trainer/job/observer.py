@@ -10,7 +10,7 @@ from typing import Any
 
 from ops.live import LEAST_ESTIMATES, AlphaFactor, LiveStatus
 from ops.metrics import Metrics
-from ops.receivers import ServiceManager
+from ops.receivers import ServiceManager, TensorBoard
 from ops.step_clock import StepClock, StepTiming
 from pipeline.device import Feed
 from stepsize import per_rate, pool
@@ -30,8 +30,8 @@ SMOOTHING = 0.98
 
 @dataclass(frozen=True, kw_only=True)
 class Outlets:
-    """Where a run's news goes: its directory, the metrics, the live page, the terminal, the service manager; and the
-    clock it goes by.
+    """Where a run's news goes: its directory, the metrics, the live page, the terminal, a service manager and
+    TensorBoard; and the clock it goes by.
     """
 
     directory: RunDirectory
@@ -40,6 +40,7 @@ class Outlets:
     clock: StepClock
     console: Console
     manager: ServiceManager = field(default_factory=ServiceManager)
+    tensorboard: TensorBoard = field(default_factory=TensorBoard)
 
     def warn(self, message: str, *, step: int) -> None:
         """A sentence that people should see, in the event log and on the terminal."""
@@ -80,6 +81,9 @@ class RunObserver:
             training_seconds=training_seconds,
         )
         self._outlets.manager.step(step + 1, loss=loss)
+        self._outlets.tensorboard.step(
+            step + 1, loss=loss, learning_rate=rate, seconds=timing.seconds, phases=timing.phases
+        )
         self._show(step, loss, rate, rows, timing)
 
     def _count_skipped(self, step: int) -> None:
@@ -119,6 +123,10 @@ class RunObserver:
             self._estimates.append((estimate.slope, estimate.curvature))
             self._factor = pooled_factor(self._estimates)
             self._metrics.pooled_alpha(self._factor.factor, self._factor.standard_error)
+        pooled = None if self._factor is None else self._factor.factor
+        self._outlets.tensorboard.estimate(
+            estimate.step, relative=estimate.relative, absolute=estimate.absolute, pooled=pooled
+        )
         self._live.estimate(
             estimate.step,
             outcome=str(estimate.outcome),
@@ -143,6 +151,13 @@ class RunObserver:
         self._directory.flush()
         self._metrics.evaluation(evaluation.split, evaluation.loss, evaluation.auc, evaluation.normalized_entropy)
         self._live.evaluation(step, evaluation.split, loss=evaluation.loss, auc=evaluation.auc)
+        self._outlets.tensorboard.evaluation(
+            step,
+            evaluation.split,
+            loss=evaluation.loss,
+            auc=evaluation.auc,
+            normalized_entropy=evaluation.normalized_entropy,
+        )
         auc = "" if evaluation.auc is None else f"  AUC {evaluation.auc:.4f}"
         self._outlets.console.say(
             f"step {step}: {evaluation.split} loss {evaluation.loss:.5f}{auc}  ({evaluation.rows:,} rows)"
