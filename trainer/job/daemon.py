@@ -11,6 +11,7 @@ from typing import Protocol
 
 from ops.live import LiveStatus
 from ops.metrics import Metrics
+from ops.receivers import ServiceManager, TensorBoard
 from ops.server import Server
 from pipeline.addresses import without_secrets
 from pipeline.errors import InterruptedWaitError
@@ -36,28 +37,34 @@ START_SECONDS = 30.0
 """Waiting longer than this for the first rows of all is waiting for data, no matter how much there was to compile."""
 
 
-def train(config: Config, run: str | Path, *, console: Console) -> Stop:
+def train(config: Config, run: str | Path, *, console: Console, manager: ServiceManager | None = None) -> Stop:
     """Trains `config` in the run directory `run`, continuing from its newest whole checkpoint.
+
+    `manager` is whoever started this process as a service and waits for its news.
 
     Raises: pipeline.errors.InputError for what the user gave (exit code 2), OSError if reading or writing failed
     (74); the run's event log has it too, unless the run directory could not be opened.
     """
+    manager = ServiceManager() if manager is None else manager
     config = decided(config, run)
+    manager.starting("opening the data")
     manifest = Manifest.load(config.data.path)
     with (
         open_training(config, manifest) as state,
         RunDirectory(run, config) as directory,
         failures_recorded(directory),
     ):
-        outlets = open_outlets(config, state, directory, console)
+        outlets = open_outlets(config, state, directory, console, manager)
         with (
+            outlets.tensorboard,
             served(config.metrics, outlets) as readiness,
             end_exported(outlets),
             watched(config.watchdog, outlets, readiness.mark_hung) as watchdog,
         ):
+            manager.starting("looking for a checkpoint")
             position = resume(config, state, outlets)
             with (
-                stop_signals(lambda name, request: console.say(_heard(name, request))) as requests,
+                stop_signals(lambda name, request: _announce(name, request, outlets)) as requests,
                 console.progress("training", state.total_steps, unit="steps", start=position.step) as line,
                 open_checkpointing(state, outlets, keep=config.checkpoint.keep) as checkpointing,
             ):
@@ -86,15 +93,36 @@ def failures_recorded(directory: RunDirectory) -> Iterator[None]:
         raise
 
 
-def open_outlets(config: Config, state: TrainingState, directory: RunDirectory, console: Console) -> Outlets:
-    """The outlets of a run that has said nothing yet; its clock starts here."""
+def open_outlets(
+    config: Config, state: TrainingState, directory: RunDirectory, console: Console, manager: ServiceManager
+) -> Outlets:
+    """The outlets of a run that has said nothing yet; its clock starts here.
+
+    Raises: ConfigError if curves for TensorBoard are asked for, and its package is not installed.
+    """
     clock = step_clock(state.learner.device)
+    every_steps = config.metrics.tensorboard_every_steps
+    with config_errors():
+        tensorboard = TensorBoard(
+            directory.path / "tensorboard" if every_steps else None,
+            every_steps=every_steps,
+            alpha_delay=config.stepsize.delay or 0,
+            warn=console.warn,
+        )
     live = LiveStatus(
         clock, run=str(directory.path), total_steps=state.total_steps, budget_seconds=config.budget.seconds
     )
     metrics = Metrics(open_phases=clock.open_phases, device_memory=device_memory(state.learner.device))
     metrics.run(str(directory.path), starts=directory.starts() + 1)
-    return Outlets(directory=directory, metrics=metrics, live=live, clock=clock, console=console)
+    return Outlets(
+        directory=directory,
+        metrics=metrics,
+        live=live,
+        clock=clock,
+        console=console,
+        manager=manager,
+        tensorboard=tensorboard,
+    )
 
 
 class Readiness(Protocol):
@@ -212,15 +240,18 @@ class Job:
         if ended is not None:
             loop.report_undelivered()
             self.outlets.metrics.exit(*exit_of(ended))
+            self.outlets.manager.stopping(f"nothing to do, {ended.text} already")
             self.outlets.console.say(
                 f"{self.outlets.directory.path}: nothing to do, {ended.text} at step {position.step:,} already"
             )
             return ended
+        self.outlets.tensorboard.begin(steps=position.step)
         self._warn_of_splits()
         if (notice := self.state.learner.precision.without_effect()) is not None:
             self.outlets.console.warn(notice)
         self.outlets.live.state("training")
         mark_ready()
+        self.outlets.manager.ready()
         self._fill()
         stop = loop.run()
         if stop is Stop.INTERRUPTED and self.watchdog.gave_up:
@@ -268,9 +299,12 @@ class Job:
         """`stopping`, for an evaluation to ask batch by batch: a save that ends meanwhile is told of then."""
         self.watchdog.beat()
         self.poll_save()
+        self.outlets.manager.alive()
         return self.stopping()
 
     def save(self, position: Position, *, final: bool) -> None:
+        if final:
+            self.outlets.manager.stopping("saving")
         self.checkpointing.save(position, final=final)
 
     def poll_save(self) -> None:
@@ -312,7 +346,9 @@ def _warn_of_changes(found: Checkpoint, state: TrainingState, outlets: Outlets) 
         )
 
 
-def _heard(signal_name: str, request: Request) -> str:
+def _announce(signal_name: str, request: Request, outlets: Outlets) -> None:
     if request is Request.SAVE:
-        return f"{signal_name}: saving, then going on"
-    return f"{signal_name}: stopping after this step, then saving; again to stop at once"
+        outlets.console.say(f"{signal_name}: saving, then going on")
+        return
+    outlets.console.say(f"{signal_name}: stopping after this step, then saving; again to stop at once")
+    outlets.manager.stopping(signal_name)
