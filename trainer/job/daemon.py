@@ -263,6 +263,7 @@ class Job:
         """Compiles and reads ahead: start-up, and no step's wait for rows, unless it takes longer than that does."""
         feed = self.state.feed
         feed.interrupted = self._interrupted
+        self.state.retries.listen = self.outlets.retry
         with suppress(InterruptedWaitError):  # the loop sees to what it was interrupted for
             if not feed.fill(seconds=START_SECONDS):
                 with self.outlets.clock.pause_phase("data_wait"):
@@ -282,6 +283,7 @@ class Job:
                     split,
                     stopping=self._polling,
                     interrupted=self.stopping,
+                    retries=self.state.retries,
                 )
             except InterruptedWaitError:
                 return None

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from pipeline.addresses import is_remote
 from pipeline.device import DataConfig, ModelInputs, open_rows
+from pipeline.reads import ReadRetries
 from pipeline.schema import LogFormat
 from pipeline.shards import Manifest
 from trainer.budget import EvalConfig
@@ -106,6 +107,7 @@ class Learner:
         *,
         stopping: Callable[[], bool] = lambda: False,
         interrupted: Callable[[], bool] = lambda: False,
+        retries: ReadRetries | None = None,
     ) -> Evaluation:
         """The weights that answer (the averaged ones, if the run averages) on `split`, or on its rows until `stopping`,
         which is asked once a batch.
@@ -122,6 +124,7 @@ class Learner:
             batch_rows=EVALUATION_BATCH_ROWS,
             limit_rows=evaluation.rows,
             interrupted=interrupted,
+            retries=retries,
         )
         averaged = self.average.applied() if self.average else nullcontext()
         with evaluation_mode(self.optimizer), averaged:
