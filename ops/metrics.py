@@ -53,6 +53,7 @@ disable_created_metrics()
 STEP_BUCKETS = (
     0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
+SAVE_BUCKETS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 RELATIVE_BUCKETS = (
     -100.0, -10.0, -3.0, -1.0, -0.3, 0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0,
 )  # fmt: skip
@@ -150,6 +151,24 @@ SERIES = (
         help="Unix time of the latest whole checkpoint of this process; 0 before the first.",
     ),
     Series(name="checkpoint_failures_total", kind="counter", help="Checkpoints that could not be written."),
+    Series(
+        name="checkpoint_seconds",
+        kind="histogram",
+        help="Time in which a checkpoint was written, most of it beside training.",
+        buckets=SAVE_BUCKETS,
+    ),
+    Series(
+        name="checkpoint_bytes",
+        kind="gauge",
+        help="Size of the latest whole checkpoint of this process; before the first, the size it will have.",
+        initial=math.nan,
+    ),
+    Series(
+        name="disk_free_bytes",
+        kind="gauge",
+        help="Free space on the disk of the run directory; a checkpoint beyond it makes older ones go, or fails.",
+        initial=math.nan,
+    ),
     Series(name="rejected_rows_total", kind="counter", help="Rows left out of the stream because they were damaged."),
     Series(name="build_info", kind="info", help="Versions this process runs on; always 1."),
 )
@@ -193,6 +212,9 @@ class Metrics:
         self._last_progress = self._gauge("last_progress_timestamp_seconds")
         self._last_checkpoint = self._gauge("last_checkpoint_timestamp_seconds")
         self._checkpoint_failures = self._counter("checkpoint_failures_total")
+        self._checkpoint_seconds = self._histogram("checkpoint_seconds")
+        self._checkpoint_bytes = self._gauge("checkpoint_bytes")
+        self._disk_free = self._gauge("disk_free_bytes")
         self._rejected_rows = self._counter("rejected_rows_total")
         self._start.set(unix_time())
         self._started = False
@@ -261,12 +283,26 @@ class Metrics:
         for name, value in values.items():
             self._evaluation[name].labels(split).set(math.nan if value is None else value)
 
-    def checkpoint(self, ok: bool, *, unix_time: float | None = None) -> None:
+    def checkpoint(
+        self, ok: bool, *, unix_time: float | None = None, seconds: float | None = None, size_bytes: int | None = None
+    ) -> None:
         """Count a checkpoint that was written whole, at `unix_time` or just now, or one that failed."""
-        if ok:
-            self._last_checkpoint.set(self._unix_time() if unix_time is None else unix_time)
-        else:
+        if not ok:
             self._checkpoint_failures.inc()
+            return
+        self._last_checkpoint.set(self._unix_time() if unix_time is None else unix_time)
+        if seconds is not None:
+            self._checkpoint_seconds.observe(seconds)
+        if size_bytes is not None:
+            self._checkpoint_bytes.set(size_bytes)
+
+    def expect_checkpoint(self, size_bytes: int) -> None:
+        """Set the size that the first checkpoint will have."""
+        self._checkpoint_bytes.set(size_bytes)
+
+    def disk_free(self, free_bytes: float) -> None:
+        """Set the free space on the disk of the run directory."""
+        self._disk_free.set(free_bytes)
 
     def exposition(self) -> str:
         """Everything as Prometheus' text format, as a scrape would get it now."""

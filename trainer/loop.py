@@ -106,6 +106,13 @@ class Host(Protocol):
     def save(self, position: Position, *, final: bool) -> None:
         """Begins a checkpoint of this moment; writes the `final` one, for whose failure nothing makes up later."""
 
+    def save_due(self, position: Position, *, scheduled: bool) -> bool:
+        """Whether to save now, which the timetable has or has not `scheduled`; asked between steps.
+
+        Another answer than the timetable's is for a save that failed, to be made again in time.
+        """
+        ...
+
     def poll_save(self) -> None:
         """Tells of a save that has ended since; called once a step, and waits for nothing."""
 
@@ -183,7 +190,7 @@ class Loop:
             self.host.poll_save()
             if self.timetable.evaluation_due(self.position):
                 self._evaluate()
-            elif self.timetable.checkpoint_due(self.position):
+            elif self.host.save_due(self.position, scheduled=self.timetable.checkpoint_due(self.position)):
                 self._save()
             else:
                 self._train()

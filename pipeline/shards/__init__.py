@@ -9,7 +9,7 @@ True
 
 from __future__ import annotations
 
-from pipeline.shards.durable import sync_file, sync_folder, write_atomically
+from pipeline.shards.durable import free_bytes, sync_file, sync_folder, write_atomically
 from pipeline.shards.manifest import MANIFEST, Compression, Manifest, RejectsFile, Shard, Split
 from pipeline.shards.overview import (
     Overview,
@@ -44,6 +44,7 @@ __all__ = [
     "columns_of",
     "describe_files",
     "files_by_split",
+    "free_bytes",
     "inspect_data",
     "kept_cold",
     "open_shards",

@@ -20,6 +20,7 @@ from trainer.job.decided import decided
 from trainer.job.device import step_clock
 from trainer.job.observer import Outlets, RunObserver
 from trainer.job.run_directory import RunDirectory
+from trainer.job.saving import watched_disk
 from trainer.job.signals import stop_signals
 from trainer.job.training_state import TrainingState, open_training
 from trainer.loop import Position, Stop, Timetable
@@ -43,12 +44,12 @@ def train(config: Config, run: str | Path, *, console: Console) -> Stop:
         failures_recorded(directory),
     ):
         outlets = open_outlets(config, state, directory, console)
-        with served(config.metrics, outlets) as mark_ready:
+        with watched_disk(directory.path, outlets.metrics.disk_free), served(config.metrics, outlets) as mark_ready:
             position = resume(config, state, outlets)
             with (
                 stop_signals(lambda name: console.say(_stopping(name))) as stopping,
                 console.progress("training", state.total_steps, unit="steps", start=position.step) as line,
-                open_checkpointing(state, outlets, keep=config.checkpoint.keep) as checkpointing,
+                open_checkpointing(state, outlets, config.checkpoint) as checkpointing,
             ):
                 job = Job(
                     config=config,
@@ -201,6 +202,9 @@ class Job:
 
     def save(self, position: Position, *, final: bool) -> None:
         self.checkpointing.save(position, final=final)
+
+    def save_due(self, position: Position, *, scheduled: bool) -> bool:
+        return self.checkpointing.due(position, scheduled=scheduled)
 
     def poll_save(self) -> None:
         self.checkpointing.poll()
