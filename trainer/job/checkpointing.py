@@ -63,6 +63,8 @@ class Checkpointing:
     )
     _attempt: SaveAttempt | None = field(default=None, init=False)
     """The one whose outcome is still to be told; while the thread is at it, the thread's."""
+    _needed_bytes: int = field(default=0, init=False)
+    """Of a checkpoint, as of the latest save: a failure may be told of in an evaluation, which swaps the weights."""
     _told_of_memory: bool = field(default=False, init=False)
     _first_step: int | None = field(default=None, init=False)
     _forecast: bool = field(default=False, init=False)
@@ -84,6 +86,7 @@ class Checkpointing:
         Raises: StorageError if the last cannot be written for as long as the configuration has patience.
         """
         self.drain()
+        self._needed_bytes = self.state.learner.saved_bytes()
         with self._live_saving():
             if final:
                 self._save_last(position)
@@ -123,7 +126,7 @@ class Checkpointing:
         return files
 
     def _new_attempt(self) -> SaveAttempt:
-        self._attempt = SaveAttempt(run=self.outlets.directory.path, needed_bytes=self.state.learner.saved_bytes())
+        self._attempt = SaveAttempt(run=self.outlets.directory.path, needed_bytes=self._needed_bytes)
         return self._attempt
 
     def _write(self, step: int, files: list[CheckpointFile], attempt: SaveAttempt) -> Path | None:
@@ -199,7 +202,7 @@ class Checkpointing:
         """What people can do about a save that failed."""
         if not lacks_space(error):
             return "see to the disk"
-        needed, place = self.state.learner.saved_bytes(), self.outlets.directory.path
+        needed, place = self._needed_bytes, self.outlets.directory.path
         try:
             free = free_bytes(place)
         except OSError:
