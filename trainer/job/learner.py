@@ -37,8 +37,6 @@ from trainer.records import Checkpoint, CheckpointFile, all_finite, load_latest,
 
 GIGABYTE = 1_000_000_000
 
-BESIDE_TENSORS = 32_768
-"""Bytes of a checkpoint that are no tensors, about."""
 EVALUATION_BATCH_ROWS = 8192
 """Rows a forward pass of an evaluation."""
 
@@ -82,13 +80,13 @@ class Learner:
         return {"model": self.model.state_dict()} | ({"average": self.average.state_dict()} if self.average else {})
 
     def saved_bytes(self) -> int:
-        """About the bytes of a checkpoint: of weights, average and optimizer state as they are now, and a little.
+        """Bytes of weights, average and optimizer state as they are now; little of a checkpoint is anything else.
 
         Looks at their sizes alone. Many optimizers make their state at the first step.
         """
         held = (self.tensors(), list(self.optimizer.state.values()))
         tensors = {id(leaf): leaf for leaf in tree_leaves(held) if isinstance(leaf, Tensor)}
-        return round(1.01 * sum(leaf.numel() * leaf.dtype.itemsize for leaf in tensors.values())) + BESIDE_TENSORS
+        return sum(leaf.numel() * leaf.dtype.itemsize for leaf in tensors.values())
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Puts weights, average and optimizer where the checkpoint has them."""

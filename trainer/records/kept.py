@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -75,5 +76,6 @@ def folder_bytes(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):
-            total += path.stat().st_size
+            found = path.stat()
+            total += found.st_size if stat.S_ISREG(found.st_mode) else 0
     return total
