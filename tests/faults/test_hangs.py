@@ -93,14 +93,14 @@ def test_an_evaluation_whose_rows_hang_lets_the_run_stop(tmp_path: Path, whole: 
     shard = data / "validation/part-00000.parquet"
     aside = shard.rename(data / "aside.parquet")
     os.mkfifo(shard)
-    config = write_settings(tmp_path / "config.toml", data, "[eval]\nevery_steps = 20\n")
+    config = write_settings(tmp_path / "config.toml", data, "[eval]\nevery_steps = 20\n", port=0)
     run = Run(config, tmp_path / "run")
-    run.wait_until(lambda: sum(1 for _ in read_records(run.path / "steps.jsonl")) == 20)
+    run.wait_until(lambda: run.status()["state"] == "evaluating")
     run.process.send_signal(signal.SIGTERM)
     assert run.end() == 143, run.said()
     shard.unlink()
     aside.rename(shard)
-    assert main(["train", str(config), "--run", str(run.path)]) == 0
+    assert main(["train", str(config), "--run", str(run.path), "--metrics.port", "-1"]) == 0
     assert_same(run.path, whole)
 
 
