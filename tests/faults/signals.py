@@ -1,4 +1,4 @@
-"""Every signal that a scheduler sends, at random moments of a run, its start included: `python -m tests.faults.signals`.
+"""Every signal a scheduler sends, at random moments of a run, its start included: `python -m tests.faults.signals`.
 
 A moment is drawn over the whole time of a run, from when its handlers are in place. Signals that stop a run are sent to
 one that is started again each time until it ends; after that, and after each run that only saved or showed stacks, the
