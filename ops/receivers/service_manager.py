@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-EXTENSION_SECONDS = 1800.0
+EXTENSION_SECONDS = 3600.0
 """Start-up and the last save may take so long from one sign of life to the next, whatever the unit's timeouts."""
 STATUS_SECONDS = 10.0
 """`systemctl status` shows a step that is at most so old."""
