@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.addresses import shown_path, uri_of
 from pipeline.errors import InputError
 from pipeline.preprocess.config import PreprocessConfig
 from pipeline.preprocess.encoder import Read, encode_part
@@ -17,7 +18,7 @@ from pipeline.preprocess.generations import plan_addition
 from pipeline.preprocess.plan import Part, Plan
 from pipeline.preprocess.workplace import PartRecord, Workplace
 from pipeline.schema import SPLITS
-from pipeline.shards import MANIFEST, Manifest
+from pipeline.shards import MANIFEST, Manifest, RemoteFolder
 from pipeline.source import Block, LineReader
 from pipeline.stages import usable_cores
 
@@ -93,12 +94,24 @@ def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forec
 
 
 def _plan(config: PreprocessConfig) -> Plan:
-    if not (config.append and (config.out / MANIFEST).exists()):
+    uri = uri_of(config.out)
+    if not config.append or not _is_there(config.out, uri):
         return Plan.make(config)
-    plan, _ = plan_addition(config, Manifest.load(config.out))
+    plan, _ = plan_addition(config, Manifest.load(uri or config.out))
     if plan is None:
-        raise InputError(f"nothing to do: {config.out} has these sources already")
+        raise InputError(f"nothing to do: {shown_path(config.out)} has these sources already")
     return plan
+
+
+def _is_there(out: Path, uri: str | None) -> bool:
+    """Whether there is a data folder that is complete."""
+    if uri is None:
+        return (out / MANIFEST).exists()
+    try:
+        RemoteFolder(uri).read(MANIFEST)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 class _Sample(NamedTuple):
