@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from pipeline.preprocess.generations import plan_addition
 from pipeline.preprocess.plan import Part, Plan
 from pipeline.preprocess.workplace import PartRecord, Workplace
 from pipeline.schema import SPLITS
-from pipeline.shards import MANIFEST, Manifest, RemoteFolder
+from pipeline.shards import MANIFEST, Manifest, RemoteFolder, cache_folder, free_bytes
 from pipeline.source import Block, LineReader
 from pipeline.stages import usable_cores
 
@@ -43,7 +42,7 @@ class Forecast:
     shards: int
     disk_bytes: int
     free_bytes: int
-    """Of the disk that the data folder would lie on."""
+    """Of the disk that the data folder would lie on, or what is to be uploaded."""
     workers: int
     rows_per_second: float
     """All workers together, should the disks keep up."""
@@ -85,7 +84,7 @@ def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forec
         splits=expected.rows,
         shards=expected.shards,
         disk_bytes=round(sample.record.shard_bytes * times),
-        free_bytes=_free_bytes(config.out),
+        free_bytes=free_bytes(config.out if uri_of(config.out) is None else cache_folder(None)),
         workers=workers,
         rows_per_second=sample.record.rows / sample.seconds * workers,
         seconds=sample.reading_seconds * counting_times + sample.seconds * times / workers,
@@ -187,9 +186,3 @@ def _expect(plan: Plan, rows_a_byte: float) -> _Expected:
             rows[segment.split] += segment_rows
             shards += -(-segment_rows // plan.rows_per_shard)
     return _Expected(rows=rows, shards=shards, counted_bytes=sum(plan.sources[index].size or 0 for index in counted))
-
-
-def _free_bytes(path: Path) -> int:
-    """Of the disk that `path`, which need not exist, lies on."""
-    path = path.absolute()
-    return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.is_dir())).free

@@ -9,7 +9,7 @@ True
 
 from __future__ import annotations
 
-from pipeline.shards.durable import sync_file, sync_folder, write_atomically
+from pipeline.shards.durable import free_bytes, sync_file, sync_folder, write_atomically
 from pipeline.shards.manifest import (
     MANIFEST,
     Compression,
@@ -66,6 +66,7 @@ __all__ = [
     "describe_files",
     "files_by_split",
     "files_of",
+    "free_bytes",
     "inspect_data",
     "kept_cold",
     "open_shards",

@@ -23,6 +23,7 @@ from trainer.job.device import device_memory, step_clock
 from trainer.job.ending import end_exported, exit_of, last_scrape_awaited, write_textfile
 from trainer.job.observer import Outlets, RunObserver
 from trainer.job.run_directory import RunDirectory
+from trainer.job.saving import watched_disk
 from trainer.job.training_state import TrainingState, open_training
 from trainer.loop import Position, Stop, Timetable
 from trainer.process import Request, Requests, stop_signals
@@ -53,13 +54,18 @@ def train(config: Config, run: str | Path, *, console: Console, manager: Service
         failures_recorded(directory),
     ):
         outlets = open_outlets(config, state, directory, console, manager)
-        with outlets.tensorboard, served(config.metrics, outlets) as mark_ready, end_exported(outlets):
+        with (
+            outlets.tensorboard,
+            watched_disk(directory.path, outlets.metrics.disk_free),
+            served(config.metrics, outlets) as mark_ready,
+            end_exported(outlets),
+        ):
             manager.starting("looking for a checkpoint")
             position = resume(config, state, outlets)
             with (
                 stop_signals(lambda name, request: _announce(name, request, outlets)) as requests,
                 console.progress("training", state.total_steps, unit="steps", start=position.step) as line,
-                open_checkpointing(state, outlets, keep=config.checkpoint.keep) as checkpointing,
+                open_checkpointing(state, outlets, config.checkpoint) as checkpointing,
             ):
                 job = Job(
                     config=config,
@@ -270,6 +276,9 @@ class Job:
         if final:
             self.outlets.manager.stopping("saving")
         self.checkpointing.save(position, final=final)
+
+    def save_due(self, position: Position, *, scheduled: bool) -> bool:
+        return self.checkpointing.due(position, scheduled=scheduled)
 
     def poll_save(self) -> None:
         self.checkpointing.poll()
