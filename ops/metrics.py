@@ -22,7 +22,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from ops.series import DEFINITION, EXIT_REASONS, OUTCOMES, PREFIX, SPLITS, Series
+from ops.series import DEFINITION, EXIT_REASONS, OUTCOMES, PREFIX, RETRY_CAUSES, SPLITS, Series
 from ops.step_clock import PHASES
 
 # A creation time beside every counter would double the page and tell what start_timestamp_seconds tells once.
@@ -77,6 +77,8 @@ class Metrics:
         self._checkpoint_bytes = self._gauge("checkpoint_bytes")
         self._disk_free = self._gauge("disk_free_bytes")
         self._rejected_rows = self._counter("rejected_rows_total")
+        self._read_retries = self._counter("read_retries_total")
+        self._hangs, self._hung = self._counter("watchdog_hangs_total"), self._gauge("hung")
         self.registry.register(_DeviceMemory(device_memory))
         self._run_step = self._gauge("run_step")
         self._run_total_steps = self._gauge("run_total_steps")
@@ -199,6 +201,21 @@ class Metrics:
     def disk_free(self, free_bytes: float) -> None:
         """Set the free space on the disk of the run directory."""
         self._disk_free.set(free_bytes)
+
+    def read_retry(self, cause: str) -> None:
+        """Count a read that is tried again; `cause` is one of `RETRY_CAUSES`."""
+        assert cause in RETRY_CAUSES, f"unknown cause {cause!r}"
+        self._read_retries.labels(cause).inc()
+
+    def hang(self, phase: str) -> None:
+        """Count that the run hangs in `phase`, and show it until `recovery`."""
+        assert phase in PHASES, f"unknown phase {phase!r}"
+        self._hangs.labels(phase).inc()
+        self._hung.set(1)
+
+    def recovery(self) -> None:
+        """Show that the run doesn't hang any more."""
+        self._hung.set(0)
 
     def exposition(self) -> str:
         """Everything as Prometheus' text format, as a scrape would get it now."""

@@ -12,8 +12,11 @@ PREFIX = "alphastream"
 SPLITS = ("train", "validation", "test")
 OUTCOMES = ("ok", "ascent", "flat", "nonfinite", "stale", "dropped")
 """What can come of one α* estimate."""
-EXIT_REASONS = ("budget", "target", "diverged", "interrupted", "input", "io", "error")
+EXIT_REASONS = ("budget", "target", "diverged", "interrupted", "hung", "input", "io", "error")
 """Why a run ended: `input` is a bad configuration or input (2), `io` a failure of reading or writing (74)."""
+
+RETRY_CAUSES = ("error", "damage")
+"""Why a read was tried again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +153,21 @@ SERIES = (
         help="Unix time of the latest whole checkpoint of this process; 0 before the first.",
     ),
     Series(name="checkpoint_failures_total", kind="counter", help="Checkpoints that could not be written."),
+    Series(
+        name="watchdog_hangs_total",
+        kind="counter",
+        help="Times that one thing took longer than the watchdog's budget for it, by the phase it was in.",
+        label="phase",
+        values=PHASES,
+    ),
+    Series(name="hung", kind="gauge", help="1 while something takes longer than the watchdog's budget for it, else 0."),
+    Series(
+        name="read_retries_total",
+        kind="counter",
+        help="Reads of shards that were tried again: after an error of disk or network, or because bytes were damaged.",
+        label="cause",
+        values=RETRY_CAUSES,
+    ),
     Series(
         name="checkpoint_seconds",
         kind="histogram",

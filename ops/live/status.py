@@ -52,12 +52,18 @@ class LiveStatus:
         self._factor = AlphaFactor(estimates=0, factor=None, standard_error=None)
         self._steps_seen = 0
         self._evaluations: dict[str, dict[str, Any]] = {}
+        self._hung: str | None = None
         self._messages: deque[dict[str, Any]] = deque(maxlen=MESSAGES)
 
     def state(self, text: str) -> None:
         """What the run is doing: starting, training, evaluating, saving, stopping, finished ..."""
         with self._lock:
             self._now["state"] = text
+
+    def hung(self, text: str | None) -> None:
+        """That the run hangs, and in what; None once it doesn't."""
+        with self._lock:
+            self._hung = text
 
     @property
     def steps_done(self) -> int:
@@ -151,6 +157,7 @@ class LiveStatus:
             return (
                 self._now
                 | preparing
+                | ({"state": "hung"} if self._hung else {})
                 | {
                     "total_steps": self.total_steps,
                     "elapsed_seconds": self._monotonic() - self._started,
@@ -174,6 +181,7 @@ class LiveStatus:
                     "outcomes": dict(self._outcomes),
                     "evaluations": dict(self._evaluations),
                     "messages": list(self._messages),
+                    "hung": self._hung,
                 }
             )
 

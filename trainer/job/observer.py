@@ -41,6 +41,14 @@ class Outlets:
     console: Console
     manager: ServiceManager = field(default_factory=ServiceManager)
     tensorboard: TensorBoard = field(default_factory=TensorBoard)
+    told_of_retries: list[str] = field(default_factory=list)
+
+    def retry(self, cause: str, text: str) -> None:
+        """Counts a read that is tried again; the first of a process is said. In any thread."""
+        self.metrics.read_retry(cause)
+        if not self.told_of_retries:
+            self.told_of_retries.append(text)
+            self.warn(f"{text}; further ones are counted in read_retries_total", step=self.live.steps_done)
 
     def warn(self, message: str, *, step: int) -> None:
         """A sentence that people should see, in the event log and on the terminal."""
