@@ -73,6 +73,9 @@ class Metrics:
         self._last_progress = self._gauge("last_progress_timestamp_seconds")
         self._last_checkpoint = self._gauge("last_checkpoint_timestamp_seconds")
         self._checkpoint_failures = self._counter("checkpoint_failures_total")
+        self._checkpoint_seconds = self._histogram("checkpoint_seconds")
+        self._checkpoint_bytes = self._gauge("checkpoint_bytes")
+        self._disk_free = self._gauge("disk_free_bytes")
         self._rejected_rows = self._counter("rejected_rows_total")
         self.registry.register(_DeviceMemory(device_memory))
         self._run_step = self._gauge("run_step")
@@ -176,12 +179,26 @@ class Metrics:
         for name, value in values.items():
             self._evaluation[name].labels(split).set(math.nan if value is None else value)
 
-    def checkpoint(self, ok: bool, *, unix_time: float | None = None) -> None:
+    def checkpoint(
+        self, ok: bool, *, unix_time: float | None = None, seconds: float | None = None, size_bytes: int | None = None
+    ) -> None:
         """Count a checkpoint that was written whole, at `unix_time` or just now, or one that failed."""
-        if ok:
-            self._last_checkpoint.set(self._unix_time() if unix_time is None else unix_time)
-        else:
+        if not ok:
             self._checkpoint_failures.inc()
+            return
+        self._last_checkpoint.set(self._unix_time() if unix_time is None else unix_time)
+        if seconds is not None:
+            self._checkpoint_seconds.observe(seconds)
+        if size_bytes is not None:
+            self._checkpoint_bytes.set(size_bytes)
+
+    def expect_checkpoint(self, size_bytes: int) -> None:
+        """Set the size that the first checkpoint will have."""
+        self._checkpoint_bytes.set(size_bytes)
+
+    def disk_free(self, free_bytes: float) -> None:
+        """Set the free space on the disk of the run directory."""
+        self._disk_free.set(free_bytes)
 
     def exposition(self) -> str:
         """Everything as Prometheus' text format, as a scrape would get it now."""

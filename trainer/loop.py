@@ -107,6 +107,13 @@ class Host(Protocol):
     def save(self, position: Position, *, final: bool) -> None:
         """Begins a checkpoint of this moment; writes the `final` one, for whose failure nothing makes up later."""
 
+    def save_due(self, position: Position, *, scheduled: bool) -> bool:
+        """Whether to save now, which the timetable has or has not `scheduled`; asked between steps.
+
+        Another answer than the timetable's is for a save that failed, to be made again in time.
+        """
+        ...
+
     def poll_save(self) -> None:
         """Tells of a save that has ended since; called once a step, and waits for nothing."""
 
@@ -188,7 +195,7 @@ class Loop:
             self.host.poll_save()
             if self.timetable.evaluation_due(self.position):
                 self._evaluate()
-            elif self.timetable.checkpoint_due(self.position) or self.host.save_asked():
+            elif self._save_due():
                 self._save()
             else:
                 self._train()
@@ -247,6 +254,10 @@ class Loop:
     def _stop_reason(self) -> Stop | None:
         stop = self.timetable.end(self.position, nonfinite_steps=self._nonfinite)
         return stop or (Stop.INTERRUPTED if self.host.stopping() else None)
+
+    def _save_due(self) -> bool:
+        scheduled = self.timetable.checkpoint_due(self.position)
+        return self.host.save_due(self.position, scheduled=scheduled) or self.host.save_asked()
 
     def _evaluated_here(self) -> bool:
         return self.position.last_evaluation_step == self.position.step

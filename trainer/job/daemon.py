@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ops.live import LiveStatus
 from ops.metrics import Metrics
+from ops.receivers import ServiceManager, TensorBoard
 from ops.server import Server
 from pipeline.addresses import without_secrets
 from pipeline.errors import InterruptedWaitError
@@ -22,6 +23,7 @@ from trainer.job.device import device_memory, step_clock
 from trainer.job.ending import end_exported, exit_of, last_scrape_awaited, write_textfile
 from trainer.job.observer import Outlets, RunObserver, show_evaluations
 from trainer.job.run_directory import RunDirectory
+from trainer.job.saving import watched_disk
 from trainer.job.training_state import TrainingState, open_training
 from trainer.loop import Position, Stop, Timetable
 from trainer.process import Request, Requests, stop_signals
@@ -34,26 +36,36 @@ START_SECONDS = 30.0
 """Waiting longer than this for the first rows of all is waiting for data, no matter how much there was to compile."""
 
 
-def train(config: Config, run: str | Path, *, console: Console) -> Stop:
+def train(config: Config, run: str | Path, *, console: Console, manager: ServiceManager | None = None) -> Stop:
     """Trains `config` in the run directory `run`, continuing from its newest whole checkpoint.
+
+    `manager` is whoever started this process as a service and waits for its news.
 
     Raises: pipeline.errors.InputError for what the user gave (exit code 2), OSError if reading or writing failed
     (74); the run's event log has it too, unless the run directory could not be opened.
     """
+    manager = ServiceManager() if manager is None else manager
     config = decided(config, run)
+    manager.starting("opening the data")
     manifest = Manifest.load(config.data.path)
     with (
         open_training(config, manifest) as state,
         RunDirectory(run, config) as directory,
         failures_recorded(directory),
     ):
-        outlets = open_outlets(config, state, directory, console)
-        with served(config.metrics, outlets) as mark_ready, end_exported(outlets):
+        outlets = open_outlets(config, state, directory, console, manager)
+        with (
+            outlets.tensorboard,
+            watched_disk(directory.path, outlets.metrics.disk_free),
+            served(config.metrics, outlets) as mark_ready,
+            end_exported(outlets),
+        ):
+            manager.starting("looking for a checkpoint")
             position = resume(config, state, outlets)
             with (
-                stop_signals(lambda name, request: console.say(_heard(name, request))) as requests,
+                stop_signals(lambda name, request: _announce(name, request, outlets)) as requests,
                 console.progress("training", state.total_steps, unit="steps", start=position.step) as line,
-                open_checkpointing(state, outlets, keep=config.checkpoint.keep) as checkpointing,
+                open_checkpointing(state, outlets, config.checkpoint) as checkpointing,
             ):
                 job = Job(
                     config=config,
@@ -77,15 +89,36 @@ def failures_recorded(directory: RunDirectory) -> Iterator[None]:
         raise
 
 
-def open_outlets(config: Config, state: TrainingState, directory: RunDirectory, console: Console) -> Outlets:
-    """The outlets of a run that has said nothing yet; its clock starts here."""
+def open_outlets(
+    config: Config, state: TrainingState, directory: RunDirectory, console: Console, manager: ServiceManager
+) -> Outlets:
+    """The outlets of a run that has said nothing yet; its clock starts here.
+
+    Raises: ConfigError if curves for TensorBoard are asked for, and its package is not installed.
+    """
     clock = step_clock(state.learner.device)
+    every_steps = config.metrics.tensorboard_every_steps
+    with config_errors():
+        tensorboard = TensorBoard(
+            directory.path / "tensorboard" if every_steps else None,
+            every_steps=every_steps,
+            alpha_delay=config.stepsize.delay or 0,
+            warn=console.warn,
+        )
     live = LiveStatus(
         clock, run=str(directory.path), total_steps=state.total_steps, budget_seconds=config.budget.seconds
     )
     metrics = Metrics(open_phases=clock.open_phases, device_memory=device_memory(state.learner.device))
     metrics.run(str(directory.path), starts=directory.starts() + 1)
-    return Outlets(directory=directory, metrics=metrics, live=live, clock=clock, console=console)
+    return Outlets(
+        directory=directory,
+        metrics=metrics,
+        live=live,
+        clock=clock,
+        console=console,
+        manager=manager,
+        tensorboard=tensorboard,
+    )
 
 
 @contextmanager
@@ -186,15 +219,18 @@ class Job:
         if ended is not None:
             loop.report_undelivered()
             self.outlets.metrics.exit(*exit_of(ended))
+            self.outlets.manager.stopping(f"nothing to do, {ended.text} already")
             self.outlets.console.say(
                 f"{self.outlets.directory.path}: nothing to do, {ended.text} at step {position.step:,} already"
             )
             return ended
+        self.outlets.tensorboard.begin(steps=position.step)
         self._warn_of_splits()
         if (notice := self.state.learner.precision.without_effect()) is not None:
             self.outlets.console.warn(notice)
         self.outlets.live.state("training")
         mark_ready()
+        self.outlets.manager.ready()
         self._fill()
         stop = loop.run()
         self._record_end(stop, position)
@@ -234,10 +270,16 @@ class Job:
     def _polling(self) -> bool:
         """`stopping`, for an evaluation to ask batch by batch: a save that ends meanwhile is told of then."""
         self.poll_save()
+        self.outlets.manager.alive()
         return self.stopping()
 
     def save(self, position: Position, *, final: bool) -> None:
+        if final:
+            self.outlets.manager.stopping("saving")
         self.checkpointing.save(position, final=final)
+
+    def save_due(self, position: Position, *, scheduled: bool) -> bool:
+        return self.checkpointing.due(position, scheduled=scheduled)
 
     def poll_save(self) -> None:
         self.checkpointing.poll()
@@ -278,7 +320,9 @@ def _warn_of_changes(found: Checkpoint, state: TrainingState, outlets: Outlets) 
         )
 
 
-def _heard(signal_name: str, request: Request) -> str:
+def _announce(signal_name: str, request: Request, outlets: Outlets) -> None:
     if request is Request.SAVE:
-        return f"{signal_name}: saving, then going on"
-    return f"{signal_name}: stopping after this step, then saving; again to stop at once"
+        outlets.console.say(f"{signal_name}: saving, then going on")
+        return
+    outlets.console.say(f"{signal_name}: stopping after this step, then saving; again to stop at once")
+    outlets.manager.stopping(signal_name)

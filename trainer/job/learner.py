@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from pipeline.addresses import is_remote
 from pipeline.device import DataConfig, ModelInputs, open_rows
@@ -77,6 +78,15 @@ class Learner:
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The weights, and their average if there is one, as a checkpoint holds them; no copies."""
         return {"model": self.model.state_dict()} | ({"average": self.average.state_dict()} if self.average else {})
+
+    def saved_bytes(self) -> int:
+        """Bytes of weights, average and optimizer state as they are now; little of a checkpoint is anything else.
+
+        Looks at their sizes alone. Many optimizers make their state at the first step.
+        """
+        held = (self.tensors(), list(self.optimizer.state.values()))
+        tensors = {id(leaf): leaf for leaf in tree_leaves(held) if isinstance(leaf, Tensor)}
+        return sum(leaf.numel() * leaf.dtype.itemsize for leaf in tensors.values())
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Puts weights, average and optimizer where the checkpoint has them."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ops.live import LEAST_ESTIMATES, AlphaFactor, LiveStatus
 from ops.metrics import Metrics
+from ops.receivers import ServiceManager, TensorBoard
 from ops.step_clock import PAUSES, StepClock, StepTiming
 from pipeline.device import Feed
 from stepsize import per_rate, pool
@@ -29,13 +30,17 @@ SMOOTHING = 0.98
 
 @dataclass(frozen=True, kw_only=True)
 class Outlets:
-    """Where a run's news goes: its directory, the metrics, the live page, the terminal; and the clock it goes by."""
+    """Where a run's news goes: its directory, the metrics, the live page, the terminal, a service manager and
+    TensorBoard; and the clock it goes by.
+    """
 
     directory: RunDirectory
     metrics: Metrics
     live: LiveStatus
     clock: StepClock
     console: Console
+    manager: ServiceManager = field(default_factory=ServiceManager)
+    tensorboard: TensorBoard = field(default_factory=TensorBoard)
 
     def warn(self, message: str, *, step: int) -> None:
         """A sentence that people should see, in the event log and on the terminal."""
@@ -78,6 +83,10 @@ class RunObserver:
             training_seconds=training_seconds,
         )
         self._metrics.progress(step + 1, total_steps=self._live.total_steps, seconds_left=self._live.seconds_left())
+        self._outlets.manager.step(step + 1, loss=loss)
+        self._outlets.tensorboard.step(
+            step + 1, loss=loss, learning_rate=rate, seconds=timing.seconds, phases=timing.phases
+        )
         self._show(step, loss, rate, rows, timing)
 
     def _count_skipped(self, step: int) -> None:
@@ -123,6 +132,10 @@ class RunObserver:
             self._rates.append(pair)
             proposed = pool(list(self._rates)) if len(self._rates) >= LEAST_ESTIMATES else None
             self._metrics.proposed_rate(proposed and proposed.rate, proposed and proposed.standard_error)
+        pooled = None if self._factor is None else self._factor.factor
+        self._outlets.tensorboard.estimate(
+            estimate.step, relative=estimate.relative, absolute=estimate.absolute, pooled=pooled
+        )
         self._live.estimate(
             estimate.step,
             outcome=str(estimate.outcome),
@@ -147,6 +160,13 @@ class RunObserver:
         self._directory.flush()
         self._metrics.evaluation(evaluation.split, evaluation.loss, evaluation.auc, evaluation.normalized_entropy)
         self._live.evaluation(step, evaluation.split, loss=evaluation.loss, auc=evaluation.auc)
+        self._outlets.tensorboard.evaluation(
+            step,
+            evaluation.split,
+            loss=evaluation.loss,
+            auc=evaluation.auc,
+            normalized_entropy=evaluation.normalized_entropy,
+        )
         auc = "" if evaluation.auc is None else f"  AUC {evaluation.auc:.4f}"
         self._outlets.console.say(
             f"step {step}: {evaluation.split} loss {evaluation.loss:.5f}{auc}  ({evaluation.rows:,} rows)"

@@ -100,10 +100,13 @@ class TrainingState:
         *,
         keep: int,
         before_publishing: Callable[[], None] = lambda: None,
+        not_pruned: Callable[[OSError], None] | None = None,
     ) -> Path:
-        """Writes a checkpoint of the `content` now; as `write_checkpoint`, which says when `before_publishing` is."""
+        """Writes a checkpoint of the `content` now; the rest is as `write_checkpoint` has it."""
         files = checkpoint_files(*self.content(position, records))
-        return write_checkpoint(run, position.step, files, keep=keep, before_publishing=before_publishing)
+        return write_checkpoint(
+            run, position.step, files, keep=keep, before_publishing=before_publishing, not_pruned=not_pruned
+        )
 
     def load(self, checkpoint: Checkpoint, *, run: Path) -> Position:
         """Puts everything back to where `save` found it; `run` is named in errors.
