@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -179,6 +179,13 @@ class RunObserver:
         self._outlets.console.say(
             f"step {step}: {evaluation.split} loss {evaluation.loss:.5f}{auc}  ({evaluation.rows:,} rows)"
         )
+
+
+def show_evaluations(live: LiveStatus, records: Iterable[Mapping[str, Any]]) -> None:
+    """Lets the live page show evaluations of earlier processes: lines of evals.jsonl that still count."""
+    for record in records:
+        loss = record.get("loss")
+        live.evaluation(record["step"], record["split"], loss=math.nan if loss is None else loss, auc=record.get("auc"))
 
 
 OPTIONAL = ("biased", "hybrid", "diagnostics", "groups")
