@@ -30,6 +30,8 @@ PREFIX = "alphastream"
 SPLITS = ("train", "validation", "test")
 OUTCOMES = ("ok", "ascent", "flat", "nonfinite", "stale", "dropped")
 """What can come of one α* estimate."""
+RECORD_FILES = ("steps", "alpha", "evals", "events")
+"""What a run writes down line by line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +153,25 @@ SERIES = (
     ),
     Series(name="checkpoint_failures_total", kind="counter", help="Checkpoints that could not be written."),
     Series(name="rejected_rows_total", kind="counter", help="Rows left out of the stream because they were damaged."),
+    Series(
+        name="records_waiting",
+        kind="gauge",
+        help="Records that could not be written yet and are kept in memory; 0 while the run directory takes them.",
+        label="file",
+        values=RECORD_FILES,
+    ),
+    Series(
+        name="records_lost_total",
+        kind="counter",
+        help="Records lost because more of them waited than memory should hold.",
+        label="file",
+        values=RECORD_FILES,
+    ),
+    Series(
+        name="console_lines_lost_total",
+        kind="counter",
+        help="Lines for people that standard error did not take: closed, full, or nobody reads it.",
+    ),
     Series(name="build_info", kind="info", help="Versions this process runs on; always 1."),
 )
 _DEFINITION = {series.name: series for series in SERIES}
@@ -194,6 +215,9 @@ class Metrics:
         self._last_checkpoint = self._gauge("last_checkpoint_timestamp_seconds")
         self._checkpoint_failures = self._counter("checkpoint_failures_total")
         self._rejected_rows = self._counter("rejected_rows_total")
+        self._records_waiting = self._gauge("records_waiting")
+        self._records_lost = self._counter("records_lost_total")
+        self._console_lost = self._counter("console_lines_lost_total")
         self._start.set(unix_time())
         self._started = False
         self._build_info()
@@ -275,6 +299,16 @@ class Metrics:
     def rejected_rows(self, rows: int) -> None:
         """Count `rows` more rows that the stream left out."""
         self._rejected_rows.inc(rows)
+
+    def records(self, file: str, *, waiting: int, lost: int) -> None:
+        """Set how many records of `file` wait to be written, and count `lost` more that never will be."""
+        assert file in RECORD_FILES, f"unknown record file {file!r}"
+        self._records_waiting.labels(file).set(waiting)
+        self._records_lost.labels(file).inc(lost)
+
+    def console_lines_lost(self, lines: int) -> None:
+        """Count `lines` more that the terminal or log did not take."""
+        self._console_lost.inc(lines)
 
     def _counter(self, name: str) -> Counter:
         series = _DEFINITION[name]

@@ -122,6 +122,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets) -> Position:
     position = state.load(found, run=directory.path)
     directory.begin(config, records=found.state["records"])
     directory.event("resume", step=position.step, checkpoint=found.path.name)
+    outlets.flush(step=position.step)
     _warn_of_changes(found, state, outlets)
     outlets.live.resume(
         step=position.step,
@@ -222,7 +223,8 @@ class Job:
         outlets, skipped = self.outlets, self.state.feed.skipped_rows
         outlets.live.state(stop.text)
         outlets.directory.event("stop", step=position.step, reason=stop.name.lower(), skipped_rows=skipped)
-        (outlets.directory.path / "metrics.prom").write_text(outlets.metrics.exposition(), encoding="utf-8")
+        outlets.watch.end(step=position.step)
+        outlets.keep_metrics(step=position.step)
         left_out = f" ({skipped:,} damaged rows left out)" if skipped else ""
         place = f"at step {position.step:,}{left_out}; run directory {outlets.directory.path}"
         outlets.console.say(f"{stop.text} {place}{f'; {DIVERGENCE_REMEDY}' if stop is Stop.DIVERGED else ''}")

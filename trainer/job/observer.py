@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from ops.live import LEAST_ESTIMATES, AlphaFactor, LiveStatus
@@ -15,6 +16,7 @@ from pipeline.device import Feed
 from stepsize import per_rate, pool
 from stepsize.estimate import Estimate
 from trainer.console import Console, ProgressLine
+from trainer.job.record_watch import RecordWatch
 from trainer.job.run_directory import RunDirectory
 from trainer.learner import Evaluation
 
@@ -36,6 +38,26 @@ class Outlets:
     live: LiveStatus
     clock: StepClock
     console: Console
+
+    @cached_property
+    def watch(self) -> RecordWatch:
+        """Of the records in the directory."""
+        return RecordWatch(
+            self.directory, self.metrics, self.console, warn=lambda message, step: self.warn(message, step=step)
+        )
+
+    def flush(self, *, step: int) -> None:
+        """Hands the records of the first `step` steps to the operating system, and says what keeps it from that."""
+        self.directory.flush()
+        self.watch.look(step=step)
+
+    def keep_metrics(self, *, step: int) -> None:
+        """RUN/metrics.prom: the series as they are now, for who comes when the process is gone."""
+        path = self.directory.path / "metrics.prom"
+        try:
+            path.write_text(self.metrics.exposition(), encoding="utf-8")
+        except OSError as error:
+            self.warn(f"{path}: could not be written ({error.strerror or error}); the run itself is whole", step=step)
 
     def warn(self, message: str, *, step: int) -> None:
         """A sentence that people should see, in the event log and on the terminal."""
@@ -61,7 +83,7 @@ class RunObserver:
         self._directory.records["steps"].append(record)
         step, loss, rate, rows = record["step"], record["loss"], record["learning_rate"], record["rows"]
         if step % FLUSH_STEPS == 0 or training_seconds >= self._flushed_seconds + FLUSH_SECONDS:
-            self._directory.flush()
+            self._outlets.flush(step=step)
             self._flushed_seconds = training_seconds
         self._metrics.step(timing.seconds, timing.phases, rows, loss, rate, self._feed.queued_batches())
         self._metrics.stages(self._feed.stage_totals())
@@ -135,7 +157,7 @@ class RunObserver:
         self._directory.records["evals"].append(
             {"step": step, **values, "seconds": seconds, "training_seconds": training_seconds}
         )
-        self._directory.flush()
+        self._outlets.flush(step=step)
         self._metrics.evaluation(evaluation.split, evaluation.loss, evaluation.auc, evaluation.normalized_entropy)
         self._live.evaluation(step, evaluation.split, loss=evaluation.loss, auc=evaluation.auc)
         auc = "" if evaluation.auc is None else f"  AUC {evaluation.auc:.4f}"

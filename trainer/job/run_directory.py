@@ -15,9 +15,10 @@ from pipeline.shards import MANIFEST, write_atomically
 from trainer.config import FIXED_SECTIONS, Config, ConfigError, config_to_toml, differing_keys
 from trainer.job.decided import CONFIG, kept_settings, with_delay
 from trainer.job.learner import training_device
-from trainer.records import Records
+from trainer.records import Extent, Records
 
 RECORD_FILES = ("steps", "alpha", "evals", "events")
+ONE_A_STEP = ("steps", "alpha")
 FREE_KEYS = (
     "data.path",
     "data.cache_path",
@@ -68,7 +69,8 @@ class RunDirectory:
                 ) from None
             self._refuse_changes(config)
             self.records = {
-                name: stack.enter_context(closing(Records(self.path / f"{name}.jsonl"))) for name in RECORD_FILES
+                name: stack.enter_context(closing(Records(self.path / f"{name}.jsonl", one_a_step=name in ONE_A_STEP)))
+                for name in RECORD_FILES
             }
             self._open = stack.pop_all()
 
@@ -102,22 +104,34 @@ class RunDirectory:
         self.records["events"].append({"time": time.time(), "event": event, **values})
         self.records["events"].flush()
 
-    def lengths(self) -> dict[str, int]:
-        """Bytes of each record file as it is now; a resume may rely on them once `sync` has put them on disk."""
-        return {name: records.length() for name, records in self.records.items() if name != "events"}
+    def lengths(self) -> dict[str, Any]:
+        """Bytes of each record file as it is now; a resume may rely on them once `sync` has put them on disk.
+
+        Under `extents` the last step and the number of the records in each, which find the place again in a file that
+        was rewritten or cut since.
+        """
+        files = {name: file for name, file in self.records.items() if name != "events"}
+        lengths: dict[str, Any] = {name: file.length() for name, file in files.items()}
+        return lengths | {"extents": {name: list(file.extent) for name, file in files.items()}}
 
     def sync(self) -> None:
-        """Puts on disk what `lengths` counted; in any thread, while training goes on."""
+        """Puts on disk what `lengths` counted, as far as it can be written; in any thread, while training goes on."""
         for name, records in self.records.items():
             if name != "events":
                 records.sync()
 
-    def begin(self, config: Config, *, records: Mapping[str, int]) -> None:
-        """Keeps the settings, and cuts the records back to a checkpoint's lengths; the event log keeps everything."""
+    def begin(self, config: Config, *, records: Mapping[str, Any]) -> None:
+        """Keeps the settings, and cuts the records back to a checkpoint's `lengths`; the event log keeps everything.
+
+        What is missing of those records `notices` tell.
+        """
         write_atomically(self.path / CONFIG, config_to_toml(config).encode())
         for name, file in self.records.items():
-            if name != "events":
-                file.cut(records.get(name, 0))
+            if name == "events":
+                file.cut(file.length())
+            else:
+                extent = records.get("extents", {}).get(name)  # checkpoints of earlier versions have none
+                file.cut(records.get(name, 0), extent and Extent(*extent))
 
     def flush(self) -> None:
         for records in self.records.values():

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from trainer.records.history import EVALUATION_FIELDS, Column, RunHistory
     from trainer.records.host_memory import HostMemory, all_finite
+    from trainer.records.lines import Extent
     from trainer.records.records import Records, read_records
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "CheckpointConfig",
     "CheckpointFile",
     "Column",
+    "Extent",
     "HostMemory",
     "Records",
     "RunHistory",
@@ -57,6 +59,7 @@ _FILES = {
     "Checkpoint": "checkpoint",
     "CheckpointFile": "checkpoint",
     "Column": "history",
+    "Extent": "lines",
     "HostMemory": "host_memory",
     "Records": "records",
     "RunHistory": "history",

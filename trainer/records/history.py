@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.records.lines import not_taken_back
 from trainer.records.records import read_records
 
 Column = NDArray[np.float64]
@@ -122,19 +123,11 @@ def _read_steps(records: Iterator[_StepLine]) -> tuple[dict[str, Column], dict[s
         column.extend([0.0] * (count - len(column)))
     steps = {name: np.asarray(column) for name, column in columns.items()}
     # A run that was killed and continued may have written a step twice; the later line is the one that counts.
-    keep = _final(steps["step"])
+    keep = not_taken_back(steps["step"])
     return (
         {name: column[keep] for name, column in steps.items()},
         {name: column[keep] for name, seconds in phases.items() if np.any(column := np.asarray(seconds))},
     )
-
-
-def _final(step: Column) -> NDArray[np.bool_]:
-    """Which lines no later line takes back: a later line with the same or an earlier step does."""
-    if len(step) == 0:
-        return np.zeros(0, dtype=bool)
-    from_here = np.minimum.accumulate(np.where(np.isnan(step), np.inf, step)[::-1])[::-1]
-    return step < np.append(from_here[1:], np.inf)
 
 
 def _read_alpha(records: Iterator[dict[str, Any]]) -> tuple[dict[str, Column], tuple[str, ...]]:
