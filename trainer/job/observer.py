@@ -85,6 +85,7 @@ class RunObserver:
         if step % FLUSH_STEPS == 0 or training_seconds >= self._flushed_seconds + FLUSH_SECONDS:
             self._outlets.flush(step=step)
             self._flushed_seconds = training_seconds
+        self._directory.thin(done=step + 1)
         self._metrics.step(timing.seconds, timing.phases, rows, loss, rate, self._feed.queued_batches())
         self._metrics.stages(self._feed.stage_totals())
         self._count_skipped(step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,7 +16,7 @@ from pipeline.shards import MANIFEST, write_atomically
 from trainer.config import FIXED_SECTIONS, Config, ConfigError, config_to_toml, differing_keys
 from trainer.job.decided import CONFIG, kept_settings, with_delay
 from trainer.job.learner import training_device
-from trainer.records import Extent, Records
+from trainer.records import Extent, Records, checkpoint_steps, thinning
 
 RECORD_FILES = ("steps", "alpha", "evals", "events")
 ONE_A_STEP = ("steps", "alpha")
@@ -72,6 +73,9 @@ class RunDirectory:
                 name: stack.enter_context(closing(Records(self.path / f"{name}.jsonl", one_a_step=name in ONE_A_STEP)))
                 for name in RECORD_FILES
             }
+            self._config = config
+            self._saved_at = 0
+            """Step of the latest checkpoint that was begun; it may not have its name yet."""
             self._open = stack.pop_all()
 
     def _stranger(self) -> str | None:
@@ -111,6 +115,7 @@ class RunDirectory:
         was rewritten or cut since.
         """
         files = {name: file for name, file in self.records.items() if name != "events"}
+        self._saved_at = files["steps"].extent.last_step + 1
         lengths: dict[str, Any] = {name: file.length() for name, file in files.items()}
         return lengths | {"extents": {name: list(file.extent) for name, file in files.items()}}
 
@@ -132,6 +137,21 @@ class RunDirectory:
             else:
                 extent = records.get("extents", {}).get(name)  # checkpoints of earlier versions have none
                 file.cut(records.get(name, 0), extent and Extent(*extent))
+
+    def thin(self, *, done: int) -> None:
+        """Merges old lines after `done` steps, if that is due: each time that `records.full_steps` more are.
+
+        Merged or not, every checkpoint is continued from with exactly the records before it.
+        """
+        full_steps = self._config.records.full_steps
+        if not full_steps or done % full_steps:
+            return
+        checkpoints = [self._saved_at, *checkpoint_steps(self.path)]
+        # an estimate is recorded that many steps after its own
+        delays = {"steps": 0, "alpha": self._config.stepsize.delay or 0}
+        for name in ONE_A_STEP:
+            path, kept = self.records[name].path, [step - delays[name] for step in checkpoints]
+            self.records[name].rewrite(partial(thinning, path, done=done, full_steps=full_steps, checkpoints=kept))
 
     def flush(self) -> None:
         for records in self.records.values():

@@ -12,13 +12,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from trainer.records.config import CheckpointConfig
+from trainer.records.config import CheckpointConfig, RecordsConfig
 
 if TYPE_CHECKING:
     from trainer.records.checkpoint import (
         Checkpoint,
         CheckpointFile,
         checkpoint_files,
+        checkpoint_steps,
         load_latest,
         random_state,
         restore_random_state,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     )
     from trainer.records.history import EVALUATION_FIELDS, Column, RunHistory
     from trainer.records.host_memory import HostMemory, all_finite
-    from trainer.records.lines import Extent
+    from trainer.records.lines import Extent, thinning
     from trainer.records.records import Records, read_records
 
 __all__ = [
@@ -41,15 +42,18 @@ __all__ = [
     "Extent",
     "HostMemory",
     "Records",
+    "RecordsConfig",
     "RunHistory",
     "all_finite",
     "checkpoint_files",
+    "checkpoint_steps",
     "load_latest",
     "random_state",
     "read_records",
     "restore_random_state",
     "save_checkpoint",
     "seed_generators",
+    "thinning",
     "verify_checkpoints",
     "write_checkpoint",
 ]
@@ -60,10 +64,12 @@ _FILES = {
     "CheckpointFile": "checkpoint",
     "Column": "history",
     "Extent": "lines",
+    "thinning": "lines",
     "HostMemory": "host_memory",
     "Records": "records",
     "RunHistory": "history",
     "checkpoint_files": "checkpoint",
+    "checkpoint_steps": "checkpoint",
     "all_finite": "host_memory",
     "load_latest": "checkpoint",
     "random_state": "checkpoint",

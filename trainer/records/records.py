@@ -138,8 +138,11 @@ class Records:
             with self._troubles():
                 self._found()
 
-    def rewrite(self, write: Callable[[BinaryIO, LineIndex], None]) -> None:
-        """Replaces the file by what `write` writes from its lines, whole or not at all; not while lines wait."""
+    def rewrite(self, plan: Callable[[LineIndex], Callable[[BinaryIO], None] | None]) -> None:
+        """Replaces the file by what `plan`, told where its lines lie, gives a function to write; whole or not at all.
+
+        Nothing happens where that is None, or while lines wait to be written.
+        """
         with self._lock:
             self.flush()
             if self._waiting or self._file is None:
@@ -147,15 +150,18 @@ class Records:
             partial = self.path.with_name(f".{self.path.name}.partial")
             try:
                 self._found()
-                index = index_lines(self.path, one_a_step=self._one_a_step)
+                write = plan(index_lines(self.path, one_a_step=self._one_a_step))
+                if write is None:
+                    return
                 with partial.open("wb") as file:
-                    write(file, index)
+                    write(file)
                     file.flush()
                     os.fsync(file.fileno())
                 partial.replace(self.path)
-                sync_folder(self.path.parent)
                 self._reopen()
+                assert self._file is not None
                 self._length = os.fstat(self._file).st_size
+                sync_folder(self.path.parent)
             except OSError as error:
                 self._notices.append(
                     f"{self.path.name} could not be made smaller ({error.strerror or error}); that is tried again later"

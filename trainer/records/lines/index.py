@@ -27,6 +27,8 @@ class LineIndex:
 
     step: NDArray[np.int64]
     """The line's step, the first one of those that were merged; -1 without one."""
+    last: NDArray[np.int64]
+    """The last of those steps."""
     count: NDArray[np.int32]
     """How many records it stands for."""
     start: NDArray[np.int64]
@@ -36,8 +38,8 @@ class LineIndex:
 
     def extent(self, lines: int | None = None) -> Extent:
         """Of the first so many lines, by default of all."""
-        step, count = self.step[:lines], self.count[:lines]
-        return Extent(int(step[-1]) + int(count[-1]) - 1, int(count.sum())) if len(step) else Extent()
+        last, count = self.last[:lines], self.count[:lines]
+        return Extent(int(last[-1]), int(count.sum())) if len(last) else Extent()
 
     def lines_within(self, length: int) -> int:
         """How many lines end within the first `length` bytes."""
@@ -45,13 +47,14 @@ class LineIndex:
 
     def lines_until(self, step: int) -> int:
         """How many lines there are up to the last one all of whose records are of `step` or earlier."""
-        return int(np.max(np.flatnonzero(self.step + self.count - 1 <= step), initial=-1)) + 1
+        return int(np.max(np.flatnonzero(self.last <= step), initial=-1)) + 1
 
 
 class _Line(msgspec.Struct):
     step: float | None = None
     steps: int = 1
     estimates: int = 1
+    last_step: int | None = None
 
 
 def index_lines(path: Path, *, one_a_step: bool = False) -> LineIndex:
@@ -59,7 +62,7 @@ def index_lines(path: Path, *, one_a_step: bool = False) -> LineIndex:
 
     `one_a_step`: steps ascend, so that a line is taken back by a later one of its step or an earlier one.
     """
-    steps, counts, sizes, ends = array("q"), array("i"), array("i"), array("q")
+    steps, lasts, counts, sizes, ends = array("q"), array("q"), array("i"), array("i"), array("q")
     decode = msgspec.json.Decoder(_Line).decode
     end = 0
     if path.is_file():
@@ -71,14 +74,16 @@ def index_lines(path: Path, *, one_a_step: bool = False) -> LineIndex:
                 except (msgspec.DecodeError, UnicodeDecodeError):
                     continue
                 if line.endswith(b"\n"):
-                    steps.append(-1 if record.step is None else int(record.step))
+                    step = -1 if record.step is None else int(record.step)
+                    steps.append(step)
+                    lasts.append(step + record.steps - 1 if record.last_step is None else record.last_step)
                     counts.append(max(record.steps, record.estimates))
                     sizes.append(len(line))
                     ends.append(end)
-    step, end_of = np.asarray(steps, dtype=np.int64), np.asarray(ends, dtype=np.int64)
+    step, last, end_of = (np.asarray(each, dtype=np.int64) for each in (steps, lasts, ends))
     count, size = np.asarray(counts, dtype=np.int32), np.asarray(sizes, dtype=np.int32)
     keep = not_taken_back(step) if one_a_step else np.ones(len(step), dtype=bool)
-    return LineIndex(step=step[keep], count=count[keep], start=(end_of - size)[keep], end=end_of[keep])
+    return LineIndex(step=step[keep], last=last[keep], count=count[keep], start=(end_of - size)[keep], end=end_of[keep])
 
 
 def not_taken_back(step: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.bool_]:
