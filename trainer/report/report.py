@@ -25,7 +25,8 @@ CAPTIONS = {
     "orange one, longer steps would have paid; a negative α* says that a step climbed on fresh rows. "
     "The scale is logarithmic away from zero and linear about it.",
     "time": "Every moment of a step belongs to exactly one phase. Waiting for data is the pipeline's share; "
-    "all others are the trainer's. The first step, which waits for the pipeline to fill, is drawn apart.",
+    "all others are the trainer's. Evaluations and checkpoints come between steps. The first step, which waits for the "
+    "pipeline to fill, is drawn apart.",
     "alpha": "What came of every estimate, and how the numbers are spread. Single estimates scatter widely: "
     "the pooled number is the one to go by.",
     "bias": "From one batch alone (biased), α* is far too large, because a step always looks good on the rows it was "
@@ -182,6 +183,7 @@ def _summary_table(log: RunHistory) -> Table:
         ("step time, median", _quantile(step_seconds, 0.5), "s"),
         ("step time, 99th percentile", _quantile(step_seconds, 0.99), "s"),
         ("share of time waiting for data", verdict.data_share, ""),
+        ("share of time evaluating and saving", verdict.pause_share, ""),
         ("learning rate applied, mean", mean, ""),
         ("learning rate applied, median", _quantile(applied, 0.5), ""),
         ("learning rate applied, standard deviation", deviation, ""),
