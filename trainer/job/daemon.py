@@ -185,6 +185,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets) -> Position:
     position = state.load(found, run=directory.path)
     directory.begin(config, records=found.state["records"])
     directory.event("resume", step=position.step, checkpoint=found.path.name)
+    outlets.flush(step=position.step)
     _warn_of_changes(found, state, outlets)
     outlets.live.resume(
         step=position.step,
@@ -337,6 +338,7 @@ class Job:
         outlets.manager.stopping(stop.text)
         outlets.metrics.exit(*exit_of(stop))
         outlets.directory.event("stop", step=position.step, reason=stop.name.lower(), skipped_rows=skipped)
+        outlets.watch.end(step=position.step)
         write_textfile(outlets)
         left_out = f" ({skipped:,} damaged rows left out)" if skipped else ""
         place = f"at step {position.step:,}{left_out}; run directory {outlets.directory.path}"
