@@ -22,7 +22,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from ops.series import DEFINITION, EXIT_REASONS, OUTCOMES, PREFIX, RETRY_CAUSES, SPLITS, Series
+from ops.series import DEFINITION, EXIT_REASONS, OUTCOMES, PREFIX, RECORD_FILES, RETRY_CAUSES, SPLITS, Series
 from ops.step_clock import PHASES
 
 # A creation time beside every counter would double the page and tell what start_timestamp_seconds tells once.
@@ -79,6 +79,9 @@ class Metrics:
         self._rejected_rows = self._counter("rejected_rows_total")
         self._read_retries = self._counter("read_retries_total")
         self._hangs, self._hung = self._counter("watchdog_hangs_total"), self._gauge("hung")
+        self._records_waiting = self._gauge("records_waiting")
+        self._records_lost = self._counter("records_lost_total")
+        self._console_lost = self._counter("console_lines_lost_total")
         self.registry.register(_DeviceMemory(device_memory))
         self._run_step = self._gauge("run_step")
         self._run_total_steps = self._gauge("run_total_steps")
@@ -224,6 +227,16 @@ class Metrics:
     def rejected_rows(self, rows: int) -> None:
         """Count `rows` more rows that the stream left out."""
         self._rejected_rows.inc(rows)
+
+    def records(self, file: str, *, waiting: int, lost: int) -> None:
+        """Set how many records of `file` wait to be written, and count `lost` more that never will be."""
+        assert file in RECORD_FILES, f"unknown record file {file!r}"
+        self._records_waiting.labels(file).set(waiting)
+        self._records_lost.labels(file).inc(lost)
+
+    def console_lines_lost(self, lines: int) -> None:
+        """Count `lines` more that the terminal or log did not take."""
+        self._console_lost.inc(lines)
 
     def _counter(self, name: str) -> Counter:
         series = DEFINITION[name]

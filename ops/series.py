@@ -12,6 +12,8 @@ PREFIX = "alphastream"
 SPLITS = ("train", "validation", "test")
 OUTCOMES = ("ok", "ascent", "flat", "nonfinite", "stale", "dropped")
 """What can come of one α* estimate."""
+RECORD_FILES = ("steps", "alpha", "evals", "events")
+"""What a run writes down line by line."""
 EXIT_REASONS = ("budget", "target", "diverged", "interrupted", "hung", "input", "io", "error")
 """Why a run ended: `input` is a bad configuration or input (2), `io` a failure of reading or writing (74)."""
 
@@ -187,6 +189,25 @@ SERIES = (
         initial=math.nan,
     ),
     Series(name="rejected_rows_total", kind="counter", help="Rows left out of the stream because they were damaged."),
+    Series(
+        name="records_waiting",
+        kind="gauge",
+        help="Records that could not be written yet and are kept in memory; 0 while the run directory takes them.",
+        label="file",
+        values=RECORD_FILES,
+    ),
+    Series(
+        name="records_lost_total",
+        kind="counter",
+        help="Records lost because more of them waited than memory should hold.",
+        label="file",
+        values=RECORD_FILES,
+    ),
+    Series(
+        name="console_lines_lost_total",
+        kind="counter",
+        help="Lines for people that standard error did not take: closed, full, or nobody reads it.",
+    ),
     Series(
         name="device_memory_bytes",
         kind="gauge",
