@@ -197,7 +197,7 @@ def verify_checkpoints(run: str | Path) -> Iterator[CheckpointHealth]:
 
 def checkpoint_steps(run: str | Path) -> list[int]:
     """The steps of the run's checkpoints by their names, whole or damaged, newest first."""
-    return [step for step, _ in _listed(Path(run) / "checkpoints")]
+    return [step for step, _ in listed(Path(run) / "checkpoints")]
 
 
 def find_damage(path: Path) -> str | None:
