@@ -30,6 +30,8 @@ PREFIX = "alphastream"
 SPLITS = ("train", "validation", "test")
 OUTCOMES = ("ok", "ascent", "flat", "nonfinite", "stale", "dropped")
 """What can come of one α* estimate."""
+CAUSES = ("input", "loss", "gradient")
+"""What a step is withheld for if it is not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +117,29 @@ SERIES = (
         initial=math.nan,
     ),
     Series(
+        name="nonfinite_steps_total",
+        kind="counter",
+        help="Steps that were withheld, weights and moments left as they were, by what was not finite.",
+        label="cause",
+        values=CAUSES,
+    ),
+    Series(name="rollbacks_total", kind="counter", help="Divergences after which the run went back to a checkpoint."),
+    Series(name="rate_factor", kind="gauge", help="What rollbacks have left of every rate; 1 without.", initial=1.0),
+    Series(
+        name="validation_worsening",
+        kind="gauge",
+        help="1 while the latest evaluations of validation are worse than the best one beyond their noise, else 0.",
+    ),
+    Series(
+        name="validation_best_step", kind="gauge", help="Step of the best evaluation of validation.", initial=math.nan
+    ),
+    Series(
+        name="last_checkpoint_step",
+        kind="gauge",
+        help="Step of the latest whole checkpoint, be it the one that this process continued from.",
+        initial=math.nan,
+    ),
+    Series(
         name="evaluation_loss",
         kind="gauge",
         help="Loss of the latest evaluation of a split.",
@@ -189,6 +214,10 @@ class Metrics:
         self._alpha_pooled = self._gauge("alpha_pooled_relative")
         self._alpha_pooled_error = self._gauge("alpha_pooled_relative_standard_error")
         self._evaluation = {name: self._gauge(f"evaluation_{name}") for name in ("loss", "auc", "normalized_entropy")}
+        self._nonfinite_steps = self._counter("nonfinite_steps_total")
+        self._rollbacks = self._counter("rollbacks_total")
+        names = ("rate_factor", "validation_worsening", "validation_best_step", "last_checkpoint_step")
+        self._plain = {name: self._gauge(name) for name in names}
         self._start = self._gauge("start_timestamp_seconds")
         self._last_progress = self._gauge("last_progress_timestamp_seconds")
         self._last_checkpoint = self._gauge("last_checkpoint_timestamp_seconds")
@@ -260,6 +289,19 @@ class Metrics:
         values = {"loss": loss, "auc": auc, "normalized_entropy": normalized_entropy}
         for name, value in values.items():
             self._evaluation[name].labels(split).set(math.nan if value is None else value)
+
+    def nonfinite_step(self, cause: str) -> None:
+        """Count a step that was withheld."""
+        assert cause in CAUSES, f"unknown cause {cause!r}"
+        self._nonfinite_steps.labels(cause).inc()
+
+    def rolled_back(self) -> None:
+        """Count a rollback."""
+        self._rollbacks.inc()
+
+    def set(self, name: str, value: float) -> None:
+        """Set one of the gauges that say no more than a number: `rate_factor` and others."""
+        self._plain[name].set(value)
 
     def checkpoint(self, ok: bool, *, unix_time: float | None = None) -> None:
         """Count a checkpoint that was written whole, at `unix_time` or just now, or one that failed."""

@@ -48,8 +48,9 @@ from stepsize.measuring import (
 from stepsize.options import MeasuringOptions, chosen
 from stepsize.worker.batches import ProbeBatches, TakeRows, first_rows
 from stepsize.worker.group_rates import GroupRates
-from stepsize.worker.measurement_queue import MeasurementQueue
+from stepsize.worker.measurement_queue import MeasurementQueue, refuse_delay
 from stepsize.worker.stored_estimates import restored, stored
+from stepsize.worker.void_step import is_void, void_step
 
 CHECKS = 10
 """Measurements after which a self-check that had nothing to compare, the steps having moved nothing, is given up."""
@@ -137,7 +138,7 @@ class StepSizeWorker:
         another model, and a model that has no parameters or is scripted or sharded.
         """
         self.options = chosen(measuring, options)
-        _refuse_delay(delay, max_age)
+        refuse_delay(delay, max_age)
         refuse_without_parameters(model)
         self.model = unwrapped(model)
         refuse_scripted(self.model)
@@ -226,8 +227,11 @@ class StepSizeWorker:
         )
         return True
 
-    def after_step(self, logits: Tensor | None = None) -> None:
+    def after_step(self, logits: Tensor | None = None, *, void: Tensor | None = None) -> None:
         """Measure along what the optimizer changed since `before_step`; nothing to do where that was dropped.
+
+        `void`, a scalar on the model's device that nothing waits for, says by a value other than 0 that the step was
+        not made: its estimate is DROPPED, and not FLAT, which would say that steps are too short.
 
         `logits`, for the secant method alone, are the model's logits on B1 at θ1 where the caller has them anyway
         (B1 is the next batch trained on); it may then come as late as they do. Without them they are computed.
@@ -235,16 +239,16 @@ class StepSizeWorker:
         measured, self._open = self._open, None
         if measured is None:
             return
-        pending = (
-            self._submit_secant(measured, logits)
-            if measured.snapshot is None
-            else self._submit(measured, measured.snapshot)
-        )
+        flag = void_step(void)
+        if measured.snapshot is None:
+            pending = self._submit_secant(measured, logits, flag)
+        else:
+            pending = self._submit(measured, measured.snapshot, flag)
         step, rates, options = measured.step, measured.rates, self.options  # not θ0, which the queue need not hold
         reliance = measured.snapshot.reliance(apart=self._apart) if measured.snapshot is not None else None
 
         def make_estimate(numbers: dict[str, list[float]]) -> Estimate:
-            if reliance is not None and reliance.broken(numbers):
+            if is_void(numbers) or (reliance is not None and reliance.broken(numbers)):
                 return dropped(step=step, learning_rate=rates.read(numbers)[0])
             return estimate_from(numbers, options, step=step, learning_rates=rates.read(numbers))
 
@@ -320,7 +324,7 @@ class StepSizeWorker:
         self.counts.update(estimate.outcome.value for estimate in handed)
         return handed
 
-    def _submit(self, measured: _Measured, snapshot: Snapshot) -> Pending:
+    def _submit(self, measured: _Measured, snapshot: Snapshot, void: Quantities) -> Pending:
         """Take the difference now, on the current stream, and leave the passes to the lane."""
         direction = snapshot.difference(gradients=self.options.diagnostics == "full", apart=self._apart)
         if measured.check is not None:
@@ -338,9 +342,10 @@ class StepSizeWorker:
                 context=self._context,
                 check=measured.check,
             )
-            return found | measured.rates.quantities()
+            return found | measured.rates.quantities() | void
 
-        pending = self._lane.submit(work, uses=[*direction.tensors(), *tensors, *measured.rates.tensors])
+        uses = [*direction.tensors(), *tensors, *measured.rates.tensors, *void.values()]
+        pending = self._lane.submit(work, uses=uses)
         if measured.check is not None:
             self._checks_left = 0 if measured.check.told else self._checks_left - 1
         return pending
@@ -359,7 +364,7 @@ class StepSizeWorker:
     def _logits(self, batch: Batch) -> Tensor:
         return plain_logits(self.model, batch.inputs, generators=batch.generators, context=self._context)
 
-    def _submit_secant(self, measured: _Measured, logits: Tensor | None) -> Pending:
+    def _submit_secant(self, measured: _Measured, logits: Tensor | None, void: Quantities) -> Pending:
         """Jd as the logits' difference; the passes run on the current stream, between its other work."""
         z, batch = measured.origin, measured.batches[0]
         assert z is not None
@@ -375,24 +380,13 @@ class StepSizeWorker:
         def work() -> Quantities:
             forms = secant_forms(self.loss, z, later, batch.targets, eps=eps, live=live, apart=loss_apart)
             found = {"b1": summarize(forms)}
-            return found | measured.rates.quantities()
+            return found | measured.rates.quantities() | void
 
         beside = loss_apart.tensors() if loss_apart is not None else []
-        return self._lane.submit(work, uses=[z, later, batch.targets, *beside, *measured.rates.tensors])
+        uses = [z, later, batch.targets, *beside, *measured.rates.tensors, *void.values()]
+        return self._lane.submit(work, uses=uses)
 
     def _aged(self, estimate: Estimate, step: int | None) -> Estimate:
         age = 0 if step is None else step - estimate.step
         stale = self.max_age is not None and age > self.max_age and estimate.outcome is not Outcome.DROPPED
         return replace(estimate, age=age, outcome=Outcome.STALE if stale else estimate.outcome)
-
-
-def _refuse_delay(delay: int | None, max_age: int | None) -> None:
-    if delay is None:
-        return
-    if isinstance(delay, bool) or not isinstance(delay, int) or delay < 0:
-        raise MeasurementError(f"delay: {delay!r} is no number of steps; give 0 or more, or None to hand over at once")
-    if max_age is not None and delay > max_age:
-        raise MeasurementError(
-            f"delay: after {delay} steps every estimate would be older than max_age = {max_age} allows; give a delay "
-            f"of at most {max_age}, or no max_age"
-        )

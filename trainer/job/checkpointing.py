@@ -12,17 +12,19 @@ from trainer.job.observer import Outlets
 from trainer.job.save_thread import SaveOutcome, SaveThread
 from trainer.job.training_state import TrainingState
 from trainer.loop import Position
-from trainer.records import CheckpointFile, HostMemory, write_checkpoint
+from trainer.records import CheckpointFile, HostMemory, delete_set_aside, write_checkpoint
 
 
 @contextmanager
-def open_checkpointing(state: TrainingState, outlets: Outlets, *, keep: int) -> Iterator[Checkpointing]:
+def open_checkpointing(
+    state: TrainingState, outlets: Outlets, *, keep: int, keep_best: bool = False
+) -> Iterator[Checkpointing]:
     """The checkpoints of a run; a save that is under way at an error is finished and told of before the error goes on.
 
     Only a KeyboardInterrupt, which shall end the process at once, abandons it; as `SaveThread` has it.
     """
     with SaveThread() as thread:
-        checkpointing = Checkpointing(state=state, outlets=outlets, keep=keep, thread=thread)
+        checkpointing = Checkpointing(state=state, outlets=outlets, keep=keep, keep_best=keep_best, thread=thread)
         try:
             yield checkpointing
         except Exception as error:
@@ -46,8 +48,11 @@ class Checkpointing:
     state: TrainingState
     outlets: Outlets
     keep: int
+    keep_best: bool = False
     thread: SaveThread
     memory: HostMemory = field(default_factory=HostMemory)
+    broken_weights: int | None = None
+    """The step of the latest save that found weights that are not finite; whoever mends that sets it back."""
     _told_of_memory: bool = field(default=False, init=False)
 
     def save(self, position: Position, *, final: bool) -> None:
@@ -62,10 +67,21 @@ class Checkpointing:
                 if files is None:
                     self._save_now(position)
                 else:
-                    write = partial(self._write, position.step, files)
+                    write = partial(self._write, position.step, files, self._best_step())
                     self.thread.begin(position.step, write)
             except OSError as error:
                 self._count_failure(position.step, error, final=final)
+
+    def save_rollback(self, position: Position) -> None:
+        """Saves what a rollback has made of the run in the place of what it went back to, within the call.
+
+        A failure is told as in the middle of a run: until a later save is made, it would go back again.
+        """
+        with self._live_saving():
+            try:
+                self._save_now(position)
+            except OSError as error:
+                self._count_failure(position.step, error, final=False)
 
     def poll(self) -> None:
         """Tells what came of a save that has ended; at once if none has.
@@ -90,7 +106,12 @@ class Checkpointing:
             )
         return files
 
-    def _write(self, step: int, files: list[CheckpointFile]) -> Path | None:
+    def _best_step(self) -> int | None:
+        """Of the best evaluation so far, if a checkpoint of it is to be kept."""
+        best = self.state.trend.best
+        return best[0] if self.keep_best and best is not None else None
+
+    def _write(self, step: int, files: list[CheckpointFile], best_step: int | None) -> Path | None:
         """In the thread: the checkpoint's path, or None if there is none because of its weights."""
         if not self.state.learner.saved_finite(files):
             return None
@@ -99,6 +120,7 @@ class Checkpointing:
             step,
             self.thread.until_abandoned(files),
             keep=self.keep,
+            best_step=best_step,
             before_publishing=self._make_records_durable,
         )
 
@@ -112,7 +134,12 @@ class Checkpointing:
             return
         directory = self.outlets.directory
         path = self.state.save(
-            directory.path, position, directory.lengths(), keep=self.keep, before_publishing=directory.sync
+            directory.path,
+            position,
+            directory.lengths(),
+            keep=self.keep,
+            best_step=self._best_step(),
+            before_publishing=directory.sync,
         )
         self._tell_of_success(position.step, path, None)
 
@@ -130,9 +157,13 @@ class Checkpointing:
 
     def _tell_of_success(self, step: int, path: Path, unix_time: float | None) -> None:
         self.outlets.metrics.checkpoint(ok=True, unix_time=unix_time)
+        self.outlets.metrics.set("last_checkpoint_step", step)
         self.outlets.directory.event("checkpoint", step=step, checkpoint=path.name)
+        if step != self.state.recovery.step:
+            delete_set_aside(self.outlets.directory.path)
 
     def _tell_of_weights(self, step: int) -> None:
+        self.broken_weights = step
         self.outlets.warn(f"no checkpoint at step {step:,}: weights are not finite, the one before stays", step=step)
 
     def _count_failure(self, step: int, error: OSError, *, final: bool) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Checkpoint,
         CheckpointFile,
         checkpoint_files,
+        checkpoint_steps,
         load_latest,
         random_state,
         restore_random_state,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     )
     from trainer.records.history import EVALUATION_FIELDS, Column, RunHistory
     from trainer.records.host_memory import HostMemory, all_finite
+    from trainer.records.line_of_history import delete_set_aside, set_aside
     from trainer.records.records import Records, read_records
 
 __all__ = [
@@ -42,12 +44,15 @@ __all__ = [
     "RunHistory",
     "all_finite",
     "checkpoint_files",
+    "checkpoint_steps",
+    "delete_set_aside",
     "load_latest",
     "random_state",
     "read_records",
     "restore_random_state",
     "save_checkpoint",
     "seed_generators",
+    "set_aside",
     "verify_checkpoints",
     "write_checkpoint",
 ]
@@ -61,6 +66,8 @@ _FILES = {
     "Records": "records",
     "RunHistory": "history",
     "checkpoint_files": "checkpoint",
+    "checkpoint_steps": "checkpoint",
+    "delete_set_aside": "line_of_history",
     "all_finite": "host_memory",
     "load_latest": "checkpoint",
     "random_state": "checkpoint",
@@ -68,6 +75,7 @@ _FILES = {
     "restore_random_state": "checkpoint",
     "save_checkpoint": "checkpoint",
     "seed_generators": "checkpoint",
+    "set_aside": "line_of_history",
     "verify_checkpoints": "checkpoint",
     "write_checkpoint": "checkpoint",
 }

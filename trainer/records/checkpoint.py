@@ -98,9 +98,12 @@ def write_checkpoint(
     files: Iterable[CheckpointFile],
     *,
     keep: int,
+    best_step: int | None = None,
     before_publishing: Callable[[], None] = lambda: None,
 ) -> Path:
     """`save_checkpoint` of what `checkpoint_files` gave; takes no file before the one before it is written.
+
+    Beside the `keep` newest it keeps the newest one that is no later than `best_step`.
 
     `before_publishing` is called when all is on disk under a name that nobody looks for. What it raises, or the
     iteration over `files`, is an error like any other: the checkpoint does not appear.
@@ -120,19 +123,23 @@ def write_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     older = [path for found, path in _listed(folder) if found < step]
+    best = next((path for found, path in _listed(folder) if best_step is not None and found <= best_step), None)
     for path in older[keep - 1 :]:
-        _remove(path)
+        if path != best:
+            _remove(path)
     return final
 
 
-def load_latest(run: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint | None:
-    """The newest whole checkpoint of the run, its `tensors` on `device`; None if none was ever saved.
+def load_latest(
+    run: str | Path, *, device: torch.device | str = "cpu", wanted: Callable[[int], bool] = lambda step: True
+) -> Checkpoint | None:
+    """The newest whole checkpoint of the run at a step that is `wanted`, its `tensors` on `device`; None without one.
 
-    Raises: StorageError if there are checkpoints and every one is damaged; InputError for one that a
+    Raises: StorageError if there are such checkpoints and every one is damaged; InputError for one that a
     newer version of this program wrote.
     """
     damaged: list[str] = []
-    listed = _listed(Path(run) / "checkpoints")
+    listed = [(step, path) for step, path in _listed(Path(run) / "checkpoints") if wanted(step)]
     for step, path in listed:
         problem = find_damage(path)
         if problem is None:
@@ -145,12 +152,19 @@ def load_latest(run: str | Path, *, device: torch.device | str = "cpu") -> Check
         if path.exists():
             damaged.append(f"{path.name} is damaged: {problem}")
     if listed and not damaged:
-        return load_latest(run, device=device)  # while they were looked at, newer ones have replaced them all
+        return load_latest(
+            run, device=device, wanted=wanted
+        )  # while they were looked at, newer ones have replaced them all
     if damaged:
         raise StorageError(
             f"{run}: no checkpoint is whole ({'; '.join(damaged)}); restore one from a backup, or start a new run"
         )
     return None
+
+
+def checkpoint_steps(run: str | Path) -> list[int]:
+    """The steps that the run has finished checkpoints of, whole or not, ascending."""
+    return sorted({step for step, _ in _listed(Path(run) / "checkpoints")})
 
 
 def verify_checkpoints(run: str | Path) -> Iterator[CheckpointHealth]:

@@ -19,6 +19,8 @@ class CheckpointConfig:
     """Save after every so many seconds of training."""
     keep: int = 3
     """Newest checkpoints to keep."""
+    keep_best: bool = True
+    """Keep, beside these, the last checkpoint up to the best validation loss."""
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "every_seconds"):

@@ -17,13 +17,13 @@ from trainer.learner.kernels.arithmetic import after_step
 
 @triton.jit(do_not_specialize=["count"])
 def step_kernel(
-    pieces, count, decay, beta1, rest1, beta2, rest2, addend, factor,
-    PIECES: tl.constexpr, ELEMENTS: tl.constexpr, VECTORS: tl.constexpr,
+    pieces, count, decay, beta1, rest1, beta2, rest2, addend, factor, found_inf,
+    MASKED: tl.constexpr, PIECES: tl.constexpr, ELEMENTS: tl.constexpr, VECTORS: tl.constexpr,
 ):  # fmt: skip
     """Moves `count` tensors of float32, each program ELEMENTS of one of them.
 
     `pieces` (6, count) int64 has of each the addresses of θ, g, m and v, its size, and the first of its programs. With
-    `VECTORS` the addresses are multiples of 16 and the sizes of 4.
+    `VECTORS` the addresses are multiples of 16 and the sizes of 4. If `MASKED`, nothing moves unless `found_inf` is 0.
     """
     program = tl.program_id(0).to(tl.int64)
     listed = tl.arange(0, PIECES)
@@ -40,6 +40,8 @@ def step_kernel(
         first, second = tl.multiple_of(first, 16), tl.multiple_of(second, 16)
     element = (program - tl.load(pieces + 5 * count + piece)) * ELEMENTS + tl.arange(0, ELEMENTS)
     inside = element < size
+    if MASKED:
+        inside = inside & (tl.load(found_inf) == 0.0)
     t, g = tl.load(theta + element, inside, 0.0), tl.load(gradient + element, inside, 0.0)
     m, v = tl.load(first + element, inside, 0.0), tl.load(second + element, inside, 0.0)
     t, m, v = after_step(t, g, m, v, decay, beta1, rest1, beta2, rest2, addend, factor)

@@ -21,7 +21,7 @@ from pipeline.shards.manifest import Manifest
 from stepsize.losses import BCEWithLogits
 from stepsize.policies.choice import PolicyName, StepSizeConfig, make_policy
 from stepsize.worker import StepSizeWorker
-from trainer.config import ConfigError
+from trainer.config import Config, ConfigError
 from trainer.console import Console
 from trainer.job.learner import Learner
 from trainer.job.training_state import TrainingState
@@ -152,6 +152,7 @@ class Rig:
             total_steps=None,
             splits=(),
             manifest=cast(Manifest, None),
+            config=cast(Config, None),
         )
 
     def measure(
