@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from ops.step_clock import QueueWait, StepClock, StepTiming
 from pipeline.device import DevicePair
+from pipeline.errors import InterruptedWaitError
 from stepsize.estimate import Estimate
 from stepsize.policies import Policy
 from stepsize.worker import StepSizeWorker
@@ -103,6 +104,13 @@ class Host(Protocol):
     def save(self, position: Position, *, final: bool) -> None:
         """Begins a checkpoint of this moment; writes the `final` one, for whose failure nothing makes up later."""
 
+    def save_due(self, position: Position, *, scheduled: bool) -> bool:
+        """Whether to save now, which the timetable has or has not `scheduled`; asked between steps.
+
+        Another answer than the timetable's is for a save that failed, to be made again in time.
+        """
+        ...
+
     def poll_save(self) -> None:
         """Tells of a save that has ended since; called once a step, and waits for nothing."""
 
@@ -122,6 +130,10 @@ class Host(Protocol):
 
         `position` is changed to it. False, and nothing is changed, if the run has gone back as often as it may.
         """
+        ...
+
+    def save_asked(self) -> bool:
+        """Whether a signal asked for a checkpoint of now; once for however many asked."""
         ...
 
 
@@ -198,7 +210,7 @@ class Loop:
                 self.host.poll_save()
                 if self.timetable.evaluation_due(self.position):
                     self._evaluate()
-                elif self.timetable.checkpoint_due(self.position) and not self.watch.suspicious:
+                elif self._save_due():
                     self._save()
                 else:
                     self._train()
@@ -207,8 +219,12 @@ class Loop:
                 return self._finish(stop)
 
     def _train(self) -> None:
-        with self.clock.phase("data_wait"):
-            pair = next(self.feed)
+        try:
+            with self.clock.phase("data_wait"):
+                pair = next(self.feed)
+        except InterruptedWaitError:  # by what the loop asks for before its next step
+            self.clock.abandon_step()
+            return
         self.clock.handed_over(self.feed.last_wait)
         self._step(pair)
 
@@ -272,6 +288,10 @@ class Loop:
         if (saved := self.host.broken_weights()) is not None:
             return Divergence(reason="weights were not finite", since=saved)
         return self.watch.verdict(final=self.timetable.used_up(self.position))
+
+    def _save_due(self) -> bool:
+        scheduled = self.timetable.checkpoint_due(self.position) and not self.watch.suspicious
+        return self.host.save_due(self.position, scheduled=scheduled) or self.host.save_asked()
 
     def _evaluated_here(self) -> bool:
         return self.position.last_evaluation_step == self.position.step

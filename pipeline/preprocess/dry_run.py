@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,9 +12,11 @@ from typing import NamedTuple
 from pipeline.errors import InputError
 from pipeline.preprocess.config import PreprocessConfig
 from pipeline.preprocess.encoder import Read, encode_part
+from pipeline.preprocess.generations import plan_addition
 from pipeline.preprocess.plan import Part, Plan
 from pipeline.preprocess.workplace import PartRecord, Workplace
 from pipeline.schema import SPLITS
+from pipeline.shards import MANIFEST, Manifest, free_bytes
 from pipeline.source import Block, LineReader
 from pipeline.stages import usable_cores
 
@@ -53,11 +54,14 @@ class Forecast:
 def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forecast:
     """Encode the beginning of the first source for about a second, on one core, and scale up. Nothing is kept.
 
+    Of what is to be appended to a folder, the sources that it has already are left out.
+
     Compiling the encoder, once after installing, is not part of the forecast.
 
-    Raises: InputError if the sources cannot be used, or are standard input, whose length nobody knows.
+    Raises: InputError if the sources cannot be used, or are standard input, whose length nobody knows, or if there is
+    nothing to append.
     """
-    plan = Plan.make(config)
+    plan = _plan(config)
     if plan.sources[0].is_standard_input:
         raise InputError("standard input (-) cannot be forecast; name the files instead")
     _encode_beginning(plan, 0.0)  # compiles what is not compiled yet, which takes long and happens once
@@ -79,12 +83,21 @@ def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forec
         splits=expected.rows,
         shards=expected.shards,
         disk_bytes=round(sample.record.shard_bytes * times),
-        free_bytes=_free_bytes(config.out),
+        free_bytes=free_bytes(config.out),
         workers=workers,
         rows_per_second=sample.record.rows / sample.seconds * workers,
         seconds=sample.reading_seconds * counting_times + sample.seconds * times / workers,
         rejected_share=sample.record.rejected_rows / sample.record.lines,
     )
+
+
+def _plan(config: PreprocessConfig) -> Plan:
+    if not (config.append and (config.out / MANIFEST).exists()):
+        return Plan.make(config)
+    plan, _ = plan_addition(config, Manifest.load(config.out))
+    if plan is None:
+        raise InputError(f"nothing to do: {config.out} has these sources already")
+    return plan
 
 
 class _Sample(NamedTuple):
@@ -160,9 +173,3 @@ def _expect(plan: Plan, rows_a_byte: float) -> _Expected:
             rows[segment.split] += segment_rows
             shards += -(-segment_rows // plan.rows_per_shard)
     return _Expected(rows=rows, shards=shards, counted_bytes=sum(plan.sources[index].size or 0 for index in counted))
-
-
-def _free_bytes(path: Path) -> int:
-    """Of the disk that `path`, which need not exist, lies on."""
-    path = path.absolute()
-    return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.is_dir())).free

@@ -119,7 +119,7 @@ def _is_due(due: int | None, step: int | None) -> bool:
 
 
 def refuse_delay(delay: int | None, max_age: int | None) -> None:
-    """Raises MeasurementError for a delay that is no number of steps, or that is longer than `max_age`."""
+    """Raises MeasurementError for a delay that is negative, or at which every estimate would be STALE."""
     if delay is None:
         return
     if isinstance(delay, bool) or not isinstance(delay, int) or delay < 0:

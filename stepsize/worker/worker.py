@@ -48,7 +48,7 @@ from stepsize.measuring import (
 from stepsize.options import MeasuringOptions, chosen
 from stepsize.worker.batches import ProbeBatches, TakeRows, first_rows
 from stepsize.worker.group_rates import GroupRates
-from stepsize.worker.measurement_queue import MeasurementQueue, refuse_delay
+from stepsize.worker.measurement_queue import MakeEstimate, MeasurementQueue, refuse_delay
 from stepsize.worker.stored_estimates import restored, stored
 from stepsize.worker.void_step import is_void, void_step
 
@@ -202,8 +202,7 @@ class StepSizeWorker:
         """Keep θ0 of everything the coming optimizer step may change, and B1 (`inputs`, `targets`).
 
         Without a delay it returns False, and an estimate is DROPPED, where the one before is still being measured.
-        With one it returns True, and waits for the oldest measurement where delay + 1 are in flight, as in a loop that
-        has not polled.
+        With one it returns True, and waits for the oldest measurement where delay + 1 are in flight.
 
         Raises: MeasurementError where B2 is needed and not given, or the optimizer moves nothing of the model.
         """
@@ -230,29 +229,43 @@ class StepSizeWorker:
     def after_step(self, logits: Tensor | None = None, *, void: Tensor | None = None) -> None:
         """Measure along what the optimizer changed since `before_step`; nothing to do where that was dropped.
 
-        `void`, a scalar on the model's device that nothing waits for, says by a value other than 0 that the step was
-        not made: its estimate is DROPPED, and not FLAT, which would say that steps are too short.
-
-        `logits`, for the secant method alone, are the model's logits on B1 at θ1 where the caller has them anyway
-        (B1 is the next batch trained on); it may then come as late as they do. Without them they are computed.
+        `void`, a scalar on the model's device, is not 0 where the step was not made: its estimate is DROPPED, not FLAT.
+        `logits`, for the secant alone, are the model's logits on B1 at θ1 where the caller has them anyway; it may then
+        come as late as they do. Without them they are computed.
         """
         measured, self._open = self._open, None
         if measured is None:
             return
-        flag = void_step(void)
-        if measured.snapshot is None:
-            pending = self._submit_secant(measured, logits, flag)
+        if (snapshot := measured.snapshot) is None:
+            pending = self._submit_secant(measured, logits, void_step(void))
         else:
-            pending = self._submit(measured, measured.snapshot, flag)
-        step, rates, options = measured.step, measured.rates, self.options  # not θ0, which the queue need not hold
+            pending = self._submit(measured, snapshot, self.options, void_step(void))
+        self._queue.put(measured.step, pending, self._estimate_of(measured, self.options))
+
+    def measure_since(
+        self, snapshot: Snapshot, batches: tuple[Batch, ...], options: MeasuringOptions, *, horizon: int, step: int
+    ) -> bool:
+        """What `Horizon.measure` does, with the displacement since `snapshot`, `step` being the last of the steps."""
+        refuse_evaluating(self._optimizers)
+        rates = GroupRates.now(self._optimizers)
+        if not self._queue.make_room():
+            return False
+        measured = _Measured(step=step, rates=rates, batches=batches, snapshot=snapshot, origin=None, check=None)
+        estimate_of = self._estimate_of(measured, options, horizon=horizon)
+        self._queue.put(step, self._submit(measured, snapshot, options, {}), estimate_of)
+        return True
+
+    def _estimate_of(self, measured: _Measured, options: MeasuringOptions, *, horizon: int = 1) -> MakeEstimate:
+        step, rates = measured.step, measured.rates  # not θ0, which the queue need not hold
         reliance = measured.snapshot.reliance(apart=self._apart) if measured.snapshot is not None else None
 
         def make_estimate(numbers: dict[str, list[float]]) -> Estimate:
+            known = rates.read(numbers)
             if is_void(numbers) or (reliance is not None and reliance.broken(numbers)):
-                return dropped(step=step, learning_rate=rates.read(numbers)[0])
-            return estimate_from(numbers, options, step=step, learning_rates=rates.read(numbers))
+                return dropped(step=step, learning_rate=known[0], horizon=horizon)
+            return estimate_from(numbers, options, step=step, learning_rates=known, horizon=horizon)
 
-        self._queue.put(step, pending, make_estimate)
+        return make_estimate
 
     def check_next(self) -> None:
         """Hold the next measurement, too, against a backward pass; the secant, which is no derivative, has no check."""
@@ -286,10 +299,7 @@ class StepSizeWorker:
         return self._handed_over(self._queue.take_all(), step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts by outcome, and every estimate not handed over with the step at which it is due, as JSON values.
-
-        Waits for what is in flight.
-        """
+        """Counts, and estimates not handed over with their due steps, as JSON values; waits for what is in flight."""
         return {"counts": dict(self.counts), "undelivered": stored(self._queue.undelivered())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -324,13 +334,13 @@ class StepSizeWorker:
         self.counts.update(estimate.outcome.value for estimate in handed)
         return handed
 
-    def _submit(self, measured: _Measured, snapshot: Snapshot, void: Quantities) -> Pending:
+    def _submit(self, measured: _Measured, snapshot: Snapshot, options: MeasuringOptions, void: Quantities) -> Pending:
         """Take the difference now, on the current stream, and leave the passes to the lane."""
-        direction = snapshot.difference(gradients=self.options.diagnostics == "full", apart=self._apart)
+        direction = snapshot.difference(gradients=options.diagnostics == "full", apart=self._apart)
         if measured.check is not None:
             measured.check.after_step()
         leaves = tree_leaves([(batch.inputs, batch.targets) for batch in measured.batches])
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        tensors = [*(leaf for leaf in leaves if isinstance(leaf, Tensor)), *void.values()]
 
         def work() -> Quantities:
             found = measure(
@@ -338,14 +348,13 @@ class StepSizeWorker:
                 self.loss,
                 direction,
                 measured.batches,
-                self.options,
+                options,
                 context=self._context,
                 check=measured.check,
             )
             return found | measured.rates.quantities() | void
 
-        uses = [*direction.tensors(), *tensors, *measured.rates.tensors, *void.values()]
-        pending = self._lane.submit(work, uses=uses)
+        pending = self._lane.submit(work, uses=[*direction.tensors(), *tensors, *measured.rates.tensors])
         if measured.check is not None:
             self._checks_left = 0 if measured.check.told else self._checks_left - 1
         return pending
@@ -382,9 +391,8 @@ class StepSizeWorker:
             found = {"b1": summarize(forms)}
             return found | measured.rates.quantities() | void
 
-        beside = loss_apart.tensors() if loss_apart is not None else []
-        uses = [z, later, batch.targets, *beside, *measured.rates.tensors, *void.values()]
-        return self._lane.submit(work, uses=uses)
+        beside = [*(loss_apart.tensors() if loss_apart is not None else ()), *void.values()]
+        return self._lane.submit(work, uses=[z, later, batch.targets, *beside, *measured.rates.tensors])
 
     def _aged(self, estimate: Estimate, step: int | None) -> Estimate:
         age = 0 if step is None else step - estimate.step

@@ -10,50 +10,71 @@ from pathlib import Path
 
 from ops.live import LiveStatus
 from ops.metrics import Metrics
+from ops.receivers import ServiceManager, TensorBoard
 from ops.server import Server
 from pipeline.addresses import without_secrets
+from pipeline.errors import InterruptedWaitError
 from pipeline.shards import Manifest, warnings_of_labels
 from trainer.config import Config, MetricsConfig, config_errors
 from trainer.console import Console
 from trainer.divergence import Divergence
 from trainer.job.checkpointing import Checkpointing, open_checkpointing
 from trainer.job.decided import decided
-from trainer.job.device import step_clock
+from trainer.job.device import device_memory, step_clock
+from trainer.job.ending import end_exported, exit_of, last_scrape_awaited, write_textfile
 from trainer.job.lineage.best import follow_validation
 from trainer.job.lineage.rollback import roll_back
 from trainer.job.lineage.start import checkpoint_to_continue, divergence_advice, leave_later, tell_of_changes
 from trainer.job.observer import Outlets, RunObserver
 from trainer.job.run_directory import RunDirectory
-from trainer.job.signals import stop_signals
+from trainer.job.saving import watched_disk
 from trainer.job.training_state import TrainingState, open_training
 from trainer.loop import Position, Stop, Timetable
+from trainer.process import Request, Requests, stop_signals
 from trainer.records import Checkpoint
 
+START_SECONDS = 30.0
+"""Waiting longer than this for the first rows of all is waiting for data, no matter how much there was to compile."""
 
-def train(config: Config, run: str | Path, *, console: Console, from_checkpoint: int | None = None) -> Stop:
+
+def train(
+    config: Config,
+    run: str | Path,
+    *,
+    console: Console,
+    manager: ServiceManager | None = None,
+    from_checkpoint: int | None = None,
+) -> Stop:
     """Trains `config` in the run directory `run`, continuing from its newest whole checkpoint.
 
     With `from_checkpoint` it goes on from the checkpoint of that step; later ones are set aside.
+    `manager` is whoever started this process as a service and waits for its news.
 
     Raises: pipeline.errors.InputError for what the user gave (exit code 2), OSError if reading or writing failed
     (74); the run's event log has it too, unless the run directory could not be opened.
     """
+    manager = ServiceManager() if manager is None else manager
     config = decided(config, run)
+    manager.starting("opening the data")
     manifest = Manifest.load(config.data.path)
     with (
         open_training(config, manifest) as state,
         RunDirectory(run, config) as directory,
         failures_recorded(directory),
     ):
-        outlets = open_outlets(config, state, directory, console)
-        with served(config.metrics, outlets) as mark_ready:
+        outlets = open_outlets(config, state, directory, console, manager)
+        with (
+            outlets.tensorboard,
+            watched_disk(directory.path, outlets.metrics.disk_free),
+            served(config.metrics, outlets) as mark_ready,
+            end_exported(outlets),
+        ):
+            manager.starting("looking for a checkpoint")
             position = resume(config, state, outlets, from_checkpoint=from_checkpoint)
             with (
-                stop_signals(lambda name: console.say(_stopping(name))) as stopping,
+                stop_signals(lambda name, request: _announce(name, request, outlets)) as requests,
                 console.progress("training", state.total_steps, unit="steps", start=position.step) as line,
-                open_checkpointing(
-                    state, outlets, keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
-                ) as checkpointing,
+                open_checkpointing(state, outlets, config.checkpoint) as checkpointing,
             ):
                 job = Job(
                     config=config,
@@ -61,7 +82,7 @@ def train(config: Config, run: str | Path, *, console: Console, from_checkpoint:
                     outlets=outlets,
                     observer=RunObserver(outlets, state.feed, line),
                     checkpointing=checkpointing,
-                    stopping=stopping.is_set,
+                    requests=requests,
                 )
                 return job.run(position, mark_ready)
 
@@ -77,14 +98,35 @@ def failures_recorded(directory: RunDirectory) -> Iterator[None]:
         raise
 
 
-def open_outlets(config: Config, state: TrainingState, directory: RunDirectory, console: Console) -> Outlets:
-    """The outlets of a run that has said nothing yet; its clock starts here."""
+def open_outlets(
+    config: Config, state: TrainingState, directory: RunDirectory, console: Console, manager: ServiceManager
+) -> Outlets:
+    """The outlets of a run that has said nothing yet; its clock starts here.
+
+    Raises: ConfigError if curves for TensorBoard are asked for, and its package is not installed.
+    """
     clock = step_clock(state.learner.device)
+    every_steps = config.metrics.tensorboard_every_steps
+    with config_errors():
+        tensorboard = TensorBoard(
+            directory.path / "tensorboard" if every_steps else None,
+            every_steps=every_steps,
+            alpha_delay=config.stepsize.delay or 0,
+            warn=console.warn,
+        )
     live = LiveStatus(
         clock, run=str(directory.path), total_steps=state.total_steps, budget_seconds=config.budget.seconds
     )
+    metrics = Metrics(open_phases=clock.open_phases, device_memory=device_memory(state.learner.device))
+    metrics.run(str(directory.path), starts=directory.starts() + 1)
     return Outlets(
-        directory=directory, metrics=Metrics(open_phases=clock.open_phases), live=live, clock=clock, console=console
+        directory=directory,
+        metrics=metrics,
+        live=live,
+        clock=clock,
+        console=console,
+        manager=manager,
+        tensorboard=tensorboard,
     )
 
 
@@ -110,7 +152,8 @@ def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Callable[[], No
     with closing(server):
         server.start()
         outlets.console.say(f"live page {server.url}  metrics {server.url}metrics")
-        yield server.mark_ready
+        with last_scrape_awaited(server, outlets, at_most_seconds=address.last_scrape_seconds):
+            yield server.mark_ready
 
 
 def resume(config: Config, state: TrainingState, outlets: Outlets, *, from_checkpoint: int | None = None) -> Position:
@@ -123,6 +166,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets, *, from_check
     if found is None:
         directory.begin(config, records={})
         directory.event("start", step=0)
+        outlets.metrics.progress(0, total_steps=state.total_steps, seconds_left=None)
         return Position()
     position = state.load(found, run=directory.path, before=directory.before)
     if from_checkpoint is not None:
@@ -139,6 +183,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets, *, from_check
         rows=position.rows,
         training_seconds=position.training_seconds,
     )
+    outlets.metrics.progress(position.step, total_steps=state.total_steps, seconds_left=None)
     outlets.console.say(f"continuing {directory.path} at step {position.step:,}")
     return position
 
@@ -152,7 +197,22 @@ class Job:
     outlets: Outlets
     observer: RunObserver
     checkpointing: Checkpointing
-    stopping: Callable[[], bool]
+    requests: Requests
+
+    def stopping(self) -> bool:
+        return self.requests.is_set()
+
+    def save_asked(self) -> bool:
+        """Never while a save is under way, after which one that is asked for comes."""
+        if not self.requests.save_asked() or self.checkpointing.busy:
+            return False
+        self.requests.save_begins()
+        return True
+
+    def _interrupted(self) -> bool:
+        """Whether a wait for rows is to end, because the loop has something else to do; asked while it waits."""
+        self.poll_save()
+        return self.stopping() or (self.requests.save_asked() and not self.checkpointing.busy)
 
     def run(self, position: Position, mark_ready: Callable[[], None]) -> Stop:
         """Trains from `position` to the end of the budget, the target, divergence or a signal."""
@@ -171,19 +231,32 @@ class Job:
         ended = loop.ended()
         if ended is not None:
             loop.report_undelivered()
+            self.outlets.metrics.exit(*exit_of(ended))
+            self.outlets.manager.stopping(f"nothing to do, {ended.text} already")
             self.outlets.console.say(
                 f"{self.outlets.directory.path}: nothing to do, {ended.text} at step {position.step:,} already"
             )
             return ended
+        self.outlets.tensorboard.begin(steps=position.step)
         self._warn_of_splits()
         if (notice := self.state.learner.precision.without_effect()) is not None:
             self.outlets.console.warn(notice)
         self.outlets.live.state("training")
         mark_ready()
-        self.state.feed.fill()  # compiles and reads ahead: start-up, and no step's wait for rows
+        self.outlets.manager.ready()
+        self._fill()
         stop = loop.run()
         self._record_end(stop, position)
         return stop
+
+    def _fill(self) -> None:
+        """Compiles and reads ahead: start-up, and no step's wait for rows, unless it takes longer than that does."""
+        feed = self.state.feed
+        feed.interrupted = self._interrupted
+        with suppress(InterruptedWaitError):  # the loop sees to what it was interrupted for
+            if not feed.fill(seconds=START_SECONDS):
+                with self.outlets.clock.pause_phase("data_wait"):
+                    feed.fill()
 
     def evaluate(self, position: Position) -> dict[str, float] | None:
         """The loss of every split; None, and nothing recorded, if a signal came in between."""
@@ -191,9 +264,12 @@ class Job:
         found = []
         for split in self.state.splits:
             began = time.monotonic()
-            evaluation = self.state.learner.evaluate(
-                self.config.data, self.state.manifest, self.config.eval, split, stopping=self._polling
-            )
+            try:
+                evaluation = self.state.learner.evaluate(
+                    self.config.data, self.state.manifest, self.config.eval, split, stopping=self._polling
+                )
+            except InterruptedWaitError:
+                return None
             if self.stopping():
                 return None
             found.append((evaluation, time.monotonic() - began))
@@ -210,10 +286,16 @@ class Job:
     def _polling(self) -> bool:
         """`stopping`, for an evaluation to ask batch by batch: a save that ends meanwhile is told of then."""
         self.poll_save()
+        self.outlets.manager.alive()
         return self.stopping()
 
     def save(self, position: Position, *, final: bool) -> None:
+        if final:
+            self.outlets.manager.stopping("saving")
         self.checkpointing.save(position, final=final)
+
+    def save_due(self, position: Position, *, scheduled: bool) -> bool:
+        return self.checkpointing.due(position, scheduled=scheduled)
 
     def poll_save(self) -> None:
         self.checkpointing.poll()
@@ -241,8 +323,9 @@ class Job:
     def _record_end(self, stop: Stop, position: Position) -> None:
         outlets, skipped = self.outlets, self.state.feed.skipped_rows
         outlets.live.state(stop.text)
+        outlets.metrics.exit(*exit_of(stop))
         outlets.directory.event("stop", step=position.step, reason=stop.name.lower(), skipped_rows=skipped)
-        (outlets.directory.path / "metrics.prom").write_text(outlets.metrics.exposition(), encoding="utf-8")
+        write_textfile(outlets)
         left_out = f" ({skipped:,} damaged rows left out)" if skipped else ""
         place = f"at step {position.step:,}{left_out}; run directory {outlets.directory.path}"
         if stop is Stop.DIVERGED:
@@ -262,5 +345,9 @@ def _warn_of_changes(found: Checkpoint, state: TrainingState, outlets: Outlets) 
         )
 
 
-def _stopping(signal_name: str) -> str:
-    return f"{signal_name}: stopping after this step, then saving; again to stop at once"
+def _announce(signal_name: str, request: Request, outlets: Outlets) -> None:
+    if request is Request.SAVE:
+        outlets.console.say(f"{signal_name}: saving, then going on")
+        return
+    outlets.console.say(f"{signal_name}: stopping after this step, then saving; again to stop at once")
+    outlets.manager.stopping(signal_name)

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from pipeline.addresses import is_remote
 from pipeline.device import DataConfig, ModelInputs, open_rows
@@ -78,6 +79,15 @@ class Learner:
         """The weights, and their average if there is one, as a checkpoint holds them; no copies."""
         return {"model": self.model.state_dict()} | ({"average": self.average.state_dict()} if self.average else {})
 
+    def saved_bytes(self) -> int:
+        """Bytes of weights, average and optimizer state as they are now; little of a checkpoint is anything else.
+
+        Looks at their sizes alone. Many optimizers make their state at the first step.
+        """
+        held = (self.tensors(), list(self.optimizer.state.values()))
+        tensors = {id(leaf): leaf for leaf in tree_leaves(held) if isinstance(leaf, Tensor)}
+        return sum(leaf.numel() * leaf.dtype.itemsize for leaf in tensors.values())
+
     def load(self, checkpoint: Checkpoint) -> None:
         """Puts weights, average and optimizer where the checkpoint has them."""
         self.model.load_state_dict(checkpoint.tensors["model"])
@@ -109,7 +119,7 @@ class Learner:
         """The weights that answer (the averaged ones, if the run averages) on `split`, or on its rows until `stopping`.
 
         `manifest` is that of data.path.
-        Raises: as `pipeline.device.open_rows`.
+        Raises: as `pipeline.device.open_rows`, InterruptedWaitError if rows are waited for once `stopping`.
         """
         batches = open_rows(
             data,
@@ -119,6 +129,7 @@ class Learner:
             split=split,
             batch_rows=EVALUATION_BATCH_ROWS,
             limit_rows=evaluation.rows,
+            interrupted=stopping,
         )
         averaged = self.average.applied() if self.average else nullcontext()
         with evaluation_mode(self.optimizer), averaged:

@@ -116,11 +116,18 @@ class TrainingState:
         keep: int,
         best_step: int | None = None,
         before_publishing: Callable[[], None] = lambda: None,
+        not_pruned: Callable[[OSError], None] | None = None,
     ) -> Path:
-        """Writes a checkpoint of the `content` now; as `write_checkpoint`, which says what the others are."""
+        """Writes a checkpoint of the `content` now; the rest is as `write_checkpoint` has it."""
         files = checkpoint_files(*self.content(position, records))
         return write_checkpoint(
-            run, position.step, files, keep=keep, best_step=best_step, before_publishing=before_publishing
+            run,
+            position.step,
+            files,
+            keep=keep,
+            best_step=best_step,
+            before_publishing=before_publishing,
+            not_pruned=not_pruned,
         )
 
     def load(self, checkpoint: Checkpoint, *, run: Path, before: Config | None = None) -> Position:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         checkpoint_files,
         checkpoint_steps,
         load_latest,
+        make_room,
         random_state,
         restore_random_state,
         save_checkpoint,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     )
     from trainer.records.history import EVALUATION_FIELDS, Column, RunHistory
     from trainer.records.host_memory import HostMemory, all_finite
+    from trainer.records.kept import folder_bytes, held_bytes
     from trainer.records.line_of_history import delete_set_aside, set_aside
     from trainer.records.records import Records, read_records
 
@@ -46,7 +48,10 @@ __all__ = [
     "checkpoint_files",
     "checkpoint_steps",
     "delete_set_aside",
+    "folder_bytes",
+    "held_bytes",
     "load_latest",
+    "make_room",
     "random_state",
     "read_records",
     "restore_random_state",
@@ -69,7 +74,10 @@ _FILES = {
     "checkpoint_steps": "checkpoint",
     "delete_set_aside": "line_of_history",
     "all_finite": "host_memory",
+    "folder_bytes": "kept",
+    "held_bytes": "kept",
     "load_latest": "checkpoint",
+    "make_room": "checkpoint",
     "random_state": "checkpoint",
     "read_records": "records",
     "restore_random_state": "checkpoint",

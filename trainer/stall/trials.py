@@ -97,6 +97,9 @@ class Stopwatch:
     def save(self, position: Position, *, final: bool) -> None:
         pass
 
+    def save_due(self, position: Position, *, scheduled: bool) -> bool:
+        return scheduled
+
     def poll_save(self) -> None:
         pass
 
@@ -105,6 +108,9 @@ class Stopwatch:
 
     def roll_back(self, position: Position, divergence: Divergence) -> bool:
         """Never: a trial that diverges ends."""
+        return False
+
+    def save_asked(self) -> bool:
         return False
 
     def drain_save(self) -> None:
