@@ -96,7 +96,7 @@ class TrainingState:
             "total_steps": self.total_steps,
             "feed": self.feed.state_dict(),
             "optimizer": self.learner.optimizer.state_dict(),
-            "stepsize": policy_settings(self.config.stepsize),
+            "stepsize": policy_settings(self.config),
             "random": random_state(),
             "records": records,
             **self._small(),
@@ -150,8 +150,8 @@ class TrainingState:
         """As `load`, of everything but the stream, which goes on where it is."""
         state = checkpoint.state
         self.learner.load(checkpoint)
-        then = state.get("stepsize") or policy_settings((before or self.config).stepsize)
-        policy = carried_over(state["policy"], then, policy_settings(self.config.stepsize))
+        then = state.get("stepsize") or policy_settings(before or self.config)
+        policy = carried_over(state["policy"], then, policy_settings(self.config))
         self.policy.load_state_dict(self.beginning["policy"] if policy is None else policy)
         self._load_small(state)
         restore_random_state(state["random"])

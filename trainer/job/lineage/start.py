@@ -50,7 +50,7 @@ def tell_of_changes(changes: list[tuple[str, Any, Any]], state: TrainingState, o
         return
     words = ", ".join(f"{key} {_value(then)} → {_value(now)}" for key, now, then in changes)
     message = f"from step {step:,} on: {words}"
-    if any(key == "stepsize.policy" for key, _, _ in changes):
+    if any(key in ("stepsize.policy", "optimizer.lr") for key, _, _ in changes):
         message += "; the policy begins anew"
     if state.recovery.rate_factor != 1.0 and any(key.startswith(ANSWERS) for key, _, _ in changes):
         state.recovery.load_state_dict(None)

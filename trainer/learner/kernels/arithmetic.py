@@ -68,6 +68,15 @@ def at_rest(theta, m, v, inside, bounds, negligible):
 
 
 @triton.jit
+def quiet_step(theta, m, v, decay, factor, addend, beta1, beta2):
+    """θ, m and v after one step with a gradient of +0."""
+    m = beta1 * m + 0.0
+    v = beta2 * v + 0.0
+    theta = theta * decay - tl.div_rn(factor * (beta1 * m + 0.0), tl.sqrt_rn(v) + addend)
+    return theta, m, v
+
+
+@triton.jit
 def whole_steps(
     theta, m, v, average, numbers, count, withheld, start, stop, beta1, beta2,
     MASKED: tl.constexpr, AVERAGED: tl.constexpr, FUSED: tl.constexpr,
@@ -80,16 +89,11 @@ def whole_steps(
         decay = tl.load(numbers + k)
         factor = tl.load(numbers + count + k)
         addend = tl.load(numbers + 2 * count + k)
-        first = beta1 * m + 0.0
-        second = beta2 * v + 0.0
-        moved = theta * decay - tl.div_rn(factor * (beta1 * first + 0.0), tl.sqrt_rn(second) + addend)
         if MASKED:
-            made = tl.load(withheld + k) == 0.0
-            theta = tl.where(made, moved, theta)
-            m = tl.where(made, first, m)
-            v = tl.where(made, second, v)
+            if tl.load(withheld + k) == 0.0:
+                theta, m, v = quiet_step(theta, m, v, decay, factor, addend, beta1, beta2)
         else:
-            theta, m, v = moved, first, second
+            theta, m, v = quiet_step(theta, m, v, decay, factor, addend, beta1, beta2)
         if AVERAGED:
             average = lerp(average, theta, tl.load(numbers + 3 * count + k), FUSED)
     return theta, m, v, average
@@ -134,4 +138,6 @@ def shrunk(x, beta, steps):
             x = x * beta
         moving = tl.sum((x.to(tl.int32, bitcast=True) != before.to(tl.int32, bitcast=True)).to(tl.int32), axis=0)
         left = tl.where(moving == 0, 0, left - BLOCK)
-    return tl.where(steps > 0, x + 0.0, x)
+    if steps > 0:
+        x = x + 0.0
+    return x

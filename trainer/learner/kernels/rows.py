@@ -100,9 +100,10 @@ def move_kernel(
         row = tl.load(distinct + taken, taken < found, -1).to(tl.int64)
         known = (row >= 0) & (row < rows)
         columns = tl.arange(0, COLUMNS)
-        inside = known[:, None] & (columns < width)[None, :]
+        moved = width
         if MASKED:
-            inside = inside & (tl.load(found_inf) == 0.0)
+            moved = tl.where(tl.load(found_inf) == 0.0, width, 0)
+        inside = known[:, None] & (columns < moved)[None, :]
         place = row[:, None] * width + columns[None, :]
         g = tl.load(sums + taken.to(tl.int64)[:, None] * width + columns[None, :], inside, 0.0)
         t = tl.load(theta + place, inside, 0.0)

@@ -30,6 +30,8 @@ def step_kernel(
     begun = tl.load(pieces + 5 * count + listed, listed < count, 1 << 62) <= program
     piece = tl.sum(begun.to(tl.int32), axis=0) - 1
     size = tl.load(pieces + 4 * count + piece)
+    if MASKED:
+        size = tl.where(tl.load(found_inf) == 0.0, size, 0)
     theta = tl.load(pieces + piece).to(tl.pointer_type(tl.float32))
     gradient = tl.load(pieces + count + piece).to(tl.pointer_type(tl.float32))
     first = tl.load(pieces + 2 * count + piece).to(tl.pointer_type(tl.float32))
@@ -40,8 +42,6 @@ def step_kernel(
         first, second = tl.multiple_of(first, 16), tl.multiple_of(second, 16)
     element = (program - tl.load(pieces + 5 * count + piece)) * ELEMENTS + tl.arange(0, ELEMENTS)
     inside = element < size
-    if MASKED:
-        inside = inside & (tl.load(found_inf) == 0.0)
     t, g = tl.load(theta + element, inside, 0.0), tl.load(gradient + element, inside, 0.0)
     m, v = tl.load(first + element, inside, 0.0), tl.load(second + element, inside, 0.0)
     t, m, v = after_step(t, g, m, v, decay, beta1, rest1, beta2, rest2, addend, factor)
