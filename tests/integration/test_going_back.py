@@ -39,7 +39,7 @@ def test_a_run_goes_on_from_an_older_checkpoint_and_keeps_the_later_ones_until_i
     assert (back["step"], back["left"]) == (20, ["step-00000060", "step-00000040"])
     steps = list(read_records(run / "steps.jsonl"))
     assert [record["step"] for record in steps] == list(range(30))
-    assert [record["learning_rate"] for record in steps[18:22]] == [0.01, 0.01, 0.002, 0.002]
+    assert [record["learning_rate"] for record in steps[20:]] == [0.002] * 10
     [changed] = events(run, "settings")
     assert changed["changes"]["optimizer.lr"] == {"from": 0.01, "to": 0.002}
     assert changed["changes"]["stepsize.policy"] == {"from": "median_hold", "to": "none"}
@@ -122,17 +122,26 @@ def test_what_an_alert_advises_works_as_it_is_typed(alert: str, command: str, ru
 def test_what_a_diverged_run_advises_works_as_it_is_typed(
     small_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    config = settings(
-        small_data,
-        optimizer={"name": "sgd", "lr": 1e4},
-        divergence={"rollbacks": 0},
-        checkpoint={"every_steps": 1, "keep": 10},
-    )
     path, run = tmp_path / "run.toml", tmp_path / "diverged"
-    path.write_text(config_to_toml(config))
-    assert main(["train", str(path), "--run", str(run)]) == 3
+    path.write_text(config_to_toml(settings(small_data, optimizer={"name": "sgd", "lr": 0.1}, budget={"steps": 20})))
+    assert main(["train", str(path), "--run", str(run)]) == 0
+    worse = ["--optimizer.lr", "1e4", "--budget.steps", "60", "--divergence.rollbacks", "0", "--checkpoint.every_steps"]
+    assert main(["train", str(path), "--run", str(run), *worse, "1"]) == 3
+    assert max(checkpoints(run)) > "step-00000020", "which holds weights that are no good"
     said = " ".join(capfd.readouterr().err.split())
     found = re.search(r"(alphastream train \S+ --run \S+ --from-checkpoint \d+ --optimizer.lr [\w.+-]+);", said)
     assert found is not None
+    assert "--from-checkpoint 20 " in found[1]
     assert main([*shlex.split(found[1])[1:], "--divergence.rollbacks", "3"]) == 0
     assert events(run, "rollback"), "a tenth of a rate that is far too high is too high as well"
+
+
+def test_a_run_with_nothing_to_go_back_to_is_told_to_begin_otherwise(
+    small_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = settings(small_data, optimizer={"name": "sgd", "lr": 1e4}, divergence={"rollbacks": 0})
+    path = tmp_path / "run.toml"
+    path.write_text(config_to_toml(config))
+    assert main(["train", str(path), "--run", str(tmp_path / "none")]) == 3
+    said = " ".join(capfd.readouterr().err.split())
+    assert "nothing was saved before: begin a new run with a lower optimizer.lr" in said

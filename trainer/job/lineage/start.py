@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,17 @@ def tell_of_changes(changes: list[tuple[str, Any, Any]], state: TrainingState, o
 
 def divergence_advice(config: Config, state: TrainingState, run: Path) -> str:
     """What to do about a run that has diverged too often, as it is typed where that can be said."""
-    steps = checkpoint_steps(run)
+    recovery, divergence = state.recovery, state.watch.verdict(final=True)
+    sound = recovery.step if recovery.sound else None
+    since = math.inf if divergence is None else divergence.since
+    steps = [step for step in checkpoint_steps(run) if step < since or step == sound]
     if not steps:
-        return "give a lower optimizer.lr, a longer warm-up, or stepsize.policy = 'auto', which finds the rate"
+        return (
+            "nothing was saved before: begin a new run with a lower optimizer.lr, a longer warm-up, or stepsize.policy = "
+            "'auto', which finds the rate"
+        )
     peak = config.optimizer.lr or learning_rate(state.learner.optimizer)
-    lower = peak * state.recovery.rate_factor / 10
+    lower = peak * recovery.rate_factor / 10
     return (
         f"to go on at a tenth of the rate: alphastream train {run}/config.toml --run {run} "
         f"--from-checkpoint {steps[-1]} --optimizer.lr {lower:.2g}; what was not finite is in {run}/events.jsonl"
