@@ -29,6 +29,7 @@ class Stop(Enum):
     TARGET = (0, "the target is reached")
     DIVERGED = (3, "training diverged")
     INTERRUPTED = (143, "stopped by a signal; resumable")
+    HUNG = (74, "stopped because it hung; resumable")
 
     @property
     def exit_code(self) -> int:
@@ -37,6 +38,11 @@ class Stop(Enum):
     @property
     def text(self) -> str:
         return self.value[1]
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the run was stopped with work left, which the same command goes on with."""
+        return self in (Stop.INTERRUPTED, Stop.HUNG)
 
 
 @dataclass(kw_only=True)

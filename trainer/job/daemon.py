@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from ops.live import LiveStatus
 from ops.metrics import Metrics
@@ -22,16 +23,17 @@ from trainer.job.checkpointing import Checkpointing, open_checkpointing
 from trainer.job.decided import decided
 from trainer.job.device import device_memory, step_clock
 from trainer.job.ending import end_exported, exit_of, last_scrape_awaited, write_textfile
+from trainer.job.hangs import watched
 from trainer.job.lineage.best import follow_validation
 from trainer.job.lineage.rollback import roll_back
 from trainer.job.lineage.start import checkpoint_to_continue, divergence_advice, leave_later, tell_of_changes
-from trainer.job.observer import Outlets, RunObserver
+from trainer.job.observer import Outlets, RunObserver, show_evaluations
 from trainer.job.run_directory import RunDirectory
 from trainer.job.saving import watched_disk
 from trainer.job.training_state import TrainingState, open_training
 from trainer.loop import Position, Stop, Timetable
-from trainer.process import Request, Requests, stop_signals
-from trainer.records import Checkpoint
+from trainer.process import Request, Requests, Watchdog, stop_signals
+from trainer.records import Checkpoint, read_records
 
 START_SECONDS = 30.0
 """Waiting longer than this for the first rows of all is waiting for data, no matter how much there was to compile."""
@@ -66,8 +68,9 @@ def train(
         with (
             outlets.tensorboard,
             watched_disk(directory.path, outlets.metrics.disk_free),
-            served(config.metrics, outlets) as mark_ready,
+            served(config.metrics, outlets) as readiness,
             end_exported(outlets),
+            watched(config.watchdog, outlets, readiness.mark_hung) as watchdog,
         ):
             manager.starting("looking for a checkpoint")
             position = resume(config, state, outlets, from_checkpoint=from_checkpoint)
@@ -83,8 +86,11 @@ def train(
                     observer=RunObserver(outlets, state.feed, line),
                     checkpointing=checkpointing,
                     requests=requests,
+                    watchdog=watchdog,
                 )
-                return job.run(position, mark_ready)
+                watchdog.saving_seconds = checkpointing.thread.seconds
+                watchdog.stop_by(requests.set)
+                return job.run(position, readiness.mark_ready)
 
 
 @contextmanager
@@ -130,14 +136,31 @@ def open_outlets(
     )
 
 
+class Readiness(Protocol):
+    """What is told whether the run trains."""
+
+    def mark_ready(self) -> None: ...
+    def mark_hung(self, reason: str | None) -> None: ...
+
+
+class Unserved:
+    """Nobody asks."""
+
+    def mark_ready(self) -> None:
+        pass
+
+    def mark_hung(self, reason: str | None) -> None:
+        pass
+
+
 @contextmanager
-def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Callable[[], None]]:
-    """Within it metrics and live page are served, unless switched off; gives what to call once training begins.
+def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Readiness]:
+    """Within it metrics and live page are served, unless switched off; gives what to tell whether the run trains.
 
     Raises: ConfigError for an address that cannot be listened on or a web config that cannot be used.
     """
     if address.port < 0:
-        yield lambda: None
+        yield Unserved()
         return
     with config_errors():
         server = Server(
@@ -153,7 +176,7 @@ def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Callable[[], No
         server.start()
         outlets.console.say(f"live page {server.url}  metrics {server.url}metrics")
         with last_scrape_awaited(server, outlets, at_most_seconds=address.last_scrape_seconds):
-            yield server.mark_ready
+            yield server
 
 
 def resume(config: Config, state: TrainingState, outlets: Outlets, *, from_checkpoint: int | None = None) -> Position:
@@ -176,6 +199,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets, *, from_check
     tell_of_changes(directory.changes, state, outlets, step=position.step)
     outlets.metrics.set("last_checkpoint_step", position.step)
     outlets.metrics.set("rate_factor", state.recovery.rate_factor)
+    outlets.flush(step=position.step)
     _warn_of_changes(found, state, outlets)
     outlets.live.resume(
         step=position.step,
@@ -183,6 +207,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets, *, from_check
         rows=position.rows,
         training_seconds=position.training_seconds,
     )
+    show_evaluations(outlets.live, read_records(directory.path / "evals.jsonl"))
     outlets.metrics.progress(position.step, total_steps=state.total_steps, seconds_left=None)
     outlets.console.say(f"continuing {directory.path} at step {position.step:,}")
     return position
@@ -198,6 +223,7 @@ class Job:
     observer: RunObserver
     checkpointing: Checkpointing
     requests: Requests
+    watchdog: Watchdog
 
     def stopping(self) -> bool:
         return self.requests.is_set()
@@ -246,6 +272,8 @@ class Job:
         self.outlets.manager.ready()
         self._fill()
         stop = loop.run()
+        if stop is Stop.INTERRUPTED and self.watchdog.gave_up:
+            stop = Stop.HUNG
         self._record_end(stop, position)
         return stop
 
@@ -253,6 +281,7 @@ class Job:
         """Compiles and reads ahead: start-up, and no step's wait for rows, unless it takes longer than that does."""
         feed = self.state.feed
         feed.interrupted = self._interrupted
+        self.state.retries.listen = self.outlets.retry
         with suppress(InterruptedWaitError):  # the loop sees to what it was interrupted for
             if not feed.fill(seconds=START_SECONDS):
                 with self.outlets.clock.pause_phase("data_wait"):
@@ -266,7 +295,13 @@ class Job:
             began = time.monotonic()
             try:
                 evaluation = self.state.learner.evaluate(
-                    self.config.data, self.state.manifest, self.config.eval, split, stopping=self._polling
+                    self.config.data,
+                    self.state.manifest,
+                    self.config.eval,
+                    split,
+                    stopping=self._polling,
+                    interrupted=self.stopping,
+                    retries=self.state.retries,
                 )
             except InterruptedWaitError:
                 return None
@@ -285,6 +320,7 @@ class Job:
 
     def _polling(self) -> bool:
         """`stopping`, for an evaluation to ask batch by batch: a save that ends meanwhile is told of then."""
+        self.watchdog.beat()
         self.poll_save()
         self.outlets.manager.alive()
         return self.stopping()
@@ -323,8 +359,10 @@ class Job:
     def _record_end(self, stop: Stop, position: Position) -> None:
         outlets, skipped = self.outlets, self.state.feed.skipped_rows
         outlets.live.state(stop.text)
+        outlets.manager.stopping(stop.text)
         outlets.metrics.exit(*exit_of(stop))
         outlets.directory.event("stop", step=position.step, reason=stop.name.lower(), skipped_rows=skipped)
+        outlets.watch.end(step=position.step)
         write_textfile(outlets)
         left_out = f" ({skipped:,} damaged rows left out)" if skipped else ""
         place = f"at step {position.step:,}{left_out}; run directory {outlets.directory.path}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from trainer.records.config import CheckpointConfig
+from trainer.records.config import CheckpointConfig, RecordsConfig
 
 if TYPE_CHECKING:
     from trainer.records.checkpoint import (
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from trainer.records.host_memory import HostMemory, all_finite
     from trainer.records.kept import folder_bytes, held_bytes
     from trainer.records.line_of_history import delete_set_aside, set_aside
+    from trainer.records.lines import Extent, thinning
     from trainer.records.records import Records, read_records
 
 __all__ = [
@@ -41,8 +42,10 @@ __all__ = [
     "CheckpointConfig",
     "CheckpointFile",
     "Column",
+    "Extent",
     "HostMemory",
     "Records",
+    "RecordsConfig",
     "RunHistory",
     "all_finite",
     "checkpoint_files",
@@ -58,6 +61,7 @@ __all__ = [
     "save_checkpoint",
     "seed_generators",
     "set_aside",
+    "thinning",
     "verify_checkpoints",
     "write_checkpoint",
 ]
@@ -67,6 +71,8 @@ _FILES = {
     "Checkpoint": "checkpoint",
     "CheckpointFile": "checkpoint",
     "Column": "history",
+    "Extent": "lines",
+    "thinning": "lines",
     "HostMemory": "host_memory",
     "Records": "records",
     "RunHistory": "history",

@@ -189,11 +189,6 @@ def load_latest(
     return None
 
 
-def checkpoint_steps(run: str | Path) -> list[int]:
-    """The steps that the run has finished checkpoints of, whole or not, ascending."""
-    return sorted({step for step, _ in listed(Path(run) / "checkpoints")})
-
-
 def verify_checkpoints(run: str | Path) -> Iterator[CheckpointHealth]:
     """Re-hashes every checkpoint of the run, newest first; one that a run in progress removes meanwhile is left out.
 
@@ -203,6 +198,11 @@ def verify_checkpoints(run: str | Path) -> Iterator[CheckpointHealth]:
         damage = find_damage(path)
         if damage is None or path.exists():
             yield CheckpointHealth(path=path, step=step, damage=damage)
+
+
+def checkpoint_steps(run: str | Path) -> list[int]:
+    """The steps of the run's checkpoints by their names, whole or damaged, newest first."""
+    return [step for step, _ in listed(Path(run) / "checkpoints")]
 
 
 def find_damage(path: Path) -> str | None:

@@ -1,1 +1,1 @@
-"""Where a run goes on from: its newest checkpoint or an older one, with other settings, or back again by itself."""
+"""What becomes of a run on its way: steps withheld, a divergence left behind, a start from now or from before."""

@@ -79,7 +79,7 @@ def _good_checkpoint(state: TrainingState, run: Path, divergence: Divergence) ->
     again = recovery.step if recovery.in_place and recovery.sound else None
     found = _finite_before(state, run, divergence.since if again is None else max(divergence.since, again + 1))
     if found is None and steps and recovery.sound:
-        return _finite_before(state, run, steps[0] + 1), False
+        return _finite_before(state, run, steps[-1] + 1), False
     return found, True
 
 

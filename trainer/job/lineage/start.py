@@ -25,7 +25,7 @@ def checkpoint_to_continue(run: Path, *, step: int | None, device: Any) -> Check
         return load_latest(run, device=device)
     found = load_latest(run, device=device, wanted=lambda saved: saved == step)
     if found is None:
-        steps = ", ".join(map(str, checkpoint_steps(run)))
+        steps = ", ".join(map(str, reversed(checkpoint_steps(run))))
         raise ConfigError(
             f"{run}: has no checkpoint of step {step} to continue from; "
             + (f"it has {steps}" if steps else "it has none")
@@ -69,14 +69,14 @@ def divergence_advice(config: Config, state: TrainingState, run: Path) -> str:
     steps = [step for step in checkpoint_steps(run) if step < since or step == sound]
     if not steps:
         return (
-            "nothing was saved before: begin a new run with a lower optimizer.lr, a longer warm-up, or stepsize.policy = "
-            "'auto', which finds the rate"
+            "nothing was saved before: begin a new run with a lower optimizer.lr, a longer warm-up, or "
+            "stepsize.policy = 'auto', which finds the rate"
         )
     peak = config.optimizer.lr or learning_rate(state.learner.optimizer)
     lower = peak * recovery.rate_factor / 10
     return (
         f"to go on at a tenth of the rate: alphastream train {run}/config.toml --run {run} "
-        f"--from-checkpoint {steps[-1]} --optimizer.lr {lower:.2g}; what was not finite is in {run}/events.jsonl"
+        f"--from-checkpoint {steps[0]} --optimizer.lr {lower:.2g}; what was not finite is in {run}/events.jsonl"
     )
 
 

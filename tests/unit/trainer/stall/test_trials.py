@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ops.step_clock import StepClock
 from pipeline.device.feed import DevicePair, Feed
 from pipeline.device.model_inputs import ModelInputs
+from pipeline.reads import ReadRetries
 from pipeline.rows.order import RowPosition
 from pipeline.shards.manifest import Manifest
 from stepsize.losses import BCEWithLogits
@@ -152,6 +153,7 @@ class Rig:
             total_steps=None,
             splits=(),
             manifest=cast(Manifest, None),
+            retries=cast(ReadRetries, None),
             config=cast(Config, None),
         )
 
