@@ -17,6 +17,7 @@ from pipeline.device import Feed
 from stepsize import per_rate, pool
 from stepsize.estimate import Estimate
 from trainer.console import Console, ProgressLine
+from trainer.job.lineage.withheld_steps import WithheldSteps
 from trainer.job.record_watch import RecordWatch
 from trainer.job.run_directory import RunDirectory
 from trainer.learner import Evaluation
@@ -83,6 +84,7 @@ class RunObserver:
         self._factor: AlphaFactor | None = None
         self._skipped_rows, self._warned = feed.skipped_rows, False
         self._flushed_seconds = -math.inf
+        self._withheld = WithheldSteps(outlets, feed)
 
     def on_step(self, record: Mapping[str, Any], timing: StepTiming, training_seconds: float) -> None:
         """One finished step: the fields of steps.jsonl, its timing, and the run's training time after it."""
@@ -96,6 +98,7 @@ class RunObserver:
         self._metrics.scheduled_rate(record.get("scheduled_rate", rate))
         self._metrics.stages(self._feed.stage_totals())
         self._count_skipped(step)
+        self._withheld.on_step(record)
         self._live.step(
             step,
             epoch=record["epoch"],
@@ -134,6 +137,11 @@ class RunObserver:
             f"loss {_loss(self._smooth_loss)}  lr {rate:.2e}{_alpha(self._factor)}  {speed:,.0f} rows/s  "
             f"data wait {wait:.0%}",
         )
+
+    def on_rollback(self) -> None:
+        """The run goes back: what is shown as an average of the latest steps begins anew."""
+        self._smooth_loss = math.nan
+        self._estimates.clear()
 
     def on_pause(self, timing: StepTiming) -> None:
         """Time between steps: an evaluation or a checkpoint, which the event log keeps for the report; or the start."""
