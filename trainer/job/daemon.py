@@ -22,11 +22,12 @@ from trainer.job.decided import decided
 from trainer.job.device import device_memory, step_clock
 from trainer.job.ending import end_exported, exit_of, last_scrape_awaited, write_textfile
 from trainer.job.observer import Outlets, RunObserver
+from trainer.job.recording.replay import replay
 from trainer.job.run_directory import RunDirectory
 from trainer.job.training_state import TrainingState, open_training
 from trainer.loop import Position, Stop, Timetable
 from trainer.process import Request, Requests, stop_signals
-from trainer.records import Checkpoint, load_latest
+from trainer.records import Checkpoint, RunHistory, load_latest
 
 DIVERGENCE_REMEDY = "give a lower optimizer.lr, a longer warm-up, or stepsize.policy = 'auto', which finds the rate"
 """What to do about a run that diverged."""
@@ -164,6 +165,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets) -> Position:
         rows=position.rows,
         training_seconds=position.training_seconds,
     )
+    outlets.estimates.extend(replay(RunHistory.load(directory.path), outlets.live))
     outlets.metrics.progress(position.step, total_steps=state.total_steps, seconds_left=None)
     outlets.console.say(f"continuing {directory.path} at step {position.step:,}")
     return position

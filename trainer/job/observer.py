@@ -17,7 +17,7 @@ from pipeline.device import Feed
 from stepsize import per_rate, pool
 from stepsize.estimate import Estimate
 from trainer.console import Console, ProgressLine
-from trainer.job.record_watch import RecordWatch
+from trainer.job.recording.watch import RecordWatch
 from trainer.job.run_directory import RunDirectory
 from trainer.learner import Evaluation
 
@@ -43,6 +43,8 @@ class Outlets:
     console: Console
     manager: ServiceManager = field(default_factory=ServiceManager)
     tensorboard: TensorBoard = field(default_factory=TensorBoard)
+    estimates: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=POOLED_ESTIMATES))
+    """(slope, curvature) of the latest estimates of α* with a number, those of earlier processes included."""
 
     @cached_property
     def watch(self) -> RecordWatch:
@@ -70,7 +72,7 @@ class RunObserver:
         self._directory, self._metrics, self._live = outlets.directory, outlets.metrics, outlets.live
         self._smooth_loss = math.nan
         self._recent_seconds, self._shown = math.nan, 0
-        self._estimates: deque[tuple[float, float]] = deque(maxlen=POOLED_ESTIMATES)
+        self._estimates = outlets.estimates
         self._rates: deque[tuple[float, float]] = deque(maxlen=POOLED_ESTIMATES)
         self._factor: AlphaFactor | None = None
         self._skipped_rows, self._warned = feed.skipped_rows, False
