@@ -27,13 +27,14 @@ from trainer.job.hangs import watched
 from trainer.job.lineage.best import follow_validation
 from trainer.job.lineage.rollback import roll_back
 from trainer.job.lineage.start import checkpoint_to_continue, divergence_advice, leave_later, tell_of_changes
-from trainer.job.observer import Outlets, RunObserver, show_evaluations
+from trainer.job.observer import Outlets, RunObserver
+from trainer.job.recording.replay import replay
 from trainer.job.run_directory import RunDirectory
 from trainer.job.saving import watched_disk
 from trainer.job.training_state import TrainingState, open_training
 from trainer.loop import Position, Stop, Timetable
 from trainer.process import Request, Requests, Watchdog, stop_signals
-from trainer.records import Checkpoint, read_records
+from trainer.records import Checkpoint, RunHistory
 
 START_SECONDS = 30.0
 """Waiting longer than this for the first rows of all is waiting for data, no matter how much there was to compile."""
@@ -207,7 +208,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets, *, from_check
         rows=position.rows,
         training_seconds=position.training_seconds,
     )
-    show_evaluations(outlets.live, read_records(directory.path / "evals.jsonl"))
+    outlets.estimates.extend(replay(RunHistory.load(directory.path), outlets.live))
     outlets.metrics.progress(position.step, total_steps=state.total_steps, seconds_left=None)
     outlets.console.say(f"continuing {directory.path} at step {position.step:,}")
     return position
