@@ -22,11 +22,14 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from ops.series import DEFINITION, EXIT_REASONS, OUTCOMES, PREFIX, RECORD_FILES, RETRY_CAUSES, SPLITS, Series
+from ops.series import CAUSES, DEFINITION, EXIT_REASONS, OUTCOMES, PREFIX, RECORD_FILES, RETRY_CAUSES, SPLITS, Series
 from ops.step_clock import PHASES
 
 # A creation time beside every counter would double the page and tell what start_timestamp_seconds tells once.
 disable_created_metrics()
+
+PLAIN_GAUGES = ("rate_factor", "validation_worsening", "validation_best_step", "last_checkpoint_step")
+"""What `Metrics.set` sets."""
 
 
 class Metrics:
@@ -69,6 +72,10 @@ class Metrics:
         self._alpha_pooled = self._gauge("alpha_pooled_relative")
         self._alpha_pooled_error = self._gauge("alpha_pooled_relative_standard_error")
         self._evaluation = {name: self._gauge(f"evaluation_{name}") for name in ("loss", "auc", "normalized_entropy")}
+        self._nonfinite_steps, self._rollbacks = (
+            self._counter(name) for name in ("nonfinite_steps_total", "rollbacks_total")
+        )
+        self._plain = {name: self._gauge(name) for name in PLAIN_GAUGES}
         self._start = self._gauge("start_timestamp_seconds")
         self._last_progress = self._gauge("last_progress_timestamp_seconds")
         self._last_checkpoint = self._gauge("last_checkpoint_timestamp_seconds")
@@ -183,6 +190,19 @@ class Metrics:
         values = {"loss": loss, "auc": auc, "normalized_entropy": normalized_entropy}
         for name, value in values.items():
             self._evaluation[name].labels(split).set(math.nan if value is None else value)
+
+    def nonfinite_step(self, cause: str) -> None:
+        """Count a step that was withheld."""
+        assert cause in CAUSES, f"unknown cause {cause!r}"
+        self._nonfinite_steps.labels(cause).inc()
+
+    def rolled_back(self) -> None:
+        """Count a rollback."""
+        self._rollbacks.inc()
+
+    def set(self, name: str, value: float) -> None:
+        """Set one of the gauges that say no more than a number: `rate_factor` and others."""
+        self._plain[name].set(value)
 
     def checkpoint(
         self, ok: bool, *, unix_time: float | None = None, seconds: float | None = None, size_bytes: int | None = None

@@ -12,6 +12,8 @@ PREFIX = "alphastream"
 SPLITS = ("train", "validation", "test")
 OUTCOMES = ("ok", "ascent", "flat", "nonfinite", "stale", "dropped")
 """What can come of one α* estimate."""
+CAUSES = ("input", "loss", "gradient")
+"""What a step is withheld for if it is not finite."""
 RECORD_FILES = ("steps", "alpha", "evals", "events")
 """What a run writes down line by line."""
 EXIT_REASONS = ("budget", "target", "diverged", "interrupted", "hung", "input", "io", "error")
@@ -117,6 +119,29 @@ SERIES = (
         name="alpha_age_steps",
         kind="gauge",
         help="Steps between the latest estimate's own step and its hand-over: the delay, fewer where the run ended.",
+        initial=math.nan,
+    ),
+    Series(
+        name="nonfinite_steps_total",
+        kind="counter",
+        help="Steps that were withheld, weights and moments left as they were, by what was not finite.",
+        label="cause",
+        values=CAUSES,
+    ),
+    Series(name="rollbacks_total", kind="counter", help="Divergences after which the run went back to a checkpoint."),
+    Series(name="rate_factor", kind="gauge", help="What rollbacks have left of every rate; 1 without.", initial=1.0),
+    Series(
+        name="validation_worsening",
+        kind="gauge",
+        help="1 while the latest evaluations of validation are worse than the best ones beyond their noise, else 0.",
+    ),
+    Series(
+        name="validation_best_step", kind="gauge", help="Step of the best evaluation of validation.", initial=math.nan
+    ),
+    Series(
+        name="last_checkpoint_step",
+        kind="gauge",
+        help="Step of the latest whole checkpoint, be it the one that this process continued from.",
         initial=math.nan,
     ),
     Series(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,8 @@ from pipeline.device import Feed
 from stepsize import per_rate, pool
 from stepsize.estimate import Estimate
 from trainer.console import Console, ProgressLine
-from trainer.job.record_watch import RecordWatch
+from trainer.job.lineage.withheld_steps import WithheldSteps
+from trainer.job.recording.watch import RecordWatch
 from trainer.job.run_directory import RunDirectory
 from trainer.learner import Evaluation
 
@@ -52,6 +53,9 @@ class Outlets:
             self.told_of_retries.append(text)
             self.warn(f"{text}; further ones are counted in read_retries_total", step=self.live.steps_done)
 
+    estimates: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=POOLED_ESTIMATES))
+    """(slope, curvature) of the latest estimates of α* with a number, those of earlier processes included."""
+
     @cached_property
     def watch(self) -> RecordWatch:
         """Of the records in the directory."""
@@ -78,11 +82,12 @@ class RunObserver:
         self._directory, self._metrics, self._live = outlets.directory, outlets.metrics, outlets.live
         self._smooth_loss = math.nan
         self._recent_seconds, self._shown = math.nan, 0
-        self._estimates: deque[tuple[float, float]] = deque(maxlen=POOLED_ESTIMATES)
+        self._estimates = outlets.estimates
         self._rates: deque[tuple[float, float]] = deque(maxlen=POOLED_ESTIMATES)
         self._factor: AlphaFactor | None = None
         self._skipped_rows, self._warned = feed.skipped_rows, False
         self._flushed_seconds = -math.inf
+        self._withheld = WithheldSteps(outlets, feed)
 
     def on_step(self, record: Mapping[str, Any], timing: StepTiming, training_seconds: float) -> None:
         """One finished step: the fields of steps.jsonl, its timing, and the run's training time after it."""
@@ -96,6 +101,7 @@ class RunObserver:
         self._metrics.scheduled_rate(record.get("scheduled_rate", rate))
         self._metrics.stages(self._feed.stage_totals())
         self._count_skipped(step)
+        self._withheld.on_step(record)
         self._live.step(
             step,
             epoch=record["epoch"],
@@ -134,6 +140,11 @@ class RunObserver:
             f"loss {_loss(self._smooth_loss)}  lr {rate:.2e}{_alpha(self._factor)}  {speed:,.0f} rows/s  "
             f"data wait {wait:.0%}",
         )
+
+    def on_rollback(self) -> None:
+        """The run goes back: what is shown as an average of the latest steps begins anew."""
+        self._smooth_loss = math.nan
+        self._estimates.clear()
 
     def on_pause(self, timing: StepTiming) -> None:
         """Time between steps: an evaluation or a checkpoint, which the event log keeps for the report; or the start."""
@@ -194,13 +205,6 @@ class RunObserver:
         self._outlets.console.say(
             f"step {step}: {evaluation.split} loss {evaluation.loss:.5f}{auc}  ({evaluation.rows:,} rows)"
         )
-
-
-def show_evaluations(live: LiveStatus, records: Iterable[Mapping[str, Any]]) -> None:
-    """Lets the live page show evaluations of earlier processes: lines of evals.jsonl that still count."""
-    for record in records:
-        loss = record.get("loss")
-        live.evaluation(record["step"], record["split"], loss=math.nan if loss is None else loss, auc=record.get("auc"))
 
 
 OPTIONAL = ("biased", "hybrid", "diagnostics", "groups")

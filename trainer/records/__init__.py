@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from trainer.records.history import EVALUATION_FIELDS, Column, RunHistory
     from trainer.records.host_memory import HostMemory, all_finite
     from trainer.records.kept import folder_bytes, held_bytes
+    from trainer.records.line_of_history import delete_set_aside, set_aside
     from trainer.records.lines import Extent, thinning
     from trainer.records.records import Records, read_records
 
@@ -49,6 +50,7 @@ __all__ = [
     "all_finite",
     "checkpoint_files",
     "checkpoint_steps",
+    "delete_set_aside",
     "folder_bytes",
     "held_bytes",
     "load_latest",
@@ -58,6 +60,7 @@ __all__ = [
     "restore_random_state",
     "save_checkpoint",
     "seed_generators",
+    "set_aside",
     "thinning",
     "verify_checkpoints",
     "write_checkpoint",
@@ -75,6 +78,7 @@ _FILES = {
     "RunHistory": "history",
     "checkpoint_files": "checkpoint",
     "checkpoint_steps": "checkpoint",
+    "delete_set_aside": "line_of_history",
     "all_finite": "host_memory",
     "folder_bytes": "kept",
     "held_bytes": "kept",
@@ -85,6 +89,7 @@ _FILES = {
     "restore_random_state": "checkpoint",
     "save_checkpoint": "checkpoint",
     "seed_generators": "checkpoint",
+    "set_aside": "line_of_history",
     "verify_checkpoints": "checkpoint",
     "write_checkpoint": "checkpoint",
 }

@@ -23,6 +23,8 @@ class CheckpointConfig:
     """Save after every so many seconds of training."""
     keep: int = 3
     """Newest checkpoints to keep."""
+    keep_best: bool = True
+    """Keep, beside these, the last checkpoint up to the best validation loss."""
     final_retry_seconds: float = 300.0
     """How long the last checkpoint of a run is tried again while it cannot be written; a second signal ends that."""
 

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor
 
 from ops.device_clock import IN_FLIGHT_STEPS, DeviceClock
 from ops.device_time import shared
@@ -17,8 +16,10 @@ from ops.step_clock import NANOSECONDS, PHASES, BoundKind, StepTiming
 from pipeline.errors import InterruptedWaitError
 from tests.lagging_device import ANOTHER_ZERO, MILLISECOND, LaggingDevice, PacedFeed
 from trainer.budget import EvalConfig
+from trainer.divergence import Checked
 from trainer.loop import Loop, Position, Timetable
 from trainer.records.config import CheckpointConfig
+from trainer.step import Trained
 
 STEP = 100 * MILLISECOND
 """What the device takes for a step."""
@@ -52,7 +53,7 @@ class Scene:
         self.clock = DeviceClock(self.device, nanosecond_time=self.device.time)
         self.worker = self
 
-    def __call__(self, pair: Any, *, step: int, learning_rate: float, measure: bool) -> Tensor:
+    def __call__(self, pair: Any, *, step: int, learning_rate: float, measure: bool) -> Trained:
         waited = len(self.device.waited_for)
         for phase, share in WORK.items():
             with self.clock.phase(phase):
@@ -60,7 +61,8 @@ class Scene:
                 self.device.queue(round(STEP * self.jitter(step)) * share // 100)
         assert len(self.device.waited_for) == waited, "a step waits for nothing"
         self.launched += 1
-        return torch.tensor(0.5)
+        checked = Checked(sizes=torch.tensor([0.0, 0.5]), names=["an input", "the loss"])
+        return Trained(loss=torch.tensor(0.5), checked=checked)
 
     def poll(self, *, step: int) -> list[Any]:
         return []
@@ -98,6 +100,9 @@ class Scene:
         return scheduled
 
     def poll_save(self) -> None:
+        pass
+
+    def broken_weights(self) -> None:
         pass
 
     def stopping(self) -> bool:

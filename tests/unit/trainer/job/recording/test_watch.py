@@ -11,7 +11,7 @@ import pytest
 from ops.metrics import Metrics
 from trainer.config import config_from
 from trainer.console import Console
-from trainer.job.record_watch import WARN_SECONDS, RecordWatch
+from trainer.job.recording.watch import WARN_SECONDS, RecordWatch
 from trainer.job.run_directory import RunDirectory
 
 
