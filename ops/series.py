@@ -12,10 +12,15 @@ PREFIX = "alphastream"
 SPLITS = ("train", "validation", "test")
 OUTCOMES = ("ok", "ascent", "flat", "nonfinite", "stale", "dropped")
 """What can come of one α* estimate."""
+CAUSES = ("input", "loss", "gradient")
+"""What a step is withheld for if it is not finite."""
 RECORD_FILES = ("steps", "alpha", "evals", "events")
 """What a run writes down line by line."""
-EXIT_REASONS = ("budget", "target", "diverged", "interrupted", "input", "io", "error")
+EXIT_REASONS = ("budget", "target", "diverged", "interrupted", "hung", "input", "io", "error")
 """Why a run ended: `input` is a bad configuration or input (2), `io` a failure of reading or writing (74)."""
+
+RETRY_CAUSES = ("error", "damage")
+"""Why a read was tried again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,7 @@ class Series:
 STEP_BUCKETS = (
     0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
+SAVE_BUCKETS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 RELATIVE_BUCKETS = (
     -100.0, -10.0, -3.0, -1.0, -0.3, 0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0,
 )  # fmt: skip
@@ -116,6 +122,29 @@ SERIES = (
         initial=math.nan,
     ),
     Series(
+        name="nonfinite_steps_total",
+        kind="counter",
+        help="Steps that were withheld, weights and moments left as they were, by what was not finite.",
+        label="cause",
+        values=CAUSES,
+    ),
+    Series(name="rollbacks_total", kind="counter", help="Divergences after which the run went back to a checkpoint."),
+    Series(name="rate_factor", kind="gauge", help="What rollbacks have left of every rate; 1 without.", initial=1.0),
+    Series(
+        name="validation_worsening",
+        kind="gauge",
+        help="1 while the latest evaluations of validation are worse than the best ones beyond their noise, else 0.",
+    ),
+    Series(
+        name="validation_best_step", kind="gauge", help="Step of the best evaluation of validation.", initial=math.nan
+    ),
+    Series(
+        name="last_checkpoint_step",
+        kind="gauge",
+        help="Step of the latest whole checkpoint, be it the one that this process continued from.",
+        initial=math.nan,
+    ),
+    Series(
         name="evaluation_loss",
         kind="gauge",
         help="Loss of the latest evaluation of a split.",
@@ -151,6 +180,39 @@ SERIES = (
         help="Unix time of the latest whole checkpoint of this process; 0 before the first.",
     ),
     Series(name="checkpoint_failures_total", kind="counter", help="Checkpoints that could not be written."),
+    Series(
+        name="watchdog_hangs_total",
+        kind="counter",
+        help="Times that one thing took longer than the watchdog's budget for it, by the phase it was in.",
+        label="phase",
+        values=PHASES,
+    ),
+    Series(name="hung", kind="gauge", help="1 while something takes longer than the watchdog's budget for it, else 0."),
+    Series(
+        name="read_retries_total",
+        kind="counter",
+        help="Reads of shards that were tried again: after an error of disk or network, or because bytes were damaged.",
+        label="cause",
+        values=RETRY_CAUSES,
+    ),
+    Series(
+        name="checkpoint_seconds",
+        kind="histogram",
+        help="Time in which a checkpoint was written, most of it beside training.",
+        buckets=SAVE_BUCKETS,
+    ),
+    Series(
+        name="checkpoint_bytes",
+        kind="gauge",
+        help="Size of the latest whole checkpoint of this process; before the first, the size it will have.",
+        initial=math.nan,
+    ),
+    Series(
+        name="disk_free_bytes",
+        kind="gauge",
+        help="Free space on the disk of the run directory; a checkpoint beyond it makes older ones go, or fails.",
+        initial=math.nan,
+    ),
     Series(name="rejected_rows_total", kind="counter", help="Rows left out of the stream because they were damaged."),
     Series(
         name="records_waiting",

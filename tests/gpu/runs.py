@@ -26,6 +26,7 @@ from tests.tiny_data import write_tiny
 from trainer import job
 from trainer.budget import BudgetConfig
 from trainer.config import config_from
+from trainer.divergence import Divergence
 from trainer.job import TrainingState, decided, learner, open_training, run_directory, training_state
 from trainer.loop import Position, Timetable
 from trainer.records import load_latest
@@ -98,6 +99,9 @@ class _Outside:
         if self.run is not None:
             self.state.save(self.run, position, {}, keep=1)
 
+    def save_due(self, position: Position, *, scheduled: bool) -> bool:
+        return scheduled
+
     def poll_save(self) -> None:
         pass
 
@@ -106,6 +110,12 @@ class _Outside:
 
     def drain_save(self) -> None:
         pass
+
+    def broken_weights(self) -> int | None:
+        return None
+
+    def roll_back(self, position: Position, divergence: Divergence) -> bool:
+        return False
 
     def stopping(self) -> bool:
         return self.stop_after is not None and len(self.traces.steps) >= self.stop_after

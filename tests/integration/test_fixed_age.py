@@ -17,6 +17,7 @@ from stepsize.policies.choice import PolicyName
 from tests.lanes import LaggingLane, random_lags
 from trainer.budget import BudgetConfig
 from trainer.config import Config, config_from
+from trainer.divergence import Divergence
 from trainer.job import TrainingState, open_training
 from trainer.loop import Position, Stop, Timetable
 from trainer.records import load_latest
@@ -82,6 +83,9 @@ class Outside:
             self.state.save(self.run, position, {}, keep=1)
         self.ended.worker, self.ended.policy = self.state.worker.state_dict(), self.state.policy.state_dict()
 
+    def save_due(self, position: Position, *, scheduled: bool) -> bool:
+        return scheduled
+
     def poll_save(self) -> None:
         pass
 
@@ -90,6 +94,12 @@ class Outside:
 
     def drain_save(self) -> None:
         pass
+
+    def broken_weights(self) -> int | None:
+        return None
+
+    def roll_back(self, position: Position, divergence: Divergence) -> bool:
+        return False
 
     def stopping(self) -> bool:
         return self.stop_after is not None and len(self.ended.steps) >= self.stop_after

@@ -17,6 +17,7 @@ from pipeline.device import Feed
 from stepsize import per_rate, pool
 from stepsize.estimate import Estimate
 from trainer.console import Console, ProgressLine
+from trainer.job.lineage.withheld_steps import WithheldSteps
 from trainer.job.recording.watch import RecordWatch
 from trainer.job.run_directory import RunDirectory
 from trainer.learner import Evaluation
@@ -43,6 +44,15 @@ class Outlets:
     console: Console
     manager: ServiceManager = field(default_factory=ServiceManager)
     tensorboard: TensorBoard = field(default_factory=TensorBoard)
+    told_of_retries: list[str] = field(default_factory=list)
+
+    def retry(self, cause: str, text: str) -> None:
+        """Counts a read that is tried again; the first of a process is said. In any thread."""
+        self.metrics.read_retry(cause)
+        if not self.told_of_retries:
+            self.told_of_retries.append(text)
+            self.warn(f"{text}; further ones are counted in read_retries_total", step=self.live.steps_done)
+
     estimates: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=POOLED_ESTIMATES))
     """(slope, curvature) of the latest estimates of α* with a number, those of earlier processes included."""
 
@@ -77,6 +87,7 @@ class RunObserver:
         self._factor: AlphaFactor | None = None
         self._skipped_rows, self._warned = feed.skipped_rows, False
         self._flushed_seconds = -math.inf
+        self._withheld = WithheldSteps(outlets, feed)
 
     def on_step(self, record: Mapping[str, Any], timing: StepTiming, training_seconds: float) -> None:
         """One finished step: the fields of steps.jsonl, its timing, and the run's training time after it."""
@@ -90,6 +101,7 @@ class RunObserver:
         self._metrics.scheduled_rate(record.get("scheduled_rate", rate))
         self._metrics.stages(self._feed.stage_totals())
         self._count_skipped(step)
+        self._withheld.on_step(record)
         self._live.step(
             step,
             epoch=record["epoch"],
@@ -128,6 +140,11 @@ class RunObserver:
             f"loss {_loss(self._smooth_loss)}  lr {rate:.2e}{_alpha(self._factor)}  {speed:,.0f} rows/s  "
             f"data wait {wait:.0%}",
         )
+
+    def on_rollback(self) -> None:
+        """The run goes back: what is shown as an average of the latest steps begins anew."""
+        self._smooth_loss = math.nan
+        self._estimates.clear()
 
     def on_pause(self, timing: StepTiming) -> None:
         """Time between steps: an evaluation or a checkpoint, which the event log keeps for the report; or the start."""

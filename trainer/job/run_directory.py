@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -28,9 +29,12 @@ FREE_KEYS = (
     "data.read_threads",
     "data.feed",
     "data.damaged",
+    "data.retry_seconds",
     "optimizer.table",
 )
 """Where the rows lie, how they are read, how tables are moved; whether the rows are the same, the checkpoint tells."""
+SANCTIONED_KEYS = ("optimizer.lr",)
+"""Of the fixed sections, what a continued run may change, so that a rate that was wrong can be put right."""
 
 
 DATA_ENDINGS = (".tsv", ".csv", ".gz", ".zst", ".bz2", ".xz", ".parquet")
@@ -40,7 +44,8 @@ DATA_ENDINGS = (".tsv", ".csv", ".gz", ".zst", ".bz2", ".xz", ".parquet")
 class RunDirectory:
     """RUN, held by this process from construction to `close`.
 
-    `config` is resolved; if there is a checkpoint, it must compute what RUN/config.toml does. `begin` keeps it there.
+    `config` is resolved; if there is a checkpoint, it must learn from and with what RUN/config.toml does. `begin` keeps
+    it there.
     Raises: ConfigError if another process holds the run, its checkpoints come from other settings, or the path cannot
     be a run directory.
     """
@@ -68,7 +73,10 @@ class RunDirectory:
                 raise ConfigError(
                     f"{self.path}: another process is writing this run; wait for it, or give another --run"
                 ) from None
-            self._refuse_changes(config)
+            self.before = self._kept()
+            """The settings so far, of a run that has checkpoints; else None."""
+            self.changes = self._sanctioned_changes(config)
+            """Keys that are set otherwise than they were, with both values: now, and then."""
             self.records = {
                 name: stack.enter_context(closing(Records(self.path / f"{name}.jsonl", one_a_step=name in ONE_A_STEP)))
                 for name in RECORD_FILES
@@ -85,23 +93,28 @@ class RunDirectory:
         data = (file.name for file in self.path.iterdir() if file.suffix.lower() in DATA_ENDINGS and file.is_file())
         return min(data, default=None)
 
-    def _refuse_changes(self, config: Config) -> None:
+    def _kept(self) -> Config | None:
         try:
-            before = kept_settings(self.path)
+            return kept_settings(self.path)
         except ConfigError as error:
             raise ConfigError(
                 f"{error} (written by another version?); correct that file, or delete it to continue the run with "
                 "the settings given now"
             ) from None
-        if before is None:
-            return
-        config, before = (with_delay(settings, training_device()) for settings in (config, before))
-        for key, now, then in differing_keys(config, before, sections=FIXED_SECTIONS):
-            if key not in FREE_KEYS:
+
+    def _sanctioned_changes(self, config: Config) -> list[tuple[str, Any, Any]]:
+        if self.before is None:
+            return []
+        config, before = (with_delay(settings, training_device()) for settings in (config, self.before))
+        sections = tuple(section.name for section in fields(Config))
+        changes = [change for change in differing_keys(config, before, sections=sections) if change[0] not in FREE_KEYS]
+        for key, now, then in changes:
+            if key.split(".")[0] in FIXED_SECTIONS and key not in SANCTIONED_KEYS:
                 raise ConfigError(
-                    f"{self.path}: was started with {key} = {then!r}, now it is {now!r}; "
-                    "change it back to continue, or give another --run"
+                    f"{self.path}: was started with {key} = {then!r}, now it is {now!r}, which would be another "
+                    "model or other rows; change it back to continue, or give another --run"
                 )
+        return changes
 
     def event(self, event: str, **values: Any) -> None:
         """One line in events.jsonl: Unix time in seconds, what happened, and its numbers."""

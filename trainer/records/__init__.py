@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         checkpoint_files,
         checkpoint_steps,
         load_latest,
+        make_room,
         random_state,
         restore_random_state,
         save_checkpoint,
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     )
     from trainer.records.history import EVALUATION_FIELDS, Column, RunHistory
     from trainer.records.host_memory import HostMemory, all_finite
+    from trainer.records.kept import folder_bytes, held_bytes
+    from trainer.records.line_of_history import delete_set_aside, set_aside
     from trainer.records.lines import Extent, thinning
     from trainer.records.records import Records, read_records
 
@@ -47,12 +50,17 @@ __all__ = [
     "all_finite",
     "checkpoint_files",
     "checkpoint_steps",
+    "delete_set_aside",
+    "folder_bytes",
+    "held_bytes",
     "load_latest",
+    "make_room",
     "random_state",
     "read_records",
     "restore_random_state",
     "save_checkpoint",
     "seed_generators",
+    "set_aside",
     "thinning",
     "verify_checkpoints",
     "write_checkpoint",
@@ -70,13 +78,18 @@ _FILES = {
     "RunHistory": "history",
     "checkpoint_files": "checkpoint",
     "checkpoint_steps": "checkpoint",
+    "delete_set_aside": "line_of_history",
     "all_finite": "host_memory",
+    "folder_bytes": "kept",
+    "held_bytes": "kept",
     "load_latest": "checkpoint",
+    "make_room": "checkpoint",
     "random_state": "checkpoint",
     "read_records": "records",
     "restore_random_state": "checkpoint",
     "save_checkpoint": "checkpoint",
     "seed_generators": "checkpoint",
+    "set_aside": "line_of_history",
     "verify_checkpoints": "checkpoint",
     "write_checkpoint": "checkpoint",
 }
