@@ -11,6 +11,8 @@ from typing import Any, Literal
 from pipeline.errors import InputError
 
 FORMAT_VERSION = 2
+APPENDED_FORMAT_VERSION = 3
+"""Of a data folder with more than one generation."""
 ROW_GROUP_ROWS = 65_536
 SPLITS = ("train", "validation", "test")
 Compression = Literal["lz4", "zstd", "none"]

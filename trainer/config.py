@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 import re
 import tomllib
@@ -51,8 +52,13 @@ class MetricsConfig:
     web_config: str | None = None
     """TLS and passwords: a file in the format of Prometheus's --web.config.file (extra `web`). Without one everybody
     who reaches the port may read it."""
+    last_scrape_seconds: float = 15.0
+    """A run that is scraped at intervals waits at its end for one more scrape, so long at most, so that its exit code
+    is seen; give the scrape interval or more. 0: ends at once."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.last_scrape_seconds < math.inf:
+            raise ValueError(f"metrics.last_scrape_seconds is {self.last_scrape_seconds}; give 0 or more seconds")
         if not -1 <= self.port <= 65_535:
             raise ValueError(f"metrics.port is {self.port}; give 0 to 65535, or -1 to serve nothing")
 

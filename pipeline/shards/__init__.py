@@ -10,13 +10,27 @@ True
 from __future__ import annotations
 
 from pipeline.shards.durable import free_bytes, sync_file, sync_folder, write_atomically
-from pipeline.shards.manifest import MANIFEST, Compression, Manifest, RejectsFile, Shard, Split
+from pipeline.shards.manifest import (
+    MANIFEST,
+    Compression,
+    DistinctFile,
+    Generation,
+    Manifest,
+    RejectsFile,
+    Shard,
+    Split,
+)
 from pipeline.shards.overview import (
+    AT_LEAST,
+    AT_MOST,
     Overview,
+    bounds_of,
     describe_files,
     files_by_split,
+    files_of,
     inspect_data,
     warnings_of,
+    warnings_of_addition,
     warnings_of_labels,
 )
 from pipeline.shards.page_cache import kept_cold, why_not_dropped
@@ -26,10 +40,14 @@ from pipeline.shards.verify import DataReport, VerifyProgress, verify_data
 from pipeline.shards.writer import ShardWriter, columns_of
 
 __all__ = [
+    "AT_LEAST",
+    "AT_MOST",
     "DOWNLOAD_THREADS",
     "MANIFEST",
     "Compression",
     "DataReport",
+    "DistinctFile",
+    "Generation",
     "Manifest",
     "Overview",
     "RejectsFile",
@@ -38,12 +56,14 @@ __all__ = [
     "ShardWriter",
     "Split",
     "VerifyProgress",
+    "bounds_of",
     "cache_folder",
     "check_cache",
     "codec_of",
     "columns_of",
     "describe_files",
     "files_by_split",
+    "files_of",
     "free_bytes",
     "inspect_data",
     "kept_cold",
@@ -53,6 +73,7 @@ __all__ = [
     "sync_folder",
     "verify_data",
     "warnings_of",
+    "warnings_of_addition",
     "warnings_of_labels",
     "why_not_dropped",
     "write_atomically",

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.addresses import is_remote
 from pipeline.errors import InputError, StorageError
 from pipeline.parquet import Compression
-from pipeline.schema import FORMAT_VERSION, LogFormat
+from pipeline.schema import APPENDED_FORMAT_VERSION, FORMAT_VERSION, SPLITS, LogFormat
 from pipeline.shards.durable import write_atomically
 from pipeline.shards.remote import RemoteFolder
 
@@ -62,25 +62,131 @@ class RejectsFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What one `preprocess` command added to a data folder; what later ones add leaves it as it is."""
+
+    index: int
+    """Counted from 0, which made the folder."""
+    splits: Mapping[str, Split]
+    """Always all three of pipeline.schema.SPLITS."""
+    statistics: Mapping[str, Any]
+    """Of the rows of this generation alone; see pipeline.encode.statistics."""
+    total: Mapping[str, Any]
+    """The same of all rows of the folder up to this generation; see pipeline.encode.merging."""
+    rejected_rows: int
+    rejects: tuple[RejectsFile, ...]
+    plan: Mapping[str, Any]
+    """The sources and options that this generation was made from."""
+    beginnings: tuple[Mapping[str, Any] | None, ...] = ()
+    """How each of the plan's sources begins (see Beginning.stored), by which a log that is given again is known; None
+    for standard input, () if nobody knows."""
+    created: float | None = None
+    """When it was added (Unix time in seconds); not known of generation 0, whose manifest is a function of its
+    sources."""
+
+    @property
+    def rows(self) -> int:
+        return sum(split.rows for split in self.splits.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistinctFile:
+    """The HyperLogLog registers of a folder that was appended to: what the next generation's are merged into."""
+
+    path: str
+    """Relative to the data folder."""
+    sha256: str
+    since: int
+    """The generation from which on they have counted; more than 0 if those of earlier ones were not kept or lost."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a data folder holds. Written last and atomically: once it is there, every shard it lists is whole."""
+    """What a data folder holds. Written last and atomically: once it is there, every shard it lists is whole.
+
+    A folder that was never appended to is stored as ever (format version 2), so that earlier versions read it. One
+    that was is stored as the list of its generations (format version 3), which earlier versions refuse: they would
+    describe it by the sources of its first generation alone.
+    """
 
     folder: Path | RemoteFolder
     """The data folder; not part of what is stored."""
     format: LogFormat
     splits: Mapping[str, Split]
-    """Always all three of pipeline.schema.SPLITS; a split may have no shards."""
+    """Always all three of pipeline.schema.SPLITS, each with the shards of all generations in their order; a split may
+    have no shards."""
     compression: Compression
     statistics: Mapping[str, Any]
-    """See pipeline.encode.statistics."""
+    """Of all rows. See pipeline.encode.statistics; of a folder that was appended to pipeline.encode.merging."""
     rejected_rows: int
     rejects: tuple[RejectsFile, ...]
     plan: Mapping[str, Any]
-    """The sources and options that this folder was made from."""
+    """The sources and options that generation 0 was made from."""
+    listed: tuple[Generation, ...] = ()
+    """Every generation of a folder that was appended to; () for one that never was."""
+    distinct: DistinctFile | None = None
+    """Of a folder that was appended to."""
 
     @property
     def rows(self) -> int:
         return sum(split.rows for split in self.splits.values())
+
+    @property
+    def generations(self) -> tuple[Generation, ...]:
+        """What the folder was made from, one command after another; generation 0 alone if it was never appended to."""
+        if self.listed:
+            return self.listed
+        return (
+            Generation(
+                index=0,
+                splits=self.splits,
+                statistics=self.statistics,
+                total=self.statistics,
+                rejected_rows=self.rejected_rows,
+                rejects=self.rejects,
+                plan=self.plan,
+            ),
+        )
+
+    def upto(self, generations: int) -> Manifest:
+        """The folder as it was when it had its first `generations` generations, 1 or more: for a run that began then.
+
+        Raises: InputError if it has fewer.
+        """
+        assert generations >= 1, f"{generations} generations"
+        found = self.generations
+        if generations > len(found):
+            raise InputError(
+                f"{self.folder} has {len(found)} of the {generations} generations that are asked for; restore the "
+                f"{MANIFEST} that lists them, with their shards"
+            )
+        if generations == len(found):
+            return self
+        return self._of(found[:generations], distinct=None)
+
+    def with_generation(
+        self,
+        generation: Generation,
+        distinct: DistinctFile | None,
+        *,
+        beginnings: Sequence[Mapping[str, Any] | None] = (),
+    ) -> Manifest:
+        """The folder with one generation more, the next; `beginnings` are those of generation 0, for which the manifest
+        of a folder that was never appended to has no place."""
+        assert generation.index == len(self.generations), generation.index
+        earlier = self.listed or (replace(self.generations[0], beginnings=tuple(beginnings)),)
+        return self._of((*earlier, generation), distinct)
+
+    def _of(self, generations: tuple[Generation, ...], distinct: DistinctFile | None) -> Manifest:
+        values = _union(generations)
+        return Manifest(
+            folder=self.folder, format=self.format, compression=self.compression, **values, distinct=distinct
+        )
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """Of all shards, relative to the data folder."""
+        return frozenset(shard.path for split in self.splits.values() for shard in split.shards)
 
     @property
     def root(self) -> Path:
@@ -134,45 +240,91 @@ class Manifest:
                 f"{name} has format version {version}, this program reads {FORMAT_VERSION}; preprocess the "
                 "log again into another folder"
             )
-        if version > FORMAT_VERSION:
+        if version > APPENDED_FORMAT_VERSION:
             raise InputError(
-                f"{name} has format version {version}, this program reads up to {FORMAT_VERSION}; upgrade it"
+                f"{name} has format version {version}, this program reads up to {APPENDED_FORMAT_VERSION}; upgrade it"
             )
-        checksums = values.get(_CHECKSUMS, {})
-        return cls(
-            folder=folder,
-            format=LogFormat.from_dict(values["format"]),
-            splits={
-                name: Split(shards=tuple(_shard_from(shard, checksums) for shard in shards))
-                for name, shards in values["splits"].items()
-            },
-            compression=values["compression"],
-            statistics=values["statistics"],
-            rejected_rows=values["rejected_rows"],
-            rejects=tuple(RejectsFile(**rejects) for rejects in values["rejects"]),
-            plan=values["plan"],
-        )
+        described = {"folder": folder, "format": LogFormat.from_dict(values["format"])}
+        described["compression"] = values["compression"]
+        if version == APPENDED_FORMAT_VERSION:
+            listed = tuple(_generation_from(index, each) for index, each in enumerate(values["generations"]))
+            distinct = DistinctFile(**values["distinct"]) if values["distinct"] else None
+            return cls(**described, **_union(listed), distinct=distinct)
+        return cls(**described, **_contents_from(values), statistics=values["statistics"])
 
     def save(self) -> None:
         """Write the manifest into `root`, atomically and durably."""
         values: dict[str, Any] = {
-            "format_version": FORMAT_VERSION,
+            "format_version": APPENDED_FORMAT_VERSION if self.listed else FORMAT_VERSION,
             "format": self.format.to_dict(),
             "compression": self.compression,
-            "splits": {name: [_shard_values(shard) for shard in split.shards] for name, split in self.splits.items()},
-            _CHECKSUMS: {
-                shard.path: shard.row_group_crc32
-                for split in self.splits.values()
-                for shard in split.shards
-                if shard.row_group_crc32
-            },
-            "statistics": self.statistics,
-            "rejected_rows": self.rejected_rows,
-            "rejects": [asdict(rejects) for rejects in self.rejects],
-            "plan": self.plan,
         }
+        if self.listed:
+            values["generations"] = [_generation_values(each) for each in self.listed]
+            values["distinct"] = asdict(self.distinct) if self.distinct else None
+        else:
+            values |= _content_values(self.generations[0])
         values = json.loads(json.dumps(values))
         write_atomically(self.root / MANIFEST, _canonical({**values, "sha256": _digest(values)}))
+
+
+def _union(generations: tuple[Generation, ...]) -> dict[str, Any]:
+    """The fields of the manifest of a folder that has these generations."""
+    return {
+        "splits": {
+            name: Split(shards=tuple(shard for each in generations for shard in each.splits[name].shards))
+            for name in SPLITS
+        },
+        "statistics": generations[-1].total,
+        "rejected_rows": sum(each.rejected_rows for each in generations),
+        "rejects": tuple(file for each in generations for file in each.rejects),
+        "plan": generations[0].plan,
+        "listed": generations if len(generations) > 1 else (),
+    }
+
+
+def _content_values(generation: Generation) -> dict[str, Any]:
+    """What is stored of a generation's files, statistics and plan."""
+    return {
+        "splits": {name: [_shard_values(shard) for shard in split.shards] for name, split in generation.splits.items()},
+        _CHECKSUMS: {
+            shard.path: shard.row_group_crc32
+            for split in generation.splits.values()
+            for shard in split.shards
+            if shard.row_group_crc32
+        },
+        "statistics": generation.statistics,
+        "rejected_rows": generation.rejected_rows,
+        "rejects": [asdict(rejects) for rejects in generation.rejects],
+        "plan": generation.plan,
+    }
+
+
+def _contents_from(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that a generation and the manifest of a folder with one have in common, without the statistics."""
+    checksums = values.get(_CHECKSUMS, {})
+    return {
+        "splits": {
+            name: Split(shards=tuple(_shard_from(shard, checksums) for shard in shards))
+            for name, shards in values["splits"].items()
+        },
+        "rejected_rows": values["rejected_rows"],
+        "rejects": tuple(RejectsFile(**rejects) for rejects in values["rejects"]),
+        "plan": values["plan"],
+    }
+
+
+_OWN = ("statistics", "total", "beginnings", "created")
+
+
+def _generation_values(generation: Generation) -> dict[str, Any]:
+    return _content_values(generation) | {name: getattr(generation, name) for name in _OWN}
+
+
+def _generation_from(index: int, values: Mapping[str, Any]) -> Generation:
+    own = {name: values[name] for name in _OWN}
+    own["beginnings"] = tuple(own["beginnings"])
+    return Generation(index=index, **_contents_from(values), **own)
 
 
 def _shard_from(values: Mapping[str, Any], checksums: Mapping[str, list[int]]) -> Shard:

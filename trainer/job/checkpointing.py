@@ -102,6 +102,11 @@ class Checkpointing:
             except OSError as error:
                 self._tell_of_failure(position.step, error)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a save is being written."""
+        return self.thread.busy
+
     def poll(self) -> None:
         """Tells what came of a save that has ended; at once if none has.
 

@@ -12,22 +12,27 @@ from ops.live import LiveStatus
 from ops.metrics import Metrics
 from ops.server import Server
 from pipeline.addresses import without_secrets
+from pipeline.errors import InterruptedWaitError
 from pipeline.shards import Manifest, warnings_of_labels
 from trainer.config import Config, MetricsConfig, config_errors
 from trainer.console import Console
 from trainer.job.checkpointing import Checkpointing, open_checkpointing
 from trainer.job.decided import decided
-from trainer.job.device import step_clock
+from trainer.job.device import device_memory, step_clock
+from trainer.job.ending import end_exported, exit_of, last_scrape_awaited, write_textfile
 from trainer.job.observer import Outlets, RunObserver
 from trainer.job.run_directory import RunDirectory
 from trainer.job.saving import watched_disk
-from trainer.job.signals import stop_signals
 from trainer.job.training_state import TrainingState, open_training
 from trainer.loop import Position, Stop, Timetable
+from trainer.process import Request, Requests, stop_signals
 from trainer.records import Checkpoint, load_latest
 
 DIVERGENCE_REMEDY = "give a lower optimizer.lr, a longer warm-up, or stepsize.policy = 'auto', which finds the rate"
 """What to do about a run that diverged."""
+
+START_SECONDS = 30.0
+"""Waiting longer than this for the first rows of all is waiting for data, no matter how much there was to compile."""
 
 
 def train(config: Config, run: str | Path, *, console: Console) -> Stop:
@@ -44,10 +49,14 @@ def train(config: Config, run: str | Path, *, console: Console) -> Stop:
         failures_recorded(directory),
     ):
         outlets = open_outlets(config, state, directory, console)
-        with watched_disk(directory.path, outlets.metrics.disk_free), served(config.metrics, outlets) as mark_ready:
+        with (
+            watched_disk(directory.path, outlets.metrics.disk_free),
+            served(config.metrics, outlets) as mark_ready,
+            end_exported(outlets),
+        ):
             position = resume(config, state, outlets)
             with (
-                stop_signals(lambda name: console.say(_stopping(name))) as stopping,
+                stop_signals(lambda name, request: console.say(_heard(name, request))) as requests,
                 console.progress("training", state.total_steps, unit="steps", start=position.step) as line,
                 open_checkpointing(state, outlets, config.checkpoint) as checkpointing,
             ):
@@ -57,7 +66,7 @@ def train(config: Config, run: str | Path, *, console: Console) -> Stop:
                     outlets=outlets,
                     observer=RunObserver(outlets, state.feed, line),
                     checkpointing=checkpointing,
-                    stopping=stopping.is_set,
+                    requests=requests,
                 )
                 return job.run(position, mark_ready)
 
@@ -79,9 +88,9 @@ def open_outlets(config: Config, state: TrainingState, directory: RunDirectory, 
     live = LiveStatus(
         clock, run=str(directory.path), total_steps=state.total_steps, budget_seconds=config.budget.seconds
     )
-    return Outlets(
-        directory=directory, metrics=Metrics(open_phases=clock.open_phases), live=live, clock=clock, console=console
-    )
+    metrics = Metrics(open_phases=clock.open_phases, device_memory=device_memory(state.learner.device))
+    metrics.run(str(directory.path), starts=directory.starts() + 1)
+    return Outlets(directory=directory, metrics=metrics, live=live, clock=clock, console=console)
 
 
 @contextmanager
@@ -106,7 +115,8 @@ def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Callable[[], No
     with closing(server):
         server.start()
         outlets.console.say(f"live page {server.url}  metrics {server.url}metrics")
-        yield server.mark_ready
+        with last_scrape_awaited(server, outlets, at_most_seconds=address.last_scrape_seconds):
+            yield server.mark_ready
 
 
 def resume(config: Config, state: TrainingState, outlets: Outlets) -> Position:
@@ -119,6 +129,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets) -> Position:
     if found is None:
         directory.begin(config, records={})
         directory.event("start", step=0)
+        outlets.metrics.progress(0, total_steps=state.total_steps, seconds_left=None)
         return Position()
     position = state.load(found, run=directory.path)
     directory.begin(config, records=found.state["records"])
@@ -130,6 +141,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets) -> Position:
         rows=position.rows,
         training_seconds=position.training_seconds,
     )
+    outlets.metrics.progress(position.step, total_steps=state.total_steps, seconds_left=None)
     outlets.console.say(f"continuing {directory.path} at step {position.step:,}")
     return position
 
@@ -143,7 +155,22 @@ class Job:
     outlets: Outlets
     observer: RunObserver
     checkpointing: Checkpointing
-    stopping: Callable[[], bool]
+    requests: Requests
+
+    def stopping(self) -> bool:
+        return self.requests.is_set()
+
+    def save_asked(self) -> bool:
+        """Never while a save is under way, after which one that is asked for comes."""
+        if not self.requests.save_asked() or self.checkpointing.busy:
+            return False
+        self.requests.save_begins()
+        return True
+
+    def _interrupted(self) -> bool:
+        """Whether a wait for rows is to end, because the loop has something else to do; asked while it waits."""
+        self.poll_save()
+        return self.stopping() or (self.requests.save_asked() and not self.checkpointing.busy)
 
     def run(self, position: Position, mark_ready: Callable[[], None]) -> Stop:
         """Trains from `position` to the end of the budget, the target, divergence or a signal."""
@@ -162,6 +189,7 @@ class Job:
         ended = loop.ended()
         if ended is not None:
             loop.report_undelivered()
+            self.outlets.metrics.exit(*exit_of(ended))
             self.outlets.console.say(
                 f"{self.outlets.directory.path}: nothing to do, {ended.text} at step {position.step:,} already"
             )
@@ -171,10 +199,19 @@ class Job:
             self.outlets.console.warn(notice)
         self.outlets.live.state("training")
         mark_ready()
-        self.state.feed.fill()  # compiles and reads ahead: start-up, and no step's wait for rows
+        self._fill()
         stop = loop.run()
         self._record_end(stop, position)
         return stop
+
+    def _fill(self) -> None:
+        """Compiles and reads ahead: start-up, and no step's wait for rows, unless it takes longer than that does."""
+        feed = self.state.feed
+        feed.interrupted = self._interrupted
+        with suppress(InterruptedWaitError):  # the loop sees to what it was interrupted for
+            if not feed.fill(seconds=START_SECONDS):
+                with self.outlets.clock.pause_phase("data_wait"):
+                    feed.fill()
 
     def evaluate(self, position: Position) -> dict[str, float] | None:
         """The loss of every split; None, and nothing recorded, if a signal came in between."""
@@ -182,9 +219,12 @@ class Job:
         found = []
         for split in self.state.splits:
             began = time.monotonic()
-            evaluation = self.state.learner.evaluate(
-                self.config.data, self.state.manifest, self.config.eval, split, stopping=self._polling
-            )
+            try:
+                evaluation = self.state.learner.evaluate(
+                    self.config.data, self.state.manifest, self.config.eval, split, stopping=self._polling
+                )
+            except InterruptedWaitError:
+                return None
             if self.stopping():
                 return None
             found.append((evaluation, time.monotonic() - began))
@@ -225,8 +265,9 @@ class Job:
     def _record_end(self, stop: Stop, position: Position) -> None:
         outlets, skipped = self.outlets, self.state.feed.skipped_rows
         outlets.live.state(stop.text)
+        outlets.metrics.exit(*exit_of(stop))
         outlets.directory.event("stop", step=position.step, reason=stop.name.lower(), skipped_rows=skipped)
-        (outlets.directory.path / "metrics.prom").write_text(outlets.metrics.exposition(), encoding="utf-8")
+        write_textfile(outlets)
         left_out = f" ({skipped:,} damaged rows left out)" if skipped else ""
         place = f"at step {position.step:,}{left_out}; run directory {outlets.directory.path}"
         outlets.console.say(f"{stop.text} {place}{f'; {DIVERGENCE_REMEDY}' if stop is Stop.DIVERGED else ''}")
@@ -244,5 +285,7 @@ def _warn_of_changes(found: Checkpoint, state: TrainingState, outlets: Outlets) 
         )
 
 
-def _stopping(signal_name: str) -> str:
+def _heard(signal_name: str, request: Request) -> str:
+    if request is Request.SAVE:
+        return f"{signal_name}: saving, then going on"
     return f"{signal_name}: stopping after this step, then saving; again to stop at once"

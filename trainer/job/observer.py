@@ -10,7 +10,7 @@ from typing import Any
 
 from ops.live import LEAST_ESTIMATES, AlphaFactor, LiveStatus
 from ops.metrics import Metrics
-from ops.step_clock import StepClock, StepTiming
+from ops.step_clock import PAUSES, StepClock, StepTiming
 from pipeline.device import Feed
 from stepsize import per_rate, pool
 from stepsize.estimate import Estimate
@@ -52,6 +52,7 @@ class RunObserver:
         self._smooth_loss = math.nan
         self._recent_seconds, self._shown = math.nan, 0
         self._estimates: deque[tuple[float, float]] = deque(maxlen=POOLED_ESTIMATES)
+        self._rates: deque[tuple[float, float]] = deque(maxlen=POOLED_ESTIMATES)
         self._factor: AlphaFactor | None = None
         self._skipped_rows, self._warned = feed.skipped_rows, False
         self._flushed_seconds = -math.inf
@@ -64,6 +65,7 @@ class RunObserver:
             self._directory.flush()
             self._flushed_seconds = training_seconds
         self._metrics.step(timing.seconds, timing.phases, rows, loss, rate, self._feed.queued_batches())
+        self._metrics.scheduled_rate(record.get("scheduled_rate", rate))
         self._metrics.stages(self._feed.stage_totals())
         self._count_skipped(step)
         self._live.step(
@@ -75,6 +77,7 @@ class RunObserver:
             seconds=timing.seconds,
             training_seconds=training_seconds,
         )
+        self._metrics.progress(step + 1, total_steps=self._live.total_steps, seconds_left=self._live.seconds_left())
         self._show(step, loss, rate, rows, timing)
 
     def _count_skipped(self, step: int) -> None:
@@ -101,8 +104,11 @@ class RunObserver:
         )
 
     def on_pause(self, timing: StepTiming) -> None:
-        """Time between steps: an evaluation or a checkpoint."""
+        """Time between steps: an evaluation or a checkpoint, which the event log keeps for the report; or the start."""
         self._metrics.phase(timing.phases)
+        spent = {name: seconds for name, seconds in timing.phases.items() if seconds}
+        if not spent.keys().isdisjoint(PAUSES):
+            self._directory.event("pause", step=self._live.steps_done, phases=spent)
 
     def on_estimate(self, estimate: Estimate) -> None:
         """One α* estimate, whatever its outcome."""
@@ -114,6 +120,9 @@ class RunObserver:
             self._estimates.append((estimate.slope, estimate.curvature))
             self._factor = pooled_factor(self._estimates)
             self._metrics.pooled_alpha(self._factor.factor, self._factor.standard_error)
+            self._rates.append(pair)
+            proposed = pool(list(self._rates)) if len(self._rates) >= LEAST_ESTIMATES else None
+            self._metrics.proposed_rate(proposed and proposed.rate, proposed and proposed.standard_error)
         self._live.estimate(
             estimate.step,
             outcome=str(estimate.outcome),

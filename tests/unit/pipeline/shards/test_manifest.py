@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from pipeline.errors import InputError, StorageError
 from pipeline.schema import LogFormat
-from pipeline.shards.manifest import Compression, Manifest, Shard, Split
+from pipeline.shards.manifest import Compression, DistinctFile, Generation, Manifest, RejectsFile, Shard, Split
 from pipeline.shards.verify import verify_shard
 from pipeline.shards.writer import ShardWriter
 
@@ -86,7 +87,7 @@ def test_the_manifest_gives_back_what_was_saved(tmp_path: Path) -> None:
 
 
 def test_a_changed_bit_of_the_manifest_is_noticed_wherever_it_is(tmp_path: Path) -> None:
-    write_manifest(tmp_path)
+    append(write_manifest(tmp_path), 1).save()
     path = tmp_path / "manifest.json"
     content = path.read_bytes()
     for position in range(0, len(content), 3):
@@ -110,10 +111,83 @@ def test_what_is_no_data_folder_is_said_in_one_line(tmp_path: Path) -> None:
             Manifest.load(tmp_path / name)
 
 
+EARLIER = Path(__file__).parents[3] / "fixtures/earlier/data"
+
+
+def append(manifest: Manifest, index: int) -> Manifest:
+    """The manifest with one generation more, whose shards are named after it."""
+
+    def shards(split: str, count: int) -> Split:
+        (shard,) = manifest.generations[0].splits["train"].shards
+        return Split(
+            shards=tuple(replace(shard, path=f"{split}/gen-{index}-{number}", rows=index) for number in range(count))
+        )
+
+    generation = Generation(
+        index=index,
+        splits={"train": shards("train", 2), "validation": shards("validation", index == 2), "test": shards("test", 0)},
+        statistics={"label_rate": index / 10},
+        total={"label_rate": index / 100},
+        rejected_rows=index,
+        rejects=(RejectsFile(path=f"rejects/{index}.tsv", lines=index, sha256="00"),),
+        plan={"sources": [index]},
+        beginnings=({"is_whole": True, "digests": [[1024, "ab"]]},),
+        created=1e9 + index,
+    )
+    return manifest.with_generation(generation, DistinctFile(path="distinct/x", sha256="11", since=0))
+
+
+def test_a_folder_that_was_never_appended_to_is_stored_as_ever(tmp_path: Path) -> None:
+    replace(Manifest.load(EARLIER), folder=tmp_path).save()
+    before, after = (json.loads((folder / "manifest.json").read_bytes()) for folder in (EARLIER, tmp_path))
+    assert after.pop("row_group_crc32") == {}  # which 0.1.0 did not write yet
+    assert before.pop("sha256") != after.pop("sha256")
+    assert list(after.items()) == list(before.items())
+    (only,) = Manifest.load(EARLIER).generations
+    assert (only.index, only.rows, only.plan) == (0, 120, Manifest.load(EARLIER).plan)
+
+
+def test_generations_are_stored_in_order_and_their_union_is_the_folder(tmp_path: Path) -> None:
+    first = write_manifest(tmp_path, rejected_rows=4, rejects=(RejectsFile(path="rejects/0", lines=4, sha256="ff"),))
+    manifest = append(append(first, 1), 2)
+    manifest.save()
+    loaded = Manifest.load(tmp_path)
+    assert loaded == manifest
+    assert [each.index for each in loaded.generations] == [0, 1, 2]
+    assert [shard.path for shard in loaded.splits["train"].shards] == [
+        "train/part-00000.parquet", "train/gen-1-0", "train/gen-1-1", "train/gen-2-0", "train/gen-2-1",
+    ]  # fmt: skip
+    assert [shard.path for shard in loaded.splits["validation"].shards] == ["validation/gen-2-0"]
+    assert (loaded.rows, loaded.rejected_rows) == (1077 + 2 * 1 + 3 * 2, 4 + 1 + 2)
+    assert [file.path for file in loaded.rejects] == ["rejects/0", "rejects/1.tsv", "rejects/2.tsv"]
+    assert loaded.statistics == {"label_rate": 0.02}
+    assert loaded.plan == first.plan
+    assert loaded.generations[0] == first.generations[0]
+    assert [each.created for each in loaded.generations] == [None, 1e9 + 1, 1e9 + 2]
+
+
+def test_a_folder_up_to_a_generation_is_the_folder_as_it_was(tmp_path: Path) -> None:
+    first = write_manifest(tmp_path)
+    second = append(first, 1)
+    append(second, 2).save()
+    loaded = Manifest.load(tmp_path)
+    assert loaded.upto(1) == first
+    assert loaded.upto(2) == replace(second, distinct=None)
+    assert loaded.upto(3) is loaded
+    with pytest.raises(InputError, match="has 3 of the 4 generations that are asked for; restore the manifest"):
+        loaded.upto(4)
+
+
+def test_an_earlier_program_refuses_a_folder_with_generations(tmp_path: Path) -> None:
+    """It reads version 2; of any other it says so in a line, whatever else stands in the file."""
+    append(write_manifest(tmp_path), 1).save()
+    assert json.loads((tmp_path / "manifest.json").read_bytes())["format_version"] == 3
+
+
 @pytest.mark.parametrize(
     ("version", "words"),
     [
-        (99, "format version 99, this program reads up to 2; upgrade it"),
+        (99, "format version 99, this program reads up to 3; upgrade it"),
         (1, "format version 1, this program reads 2; preprocess the log again"),
     ],
 )

@@ -36,7 +36,8 @@ def settings(data: Path, **sections: dict[str, Any]) -> Config:
 
 
 def events(run: Path) -> list[str]:
-    return [record["event"] for record in read_records(run / "events.jsonl")]
+    """What happened, without the time it took."""
+    return [record["event"] for record in read_records(run / "events.jsonl") if record["event"] != "pause"]
 
 
 def begin(config: Config, run: Path) -> Stop:
