@@ -22,7 +22,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from ops.series import DEFINITION, EXIT_REASONS, OUTCOMES, PREFIX, SPLITS, Series
+from ops.series import DEFINITION, EXIT_REASONS, OUTCOMES, PREFIX, RECORD_FILES, RETRY_CAUSES, SPLITS, Series
 from ops.step_clock import PHASES
 
 # A creation time beside every counter would double the page and tell what start_timestamp_seconds tells once.
@@ -77,6 +77,11 @@ class Metrics:
         self._checkpoint_bytes = self._gauge("checkpoint_bytes")
         self._disk_free = self._gauge("disk_free_bytes")
         self._rejected_rows = self._counter("rejected_rows_total")
+        self._read_retries = self._counter("read_retries_total")
+        self._hangs, self._hung = self._counter("watchdog_hangs_total"), self._gauge("hung")
+        self._records_waiting = self._gauge("records_waiting")
+        self._records_lost = self._counter("records_lost_total")
+        self._console_lost = self._counter("console_lines_lost_total")
         self.registry.register(_DeviceMemory(device_memory))
         self._run_step = self._gauge("run_step")
         self._run_total_steps = self._gauge("run_total_steps")
@@ -200,6 +205,21 @@ class Metrics:
         """Set the free space on the disk of the run directory."""
         self._disk_free.set(free_bytes)
 
+    def read_retry(self, cause: str) -> None:
+        """Count a read that is tried again; `cause` is one of `RETRY_CAUSES`."""
+        assert cause in RETRY_CAUSES, f"unknown cause {cause!r}"
+        self._read_retries.labels(cause).inc()
+
+    def hang(self, phase: str) -> None:
+        """Count that the run hangs in `phase`, and show it until `recovery`."""
+        assert phase in PHASES, f"unknown phase {phase!r}"
+        self._hangs.labels(phase).inc()
+        self._hung.set(1)
+
+    def recovery(self) -> None:
+        """Show that the run doesn't hang any more."""
+        self._hung.set(0)
+
     def exposition(self) -> str:
         """Everything as Prometheus' text format, as a scrape would get it now."""
         return generate_latest(self.registry).decode()
@@ -207,6 +227,16 @@ class Metrics:
     def rejected_rows(self, rows: int) -> None:
         """Count `rows` more rows that the stream left out."""
         self._rejected_rows.inc(rows)
+
+    def records(self, file: str, *, waiting: int, lost: int) -> None:
+        """Set how many records of `file` wait to be written, and count `lost` more that never will be."""
+        assert file in RECORD_FILES, f"unknown record file {file!r}"
+        self._records_waiting.labels(file).set(waiting)
+        self._records_lost.labels(file).inc(lost)
+
+    def console_lines_lost(self, lines: int) -> None:
+        """Count `lines` more that the terminal or log did not take."""
+        self._console_lost.inc(lines)
 
     def _counter(self, name: str) -> Counter:
         series = DEFINITION[name]

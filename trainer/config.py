@@ -24,7 +24,8 @@ from stepsize.policies import StepSizeConfig
 from trainer.budget import BudgetConfig, EvalConfig
 from trainer.earlier_keys import renewed
 from trainer.learner import ModelConfig, OptimizerConfig, ScheduleConfig
-from trainer.records import CheckpointConfig
+from trainer.process import WatchdogConfig
+from trainer.records import CheckpointConfig, RecordsConfig
 
 MISSING_PATH = (
     "data.path is missing; give the folder that `alphastream preprocess` wrote, in the file or as --data.path"
@@ -55,12 +56,19 @@ class MetricsConfig:
     last_scrape_seconds: float = 15.0
     """A run that is scraped at intervals waits at its end for one more scrape, so long at most, so that its exit code
     is seen; give the scrape interval or more. 0: ends at once."""
+    tensorboard_every_steps: int = 0
+    """Steps between two points of the curves kept for TensorBoard in RUN/tensorboard (extra `tensorboard`); 0 keeps
+    none."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.last_scrape_seconds < math.inf:
             raise ValueError(f"metrics.last_scrape_seconds is {self.last_scrape_seconds}; give 0 or more seconds")
         if not -1 <= self.port <= 65_535:
             raise ValueError(f"metrics.port is {self.port}; give 0 to 65535, or -1 to serve nothing")
+        if self.tensorboard_every_steps < 0:
+            raise ValueError(
+                f"metrics.tensorboard_every_steps is {self.tensorboard_every_steps}; give 1 or more, or 0 for no curves"
+            )
 
     def resolved(self) -> MetricsConfig:
         """The same with the path of the web config in full."""
@@ -79,7 +87,9 @@ class Config:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    records: RecordsConfig = field(default_factory=RecordsConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.data.seed < 2**32:

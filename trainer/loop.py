@@ -31,6 +31,7 @@ class Stop(Enum):
     TARGET = (0, "the target is reached")
     DIVERGED = (3, "training diverged")
     INTERRUPTED = (143, "stopped by a signal; resumable")
+    HUNG = (74, "stopped because it hung; resumable")
 
     @property
     def exit_code(self) -> int:
@@ -39,6 +40,11 @@ class Stop(Enum):
     @property
     def text(self) -> str:
         return self.value[1]
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the run was stopped with work left, which the same command goes on with."""
+        return self in (Stop.INTERRUPTED, Stop.HUNG)
 
 
 @dataclass(kw_only=True)
@@ -195,10 +201,7 @@ class Loop:
             self.host.poll_save()
             if self.timetable.evaluation_due(self.position):
                 self._evaluate()
-            elif (
-                self.host.save_due(self.position, scheduled=self.timetable.checkpoint_due(self.position))
-                or self.host.save_asked()
-            ):
+            elif self._save_due():
                 self._save()
             else:
                 self._train()
@@ -257,6 +260,10 @@ class Loop:
     def _stop_reason(self) -> Stop | None:
         stop = self.timetable.end(self.position, nonfinite_steps=self._nonfinite)
         return stop or (Stop.INTERRUPTED if self.host.stopping() else None)
+
+    def _save_due(self) -> bool:
+        scheduled = self.timetable.checkpoint_due(self.position)
+        return self.host.save_due(self.position, scheduled=scheduled) or self.host.save_asked()
 
     def _evaluated_here(self) -> bool:
         return self.position.last_evaluation_step == self.position.step

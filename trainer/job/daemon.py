@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from ops.live import LiveStatus
 from ops.metrics import Metrics
+from ops.receivers import ServiceManager, TensorBoard
 from ops.server import Server
 from pipeline.addresses import without_secrets
 from pipeline.errors import InterruptedWaitError
@@ -20,13 +22,14 @@ from trainer.job.checkpointing import Checkpointing, open_checkpointing
 from trainer.job.decided import decided
 from trainer.job.device import device_memory, step_clock
 from trainer.job.ending import end_exported, exit_of, last_scrape_awaited, write_textfile
-from trainer.job.observer import Outlets, RunObserver
+from trainer.job.hangs import watched
+from trainer.job.observer import Outlets, RunObserver, show_evaluations
 from trainer.job.run_directory import RunDirectory
 from trainer.job.saving import watched_disk
 from trainer.job.training_state import TrainingState, open_training
 from trainer.loop import Position, Stop, Timetable
-from trainer.process import Request, Requests, stop_signals
-from trainer.records import Checkpoint, load_latest
+from trainer.process import Request, Requests, Watchdog, stop_signals
+from trainer.records import Checkpoint, load_latest, read_records
 
 DIVERGENCE_REMEDY = "give a lower optimizer.lr, a longer warm-up, or stepsize.policy = 'auto', which finds the rate"
 """What to do about a run that diverged."""
@@ -35,28 +38,35 @@ START_SECONDS = 30.0
 """Waiting longer than this for the first rows of all is waiting for data, no matter how much there was to compile."""
 
 
-def train(config: Config, run: str | Path, *, console: Console) -> Stop:
+def train(config: Config, run: str | Path, *, console: Console, manager: ServiceManager | None = None) -> Stop:
     """Trains `config` in the run directory `run`, continuing from its newest whole checkpoint.
+
+    `manager` is whoever started this process as a service and waits for its news.
 
     Raises: pipeline.errors.InputError for what the user gave (exit code 2), OSError if reading or writing failed
     (74); the run's event log has it too, unless the run directory could not be opened.
     """
+    manager = ServiceManager() if manager is None else manager
     config = decided(config, run)
+    manager.starting("opening the data")
     manifest = Manifest.load(config.data.path)
     with (
         open_training(config, manifest) as state,
         RunDirectory(run, config) as directory,
         failures_recorded(directory),
     ):
-        outlets = open_outlets(config, state, directory, console)
+        outlets = open_outlets(config, state, directory, console, manager)
         with (
+            outlets.tensorboard,
             watched_disk(directory.path, outlets.metrics.disk_free),
-            served(config.metrics, outlets) as mark_ready,
+            served(config.metrics, outlets) as readiness,
             end_exported(outlets),
+            watched(config.watchdog, outlets, readiness.mark_hung) as watchdog,
         ):
+            manager.starting("looking for a checkpoint")
             position = resume(config, state, outlets)
             with (
-                stop_signals(lambda name, request: console.say(_heard(name, request))) as requests,
+                stop_signals(lambda name, request: _announce(name, request, outlets)) as requests,
                 console.progress("training", state.total_steps, unit="steps", start=position.step) as line,
                 open_checkpointing(state, outlets, config.checkpoint) as checkpointing,
             ):
@@ -67,8 +77,11 @@ def train(config: Config, run: str | Path, *, console: Console) -> Stop:
                     observer=RunObserver(outlets, state.feed, line),
                     checkpointing=checkpointing,
                     requests=requests,
+                    watchdog=watchdog,
                 )
-                return job.run(position, mark_ready)
+                watchdog.saving_seconds = checkpointing.thread.seconds
+                watchdog.stop_by(requests.set)
+                return job.run(position, readiness.mark_ready)
 
 
 @contextmanager
@@ -82,25 +95,63 @@ def failures_recorded(directory: RunDirectory) -> Iterator[None]:
         raise
 
 
-def open_outlets(config: Config, state: TrainingState, directory: RunDirectory, console: Console) -> Outlets:
-    """The outlets of a run that has said nothing yet; its clock starts here."""
+def open_outlets(
+    config: Config, state: TrainingState, directory: RunDirectory, console: Console, manager: ServiceManager
+) -> Outlets:
+    """The outlets of a run that has said nothing yet; its clock starts here.
+
+    Raises: ConfigError if curves for TensorBoard are asked for, and its package is not installed.
+    """
     clock = step_clock(state.learner.device)
+    every_steps = config.metrics.tensorboard_every_steps
+    with config_errors():
+        tensorboard = TensorBoard(
+            directory.path / "tensorboard" if every_steps else None,
+            every_steps=every_steps,
+            alpha_delay=config.stepsize.delay or 0,
+            warn=console.warn,
+        )
     live = LiveStatus(
         clock, run=str(directory.path), total_steps=state.total_steps, budget_seconds=config.budget.seconds
     )
     metrics = Metrics(open_phases=clock.open_phases, device_memory=device_memory(state.learner.device))
     metrics.run(str(directory.path), starts=directory.starts() + 1)
-    return Outlets(directory=directory, metrics=metrics, live=live, clock=clock, console=console)
+    return Outlets(
+        directory=directory,
+        metrics=metrics,
+        live=live,
+        clock=clock,
+        console=console,
+        manager=manager,
+        tensorboard=tensorboard,
+    )
+
+
+class Readiness(Protocol):
+    """What is told whether the run trains."""
+
+    def mark_ready(self) -> None: ...
+    def mark_hung(self, reason: str | None) -> None: ...
+
+
+class Unserved:
+    """Nobody asks."""
+
+    def mark_ready(self) -> None:
+        pass
+
+    def mark_hung(self, reason: str | None) -> None:
+        pass
 
 
 @contextmanager
-def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Callable[[], None]]:
-    """Within it metrics and live page are served, unless switched off; gives what to call once training begins.
+def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Readiness]:
+    """Within it metrics and live page are served, unless switched off; gives what to tell whether the run trains.
 
     Raises: ConfigError for an address that cannot be listened on or a web config that cannot be used.
     """
     if address.port < 0:
-        yield lambda: None
+        yield Unserved()
         return
     with config_errors():
         server = Server(
@@ -116,7 +167,7 @@ def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Callable[[], No
         server.start()
         outlets.console.say(f"live page {server.url}  metrics {server.url}metrics")
         with last_scrape_awaited(server, outlets, at_most_seconds=address.last_scrape_seconds):
-            yield server.mark_ready
+            yield server
 
 
 def resume(config: Config, state: TrainingState, outlets: Outlets) -> Position:
@@ -134,6 +185,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets) -> Position:
     position = state.load(found, run=directory.path)
     directory.begin(config, records=found.state["records"])
     directory.event("resume", step=position.step, checkpoint=found.path.name)
+    outlets.flush(step=position.step)
     _warn_of_changes(found, state, outlets)
     outlets.live.resume(
         step=position.step,
@@ -141,6 +193,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets) -> Position:
         rows=position.rows,
         training_seconds=position.training_seconds,
     )
+    show_evaluations(outlets.live, read_records(directory.path / "evals.jsonl"))
     outlets.metrics.progress(position.step, total_steps=state.total_steps, seconds_left=None)
     outlets.console.say(f"continuing {directory.path} at step {position.step:,}")
     return position
@@ -156,6 +209,7 @@ class Job:
     observer: RunObserver
     checkpointing: Checkpointing
     requests: Requests
+    watchdog: Watchdog
 
     def stopping(self) -> bool:
         return self.requests.is_set()
@@ -190,17 +244,22 @@ class Job:
         if ended is not None:
             loop.report_undelivered()
             self.outlets.metrics.exit(*exit_of(ended))
+            self.outlets.manager.stopping(f"nothing to do, {ended.text} already")
             self.outlets.console.say(
                 f"{self.outlets.directory.path}: nothing to do, {ended.text} at step {position.step:,} already"
             )
             return ended
+        self.outlets.tensorboard.begin(steps=position.step)
         self._warn_of_splits()
         if (notice := self.state.learner.precision.without_effect()) is not None:
             self.outlets.console.warn(notice)
         self.outlets.live.state("training")
         mark_ready()
+        self.outlets.manager.ready()
         self._fill()
         stop = loop.run()
+        if stop is Stop.INTERRUPTED and self.watchdog.gave_up:
+            stop = Stop.HUNG
         self._record_end(stop, position)
         return stop
 
@@ -208,6 +267,7 @@ class Job:
         """Compiles and reads ahead: start-up, and no step's wait for rows, unless it takes longer than that does."""
         feed = self.state.feed
         feed.interrupted = self._interrupted
+        self.state.retries.listen = self.outlets.retry
         with suppress(InterruptedWaitError):  # the loop sees to what it was interrupted for
             if not feed.fill(seconds=START_SECONDS):
                 with self.outlets.clock.pause_phase("data_wait"):
@@ -221,7 +281,13 @@ class Job:
             began = time.monotonic()
             try:
                 evaluation = self.state.learner.evaluate(
-                    self.config.data, self.state.manifest, self.config.eval, split, stopping=self._polling
+                    self.config.data,
+                    self.state.manifest,
+                    self.config.eval,
+                    split,
+                    stopping=self._polling,
+                    interrupted=self.stopping,
+                    retries=self.state.retries,
                 )
             except InterruptedWaitError:
                 return None
@@ -237,10 +303,14 @@ class Job:
 
     def _polling(self) -> bool:
         """`stopping`, for an evaluation to ask batch by batch: a save that ends meanwhile is told of then."""
+        self.watchdog.beat()
         self.poll_save()
+        self.outlets.manager.alive()
         return self.stopping()
 
     def save(self, position: Position, *, final: bool) -> None:
+        if final:
+            self.outlets.manager.stopping("saving")
         self.checkpointing.save(position, final=final)
 
     def save_due(self, position: Position, *, scheduled: bool) -> bool:
@@ -265,8 +335,10 @@ class Job:
     def _record_end(self, stop: Stop, position: Position) -> None:
         outlets, skipped = self.outlets, self.state.feed.skipped_rows
         outlets.live.state(stop.text)
+        outlets.manager.stopping(stop.text)
         outlets.metrics.exit(*exit_of(stop))
         outlets.directory.event("stop", step=position.step, reason=stop.name.lower(), skipped_rows=skipped)
+        outlets.watch.end(step=position.step)
         write_textfile(outlets)
         left_out = f" ({skipped:,} damaged rows left out)" if skipped else ""
         place = f"at step {position.step:,}{left_out}; run directory {outlets.directory.path}"
@@ -285,7 +357,9 @@ def _warn_of_changes(found: Checkpoint, state: TrainingState, outlets: Outlets) 
         )
 
 
-def _heard(signal_name: str, request: Request) -> str:
+def _announce(signal_name: str, request: Request, outlets: Outlets) -> None:
     if request is Request.SAVE:
-        return f"{signal_name}: saving, then going on"
-    return f"{signal_name}: stopping after this step, then saving; again to stop at once"
+        outlets.console.say(f"{signal_name}: saving, then going on")
+        return
+    outlets.console.say(f"{signal_name}: stopping after this step, then saving; again to stop at once")
+    outlets.manager.stopping(signal_name)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ops.live import LEAST_ESTIMATES, AlphaFactor, LiveStatus
 from ops.metrics import Metrics
+from ops.receivers import ServiceManager, TensorBoard
 from ops.step_clock import PAUSES, StepClock, StepTiming
 from pipeline.device import Feed
 from stepsize import per_rate, pool
 from stepsize.estimate import Estimate
 from trainer.console import Console, ProgressLine
+from trainer.job.record_watch import RecordWatch
 from trainer.job.run_directory import RunDirectory
 from trainer.learner import Evaluation
 
@@ -29,13 +32,37 @@ SMOOTHING = 0.98
 
 @dataclass(frozen=True, kw_only=True)
 class Outlets:
-    """Where a run's news goes: its directory, the metrics, the live page, the terminal; and the clock it goes by."""
+    """Where a run's news goes: its directory, the metrics, the live page, the terminal, a service manager and
+    TensorBoard; and the clock it goes by.
+    """
 
     directory: RunDirectory
     metrics: Metrics
     live: LiveStatus
     clock: StepClock
     console: Console
+    manager: ServiceManager = field(default_factory=ServiceManager)
+    tensorboard: TensorBoard = field(default_factory=TensorBoard)
+    told_of_retries: list[str] = field(default_factory=list)
+
+    def retry(self, cause: str, text: str) -> None:
+        """Counts a read that is tried again; the first of a process is said. In any thread."""
+        self.metrics.read_retry(cause)
+        if not self.told_of_retries:
+            self.told_of_retries.append(text)
+            self.warn(f"{text}; further ones are counted in read_retries_total", step=self.live.steps_done)
+
+    @cached_property
+    def watch(self) -> RecordWatch:
+        """Of the records in the directory."""
+        return RecordWatch(
+            self.directory, self.metrics, self.console, warn=lambda message, step: self.warn(message, step=step)
+        )
+
+    def flush(self, *, step: int) -> None:
+        """Hands the records of the first `step` steps to the operating system, and says what keeps it from that."""
+        self.directory.flush()
+        self.watch.look(step=step)
 
     def warn(self, message: str, *, step: int) -> None:
         """A sentence that people should see, in the event log and on the terminal."""
@@ -62,8 +89,9 @@ class RunObserver:
         self._directory.records["steps"].append(record)
         step, loss, rate, rows = record["step"], record["loss"], record["learning_rate"], record["rows"]
         if step % FLUSH_STEPS == 0 or training_seconds >= self._flushed_seconds + FLUSH_SECONDS:
-            self._directory.flush()
+            self._outlets.flush(step=step)
             self._flushed_seconds = training_seconds
+        self._directory.thin(done=step + 1)
         self._metrics.step(timing.seconds, timing.phases, rows, loss, rate, self._feed.queued_batches())
         self._metrics.scheduled_rate(record.get("scheduled_rate", rate))
         self._metrics.stages(self._feed.stage_totals())
@@ -78,6 +106,10 @@ class RunObserver:
             training_seconds=training_seconds,
         )
         self._metrics.progress(step + 1, total_steps=self._live.total_steps, seconds_left=self._live.seconds_left())
+        self._outlets.manager.step(step + 1, loss=loss)
+        self._outlets.tensorboard.step(
+            step + 1, loss=loss, learning_rate=rate, seconds=timing.seconds, phases=timing.phases
+        )
         self._show(step, loss, rate, rows, timing)
 
     def _count_skipped(self, step: int) -> None:
@@ -123,6 +155,10 @@ class RunObserver:
             self._rates.append(pair)
             proposed = pool(list(self._rates)) if len(self._rates) >= LEAST_ESTIMATES else None
             self._metrics.proposed_rate(proposed and proposed.rate, proposed and proposed.standard_error)
+        pooled = None if self._factor is None else self._factor.factor
+        self._outlets.tensorboard.estimate(
+            estimate.step, relative=estimate.relative, absolute=estimate.absolute, pooled=pooled
+        )
         self._live.estimate(
             estimate.step,
             outcome=str(estimate.outcome),
@@ -144,13 +180,27 @@ class RunObserver:
         self._directory.records["evals"].append(
             {"step": step, **values, "seconds": seconds, "training_seconds": training_seconds}
         )
-        self._directory.flush()
+        self._outlets.flush(step=step)
         self._metrics.evaluation(evaluation.split, evaluation.loss, evaluation.auc, evaluation.normalized_entropy)
         self._live.evaluation(step, evaluation.split, loss=evaluation.loss, auc=evaluation.auc)
+        self._outlets.tensorboard.evaluation(
+            step,
+            evaluation.split,
+            loss=evaluation.loss,
+            auc=evaluation.auc,
+            normalized_entropy=evaluation.normalized_entropy,
+        )
         auc = "" if evaluation.auc is None else f"  AUC {evaluation.auc:.4f}"
         self._outlets.console.say(
             f"step {step}: {evaluation.split} loss {evaluation.loss:.5f}{auc}  ({evaluation.rows:,} rows)"
         )
+
+
+def show_evaluations(live: LiveStatus, records: Iterable[Mapping[str, Any]]) -> None:
+    """Lets the live page show evaluations of earlier processes: lines of evals.jsonl that still count."""
+    for record in records:
+        loss = record.get("loss")
+        live.evaluation(record["step"], record["split"], loss=math.nan if loss is None else loss, auc=record.get("auc"))
 
 
 OPTIONAL = ("biased", "hybrid", "diagnostics", "groups")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ops.step_clock import StepClock
 from pipeline.device import Feed, open_feed
+from pipeline.reads import ReadRetries
 from pipeline.shards import Manifest
 from stepsize import Lane
 from stepsize.losses import BCEWithLogits
@@ -44,6 +45,8 @@ class TrainingState:
     """The splits to evaluate on, in order: those asked for that have rows."""
     manifest: Manifest
     """Of the data folder."""
+    retries: ReadRetries
+    """Of its readers."""
 
     def loop(
         self,
@@ -146,7 +149,9 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
             # first what is quick to refuse: the model can be large
             TrainingPrecision(name=config.model.precision, device=device).refuse_unsupported()
             table_rows = cast(int, config.model.table_rows)
-            feed = stack.enter_context(open_feed(config.data, manifest, table_rows=table_rows, device=device))
+            retries = ReadRetries(config.data.retry_seconds)
+            feed = open_feed(config.data, manifest, table_rows=table_rows, device=device, retries=retries)
+            stack.enter_context(feed)
             total_steps = config.budget.total_steps(feed.steps_per_epoch)
             scheduled_rate(config.schedule, step=0, total_steps=total_steps, peak=1.0)
             learner = Learner.build(config, manifest.format)
@@ -172,6 +177,7 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
             total_steps=total_steps,
             splits=splits,
             manifest=manifest,
+            retries=retries,
         )
 
 

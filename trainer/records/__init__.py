@@ -12,13 +12,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from trainer.records.config import CheckpointConfig
+from trainer.records.config import CheckpointConfig, RecordsConfig
 
 if TYPE_CHECKING:
     from trainer.records.checkpoint import (
         Checkpoint,
         CheckpointFile,
         checkpoint_files,
+        checkpoint_steps,
         load_latest,
         make_room,
         random_state,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from trainer.records.history import EVALUATION_FIELDS, Column, RunHistory
     from trainer.records.host_memory import HostMemory, all_finite
     from trainer.records.kept import folder_bytes, held_bytes
+    from trainer.records.lines import Extent, thinning
     from trainer.records.records import Records, read_records
 
 __all__ = [
@@ -39,11 +41,14 @@ __all__ = [
     "CheckpointConfig",
     "CheckpointFile",
     "Column",
+    "Extent",
     "HostMemory",
     "Records",
+    "RecordsConfig",
     "RunHistory",
     "all_finite",
     "checkpoint_files",
+    "checkpoint_steps",
     "folder_bytes",
     "held_bytes",
     "load_latest",
@@ -53,6 +58,7 @@ __all__ = [
     "restore_random_state",
     "save_checkpoint",
     "seed_generators",
+    "thinning",
     "verify_checkpoints",
     "write_checkpoint",
 ]
@@ -62,10 +68,13 @@ _FILES = {
     "Checkpoint": "checkpoint",
     "CheckpointFile": "checkpoint",
     "Column": "history",
+    "Extent": "lines",
+    "thinning": "lines",
     "HostMemory": "host_memory",
     "Records": "records",
     "RunHistory": "history",
     "checkpoint_files": "checkpoint",
+    "checkpoint_steps": "checkpoint",
     "all_finite": "host_memory",
     "folder_bytes": "kept",
     "held_bytes": "kept",

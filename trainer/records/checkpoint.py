@@ -196,6 +196,11 @@ def verify_checkpoints(run: str | Path) -> Iterator[CheckpointHealth]:
             yield CheckpointHealth(path=path, step=step, damage=damage)
 
 
+def checkpoint_steps(run: str | Path) -> list[int]:
+    """The steps of the run's checkpoints by their names, whole or damaged, newest first."""
+    return [step for step, _ in listed(Path(run) / "checkpoints")]
+
+
 def find_damage(path: Path) -> str | None:
     """What is wrong with the checkpoint at `path`, or None if every byte is as it was written.
 
