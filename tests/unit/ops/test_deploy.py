@@ -46,11 +46,12 @@ def test_restarts_outlast_a_disk_that_is_full_for_an_hour_and_end_some_day() -> 
     assert seconds(unit, "StartLimitIntervalSec") >= 1.5 * least_seconds, "starts so slow never reach the limit"
 
 
-def test_grafana_is_pointed_at_the_dashboard() -> None:
+def test_grafana_is_pointed_at_the_dashboards() -> None:
     provider = (DEPLOY / "grafana/provisioning/dashboards/alphastream.yml").read_text(encoding="utf-8")
     folder = re.search(r"path: /opt/alphastream/(\S+)", provider)
     assert folder is not None
-    assert [path.name for path in (ROOT / folder[1]).glob("*.json")] == ["alphastream.json"]
+    boards = {path.name for path in (ROOT / folder[1]).glob("*.json")}
+    assert boards == {"alphastream.json", "alphastream-bottleneck.json", "alphastream-step-size.json"}
 
 
 def test_every_file_the_guides_name_exists() -> None:
