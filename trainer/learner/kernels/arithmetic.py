@@ -91,9 +91,9 @@ def whole_steps(
         addend = tl.load(numbers + 2 * count + k)
         if MASKED:
             if tl.load(withheld + k) == 0.0:
-                theta, m, v = quiet_step(theta, m, v, decay, factor, addend, beta1, beta2)
+                theta, m, v = quiet_step(theta, m, v, decay, factor, addend, beta1, beta2)  # pyright: ignore
         else:
-            theta, m, v = quiet_step(theta, m, v, decay, factor, addend, beta1, beta2)
+            theta, m, v = quiet_step(theta, m, v, decay, factor, addend, beta1, beta2)  # pyright: ignore
         if AVERAGED:
             average = lerp(average, theta, tl.load(numbers + 3 * count + k), FUSED)
     return theta, m, v, average
