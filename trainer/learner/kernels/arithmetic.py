@@ -6,7 +6,7 @@ Nothing here may be contracted into a fused multiply-add that is not written as 
 """
 
 # ruff: noqa: PLR0917
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportGeneralTypeIssues=false
 # (kernels take pointers and scalars one by one; Triton is an extra)
 
 from __future__ import annotations
