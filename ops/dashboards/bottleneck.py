@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.models import dashboard as models
 
-from ops.dashboards.panels import AnyPanel, lines, number, stacked
+from ops.dashboards.panels import AnyPanel, Board, lines, number, stacked
 from ops.dashboards.queries import EACH, LEGEND, SELECTED, metric, named, per_run, quantile, rate
 from ops.series import PREFIX
 from ops.step_clock import DATA_BOUND_SHARE, PAUSE_BOUND_SHARE, PHASES
@@ -19,7 +19,7 @@ PHASE_COLORS = dict(
 )
 
 
-def rows() -> list[tuple[str, int, list[AnyPanel]]]:
+def _rows() -> list[tuple[str, int, list[AnyPanel]]]:
     return [
         ("Data or computing", 5, _verdict()),
         ("Where the time goes", 10, _time()),
@@ -142,5 +142,9 @@ def _room() -> list[AnyPanel]:
     ]
 
 
-UID, TITLE = f"{PREFIX}-bottleneck", "Alphastream: bottleneck"
-DESCRIPTION = "Is training bound by its data or by computing, by which stage, and what should be wider?"
+BOARD = Board(
+    uid=f"{PREFIX}-bottleneck",
+    title="Alphastream: bottleneck",
+    description="Is training bound by its data or by computing, by which stage, and what should be wider?",
+    rows=_rows(),
+)

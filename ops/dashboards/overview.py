@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ops.dashboards.panels import AnyPanel, lines, number
+from ops.dashboards.panels import AnyPanel, Board, lines, number
 from ops.dashboards.queries import LEGEND, SELECTED, metric, named, per_run, rate, selector
 from ops.series import PREFIX
 
@@ -24,7 +24,7 @@ STATE = (
 VALIDATION_LOSS = selector("evaluation_loss", 'split="validation"')
 
 
-def rows() -> list[tuple[str, int, list[AnyPanel]]]:
+def _rows() -> list[tuple[str, int, list[AnyPanel]]]:
     return [("Alive", 4, _alive()), ("How long", 8, _progress()), ("Learning", 10, _learning()), ("Kept", 8, _kept())]
 
 
@@ -173,5 +173,9 @@ def _kept() -> list[AnyPanel]:
     ]
 
 
-UID, TITLE = PREFIX, "Alphastream"
-DESCRIPTION = "Is a run alive, how long does it take yet, and is it learning?"
+BOARD = Board(
+    uid=PREFIX,
+    title="Alphastream",
+    description="Is a run alive, how long does it take yet, and is it learning?",
+    rows=_rows(),
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ops.dashboards.panels import AnyPanel, lines, number, spread, stacked
+from ops.dashboards.panels import AnyPanel, Board, lines, number, spread, stacked
 from ops.dashboards.queries import LEGEND, metric, named, per_run, quantile, rate, selector
 from ops.series import PREFIX
 
@@ -10,7 +10,7 @@ BUCKETS = selector("alpha_relative_bucket")
 MEASURING = per_run(rate("step_phase_seconds_total", 'phase="alpha"', window="5m"))
 
 
-def rows() -> list[tuple[str, int, list[AnyPanel]]]:
+def _rows() -> list[tuple[str, int, list[AnyPanel]]]:
     return [
         ("Is the rate right", 5, _verdict()),
         ("Rate", 10, _rate()),
@@ -129,5 +129,9 @@ def _measuring() -> list[AnyPanel]:
     ]
 
 
-UID, TITLE = f"{PREFIX}-step-size", "Alphastream: step size"
-DESCRIPTION = "Is the learning rate right, by what α* measures, and how sure is that?"
+BOARD = Board(
+    uid=f"{PREFIX}-step-size",
+    title="Alphastream: step size",
+    description="Is the learning rate right, by what α* measures, and how sure is that?",
+    rows=_rows(),
+)
