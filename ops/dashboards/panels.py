@@ -62,7 +62,7 @@ def stacked(panel: timeseries.Panel) -> timeseries.Panel:
     return panel.fill_opacity(70).line_width(0).stacking(stacking)
 
 
-def number(
+def latest(
     title: str,
     expression: str,
     *,

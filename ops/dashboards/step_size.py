@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ops.dashboards.panels import AnyPanel, Board, lines, number, spread, stacked
+from ops.dashboards.panels import AnyPanel, Board, latest, lines, spread, stacked
 from ops.dashboards.queries import LEGEND, metric, named, per_run, quantile, rate, selector
 from ops.series import PREFIX
 
@@ -21,7 +21,7 @@ def _rows() -> list[tuple[str, int, list[AnyPanel]]]:
 
 def _verdict() -> list[AnyPanel]:
     return [
-        number(
+        latest(
             "α*, times the applied step",
             metric("alpha_pooled_relative"),
             unit="none",
@@ -29,17 +29,17 @@ def _verdict() -> list[AnyPanel]:
             description="The one factor by which the latest 200 measured steps should have been longer; 1 is right. "
             "Nothing before the tenth estimate.",
         ),
-        number(
+        latest(
             "± (95 %)",
             named(f"1.96 * {selector('alpha_pooled_relative_standard_error')}"),
             unit="none",
             decimals=2,
             description="Half the width of its confidence interval: while 1 lies inside, the rate may be right.",
         ),
-        number(
+        latest(
             "Rate applied", metric("learning_rate"), unit="sci", description="The learning rate of the latest step."
         ),
-        number(
+        latest(
             "Rate proposed by α*",
             metric("learning_rate_proposed"),
             unit="sci",
