@@ -22,11 +22,14 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from ops.series import DEFINITION, EXIT_REASONS, OUTCOMES, PREFIX, SPLITS, Series
+from ops.series import CAUSES, DEFINITION, EXIT_REASONS, OUTCOMES, PREFIX, RECORD_FILES, RETRY_CAUSES, SPLITS, Series
 from ops.step_clock import PHASES
 
 # A creation time beside every counter would double the page and tell what start_timestamp_seconds tells once.
 disable_created_metrics()
+
+PLAIN_GAUGES = ("rate_factor", "validation_worsening", "validation_best_step", "last_checkpoint_step")
+"""What `Metrics.set` sets."""
 
 
 class Metrics:
@@ -69,6 +72,10 @@ class Metrics:
         self._alpha_pooled = self._gauge("alpha_pooled_relative")
         self._alpha_pooled_error = self._gauge("alpha_pooled_relative_standard_error")
         self._evaluation = {name: self._gauge(f"evaluation_{name}") for name in ("loss", "auc", "normalized_entropy")}
+        self._nonfinite_steps, self._rollbacks = (
+            self._counter(name) for name in ("nonfinite_steps_total", "rollbacks_total")
+        )
+        self._plain = {name: self._gauge(name) for name in PLAIN_GAUGES}
         self._start = self._gauge("start_timestamp_seconds")
         self._last_progress = self._gauge("last_progress_timestamp_seconds")
         self._last_checkpoint = self._gauge("last_checkpoint_timestamp_seconds")
@@ -77,6 +84,11 @@ class Metrics:
         self._checkpoint_bytes = self._gauge("checkpoint_bytes")
         self._disk_free = self._gauge("disk_free_bytes")
         self._rejected_rows = self._counter("rejected_rows_total")
+        self._read_retries = self._counter("read_retries_total")
+        self._hangs, self._hung = self._counter("watchdog_hangs_total"), self._gauge("hung")
+        self._records_waiting = self._gauge("records_waiting")
+        self._records_lost = self._counter("records_lost_total")
+        self._console_lost = self._counter("console_lines_lost_total")
         self.registry.register(_DeviceMemory(device_memory))
         self._run_step = self._gauge("run_step")
         self._run_total_steps = self._gauge("run_total_steps")
@@ -179,6 +191,19 @@ class Metrics:
         for name, value in values.items():
             self._evaluation[name].labels(split).set(math.nan if value is None else value)
 
+    def nonfinite_step(self, cause: str) -> None:
+        """Count a step that was withheld."""
+        assert cause in CAUSES, f"unknown cause {cause!r}"
+        self._nonfinite_steps.labels(cause).inc()
+
+    def rolled_back(self) -> None:
+        """Count a rollback."""
+        self._rollbacks.inc()
+
+    def set(self, name: str, value: float) -> None:
+        """Set one of the gauges that say no more than a number: `rate_factor` and others."""
+        self._plain[name].set(value)
+
     def checkpoint(
         self, ok: bool, *, unix_time: float | None = None, seconds: float | None = None, size_bytes: int | None = None
     ) -> None:
@@ -200,6 +225,21 @@ class Metrics:
         """Set the free space on the disk of the run directory."""
         self._disk_free.set(free_bytes)
 
+    def read_retry(self, cause: str) -> None:
+        """Count a read that is tried again; `cause` is one of `RETRY_CAUSES`."""
+        assert cause in RETRY_CAUSES, f"unknown cause {cause!r}"
+        self._read_retries.labels(cause).inc()
+
+    def hang(self, phase: str) -> None:
+        """Count that the run hangs in `phase`, and show it until `recovery`."""
+        assert phase in PHASES, f"unknown phase {phase!r}"
+        self._hangs.labels(phase).inc()
+        self._hung.set(1)
+
+    def recovery(self) -> None:
+        """Show that the run doesn't hang any more."""
+        self._hung.set(0)
+
     def exposition(self) -> str:
         """Everything as Prometheus' text format, as a scrape would get it now."""
         return generate_latest(self.registry).decode()
@@ -207,6 +247,16 @@ class Metrics:
     def rejected_rows(self, rows: int) -> None:
         """Count `rows` more rows that the stream left out."""
         self._rejected_rows.inc(rows)
+
+    def records(self, file: str, *, waiting: int, lost: int) -> None:
+        """Set how many records of `file` wait to be written, and count `lost` more that never will be."""
+        assert file in RECORD_FILES, f"unknown record file {file!r}"
+        self._records_waiting.labels(file).set(waiting)
+        self._records_lost.labels(file).inc(lost)
+
+    def console_lines_lost(self, lines: int) -> None:
+        """Count `lines` more that the terminal or log did not take."""
+        self._console_lost.inc(lines)
 
     def _counter(self, name: str) -> Counter:
         series = DEFINITION[name]

@@ -12,8 +12,15 @@ PREFIX = "alphastream"
 SPLITS = ("train", "validation", "test")
 OUTCOMES = ("ok", "ascent", "flat", "nonfinite", "stale", "dropped")
 """What can come of one α* estimate."""
-EXIT_REASONS = ("budget", "target", "diverged", "interrupted", "input", "io", "error")
+CAUSES = ("input", "loss", "gradient")
+"""What a step is withheld for if it is not finite."""
+RECORD_FILES = ("steps", "alpha", "evals", "events")
+"""What a run writes down line by line."""
+EXIT_REASONS = ("budget", "target", "diverged", "interrupted", "hung", "input", "io", "error")
 """Why a run ended: `input` is a bad configuration or input (2), `io` a failure of reading or writing (74)."""
+
+RETRY_CAUSES = ("error", "damage")
+"""Why a read was tried again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +122,29 @@ SERIES = (
         initial=math.nan,
     ),
     Series(
+        name="nonfinite_steps_total",
+        kind="counter",
+        help="Steps that were withheld, weights and moments left as they were, by what was not finite.",
+        label="cause",
+        values=CAUSES,
+    ),
+    Series(name="rollbacks_total", kind="counter", help="Divergences after which the run went back to a checkpoint."),
+    Series(name="rate_factor", kind="gauge", help="What rollbacks have left of every rate; 1 without.", initial=1.0),
+    Series(
+        name="validation_worsening",
+        kind="gauge",
+        help="1 while the latest evaluations of validation are worse than the best ones beyond their noise, else 0.",
+    ),
+    Series(
+        name="validation_best_step", kind="gauge", help="Step of the best evaluation of validation.", initial=math.nan
+    ),
+    Series(
+        name="last_checkpoint_step",
+        kind="gauge",
+        help="Step of the latest whole checkpoint, be it the one that this process continued from.",
+        initial=math.nan,
+    ),
+    Series(
         name="evaluation_loss",
         kind="gauge",
         help="Loss of the latest evaluation of a split.",
@@ -151,6 +181,21 @@ SERIES = (
     ),
     Series(name="checkpoint_failures_total", kind="counter", help="Checkpoints that could not be written."),
     Series(
+        name="watchdog_hangs_total",
+        kind="counter",
+        help="Times that one thing took longer than the watchdog's budget for it, by the phase it was in.",
+        label="phase",
+        values=PHASES,
+    ),
+    Series(name="hung", kind="gauge", help="1 while something takes longer than the watchdog's budget for it, else 0."),
+    Series(
+        name="read_retries_total",
+        kind="counter",
+        help="Reads of shards that were tried again: after an error of disk or network, or because bytes were damaged.",
+        label="cause",
+        values=RETRY_CAUSES,
+    ),
+    Series(
         name="checkpoint_seconds",
         kind="histogram",
         help="Time in which a checkpoint was written, most of it beside training.",
@@ -169,6 +214,25 @@ SERIES = (
         initial=math.nan,
     ),
     Series(name="rejected_rows_total", kind="counter", help="Rows left out of the stream because they were damaged."),
+    Series(
+        name="records_waiting",
+        kind="gauge",
+        help="Records that could not be written yet and are kept in memory; 0 while the run directory takes them.",
+        label="file",
+        values=RECORD_FILES,
+    ),
+    Series(
+        name="records_lost_total",
+        kind="counter",
+        help="Records lost because more of them waited than memory should hold.",
+        label="file",
+        values=RECORD_FILES,
+    ),
+    Series(
+        name="console_lines_lost_total",
+        kind="counter",
+        help="Lines for people that standard error did not take: closed, full, or nobody reads it.",
+    ),
     Series(
         name="device_memory_bytes",
         kind="gauge",

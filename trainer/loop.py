@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -16,12 +16,10 @@ from stepsize.estimate import Estimate
 from stepsize.policies import Policy
 from stepsize.worker import StepSizeWorker
 from trainer.budget import BudgetConfig, EvalConfig
+from trainer.divergence import Divergence, DivergenceConfig, DivergenceWatch, Recovery, WithheldCause
 from trainer.learner import HostCopy
 from trainer.records import CheckpointConfig
 from trainer.step import TrainStep
-
-NONFINITE_STEPS = 5
-"""So many consecutive steps whose loss is not finite are called divergence."""
 
 
 class Stop(Enum):
@@ -31,6 +29,7 @@ class Stop(Enum):
     TARGET = (0, "the target is reached")
     DIVERGED = (3, "training diverged")
     INTERRUPTED = (143, "stopped by a signal; resumable")
+    HUNG = (74, "stopped because it hung; resumable")
 
     @property
     def exit_code(self) -> int:
@@ -39,6 +38,11 @@ class Stop(Enum):
     @property
     def text(self) -> str:
         return self.value[1]
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the run was stopped with work left, which the same command goes on with."""
+        return self in (Stop.INTERRUPTED, Stop.HUNG)
 
 
 @dataclass(kw_only=True)
@@ -84,18 +88,17 @@ class Timetable:
         by_time = config.every_seconds and done.training_seconds - done.last_checkpoint_seconds >= config.every_seconds
         return bool(by_steps or by_time)
 
-    def end(self, done: Position, *, nonfinite_steps: int) -> Stop | None:
-        """Why the run is over, its last so many losses not being finite; None while there is work left."""
-        budget = self.budget
+    def used_up(self, done: Position) -> bool:
+        """Whether the budget's steps or seconds are."""
         out_of_steps = self.total_steps is not None and done.step >= self.total_steps
-        out_of_time = budget.seconds is not None and done.training_seconds >= budget.seconds
-        used_up = out_of_steps or out_of_time
-        loss = 0.0 if done.validation_loss is None else done.validation_loss
-        if not math.isfinite(loss) or nonfinite_steps >= (1 if used_up else NONFINITE_STEPS):
-            return Stop.DIVERGED
-        if budget.target_loss is not None and done.validation_loss is not None and loss < budget.target_loss:
+        return out_of_steps or (self.budget.seconds is not None and done.training_seconds >= self.budget.seconds)
+
+    def end(self, done: Position) -> Stop | None:
+        """Why the run is over; None while there is work left."""
+        target, loss = self.budget.target_loss, done.validation_loss
+        if target is not None and loss is not None and loss < target:
             return Stop.TARGET
-        return Stop.BUDGET if used_up else None
+        return Stop.BUDGET if self.used_up(done) else None
 
 
 class Host(Protocol):
@@ -122,6 +125,17 @@ class Host(Protocol):
 
     def stopping(self) -> bool:
         """Whether a signal asked the run to stop."""
+        ...
+
+    def broken_weights(self) -> int | None:
+        """The step of a save that found weights that are not finite, since the last rollback; None if none did."""
+        ...
+
+    def roll_back(self, position: Position, divergence: Divergence) -> bool:
+        """Puts all of the run but the stream's position back to the last good moment, at a lower rate.
+
+        `position` is changed to it. False, and nothing is changed, if the run has gone back as often as it may.
+        """
         ...
 
     def save_asked(self) -> bool:
@@ -155,8 +169,11 @@ class _UnreadStep:
 
     record: dict[str, Any]
     timing: Callable[[], StepTiming]
-    """Waits until the device is through with the step; the loss is there then."""
-    loss: HostCopy
+    """Waits until the device is through with the step; the numbers are there then."""
+    numbers: HostCopy
+    """The loss, and what was checked."""
+    cause: Callable[[Sequence[float]], WithheldCause | None]
+    """Why the step was withheld, of what was checked."""
 
 
 @dataclass(kw_only=True)
@@ -172,8 +189,11 @@ class Loop:
     host: Host
     observer: Observer
     position: Position = field(default_factory=Position)
+    watch: DivergenceWatch = field(default_factory=lambda: DivergenceWatch(DivergenceConfig()))
+    """Told of every step, in their order."""
+    recovery: Recovery = field(default_factory=Recovery)
+    """What rollbacks have left of every rate."""
     _unread: deque[_UnreadStep] = field(default_factory=deque, init=False)
-    _nonfinite: int = field(default=0, init=False)
 
     @property
     def clock(self) -> StepClock:
@@ -191,15 +211,18 @@ class Loop:
     def run(self) -> Stop:
         """Trains until the budget, the target, divergence or a signal, and leaves a checkpoint behind."""
         self.observer.on_pause(self.clock.finish_outside())  # building and loading are not training
-        while (stop := self._stop_reason()) is None:
-            self.host.poll_save()
-            if self.timetable.evaluation_due(self.position):
-                self._evaluate()
-            elif self._save_due():
-                self._save()
-            else:
-                self._train()
-        return self._finish(stop)
+        while True:
+            while (stop := self._stop_reason()) is None:
+                self.host.poll_save()
+                if self.timetable.evaluation_due(self.position):
+                    self._evaluate()
+                elif self._save_due():
+                    self._save()
+                else:
+                    self._train()
+            stop = self._last_look(stop)
+            if stop is not Stop.DIVERGED or not self._roll_back():
+                return self._finish(stop)
 
     def _train(self) -> None:
         try:
@@ -214,9 +237,10 @@ class Loop:
     def _step(self, pair: DevicePair) -> None:
         step = self.position.step
         scheduled = self.scheduled_rate(step)
-        rate = self.policy.learning_rate(step, scheduled)
+        rate = self.recovery.rate_factor * self.policy.learning_rate(step, scheduled)
         measure = pair.fresh and self.policy.wants(step)
-        loss = HostCopy(self.train_step(pair, step=step, learning_rate=rate, measure=measure))
+        trained = self.train_step(pair, step=step, learning_rate=rate, measure=measure)
+        numbers = HostCopy(trained.loss, trained.checked.sizes)
         with self.clock.phase("alpha"):  # an estimate that is due is waited for
             estimates = self.worker.poll(step=step)
         self._take_estimates(estimates, step=step)
@@ -230,7 +254,10 @@ class Loop:
             "learning_rate": rate,
             "scheduled_rate": scheduled,
         }
-        self._unread.append(_UnreadStep(record=record, timing=self.clock.end_step(), loss=loss))
+        unread = _UnreadStep(
+            record=record, timing=self.clock.end_step(), numbers=numbers, cause=trained.checked.cause_of
+        )
+        self._unread.append(unread)
         self._read_steps(keep=self.clock.in_flight_steps)
 
     def _read_steps(self, *, keep: int) -> None:
@@ -238,10 +265,13 @@ class Loop:
         while len(self._unread) > keep:
             unread = self._unread.popleft()
             timing = unread.timing()
-            loss = unread.loss.wait()[0].item()
-            self._nonfinite = 0 if math.isfinite(loss) else self._nonfinite + 1
+            arrived, sizes = unread.numbers.wait()
+            loss, cause = arrived.item(), unread.cause(sizes.tolist())
+            self.watch.add(unread.record["step"], loss, withheld=cause is not None)
             self.position.training_seconds += timing.seconds
             record = {**unread.record, "seconds": timing.seconds, "phases": timing.phases, "loss": loss}
+            if cause is not None:
+                record["withheld"] = {"cause": cause.kind, "what": cause.what}
             self.observer.on_step(record, timing, self.position.training_seconds)
 
     def _take_estimates(self, estimates: list[Estimate], *, step: int) -> None:
@@ -252,11 +282,21 @@ class Loop:
                 self.observer.on_message(message, step=step)
 
     def _stop_reason(self) -> Stop | None:
-        stop = self.timetable.end(self.position, nonfinite_steps=self._nonfinite)
-        return stop or (Stop.INTERRUPTED if self.host.stopping() else None)
+        if self._divergence() is not None:
+            return Stop.DIVERGED
+        return self.timetable.end(self.position) or (Stop.INTERRUPTED if self.host.stopping() else None)
+
+    def _divergence(self) -> Divergence | None:
+        """What shows that the run has diverged, of all that is known by now."""
+        loss, step = self.position.validation_loss, self.position.last_evaluation_step
+        if loss is not None and not math.isfinite(loss):
+            return Divergence(reason="the validation loss was not finite", since=step)
+        if (saved := self.host.broken_weights()) is not None:
+            return Divergence(reason="weights were not finite", since=saved)
+        return self.watch.verdict(final=self.timetable.used_up(self.position))
 
     def _save_due(self) -> bool:
-        scheduled = self.timetable.checkpoint_due(self.position)
+        scheduled = self.timetable.checkpoint_due(self.position) and not self.watch.suspicious
         return self.host.save_due(self.position, scheduled=scheduled) or self.host.save_asked()
 
     def _evaluated_here(self) -> bool:
@@ -291,12 +331,29 @@ class Loop:
         self._read_steps(keep=0)
         self._take_estimates(estimates, step=last)
 
-    def _finish(self, stop: Stop) -> Stop:
+    def _last_look(self, stop: Stop) -> Stop:
+        """`stop`, once what is in flight is known, and the model evaluated if the budget is used up."""
         self._settle()
+        if stop is not Stop.DIVERGED and self._divergence() is not None:
+            return Stop.DIVERGED
         if stop is Stop.BUDGET:
             if not self._evaluated_here():
                 self._evaluate()
-            stop = (self._stop_reason() or stop) if self._evaluated_here() else Stop.INTERRUPTED
+            return (self._stop_reason() or stop) if self._evaluated_here() else Stop.INTERRUPTED
+        return stop
+
+    def _roll_back(self) -> bool:
+        """Whether the run goes on from its last good moment; the time it takes is that of a checkpoint."""
+        divergence = self._divergence()
+        assert divergence is not None
+        for estimate in self.worker.flush(step=self.position.step - 1):
+            self.observer.on_estimate(estimate)
+        with self.clock.phase("checkpoint"):
+            gone_back = self.host.roll_back(self.position, divergence)
+        self.observer.on_pause(self.clock.finish_outside())
+        return gone_back
+
+    def _finish(self, stop: Stop) -> Stop:
         if stop is Stop.DIVERGED:
             with self.clock.phase("checkpoint"):
                 self.host.drain_save()

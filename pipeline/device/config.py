@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -35,6 +36,8 @@ class DataConfig:
     """none: file order; files: shards in random order; rows: row groups in random order, then rows within windows."""
     damaged: OnDamage = "fail"
     """What happens at a damaged row group: fail, or skip its rows (of a remote folder: its shard's) and count them."""
+    retry_seconds: float = 120.0
+    """For how long a read is tried again that fails with an error of disk or network which may pass; 0: not at all."""
     shuffle_row_groups: int = 16
     """Row groups in a window whose rows are shuffled; memory: 10 MB for each of them, four or five times."""
     prefetch_batches: int = 4
@@ -61,6 +64,8 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"data.{name} = {value}; give a whole number of at least 1")
+        if not 0 <= self.retry_seconds < math.inf:
+            raise InputError(f"data.retry_seconds = {self.retry_seconds}; give seconds, or 0 to try nothing again")
         choices = {"pairing": Pairing, "shuffle": Shuffle, "feed": FeedKind, "damaged": OnDamage}
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):

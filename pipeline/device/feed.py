@@ -175,7 +175,12 @@ class Feed:
         log_format: LogFormat,
         stages: StageTotals,
         prefetch_batches: int,
+        sources: Callable[[int, int, int], dict[str, int]] = lambda epoch, start, stop: {},
     ) -> None:
+        """`sources` is the method of that name; without it nothing is known of where rows come from."""
+        self.sources = sources
+        """Shards that rows [start, stop) of an epoch's sequence come from, each with how many of them: (epoch, start,
+        stop) → name → rows."""
         self.format = log_format
         self.rows_per_epoch = spans.rows
         self.steps_per_epoch = spans.steps_per_epoch

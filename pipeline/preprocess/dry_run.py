@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.addresses import shown_path, uri_of
 from pipeline.errors import InputError
 from pipeline.preprocess.config import PreprocessConfig
 from pipeline.preprocess.encoder import Read, encode_part
@@ -16,7 +17,7 @@ from pipeline.preprocess.generations import plan_addition
 from pipeline.preprocess.plan import Part, Plan
 from pipeline.preprocess.workplace import PartRecord, Workplace
 from pipeline.schema import SPLITS
-from pipeline.shards import MANIFEST, Manifest, free_bytes
+from pipeline.shards import MANIFEST, Manifest, RemoteFolder, cache_folder, free_bytes
 from pipeline.source import Block, LineReader
 from pipeline.stages import usable_cores
 
@@ -41,7 +42,7 @@ class Forecast:
     shards: int
     disk_bytes: int
     free_bytes: int
-    """Of the disk that the data folder would lie on."""
+    """Of the disk that the data folder would lie on, or what is to be uploaded."""
     workers: int
     rows_per_second: float
     """All workers together, should the disks keep up."""
@@ -83,7 +84,7 @@ def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forec
         splits=expected.rows,
         shards=expected.shards,
         disk_bytes=round(sample.record.shard_bytes * times),
-        free_bytes=free_bytes(config.out),
+        free_bytes=free_bytes(config.out if uri_of(config.out) is None else cache_folder(None)),
         workers=workers,
         rows_per_second=sample.record.rows / sample.seconds * workers,
         seconds=sample.reading_seconds * counting_times + sample.seconds * times / workers,
@@ -92,12 +93,24 @@ def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forec
 
 
 def _plan(config: PreprocessConfig) -> Plan:
-    if not (config.append and (config.out / MANIFEST).exists()):
+    uri = uri_of(config.out)
+    if not config.append or not _is_there(config.out, uri):
         return Plan.make(config)
-    plan, _ = plan_addition(config, Manifest.load(config.out))
+    plan, _ = plan_addition(config, Manifest.load(uri or config.out))
     if plan is None:
-        raise InputError(f"nothing to do: {config.out} has these sources already")
+        raise InputError(f"nothing to do: {shown_path(config.out)} has these sources already")
     return plan
+
+
+def _is_there(out: Path, uri: str | None) -> bool:
+    """Whether there is a data folder that is complete."""
+    if uri is None:
+        return (out / MANIFEST).exists()
+    try:
+        RemoteFolder(uri).read(MANIFEST)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 class _Sample(NamedTuple):

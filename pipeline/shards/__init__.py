@@ -34,6 +34,7 @@ from pipeline.shards.overview import (
     warnings_of_labels,
 )
 from pipeline.shards.page_cache import kept_cold, why_not_dropped
+from pipeline.shards.remote import RemoteFolder
 from pipeline.shards.row_groups import codec_of, read_row_group
 from pipeline.shards.shard_files import DOWNLOAD_THREADS, ShardFiles, cache_folder, check_cache, open_shards
 from pipeline.shards.verify import DataReport, VerifyProgress, verify_data
@@ -51,6 +52,7 @@ __all__ = [
     "Manifest",
     "Overview",
     "RejectsFile",
+    "RemoteFolder",
     "Shard",
     "ShardFiles",
     "ShardWriter",

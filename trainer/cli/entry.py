@@ -48,7 +48,7 @@ VERBS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run_command(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 2 bad input, 3 diverged, 74 I/O failed, 143 stopped.
 
     As a program, without `argv`, it also sees to its standard streams (`trainer.cli.streams`). Results go to standard
@@ -56,7 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         streams.prepare()
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    code = _run_safely(list(sys.argv[1:] if argv is None else argv))
+    with suppress(OSError):
+        sys.stdout.flush()  # what is left of a failed command; the interpreter's own try would change the code
+    return code
+
+
+def _run_safely(arguments: list[str]) -> int:
+    """The exit code of one command, whatever it raises."""
     as_json = "--json" in arguments
     try:
         code = _run(arguments)

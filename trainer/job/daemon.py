@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from ops.live import LiveStatus
 from ops.metrics import Metrics
@@ -17,28 +18,39 @@ from pipeline.errors import InterruptedWaitError
 from pipeline.shards import Manifest, warnings_of_labels
 from trainer.config import Config, MetricsConfig, config_errors
 from trainer.console import Console
+from trainer.divergence import Divergence
 from trainer.job.checkpointing import Checkpointing, open_checkpointing
 from trainer.job.decided import decided
 from trainer.job.device import device_memory, step_clock
 from trainer.job.ending import end_exported, exit_of, last_scrape_awaited, write_textfile
-from trainer.job.observer import Outlets, RunObserver, show_evaluations
+from trainer.job.hangs import watched
+from trainer.job.lineage.best import follow_validation
+from trainer.job.lineage.rollback import roll_back
+from trainer.job.lineage.start import checkpoint_to_continue, divergence_advice, leave_later, tell_of_changes
+from trainer.job.observer import Outlets, RunObserver
+from trainer.job.recording.replay import replay_history
 from trainer.job.run_directory import RunDirectory
 from trainer.job.saving import watched_disk
 from trainer.job.training_state import TrainingState, open_training
 from trainer.loop import Position, Stop, Timetable
-from trainer.process import Request, Requests, stop_signals
-from trainer.records import Checkpoint, load_latest, read_records
-
-DIVERGENCE_REMEDY = "give a lower optimizer.lr, a longer warm-up, or stepsize.policy = 'auto', which finds the rate"
-"""What to do about a run that diverged."""
+from trainer.process import Request, Requests, Watchdog, stop_signals
+from trainer.records import Checkpoint, RunHistory
 
 START_SECONDS = 30.0
 """Waiting longer than this for the first rows of all is waiting for data, no matter how much there was to compile."""
 
 
-def train(config: Config, run: str | Path, *, console: Console, manager: ServiceManager | None = None) -> Stop:
+def train(
+    config: Config,
+    run: str | Path,
+    *,
+    console: Console,
+    manager: ServiceManager | None = None,
+    from_checkpoint: int | None = None,
+) -> Stop:
     """Trains `config` in the run directory `run`, continuing from its newest whole checkpoint.
 
+    With `from_checkpoint` it goes on from the checkpoint of that step; later ones are set aside.
     `manager` is whoever started this process as a service and waits for its news.
 
     Raises: pipeline.errors.InputError for what the user gave (exit code 2), OSError if reading or writing failed
@@ -57,11 +69,12 @@ def train(config: Config, run: str | Path, *, console: Console, manager: Service
         with (
             outlets.tensorboard,
             watched_disk(directory.path, outlets.metrics.disk_free),
-            served(config.metrics, outlets) as mark_ready,
+            served(config.metrics, outlets) as readiness,
             end_exported(outlets),
+            watched(config.watchdog, outlets, readiness.mark_hung) as watchdog,
         ):
             manager.starting("looking for a checkpoint")
-            position = resume(config, state, outlets)
+            position = resume(config, state, outlets, from_checkpoint=from_checkpoint)
             with (
                 stop_signals(lambda name, request: _announce(name, request, outlets)) as requests,
                 console.progress("training", state.total_steps, unit="steps", start=position.step) as line,
@@ -74,8 +87,11 @@ def train(config: Config, run: str | Path, *, console: Console, manager: Service
                     observer=RunObserver(outlets, state.feed, line),
                     checkpointing=checkpointing,
                     requests=requests,
+                    watchdog=watchdog,
                 )
-                return job.run(position, mark_ready)
+                watchdog.saving_seconds = checkpointing.thread.seconds
+                watchdog.stop_by(requests.set)
+                return job.run(position, readiness.mark_ready)
 
 
 @contextmanager
@@ -121,14 +137,31 @@ def open_outlets(
     )
 
 
+class Readiness(Protocol):
+    """What is told whether the run trains."""
+
+    def mark_ready(self) -> None: ...
+    def mark_hung(self, reason: str | None) -> None: ...
+
+
+class Unserved:
+    """Nobody asks."""
+
+    def mark_ready(self) -> None:
+        pass
+
+    def mark_hung(self, reason: str | None) -> None:
+        pass
+
+
 @contextmanager
-def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Callable[[], None]]:
-    """Within it metrics and live page are served, unless switched off; gives what to call once training begins.
+def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Readiness]:
+    """Within it metrics and live page are served, unless switched off; gives what to tell whether the run trains.
 
     Raises: ConfigError for an address that cannot be listened on or a web config that cannot be used.
     """
     if address.port < 0:
-        yield lambda: None
+        yield Unserved()
         return
     with config_errors():
         server = Server(
@@ -144,24 +177,30 @@ def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Callable[[], No
         server.start()
         outlets.console.say(f"live page {server.url}  metrics {server.url}metrics")
         with last_scrape_awaited(server, outlets, at_most_seconds=address.last_scrape_seconds):
-            yield server.mark_ready
+            yield server
 
 
-def resume(config: Config, state: TrainingState, outlets: Outlets) -> Position:
-    """Puts the run back to its newest whole checkpoint, its records cut back to it; or begins it, at step 0.
+def resume(config: Config, state: TrainingState, outlets: Outlets, *, from_checkpoint: int | None = None) -> Position:
+    """Puts the run back to its newest whole checkpoint, or that of a step, its records cut back to it; or begins it.
 
     Raises: as `load_latest` and `TrainingState.load`.
     """
     directory = outlets.directory
-    found = load_latest(directory.path, device=state.learner.device)
+    found = checkpoint_to_continue(directory.path, step=from_checkpoint, device=state.learner.device)
     if found is None:
         directory.begin(config, records={})
         directory.event("start", step=0)
         outlets.metrics.progress(0, total_steps=state.total_steps, seconds_left=None)
         return Position()
-    position = state.load(found, run=directory.path)
+    position = state.load(found, run=directory.path, before=directory.before)
+    if from_checkpoint is not None:
+        leave_later(directory.path, position.step, outlets)
     directory.begin(config, records=found.state["records"])
     directory.event("resume", step=position.step, checkpoint=found.path.name)
+    tell_of_changes(directory.changes, state, outlets, step=position.step)
+    outlets.metrics.set("last_checkpoint_step", position.step)
+    outlets.metrics.set("rate_factor", state.recovery.rate_factor)
+    outlets.flush(step=position.step)
     _warn_of_changes(found, state, outlets)
     outlets.live.resume(
         step=position.step,
@@ -169,7 +208,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets) -> Position:
         rows=position.rows,
         training_seconds=position.training_seconds,
     )
-    show_evaluations(outlets.live, read_records(directory.path / "evals.jsonl"))
+    outlets.estimates.extend(replay_history(RunHistory.load(directory.path), outlets.live))
     outlets.metrics.progress(position.step, total_steps=state.total_steps, seconds_left=None)
     outlets.console.say(f"continuing {directory.path} at step {position.step:,}")
     return position
@@ -185,6 +224,7 @@ class Job:
     observer: RunObserver
     checkpointing: Checkpointing
     requests: Requests
+    watchdog: Watchdog
 
     def stopping(self) -> bool:
         return self.requests.is_set()
@@ -233,6 +273,8 @@ class Job:
         self.outlets.manager.ready()
         self._fill()
         stop = loop.run()
+        if stop is Stop.INTERRUPTED and self.watchdog.gave_up:
+            stop = Stop.HUNG
         self._record_end(stop, position)
         return stop
 
@@ -240,6 +282,7 @@ class Job:
         """Compiles and reads ahead: start-up, and no step's wait for rows, unless it takes longer than that does."""
         feed = self.state.feed
         feed.interrupted = self._interrupted
+        self.state.retries.listen = self.outlets.retry
         with suppress(InterruptedWaitError):  # the loop sees to what it was interrupted for
             if not feed.fill(seconds=START_SECONDS):
                 with self.outlets.clock.pause_phase("data_wait"):
@@ -253,7 +296,13 @@ class Job:
             began = time.monotonic()
             try:
                 evaluation = self.state.learner.evaluate(
-                    self.config.data, self.state.manifest, self.config.eval, split, stopping=self._polling
+                    self.config.data,
+                    self.state.manifest,
+                    self.config.eval,
+                    split,
+                    stopping=self._polling,
+                    interrupted=self.stopping,
+                    retries=self.state.retries,
                 )
             except InterruptedWaitError:
                 return None
@@ -265,10 +314,14 @@ class Job:
                 evaluation, step=position.step, seconds=seconds, training_seconds=position.training_seconds
             )
         self.outlets.live.state("training")
-        return {evaluation.split: evaluation.loss for evaluation, _ in found}
+        losses = {evaluation.split: evaluation.loss for evaluation, _ in found}
+        if "validation" in losses:
+            follow_validation(self.state.trend, self.outlets, step=position.step, loss=losses["validation"])
+        return losses
 
     def _polling(self) -> bool:
         """`stopping`, for an evaluation to ask batch by batch: a save that ends meanwhile is told of then."""
+        self.watchdog.beat()
         self.poll_save()
         self.outlets.manager.alive()
         return self.stopping()
@@ -287,6 +340,13 @@ class Job:
     def drain_save(self) -> None:
         self.checkpointing.drain()
 
+    def broken_weights(self) -> int | None:
+        return self.checkpointing.broken_weights
+
+    def roll_back(self, position: Position, divergence: Divergence) -> bool:
+        self.observer.on_rollback()
+        return roll_back(self.config, self.state, self.checkpointing, position, divergence)
+
     def _warn_of_splits(self) -> None:
         missing = [name for name in self.config.eval.splits if name not in self.state.splits]
         if missing:
@@ -300,12 +360,16 @@ class Job:
     def _record_end(self, stop: Stop, position: Position) -> None:
         outlets, skipped = self.outlets, self.state.feed.skipped_rows
         outlets.live.state(stop.text)
+        outlets.manager.stopping(stop.text)
         outlets.metrics.exit(*exit_of(stop))
         outlets.directory.event("stop", step=position.step, reason=stop.name.lower(), skipped_rows=skipped)
+        outlets.watch.end(step=position.step)
         write_textfile(outlets)
         left_out = f" ({skipped:,} damaged rows left out)" if skipped else ""
         place = f"at step {position.step:,}{left_out}; run directory {outlets.directory.path}"
-        outlets.console.say(f"{stop.text} {place}{f'; {DIVERGENCE_REMEDY}' if stop is Stop.DIVERGED else ''}")
+        if stop is Stop.DIVERGED:
+            place = f"{place}; {divergence_advice(self.config, self.state, outlets.directory.path)}"
+        outlets.console.say(f"{stop.text} {place}")
 
 
 def _warn_of_changes(found: Checkpoint, state: TrainingState, outlets: Outlets) -> None:

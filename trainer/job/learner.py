@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline.addresses import is_remote
 from pipeline.device import DataConfig, ModelInputs, open_rows
+from pipeline.reads import ReadRetries
 from pipeline.schema import LogFormat
 from pipeline.shards import Manifest
 from trainer.budget import EvalConfig
@@ -115,11 +116,14 @@ class Learner:
         split: str,
         *,
         stopping: Callable[[], bool] = lambda: False,
+        interrupted: Callable[[], bool] = lambda: False,
+        retries: ReadRetries | None = None,
     ) -> Evaluation:
-        """The weights that answer (the averaged ones, if the run averages) on `split`, or on its rows until `stopping`.
+        """The weights that answer (the averaged ones, if the run averages) on `split`, or on its rows until `stopping`,
+        which is asked once a batch.
 
         `manifest` is that of data.path.
-        Raises: as `pipeline.device.open_rows`, InterruptedWaitError if rows are waited for once `stopping`.
+        Raises: as `pipeline.device.open_rows`, InterruptedWaitError once `interrupted` while rows are waited for.
         """
         batches = open_rows(
             data,
@@ -129,7 +133,8 @@ class Learner:
             split=split,
             batch_rows=EVALUATION_BATCH_ROWS,
             limit_rows=evaluation.rows,
-            interrupted=stopping,
+            interrupted=interrupted,
+            retries=retries,
         )
         averaged = self.average.applied() if self.average else nullcontext()
         with evaluation_mode(self.optimizer), averaged:

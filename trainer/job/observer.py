@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ops.live import LEAST_ESTIMATES, AlphaFactor, LiveStatus
@@ -16,6 +17,8 @@ from pipeline.device import Feed
 from stepsize import per_rate, pool
 from stepsize.estimate import Estimate
 from trainer.console import Console, ProgressLine
+from trainer.job.lineage.withheld_steps import WithheldSteps
+from trainer.job.recording.watch import RecordWatch
 from trainer.job.run_directory import RunDirectory
 from trainer.learner import Evaluation
 
@@ -41,6 +44,29 @@ class Outlets:
     console: Console
     manager: ServiceManager = field(default_factory=ServiceManager)
     tensorboard: TensorBoard = field(default_factory=TensorBoard)
+    told_of_retries: list[str] = field(default_factory=list)
+
+    def retry(self, cause: str, text: str) -> None:
+        """Counts a read that is tried again; the first of a process is said. In any thread."""
+        self.metrics.read_retry(cause)
+        if not self.told_of_retries:
+            self.told_of_retries.append(text)
+            self.warn(f"{text}; further ones are counted in read_retries_total", step=self.live.steps_done)
+
+    estimates: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=POOLED_ESTIMATES))
+    """(slope, curvature) of the latest estimates of α* with a number, those of earlier processes included."""
+
+    @cached_property
+    def watch(self) -> RecordWatch:
+        """Of the records in the directory."""
+        return RecordWatch(
+            self.directory, self.metrics, self.console, warn=lambda message, step: self.warn(message, step=step)
+        )
+
+    def flush(self, *, step: int) -> None:
+        """Hands the records of the first `step` steps to the operating system, and says what keeps it from that."""
+        self.directory.flush()
+        self.watch.look(step=step)
 
     def warn(self, message: str, *, step: int) -> None:
         """A sentence that people should see, in the event log and on the terminal."""
@@ -56,23 +82,26 @@ class RunObserver:
         self._directory, self._metrics, self._live = outlets.directory, outlets.metrics, outlets.live
         self._smooth_loss = math.nan
         self._recent_seconds, self._shown = math.nan, 0
-        self._estimates: deque[tuple[float, float]] = deque(maxlen=POOLED_ESTIMATES)
+        self._estimates = outlets.estimates
         self._rates: deque[tuple[float, float]] = deque(maxlen=POOLED_ESTIMATES)
         self._factor: AlphaFactor | None = None
         self._skipped_rows, self._warned = feed.skipped_rows, False
         self._flushed_seconds = -math.inf
+        self._withheld = WithheldSteps(outlets, feed)
 
     def on_step(self, record: Mapping[str, Any], timing: StepTiming, training_seconds: float) -> None:
         """One finished step: the fields of steps.jsonl, its timing, and the run's training time after it."""
         self._directory.records["steps"].append(record)
         step, loss, rate, rows = record["step"], record["loss"], record["learning_rate"], record["rows"]
         if step % FLUSH_STEPS == 0 or training_seconds >= self._flushed_seconds + FLUSH_SECONDS:
-            self._directory.flush()
+            self._outlets.flush(step=step)
             self._flushed_seconds = training_seconds
+        self._directory.thin(done=step + 1)
         self._metrics.step(timing.seconds, timing.phases, rows, loss, rate, self._feed.queued_batches())
         self._metrics.scheduled_rate(record.get("scheduled_rate", rate))
         self._metrics.stages(self._feed.stage_totals())
         self._count_skipped(step)
+        self._withheld.on_step(record)
         self._live.step(
             step,
             epoch=record["epoch"],
@@ -111,6 +140,11 @@ class RunObserver:
             f"loss {_loss(self._smooth_loss)}  lr {rate:.2e}{_alpha(self._factor)}  {speed:,.0f} rows/s  "
             f"data wait {wait:.0%}",
         )
+
+    def on_rollback(self) -> None:
+        """The run goes back: what is shown as an average of the latest steps begins anew."""
+        self._smooth_loss = math.nan
+        self._estimates.clear()
 
     def on_pause(self, timing: StepTiming) -> None:
         """Time between steps: an evaluation or a checkpoint, which the event log keeps for the report; or the start."""
@@ -157,7 +191,7 @@ class RunObserver:
         self._directory.records["evals"].append(
             {"step": step, **values, "seconds": seconds, "training_seconds": training_seconds}
         )
-        self._directory.flush()
+        self._outlets.flush(step=step)
         self._metrics.evaluation(evaluation.split, evaluation.loss, evaluation.auc, evaluation.normalized_entropy)
         self._live.evaluation(step, evaluation.split, loss=evaluation.loss, auc=evaluation.auc)
         self._outlets.tensorboard.evaluation(
@@ -171,13 +205,6 @@ class RunObserver:
         self._outlets.console.say(
             f"step {step}: {evaluation.split} loss {evaluation.loss:.5f}{auc}  ({evaluation.rows:,} rows)"
         )
-
-
-def show_evaluations(live: LiveStatus, records: Iterable[Mapping[str, Any]]) -> None:
-    """Lets the live page show evaluations of earlier processes: lines of evals.jsonl that still count."""
-    for record in records:
-        loss = record.get("loss")
-        live.evaluation(record["step"], record["split"], loss=math.nan if loss is None else loss, auc=record.get("auc"))
 
 
 OPTIONAL = ("biased", "hybrid", "diagnostics", "groups")

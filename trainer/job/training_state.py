@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,15 +13,18 @@ from torch import Tensor
 
 from ops.step_clock import StepClock
 from pipeline.device import Feed, open_feed
+from pipeline.reads import ReadRetries
 from pipeline.shards import Manifest
 from stepsize import Lane
 from stepsize.losses import BCEWithLogits
 from stepsize.policies import Policy, make_policy
 from stepsize.worker import StepSizeWorker
 from trainer.config import Config, ConfigError, config_errors
+from trainer.divergence import DivergenceConfig, DivergenceWatch, Recovery, ValidationTrend
 from trainer.job.decided import with_delay
 from trainer.job.device import training_stream
 from trainer.job.learner import Learner, model_columns, training_device
+from trainer.job.lineage.carried_over import carried_over, policy_settings
 from trainer.learner import TrainingPrecision, learning_rate, scheduled_rate
 from trainer.loop import Host, Loop, Observer, Pairs, Position, Timetable
 from trainer.records import Checkpoint, checkpoint_files, random_state, restore_random_state, write_checkpoint
@@ -44,6 +47,15 @@ class TrainingState:
     """The splits to evaluate on, in order: those asked for that have rows."""
     manifest: Manifest
     """Of the data folder."""
+    retries: ReadRetries
+    """Of its readers."""
+    config: Config
+    """What all of it was built from."""
+    watch: DivergenceWatch = field(default_factory=lambda: DivergenceWatch(DivergenceConfig()))
+    trend: ValidationTrend = field(default_factory=ValidationTrend)
+    recovery: Recovery = field(default_factory=Recovery)
+    beginning: Mapping[str, Any] = field(default_factory=dict)
+    """Of a checkpoint's state, what policy, measurements and the rest were before the first step."""
 
     def loop(
         self,
@@ -73,6 +85,8 @@ class TrainingState:
             host=host,
             observer=observer,
             position=Position() if position is None else position,
+            watch=self.watch,
+            recovery=self.recovery,
         )
 
     def content(
@@ -85,12 +99,16 @@ class TrainingState:
             "total_steps": self.total_steps,
             "feed": self.feed.state_dict(),
             "optimizer": self.learner.optimizer.state_dict(),
-            "policy": self.policy.state_dict(),
-            "worker": self.worker.state_dict(),
+            "stepsize": policy_settings(self.config),
             "random": random_state(),
             "records": records,
+            **self._small(),
         }
         return self.learner.tensors(), state
+
+    def _small(self) -> dict[str, Any]:
+        """What decides beside the weights, as JSON values."""
+        return _small(self.policy, self.worker, self.watch, self.trend, self.recovery)
 
     def save(
         self,
@@ -99,18 +117,27 @@ class TrainingState:
         records: Mapping[str, int],
         *,
         keep: int,
+        best_step: int | None = None,
         before_publishing: Callable[[], None] = lambda: None,
         not_pruned: Callable[[OSError], None] | None = None,
     ) -> Path:
         """Writes a checkpoint of the `content` now; the rest is as `write_checkpoint` has it."""
         files = checkpoint_files(*self.content(position, records))
         return write_checkpoint(
-            run, position.step, files, keep=keep, before_publishing=before_publishing, not_pruned=not_pruned
+            run,
+            position.step,
+            files,
+            keep=keep,
+            best_step=best_step,
+            before_publishing=before_publishing,
+            not_pruned=not_pruned,
         )
 
-    def load(self, checkpoint: Checkpoint, *, run: Path) -> Position:
+    def load(self, checkpoint: Checkpoint, *, run: Path, before: Config | None = None) -> Position:
         """Puts everything back to where `save` found it; `run` is named in errors.
 
+        `before` are the settings that the run had, for checkpoints of versions that do not tell whose policy's state
+        they hold. A policy of other settings takes of it what `carried_over` says.
         Raises: ConfigError if the run was trained on other rows.
         """
         state = checkpoint.state
@@ -119,12 +146,35 @@ class TrainingState:
                 f"{run}: was trained on other rows than data.path holds now; give the data folder it was started "
                 "with, or another --run"
             )
-        self.learner.load(checkpoint)
         self.feed.load_state_dict(state["feed"])
-        self.policy.load_state_dict(state["policy"])
-        self.worker.load_state_dict(state["worker"])
+        return self.go_back(checkpoint, before=before)
+
+    def go_back(self, checkpoint: Checkpoint, *, before: Config | None = None) -> Position:
+        """As `load`, of everything but the stream, which goes on where it is."""
+        state = checkpoint.state
+        self.learner.load(checkpoint)
+        then = state.get("stepsize") or policy_settings(before or self.config)
+        policy = carried_over(state["policy"], then, policy_settings(self.config))
+        self.policy.load_state_dict(self.beginning["policy"] if policy is None else policy)
+        self._load_small(state)
         restore_random_state(state["random"])
         return Position(**state["position"])
+
+    def begin_again(self) -> Position:
+        """Puts everything but the stream to what it was before the first step, by making the weights anew."""
+        dense = replace(self.config, optimizer=replace(self.config.optimizer, table="dense"))
+        fresh = Learner.build(dense, self.manifest.format)  # seeds the generators as well
+        state = {"optimizer": fresh.optimizer.state_dict()}
+        self.learner.load(Checkpoint(path=Path(), step=0, tensors=fresh.tensors(), state=state))
+        self.policy.load_state_dict(self.beginning["policy"])
+        self._load_small(self.beginning)
+        return Position()
+
+    def _load_small(self, state: Mapping[str, Any]) -> None:
+        self.worker.load_state_dict(state["worker"])
+        self.watch.load_state_dict(state.get("watch"))
+        self.trend.load_state_dict(state.get("trend"))
+        self.recovery.load_state_dict(state.get("recovery"))
 
 
 @contextmanager
@@ -146,7 +196,9 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
             # first what is quick to refuse: the model can be large
             TrainingPrecision(name=config.model.precision, device=device).refuse_unsupported()
             table_rows = cast(int, config.model.table_rows)
-            feed = stack.enter_context(open_feed(config.data, manifest, table_rows=table_rows, device=device))
+            retries = ReadRetries(config.data.retry_seconds)
+            feed = open_feed(config.data, manifest, table_rows=table_rows, device=device, retries=retries)
+            stack.enter_context(feed)
             total_steps = config.budget.total_steps(feed.steps_per_epoch)
             scheduled_rate(config.schedule, step=0, total_steps=total_steps, peak=1.0)
             learner = Learner.build(config, manifest.format)
@@ -163,6 +215,7 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
                 forward_context=learner.precision.forward,
             )
         stack.callback(worker.close)
+        watch, trend, recovery = DivergenceWatch(config.divergence), ValidationTrend(), Recovery()
         yield TrainingState(
             learner=learner,
             feed=feed,
@@ -172,7 +225,25 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
             total_steps=total_steps,
             splits=splits,
             manifest=manifest,
+            retries=retries,
+            config=config,
+            watch=watch,
+            trend=trend,
+            recovery=recovery,
+            beginning=_small(policy, worker, watch, trend, recovery),
         )
+
+
+def _small(
+    policy: Policy, worker: StepSizeWorker, watch: DivergenceWatch, trend: ValidationTrend, recovery: Recovery
+) -> dict[str, Any]:
+    return {
+        "policy": policy.state_dict(),
+        "worker": worker.state_dict(),
+        "watch": watch.state_dict(),
+        "trend": trend.state_dict(),
+        "recovery": recovery.state_dict(),
+    }
 
 
 def data_identity(manifest: Manifest) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pipeline.shards import Manifest, cache_folder, kept_cold, why_not_dropped
 from stepsize.estimate import Estimate
 from trainer.config import Config, ConfigError
 from trainer.console import Console, ProgressLine
+from trainer.divergence import Divergence
 from trainer.job import TrainingState, open_training, step_clock
 from trainer.loop import Pairs, Position, Stop, Timetable
 from trainer.stall.comparison import StallReport, StepSample, TrialTimes, compare, times, whole_windows
@@ -101,6 +102,13 @@ class Stopwatch:
 
     def poll_save(self) -> None:
         pass
+
+    def broken_weights(self) -> None:
+        """Nothing is saved."""
+
+    def roll_back(self, position: Position, divergence: Divergence) -> bool:
+        """Never: a trial that diverges ends."""
+        return False
 
     def save_asked(self) -> bool:
         return False
