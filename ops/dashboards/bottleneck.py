@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.models import dashboard as models
 
-from ops.dashboards.panels import AnyPanel, lines, number, stacked
+from ops.dashboards.panels import AnyPanel, Board, latest, lines, stacked
 from ops.dashboards.queries import EACH, LEGEND, SELECTED, metric, named, per_run, quantile, rate
 from ops.series import PREFIX
 from ops.step_clock import DATA_BOUND_SHARE, PAUSE_BOUND_SHARE, PHASES
@@ -19,7 +19,7 @@ PHASE_COLORS = dict(
 )
 
 
-def rows() -> list[tuple[str, int, list[AnyPanel]]]:
+def _rows() -> list[tuple[str, int, list[AnyPanel]]]:
     return [
         ("Data or computing", 5, _verdict()),
         ("Where the time goes", 10, _time()),
@@ -35,7 +35,7 @@ def _share(phases: str, *, window: str = "5m") -> str:
 
 def _verdict() -> list[AnyPanel]:
     return [
-        number(
+        latest(
             "Waiting for data",
             _share("data_wait"),
             unit="percentunit",
@@ -44,7 +44,7 @@ def _verdict() -> list[AnyPanel]:
             description=f"Of the latest five minutes. From {100 * DATA_BOUND_SHARE:.0f} % on the pipeline is the "
             "bottleneck: rows are fetched ahead, so a wait that can be seen is a pipeline that cannot keep up.",
         ),
-        number(
+        latest(
             "Evaluating and saving",
             _share("evaluation|checkpoint"),
             unit="percentunit",
@@ -52,14 +52,14 @@ def _verdict() -> list[AnyPanel]:
             steps=[(None, "green"), (PAUSE_BOUND_SHARE, "orange")],
             description="Of the latest five minutes. Less of it: a longer eval.every_steps, or fewer eval.rows.",
         ),
-        number(
+        latest(
             "Measuring α*",
             _share("alpha"),
             unit="percentunit",
             decimals=1,
             description="Of the latest five minutes. Less of it: a longer stepsize.interval.",
         ),
-        number(
+        latest(
             "Batches ready",
             metric("queue_batches"),
             unit="none",
@@ -142,5 +142,9 @@ def _room() -> list[AnyPanel]:
     ]
 
 
-UID, TITLE = f"{PREFIX}-bottleneck", "Alphastream: bottleneck"
-DESCRIPTION = "Is training bound by its data or by computing, by which stage, and what should be wider?"
+BOARD = Board(
+    uid=f"{PREFIX}-bottleneck",
+    title="Alphastream: bottleneck",
+    description="Is training bound by its data or by computing, by which stage, and what should be wider?",
+    rows=_rows(),
+)

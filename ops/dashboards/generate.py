@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from grafana_foundation_sdk.builders import dashboard
@@ -12,26 +11,26 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as models
 
 from ops.dashboards import bottleneck, overview, step_size
+from ops.dashboards.panels import Board
 from ops.series import PREFIX
 
-BOARDS: tuple[ModuleType, ...] = (overview, bottleneck, step_size)
-"""Each has UID (its file's name too), TITLE, DESCRIPTION and rows()."""
+BOARDS = (overview.BOARD, bottleneck.BOARD, step_size.BOARD)
 WIDTH = 24
 DATASOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 TAG = PREFIX
 
 
-def path(board: ModuleType) -> Path:
+def path(board: Board) -> Path:
     """Where a board lies in the repository; Grafana serves it as /d/UID."""
-    return Path(__file__).with_name(f"{board.UID}.json")
+    return Path(__file__).with_name(f"{board.uid}.json")
 
 
-def build(board: ModuleType) -> dict[str, Any]:
+def build(board: Board) -> dict[str, Any]:
     """One board as plain JSON values."""
     made = (
-        dashboard.Dashboard(board.TITLE)
-        .uid(board.UID)
-        .description(board.DESCRIPTION)
+        dashboard.Dashboard(board.title)
+        .uid(board.uid)
+        .description(board.description)
         .tags([TAG, "training"])
         .readonly()
         .refresh("10s")
@@ -48,7 +47,7 @@ def build(board: ModuleType) -> dict[str, Any]:
     ):
         made = made.with_variable(_variable(name, label, within))
     row_top = 0
-    for title, height, panels in board.rows():
+    for title, height, panels in board.rows:
         made = made.with_row(dashboard.Row(title).grid_pos(models.GridPos(h=1, w=WIDTH, x=0, y=row_top)))
         width = WIDTH // len(panels)
         for column, panel in enumerate(panels):
@@ -61,7 +60,7 @@ def build(board: ModuleType) -> dict[str, Any]:
     return values
 
 
-def text(board: ModuleType) -> str:
+def text(board: Board) -> str:
     """A board as it lies in the repository."""
     return json.dumps(build(board), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 

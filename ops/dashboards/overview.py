@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ops.dashboards.panels import AnyPanel, lines, number
+from ops.dashboards.panels import AnyPanel, Board, latest, lines
 from ops.dashboards.queries import LEGEND, SELECTED, metric, named, per_run, rate, selector
 from ops.series import PREFIX
 
@@ -24,13 +24,13 @@ STATE = (
 VALIDATION_LOSS = selector("evaluation_loss", 'split="validation"')
 
 
-def rows() -> list[tuple[str, int, list[AnyPanel]]]:
+def _rows() -> list[tuple[str, int, list[AnyPanel]]]:
     return [("Alive", 4, _alive()), ("How long", 8, _progress()), ("Learning", 10, _learning()), ("Kept", 8, _kept())]
 
 
 def _alive() -> list[AnyPanel]:
     return [
-        number(
+        latest(
             "State",
             STATE,
             unit="none",
@@ -39,21 +39,21 @@ def _alive() -> list[AnyPanel]:
             description="By the exit code, which a run that is scraped at intervals waits to show. Gone without a "
             "word: the process was killed, or ended between two scrapes. The same command continues any of them.",
         ),
-        number(
+        latest(
             "Time left",
             metric("run_seconds_left"),
             unit="s",
             description="Until the budget is used up, at the speed of the latest steps and with the evaluations and "
             "checkpoints there were. Empty without a budget, and before the second step.",
         ),
-        number(
+        latest(
             "Since the last step",
             named(f"time() - {selector('last_progress_timestamp_seconds')}"),
             unit="s",
             steps=[(None, "green"), (120, "orange"), (900, "red")],
             description="Since a step, evaluation or checkpoint ended. From 15 minutes on AlphastreamStalled fires.",
         ),
-        number(
+        latest(
             "Since the last checkpoint",
             named(
                 f"time() - ({selector('last_checkpoint_timestamp_seconds')} > 0 "
@@ -64,14 +64,14 @@ def _alive() -> list[AnyPanel]:
             description="What a crash now would cost: the work since the last whole checkpoint of this process, or "
             "since its start before the first.",
         ),
-        number(
+        latest(
             "Starts",
             metric("run_starts_total"),
             unit="none",
             decimals=0,
             description="Processes that began or continued the run, this one included.",
         ),
-        number(
+        latest(
             "Best validation loss",
             named(f"min_over_time({VALIDATION_LOSS}[$__range])"),
             unit="none",
@@ -173,5 +173,9 @@ def _kept() -> list[AnyPanel]:
     ]
 
 
-UID, TITLE = PREFIX, "Alphastream"
-DESCRIPTION = "Is a run alive, how long does it take yet, and is it learning?"
+BOARD = Board(
+    uid=PREFIX,
+    title="Alphastream",
+    description="Is a run alive, how long does it take yet, and is it learning?",
+    rows=_rows(),
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from grafana_foundation_sdk.builders import common, dashboard, heatmap, prometheus, stat, timeseries
 from grafana_foundation_sdk.models import common as common_models
@@ -15,6 +16,17 @@ from ops.dashboards.queries import LEGEND
 AnyPanel = timeseries.Panel | stat.Panel | heatmap.Panel
 Steps = Sequence[tuple[float | None, str]]
 """Colors from values on, the first one's None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """One dashboard: rows of panels of one height, each with a title."""
+
+    uid: str
+    """Its address in Grafana, /d/UID, and its file's name."""
+    title: str
+    description: str
+    rows: list[tuple[str, int, list[AnyPanel]]]
 
 
 def lines(
@@ -50,7 +62,7 @@ def stacked(panel: timeseries.Panel) -> timeseries.Panel:
     return panel.fill_opacity(70).line_width(0).stacking(stacking)
 
 
-def number(
+def latest(
     title: str,
     expression: str,
     *,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ops.dashboards.panels import AnyPanel, lines, number, spread, stacked
+from ops.dashboards.panels import AnyPanel, Board, latest, lines, spread, stacked
 from ops.dashboards.queries import LEGEND, metric, named, per_run, quantile, rate, selector
 from ops.series import PREFIX
 
@@ -10,7 +10,7 @@ BUCKETS = selector("alpha_relative_bucket")
 MEASURING = per_run(rate("step_phase_seconds_total", 'phase="alpha"', window="5m"))
 
 
-def rows() -> list[tuple[str, int, list[AnyPanel]]]:
+def _rows() -> list[tuple[str, int, list[AnyPanel]]]:
     return [
         ("Is the rate right", 5, _verdict()),
         ("Rate", 10, _rate()),
@@ -21,7 +21,7 @@ def rows() -> list[tuple[str, int, list[AnyPanel]]]:
 
 def _verdict() -> list[AnyPanel]:
     return [
-        number(
+        latest(
             "α*, times the applied step",
             metric("alpha_pooled_relative"),
             unit="none",
@@ -29,17 +29,17 @@ def _verdict() -> list[AnyPanel]:
             description="The one factor by which the latest 200 measured steps should have been longer; 1 is right. "
             "Nothing before the tenth estimate.",
         ),
-        number(
+        latest(
             "± (95 %)",
             named(f"1.96 * {selector('alpha_pooled_relative_standard_error')}"),
             unit="none",
             decimals=2,
             description="Half the width of its confidence interval: while 1 lies inside, the rate may be right.",
         ),
-        number(
+        latest(
             "Rate applied", metric("learning_rate"), unit="sci", description="The learning rate of the latest step."
         ),
-        number(
+        latest(
             "Rate proposed by α*",
             metric("learning_rate_proposed"),
             unit="sci",
@@ -129,5 +129,9 @@ def _measuring() -> list[AnyPanel]:
     ]
 
 
-UID, TITLE = f"{PREFIX}-step-size", "Alphastream: step size"
-DESCRIPTION = "Is the learning rate right, by what α* measures, and how sure is that?"
+BOARD = Board(
+    uid=f"{PREFIX}-step-size",
+    title="Alphastream: step size",
+    description="Is the learning rate right, by what α* measures, and how sure is that?",
+    rows=_rows(),
+)

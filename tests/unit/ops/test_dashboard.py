@@ -15,7 +15,7 @@ from ops.metrics import Metrics
 from ops.step_clock import PHASES
 
 COMMITTED: dict[str, dict[str, Any]] = {
-    board.UID: json.loads(generate.path(board).read_text(encoding="utf-8")) for board in generate.BOARDS
+    board.uid: json.loads(generate.path(board).read_text(encoding="utf-8")) for board in generate.BOARDS
 }
 PANELS: list[dict[str, Any]] = [panel for board in COMMITTED.values() for panel in board["panels"]]
 EXPRESSIONS = sorted({target["expr"] for panel in PANELS for target in panel.get("targets", [])})
