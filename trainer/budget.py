@@ -46,9 +46,14 @@ class EvalConfig:
     """Rows of each split to evaluate on, from its start; by default all of them."""
     splits: tuple[str, ...] = ("validation", "test")
     """Splits to evaluate on; `train` may be among them."""
+    progressive: bool | None = None
+    """Whether rows are scored before they are trained on: loss, AUC and calibration of the training batches
+    themselves, as split `progressive`, of rows that come for the first time. By default with data.follow only."""
+    progressive_rows: int = 1 << 20
+    """Rows that each such figure is taken over."""
 
     def __post_init__(self) -> None:
-        for name in ("every_steps", "every_seconds", "rows"):
+        for name in ("every_steps", "every_seconds", "rows", "progressive_rows"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"eval.{name} is {value}; give a positive number or leave it out")

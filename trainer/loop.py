@@ -15,7 +15,7 @@ from stepsize.estimate import Estimate
 from stepsize.policies import Policy
 from stepsize.worker import StepSizeWorker
 from trainer.budget import BudgetConfig, EvalConfig
-from trainer.learner import HostCopy
+from trainer.learner import Evaluation, HostCopy, ProgressiveValidation
 from trainer.records import CheckpointConfig
 from trainer.step import TrainStep
 
@@ -124,6 +124,7 @@ class Observer(Protocol):
     def on_pause(self, timing: StepTiming) -> None: ...
     def on_estimate(self, estimate: Estimate) -> None: ...
     def on_message(self, message: str, *, step: int) -> None: ...
+    def on_evaluation(self, evaluation: Evaluation, *, step: int, seconds: float, training_seconds: float) -> None: ...
 
 
 class Pairs(Protocol):
@@ -160,6 +161,8 @@ class Loop:
     host: Host
     observer: Observer
     position: Position = field(default_factory=Position)
+    progressive: ProgressiveValidation | None = None
+    """What `train_step` tells of every batch, for its figures to be told when the step's time is read."""
     _unread: deque[_UnreadStep] = field(default_factory=deque, init=False)
     _nonfinite: int = field(default=0, init=False)
 
@@ -227,6 +230,13 @@ class Loop:
             self.position.training_seconds += timing.seconds
             record = {**unread.record, "seconds": timing.seconds, "phases": timing.phases, "loss": loss}
             self.observer.on_step(record, timing, self.position.training_seconds)
+            self._tell_progress(record["step"])
+
+    def _tell_progress(self, step: int) -> None:
+        window = None if self.progressive is None else self.progressive.take(step)
+        if window is not None:
+            seconds = self.position.training_seconds
+            self.observer.on_evaluation(window, step=step + 1, seconds=0.0, training_seconds=seconds)
 
     def _take_estimates(self, estimates: list[Estimate], *, step: int) -> None:
         for estimate in estimates:

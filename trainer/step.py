@@ -13,7 +13,7 @@ from ops.step_clock import StepClock
 from pipeline.device import DevicePair
 from stepsize.policies import set_learning_rate
 from stepsize.worker import StepSizeWorker
-from trainer.learner import TrainingPrecision, WeightAverage
+from trainer.learner import ProgressiveValidation, TrainingPrecision, WeightAverage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class TrainStep:
     average: WeightAverage | None
     clock: StepClock
     precision: TrainingPrecision = TrainingPrecision()  # noqa: RUF009 (frozen)
+    progressive: ProgressiveValidation | None = None
+    """Told of every batch before it moves the weights."""
 
     def __call__(self, pair: DevicePair, *, step: int, learning_rate: float, measure: bool) -> Tensor:
         """Trains on `pair.b2` at `learning_rate` and returns its mean loss at θ0, a scalar still on the device.
@@ -39,6 +41,9 @@ class TrainStep:
             with self.precision.forward():
                 logits = self.model(*inputs)
             loss = binary_cross_entropy_with_logits(logits.float(), pair.b2.label)
+            if self.progressive is not None:
+                epochs = {"epoch": pair.epoch, "next_epoch": pair.position.epoch}
+                self.progressive.add(logits, pair.b2.label, step=step, **epochs)
         with self.clock.phase("backward"):
             self.optimizer.zero_grad(set_to_none=True)
             with self.precision.backward():

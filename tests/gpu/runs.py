@@ -120,6 +120,9 @@ class _Outside:
     def on_message(self, message: str, *, step: int) -> None:
         pass
 
+    def on_evaluation(self, evaluation: Any, *, step: int, seconds: float, training_seconds: float) -> None:
+        pass
+
 
 def settings(data: Path, /, *, policy: str = "observe", steps: int = STEPS, **sections: Mapping[str, Any]) -> Any:
     """A configuration that measures a third of the steps, five in a row; `sections` add to it or replace."""

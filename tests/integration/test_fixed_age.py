@@ -103,6 +103,9 @@ class Outside:
     def on_message(self, message: str, *, step: int) -> None:
         self.ended.messages.append(message)
 
+    def on_evaluation(self, evaluation: Any, *, step: int, seconds: float, training_seconds: float) -> None:
+        pass
+
 
 def config_of(data: Path, policy: str, delay: int, **stepsize: Any) -> Config:
     values = {

@@ -22,7 +22,7 @@ from trainer.config import Config, ConfigError, config_errors
 from trainer.job.decided import with_delay
 from trainer.job.device import training_stream
 from trainer.job.learner import Learner, model_columns, training_device
-from trainer.learner import TrainingPrecision, learning_rate, scheduled_rate
+from trainer.learner import ProgressiveValidation, TrainingPrecision, learning_rate, scheduled_rate
 from trainer.loop import Host, Loop, Observer, Pairs, Position, Timetable
 from trainer.records import Checkpoint, checkpoint_files, random_state, restore_random_state, write_checkpoint
 from trainer.step import TrainStep, first_click_rows
@@ -44,6 +44,8 @@ class TrainingState:
     """The splits to evaluate on, in order: those asked for that have rows."""
     manifest: Manifest
     """Of the data folder."""
+    progressive: ProgressiveValidation | None = None
+    """None if the batches are not scored."""
 
     def loop(
         self,
@@ -66,6 +68,7 @@ class TrainingState:
                 average=learner.average,
                 clock=clock,
                 precision=learner.precision,
+                progressive=self.progressive,
             ),
             policy=self.policy,
             scheduled_rate=self.scheduled_rate,
@@ -73,6 +76,7 @@ class TrainingState:
             host=host,
             observer=observer,
             position=Position() if position is None else position,
+            progressive=self.progressive,
         )
 
     def content(
@@ -87,6 +91,7 @@ class TrainingState:
             "optimizer": self.learner.optimizer.state_dict(),
             "policy": self.policy.state_dict(),
             "worker": self.worker.state_dict(),
+            "progressive": None if self.progressive is None else self.progressive.state_dict(),
             "random": random_state(),
             "records": records,
         }
@@ -120,6 +125,9 @@ class TrainingState:
         self.feed.load_state_dict(state["feed"])
         self.policy.load_state_dict(state["policy"])
         self.worker.load_state_dict(state["worker"])
+        open_window = state.get("progressive")  # none of earlier versions
+        if self.progressive is not None and open_window is not None:
+            self.progressive.load_state_dict(open_window)
         restore_random_state(state["random"])
         return Position(**state["position"])
 
@@ -169,7 +177,18 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
             total_steps=total_steps,
             splits=splits,
             manifest=manifest,
+            progressive=_progressive(config, learner),
         )
+
+
+def _progressive(config: Config, learner: Learner) -> ProgressiveValidation | None:
+    """What scores the training batches, if it is asked for, or by default where a log is followed."""
+    asked = config.data.follow if config.eval.progressive is None else config.eval.progressive
+    if not asked:
+        return None
+    return ProgressiveValidation(
+        window_rows=config.eval.progressive_rows, once=config.data.follow, device=learner.device
+    )
 
 
 def data_identity(manifest: Manifest) -> dict[str, Any]:

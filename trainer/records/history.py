@@ -21,7 +21,7 @@ Column = NDArray[np.float64]
 
 STEP_FIELDS = ("step", "epoch", "rows", "loss", "learning_rate", "scheduled_rate", "seconds")
 ALPHA_FIELDS = ("step", "age", "slope", "curvature", "relative", "absolute", "standard_error", "learning_rate")
-EVALUATION_FIELDS = ("step", "loss", "auc", "normalized_entropy", "rows", "seconds", "training_seconds")
+EVALUATION_FIELDS = ("step", "loss", "auc", "normalized_entropy", "calibration", "rows", "seconds", "training_seconds")
 VARIANTS = ("biased", "hybrid")
 ENDS = {
     "budget": "the budget is reached",

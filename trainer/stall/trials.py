@@ -21,6 +21,7 @@ from stepsize.estimate import Estimate
 from trainer.config import Config, ConfigError
 from trainer.console import Console, ProgressLine
 from trainer.job import TrainingState, open_training, step_clock
+from trainer.learner import Evaluation
 from trainer.loop import Pairs, Position, Stop, Timetable
 from trainer.stall.comparison import StallReport, StepSample, TrialTimes, compare, times, whole_windows
 from trainer.stall.pairs import PairShape, RememberedPairs, RepeatedPair
@@ -88,6 +89,9 @@ class Stopwatch:
         pass
 
     def on_message(self, message: str, *, step: int) -> None:
+        pass
+
+    def on_evaluation(self, evaluation: Evaluation, *, step: int, seconds: float, training_seconds: float) -> None:
         pass
 
     def evaluate(self, position: Position) -> None:
