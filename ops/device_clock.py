@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -71,6 +71,8 @@ class DeviceClock(StepClock):
         self._unread: deque[_Marks] = deque()
         self._last: Any = None
         """The end of the last step that was read, as a mark; None after a pause."""
+        self._given_up: list[Span] = []
+        """When the host waited for rows of steps that were abandoned."""
         self._drains: list[Span] = []
         """When the host waited for α* between steps."""
         self._waits_since: int | None = None
@@ -90,16 +92,20 @@ class DeviceClock(StepClock):
             with super().phase(name):
                 yield
         elif name == "data_wait":
-            with self._waiting(self._begun().waits):
+            with self._noted(name), self._waiting(self._begun().waits):
                 yield
         elif self._step is None:
             assert name == "alpha", f"{name} begins with steps in flight"
-            with self._waiting(self._drains):
+            with self._noted(name), self._waiting(self._drains):
                 yield
         else:
             assert name in QUEUED_PHASES, f"{name} begins within a step"
-            with self._queued(name):
+            with self._noted(name), self._queued(name):
                 yield
+
+    def pause_phase(self, name: str) -> AbstractContextManager[None]:
+        assert self._step is None and not self._unread, "a pause begins when all steps are read"  # noqa: PT018
+        return super().phase(name)
 
     def handed_over(self, wait: QueueWait | None) -> None:
         """The rows of the step are there, for the device behind `wait`; None: they were complete already."""
@@ -113,6 +119,15 @@ class DeviceClock(StepClock):
             step.marks += (wait.began, wait.ended)
             step.parts.append("transfer")
 
+    def abandon_step(self) -> None:
+        """As `StepClock.abandon_step`: what the device stood still for is `data_wait` of the last step in flight, or
+        of the pause that comes, or of the next step if there is one first.
+        """
+        step, self._step = self._step, None
+        if step is not None:
+            assert not step.marks, "a step with rows is not given up"
+            self._given_up += step.waits
+
     def end_step(self) -> Callable[[], StepTiming]:
         """Marks the step's end; gives what waits for the device to get there and reads the step, first in first out."""
         step = self._step
@@ -121,6 +136,7 @@ class DeviceClock(StepClock):
         self._step = None
         with self._lock:
             self._unread.append(step)
+        self._step_ended()
         return lambda: self._read(step)
 
     def finish_step(self) -> StepTiming:
@@ -129,6 +145,10 @@ class DeviceClock(StepClock):
 
     def finish_outside(self) -> StepTiming:
         assert not self._unread, "a pause begins when all steps are read"
+        with self._lock:
+            began = self._mark
+            self._charge()
+            self._move_given_up((began, self._mark), self._interval)
         return super().finish_outside()
 
     def open_phases(self) -> dict[str, float]:
@@ -142,7 +162,7 @@ class DeviceClock(StepClock):
 
     def _begun(self) -> _Marks:
         if self._step is None:
-            self._step = _Marks()
+            self._step, self._given_up = _Marks(waits=self._given_up), []
         return self._step
 
     @contextmanager
@@ -211,8 +231,21 @@ class DeviceClock(StepClock):
             waited = shared((self._mark, self._mark + rest), self._drains)
             spent["alpha"] += waited
             spent["other"] += rest - waited
+            self._move_given_up((self._mark, self._mark + rest), spent)
             self._mark += rest
         self._last, self._drains = None, []
+
+    def _open_wait(self, now: int) -> int:
+        if self._waits_since is None:
+            return super()._open_wait(now)
+        return self._passed(now)["data_wait"]
+
+    def _move_given_up(self, span: Span, spent: dict[str, int]) -> None:
+        """Gives to `data_wait` what of `span`, counted as `other`, passed in waiting for rows that did not come."""
+        waited = min(shared(span, self._given_up), spent["other"])
+        spent["data_wait"] += waited
+        spent["other"] -= waited
+        self._given_up = []
 
     def _passed(self, now: int) -> dict[str, int]:
         """Phases of the steps in flight that the device is through with, and of its waiting for rows after them."""

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -18,6 +18,10 @@ NANOSECONDS = 1_000_000_000
 
 DATA_BOUND_SHARE = 0.1
 """From this share of the time on, waiting for rows bounds training."""
+
+
+LONG_WAIT_SECONDS = 10.0
+"""A wait for the first rows of all is a verdict from then on; until then it is a beginning."""
 
 
 class BoundKind(StrEnum):
@@ -35,7 +39,8 @@ class BoundKind(StrEnum):
 class Bound:
     """The verdict over the most recent steps.
 
-    `data_share` = Σ data_wait / Σ wall time of those steps, in 0..1; `seconds` is that wall time.
+    `data_share` = Σ data_wait / Σ wall time of those steps, in 0..1; `seconds` is that wall time. A wait for rows that
+    is open counts in both, so that the verdict doesn't stand still while the run does.
     """
 
     kind: BoundKind
@@ -72,6 +77,16 @@ class StepTiming:
     def phases(self) -> dict[str, float]:
         """Seconds of every phase of `PHASES`, zeros included."""
         return {name: spent / NANOSECONDS for name, spent in self.phase_nanoseconds.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenPhase:
+    """What the thread of the training loop is at, and for how many seconds: since it last began or ended a phase."""
+
+    name: str
+    seconds: float
+    steps: int
+    """Steps whose launch has ended by now."""
 
 
 class QueueWait(Protocol):
@@ -120,6 +135,9 @@ class StepClock:
         self._recent: deque[StepTiming] = deque(maxlen=recent_steps)
         self._first: StepTiming | None = None
         self._mark = self._now()
+        self._host_phase: tuple[str, int] = ("other", self._mark)
+        """Phase of the loop's thread, and since when; replaced as a whole."""
+        self._ended_steps = 0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -129,15 +147,35 @@ class StepClock:
         """
         if name not in self._interval:
             raise ValueError(f"phase {name!r} is not known; use one of {', '.join(PHASES)}")
-        with self._lock:
-            self._charge()
-            self._open.append(name)
+        with self._noted(name):
+            with self._lock:
+                self._charge()
+                self._open.append(name)
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self._charge()
+                    self._open.pop()
+
+    def pause_phase(self, name: str) -> AbstractContextManager[None]:
+        """As `phase`, for the host's own time while no step is on its way, whatever the phase is of a step."""
+        return self.phase(name)
+
+    def open_phase(self) -> OpenPhase:
+        """What the loop's thread is at now, the host's view on any device; `other` outside of all phases."""
+        name, since = self._host_phase
+        return OpenPhase(name=name, seconds=max(self._now() - since, 0) / NANOSECONDS, steps=self._ended_steps)
+
+    @contextmanager
+    def _noted(self, name: str) -> Iterator[None]:
+        """Within it `open_phase` is `name`."""
+        before = self._host_phase[0]
+        self._host_phase = (name, self._now())
         try:
             yield
         finally:
-            with self._lock:
-                self._charge()
-                self._open.pop()
+            self._host_phase = (before, self._now())
 
     @property
     def in_flight_steps(self) -> int:
@@ -146,6 +184,9 @@ class StepClock:
 
     def handed_over(self, wait: QueueWait | None) -> None:
         """The rows of the step are there; `wait` is a device's for their copy, which the host's clock doesn't see."""
+
+    def abandon_step(self) -> None:
+        """The wait for the rows of the step was given up before they came; the time of it stays `data_wait`."""
 
     def end_step(self) -> Callable[[], StepTiming]:
         """End the step, and give what reads its time, to be called in the order of the steps."""
@@ -157,6 +198,7 @@ class StepClock:
         with self._lock:
             timing = self._finish()
             self._count(timing)
+        self._step_ended()
         return timing
 
     @property
@@ -180,18 +222,27 @@ class StepClock:
             return {name: spent / NANOSECONDS for name, spent in self._totals.items()}
 
     def recent_phases(self) -> dict[str, float]:
-        """Seconds of every phase over the steps that `bound` looks at."""
+        """Seconds of every phase over the steps that `bound` looks at, and of a wait for rows that is open now."""
         with self._lock:
-            recent = list(self._recent)
-        return {name: sum(step.phase_nanoseconds[name] for step in recent) / NANOSECONDS for name in PHASES}
+            recent, waiting = list(self._recent), self._open_wait(self._now())
+        spent = {name: sum(step.phase_nanoseconds[name] for step in recent) for name in PHASES}
+        spent["data_wait"] += waiting
+        return self._seconds(spent)
 
     def bound(self) -> Bound:
-        """Whether the most recent steps were bound by data or by computing."""
+        """Whether the most recent steps, and a wait for rows that is open now, were bound by data or by computing."""
         with self._lock:
-            recent = list(self._recent)
-        total = sum(step.nanoseconds for step in recent)
-        share = sum(step.phase_nanoseconds["data_wait"] for step in recent) / total if total else 0.0
+            recent, waiting = list(self._recent), self._open_wait(self._now())
+        if not recent and waiting < LONG_WAIT_SECONDS * NANOSECONDS:
+            waiting = 0
+        total = waiting + sum(step.nanoseconds for step in recent)
+        waited = waiting + sum(step.phase_nanoseconds["data_wait"] for step in recent)
+        share = waited / total if total else 0.0
         return bound_of(share, seconds=total / NANOSECONDS, steps=len(recent), data_bound_share=self._threshold)
+
+    def _step_ended(self) -> None:
+        self._ended_steps += 1
+        self._host_phase = (self._host_phase[0], self._now())
 
     def _charge(self) -> None:
         """Give the time since the last change to the phase that ran."""
@@ -207,6 +258,10 @@ class StepClock:
         """Of the interval since the last finish; the caller holds the lock."""
         running = {self._running: self._interval[self._running] + max(now - self._mark, 0)}
         return self._seconds({**self._interval, **running})
+
+    def _open_wait(self, now: int) -> int:
+        """Nanoseconds of the wait for rows that is open now, 0 if none is; the caller holds the lock."""
+        return self._interval["data_wait"] + max(now - self._mark, 0) if self._running == "data_wait" else 0
 
     @staticmethod
     def _seconds(spent: Mapping[str, int]) -> dict[str, float]:

@@ -15,6 +15,10 @@ class FetchError(StorageError):
     """Rows that lie elsewhere could not be brought here, which says nothing about whether they are damaged."""
 
 
+class InterruptedWaitError(Exception):
+    """A wait for rows was ended before they came, because something else was asked for; nothing is lost by it."""
+
+
 def cause_of(error: BaseException) -> str:
     """The reason alone, on one line, without what Python adds around it."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from ops.step_clock import QueueWait, StepClock, StepTiming
 from pipeline.device import DevicePair
+from pipeline.errors import InterruptedWaitError
 from stepsize.estimate import Estimate
 from stepsize.policies import Policy
 from stepsize.worker import StepSizeWorker
@@ -116,6 +117,10 @@ class Host(Protocol):
         """Whether a signal asked the run to stop."""
         ...
 
+    def save_asked(self) -> bool:
+        """Whether a signal asked for a checkpoint of now; once for however many asked."""
+        ...
+
 
 class Observer(Protocol):
     """What the loop tells the outside; it never decides anything."""
@@ -186,15 +191,19 @@ class Loop:
             self.host.poll_save()
             if self.timetable.evaluation_due(self.position):
                 self._evaluate()
-            elif self.timetable.checkpoint_due(self.position):
+            elif self.timetable.checkpoint_due(self.position) or self.host.save_asked():
                 self._save()
             else:
                 self._train()
         return self._finish(stop)
 
     def _train(self) -> None:
-        with self.clock.phase("data_wait"):
-            pair = next(self.feed)
+        try:
+            with self.clock.phase("data_wait"):
+                pair = next(self.feed)
+        except InterruptedWaitError:  # by what the loop asks for before its next step
+            self.clock.abandon_step()
+            return
         self.clock.handed_over(self.feed.last_wait)
         self._step(pair)
 

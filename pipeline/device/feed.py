@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,8 @@ from torchdata.nodes import BaseNode, Prefetcher
 from pipeline.device.model_inputs import ModelInputs
 from pipeline.device.ring import Uploader
 from pipeline.device.streams import hand_over
-from pipeline.errors import InputError
+from pipeline.errors import InputError, InterruptedWaitError
+from pipeline.reads import POLL_SECONDS, never
 from pipeline.rows import BatchPair, HostPairs, OncePerBatch, PairSpans, RowPosition, RowReader
 from pipeline.schema import LogFormat
 from pipeline.stages import StageTotals
@@ -106,6 +108,8 @@ class PairNode(BaseNode["Made | Exception"]):
         self._reader, self._maker = reader, maker
         self._ended = False
         self._thread: threading.Thread | None = None
+        self._items = 0
+        self._another = threading.Condition()
 
     def next(self) -> Made | Exception:
         self._thread = threading.current_thread()
@@ -115,9 +119,29 @@ class PairNode(BaseNode["Made | Exception"]):
             item = self._maker.make()
         except Exception as error:
             self._ended = True
-            return error
-        self.made += 1
+            item = error
+        else:
+            self.made += 1
+        with self._another:
+            self._items += 1
+            self._another.notify_all()
         return item
+
+    def wait_for(self, items: int, interrupted: Callable[[], bool], *, seconds: float = math.inf) -> bool:
+        """Waits until so many items, an error included, were given out; whether they were within `seconds`.
+
+        Raises: InterruptedWaitError once `interrupted` while they are waited for.
+        """
+        end = time.monotonic() + seconds
+        with self._another:
+            while self._items < items:
+                left = end - time.monotonic()
+                if left <= 0:
+                    return False
+                self._another.wait(min(left, POLL_SECONDS))
+                if self._items < items and interrupted():
+                    raise InterruptedWaitError
+        return True
 
     def get_state(self) -> dict[str, Any]:
         return {}  # the feed knows its position
@@ -160,8 +184,9 @@ class Feed:
         self.last_wait: StreamWait | None = None
         """Of the caller's stream for the last pair; None: that was complete. The host waits for no copy."""
         self._make_node, self._stages, self._prefetch = make_node, stages, prefetch_batches
+        self.interrupted: Callable[[], bool] = never
+        """Whether a wait for rows, the caller's of `next` and `fill`, is to end before they come."""
         self._running: tuple[PairNode, Prefetcher[Made | Exception]] | None = None
-        self._first: Made | Exception | None = None
         self._handed_out = 0
         self._position = self._checked(position)
 
@@ -173,21 +198,18 @@ class Feed:
     def __iter__(self) -> Feed:
         return self
 
-    def fill(self) -> None:
+    def fill(self, *, seconds: float = math.inf) -> bool:
         """Waits for the first pair, which `next` then gives: for what it costs to begin, compilation included.
 
-        Does nothing once the feed is going. An error waits for `next`.
+        Returns whether it is there after `seconds`. Does nothing once the feed is going. An error waits for `next`.
+        Raises: InterruptedWaitError, as `next` does.
         """
-        if self._running is None:
-            self._first = self._begun()
+        return self._handed_out > 0 or self._going()[0].wait_for(1, self.interrupted, seconds=seconds)
 
     def __next__(self) -> DevicePair:
-        if self._running is None:
-            item = self._begun()
-        elif self._first is not None:
-            item, self._first = self._first, None
-        else:
-            item = next(self._running[1])
+        """The next pair. Raises: InterruptedWaitError once `interrupted` while it is waited for; it comes next time."""
+        self._going()[0].wait_for(self._handed_out + 1, self.interrupted)
+        item = next(self._going()[1])  # no name for the prefetcher, which `close` lets go of
         if isinstance(item, Exception):
             self.close()
             raise item
@@ -220,12 +242,13 @@ class Feed:
         return self._stages.totals()
 
     def close(self) -> None:
-        """Stops the threads and waits for them; `next` afterwards starts anew at `position`."""
+        """Stops the threads and waits for them, but not for a read that hangs; `next` afterwards starts anew at
+        `position`."""
         if self._running is not None:
             source = self._running[0]
             source.stop()
             # the prefetcher goes with its last reference, and tells its thread to end
-            self._running = self._first = None
+            self._running = None
             source.join()
 
     def __enter__(self) -> Feed:
@@ -234,12 +257,14 @@ class Feed:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self.close()
 
-    def _begun(self) -> Made | Exception:
-        """Sets the threads going, and waits for their first pair."""
-        source = self._make_node(self._position)
-        prefetched = Prefetcher(source, self._prefetch, snapshot_frequency=0)
-        self._running, self._handed_out = (source, prefetched), 0
-        return next(prefetched)
+    def _going(self) -> tuple[PairNode, Prefetcher[Made | Exception]]:
+        """What makes the pairs, set going if it isn't."""
+        if self._running is None:
+            source = self._make_node(self._position)
+            prefetched = Prefetcher(source, self._prefetch, snapshot_frequency=0)
+            prefetched.reset()
+            self._running, self._handed_out = (source, prefetched), 0
+        return self._running
 
     def _checked(self, position: RowPosition) -> RowPosition:
         if position.epoch < 0 or not 0 <= position.row < self.rows_per_epoch:

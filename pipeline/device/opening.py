@@ -13,6 +13,7 @@ from pipeline.device.model_inputs import ModelInputs
 from pipeline.device.ring import make_uploader
 from pipeline.device.streams import hand_over
 from pipeline.errors import InputError
+from pipeline.reads import never
 from pipeline.rows import (
     GroupReader,
     HostPairs,
@@ -90,11 +91,13 @@ def open_rows(
     split: str,
     batch_rows: int,
     limit_rows: int | None = None,
+    interrupted: Callable[[], bool] = never,
 ) -> Iterator[ModelInputs]:
     """The rows of `split` in file order, each once, in batches of `batch_rows` (the last may be shorter).
 
     `limit_rows` ends it early. Threads end with the iterator. On CUDA a batch is for the stream that is current where
-    it is asked for, and the host does not wait for its copy. Raises: as `open_feed`, when first asked for a batch.
+    it is asked for, and the host does not wait for its copy. Raises: as `open_feed`, when first asked for a batch;
+    InterruptedWaitError once `interrupted` while rows are waited for.
     """
     order = _order(manifest, split, seed=0, shuffle="none", window_groups=1, limit_rows=limit_rows)
     stages = StageTotals()
@@ -104,7 +107,7 @@ def open_rows(
     try:
         uploader = make_uploader(device, table_rows=table_rows, stages=stages, role="evaluation")
         for start in range(0, end, batch_rows):
-            batch = reader.read(0, start, min(start + batch_rows, end))
+            batch = reader.read(0, start, min(start + batch_rows, end), interrupted=interrupted)
             inputs = uploader.upload(batch)
             hand_over(inputs, uploader.mark())
             if batch.rows:

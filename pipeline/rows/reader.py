@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from itertools import count, islice, pairwise
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from pipeline.errors import FetchError, StorageError
+from pipeline.reads import ReaderThreads, awaited, never
 from pipeline.rows.buffers import BufferPool
 from pipeline.rows.choices import OnDamage
 from pipeline.rows.columns import mix_rows
@@ -83,24 +84,25 @@ class RowReader:
         self._dense, self._columns = len(log_format.dense), len(log_format.dense) + len(log_format.sparse)
         self._label_type = np.float32 if encoded else np.uint8
         self._ahead = 1 if order.shuffle == "rows" else 2 * threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="alphastream-reader")
+        self._pool = ReaderThreads(threads, name="reader")
         self._lock = threading.Lock()
         self._loads: dict[tuple[int, int], _Load] = {}
         self._buffers = BufferPool(spare=8 if order.shuffle == "rows" else 4 * self._ahead)
         self._closed = False
 
-    def read(self, epoch: int, start: int, stop: int) -> RowBatch:
+    def read(self, epoch: int, start: int, stop: int, *, interrupted: Callable[[], bool] = never) -> RowBatch:
         """Rows [start, stop) of `epoch`.
 
         Raises: StorageError naming shard and row group if a row group cannot be read or is damaged, and damage is not
-        to be skipped; FetchError if a shard cannot be fetched; InputError if the cache is too small for one.
+        to be skipped; FetchError if a shard cannot be fetched; InputError if the cache is too small for one;
+        InterruptedWaitError once `interrupted` while they are waited for.
         """
         first = self.order.window_at(epoch, start)
         last = self.order.window_at(epoch, stop - 1)
         self._keep(epoch, first, last)
         loads = [self._loads[epoch, index] for index in range(first, last + 1)]
         for load in loads:
-            load.ready.result()
+            awaited(load.ready, interrupted)
         with self.stages.timed("collate", stop - start):
             labels, values = zip(*(load.part(start, stop) for load in loads), strict=True)
             whole = len(loads) == 1
@@ -116,13 +118,14 @@ class RowReader:
         )
 
     def close(self) -> None:
-        """Stops the threads and waits for them; a `read` still waiting raises CancelledError."""
+        """Stops the threads and waits for them, but not for a read that hangs; a `read` still waiting raises
+        CancelledError."""
         with self._lock:
             self._closed = True
             for load in self._loads.values():
                 load.ready.cancel()
         self._groups.close()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.close()
         self._loads.clear()
 
     def _keep(self, epoch: int, first: int, last: int) -> None:

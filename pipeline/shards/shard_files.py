@@ -7,13 +7,14 @@ import os
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from contextlib import closing, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
 from pipeline.errors import FetchError, InputError, StorageError
+from pipeline.reads import CLOSE_SECONDS, ReaderThreads
 from pipeline.shards.manifest import Manifest, Shard
 from pipeline.shards.remote import RemoteFolder
 from pipeline.shards.shard_cache import Download, ShardCache
@@ -49,7 +50,7 @@ class ShardFiles(Protocol):
         ...
 
     def close(self) -> None:
-        """Ends what goes on in the background; an `open` that waits raises an error."""
+        """Ends what goes on in the background, but for reads that hang; an `open` that waits raises an error."""
         ...
 
 
@@ -136,7 +137,7 @@ class RemoteShards:
 
     def __init__(self, folder: RemoteFolder, shards: Sequence[Shard], cache: ShardCache, stages: StageTotals) -> None:
         self._folder, self._shards, self._cache, self._stages = folder, shards, cache, stages
-        self._pool = ThreadPoolExecutor(DOWNLOAD_THREADS, thread_name_prefix="alphastream-download")
+        self._pool = ReaderThreads(DOWNLOAD_THREADS, name="download")
         self._closing = threading.Event()
         self._changed = threading.Condition()
         self._wanted: list[int] = []
@@ -194,8 +195,8 @@ class RemoteShards:
         with self._changed:
             self._closing.set()
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._busy)
-        self._pool.shutdown(wait=True, cancel_futures=True)
+            self._changed.wait_for(lambda: not self._busy, CLOSE_SECONDS)
+        self._pool.close()
         self._cache.close()
 
     def _missing(self) -> Iterator[int]:

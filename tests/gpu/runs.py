@@ -101,6 +101,9 @@ class _Outside:
     def poll_save(self) -> None:
         pass
 
+    def save_asked(self) -> bool:
+        return False
+
     def drain_save(self) -> None:
         pass
 

@@ -85,6 +85,9 @@ class Outside:
     def poll_save(self) -> None:
         pass
 
+    def save_asked(self) -> bool:
+        return False
+
     def drain_save(self) -> None:
         pass
 

@@ -103,6 +103,9 @@ class Stopwatch:
     def poll_save(self) -> None:
         pass
 
+    def save_asked(self) -> bool:
+        return False
+
     def drain_save(self) -> None:
         pass
 

@@ -133,6 +133,9 @@ class Scene:
     def poll_save(self) -> None:
         self.polls += 1
 
+    def save_asked(self) -> bool:
+        return False
+
     def drain_save(self) -> None:
         self.events.append(("drain", self.position.step))
 

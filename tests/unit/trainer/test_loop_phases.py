@@ -98,6 +98,9 @@ class Scene:
     def stopping(self) -> bool:
         return False
 
+    def save_asked(self) -> bool:
+        return False
+
     def run(self, feed: Any, *, steps: int, every: int | None = None) -> Position:
         me = cast(Any, self)
         loop = Loop(
