@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
 from ops.step_clock import QueueWait, StepClock, StepTiming
 from pipeline.device import DevicePair
-from pipeline.errors import InterruptedWaitError
+from pipeline.errors import InterruptedWaitError, NoRowsYetError
 from stepsize.estimate import Estimate
 from stepsize.policies import Policy
 from stepsize.worker import StepSizeWorker
@@ -24,12 +25,17 @@ NONFINITE_STEPS = 5
 """So many consecutive steps whose loss is not finite are called divergence."""
 
 
+WAIT_SECONDS = 1.0
+"""Between what the host does while the log is waited for."""
+
+
 class Stop(Enum):
     """Why a run stopped; the value is the command's exit code."""
 
     BUDGET = (0, "the budget is reached")
     TARGET = (0, "the target is reached")
     DIVERGED = (3, "training diverged")
+    IDLE = (0, "no new rows came")
     INTERRUPTED = (143, "stopped by a signal; resumable")
 
     @property
@@ -117,6 +123,10 @@ class Host(Protocol):
         """Whether a signal asked the run to stop."""
         ...
 
+    def awaiting_rows(self) -> AbstractContextManager[Callable[[], bool]]:
+        """Within it the run waits for its log to grow; gives what is asked every WAIT_SECONDS whether it still is to."""
+        ...
+
     def save_asked(self) -> bool:
         """Whether a signal asked for a checkpoint of now; once for however many asked."""
         ...
@@ -141,6 +151,10 @@ class Pairs(Protocol):
         ...
 
     def __next__(self) -> DevicePair: ...
+
+    def await_rows(self, seconds: float) -> bool:
+        """After NoRowsYetError: whether rows are on their way now, or within `seconds`."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +184,8 @@ class Loop:
     """What `train_step` tells of every batch, for its figures to be told when the step's time is read."""
     _unread: deque[_UnreadStep] = field(default_factory=deque, init=False)
     _nonfinite: int = field(default=0, init=False)
+    _idle: bool = field(default=False, init=False)
+    """No new rows came for so long that the host wants to wait no more."""
 
     @property
     def clock(self) -> StepClock:
@@ -204,8 +220,27 @@ class Loop:
         except InterruptedWaitError:  # by what the loop asks for before its next step
             self.clock.abandon_step()
             return
+        except NoRowsYetError:
+            self.clock.abandon_step()
+            self._await_rows()
+            return
         self.clock.handed_over(self.feed.last_wait)
         self._step(pair)
+
+    def _await_rows(self) -> None:
+        """Waits for the log to grow, or until the host has something else to do; what there is is saved before.
+
+        It is no part of a step: not of its time, nor of the training time that a budget counts.
+        """
+        self._settle()
+        if self.position.step != self.position.last_checkpoint_step:
+            self._save()
+        with self.host.awaiting_rows() as wanted, self.clock.phase("data_wait"), suppress(InterruptedWaitError):
+            while not self.feed.await_rows(WAIT_SECONDS):
+                if not wanted():
+                    self._idle = True
+                    break
+        self.observer.on_pause(self.clock.finish_outside())
 
     def _step(self, pair: DevicePair) -> None:
         step = self.position.step
@@ -256,7 +291,9 @@ class Loop:
 
     def _stop_reason(self) -> Stop | None:
         stop = self.timetable.end(self.position, nonfinite_steps=self._nonfinite)
-        return stop or (Stop.INTERRUPTED if self.host.stopping() else None)
+        if stop is None and self.host.stopping():
+            stop = Stop.INTERRUPTED
+        return stop or (Stop.IDLE if self._idle else None)
 
     def _evaluated_here(self) -> bool:
         return self.position.last_evaluation_step == self.position.step
@@ -292,7 +329,7 @@ class Loop:
 
     def _finish(self, stop: Stop) -> Stop:
         self._settle()
-        if stop is Stop.BUDGET:
+        if stop in (Stop.BUDGET, Stop.IDLE):
             if not self._evaluated_here():
                 self._evaluate()
             stop = (self._stop_reason() or stop) if self._evaluated_here() else Stop.INTERRUPTED

@@ -26,6 +26,8 @@ FREE_KEYS = (
     "data.read_threads",
     "data.feed",
     "data.damaged",
+    "data.follow_idle_seconds",
+    "data.follow_poll_seconds",
     "optimizer.table",
 )
 """Where the rows lie, how they are read, how tables are moved; whether the rows are the same, the checkpoint tells."""

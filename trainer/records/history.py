@@ -26,6 +26,7 @@ VARIANTS = ("biased", "hybrid")
 ENDS = {
     "budget": "the budget is reached",
     "target": "the target is reached",
+    "idle": "no new rows came",
     "diverged": "training diverged",
     "interrupted": "stopped by a signal; resumable",
 }
