@@ -19,7 +19,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from stepsize.errors import MeasurementError
 from stepsize.losses import AutogradLoss, Loss
-from stepsize.measuring.forward_mode import TrueToReverse
+from stepsize.measuring.forward_mode import TrueToReverse, weights_left_in_place
 from stepsize.measuring.kept import Generators, TensorsApart, attributes_kept, contents_of, own_copy
 from stepsize.measuring.survey import Survey
 from stepsize.measuring.tables import StandIn
@@ -130,6 +130,7 @@ def forward_pass(
     with (
         torch.enable_grad(),
         undisturbed(generators, survey.modules, shielded=hidden, copies=copies, apart=apart),
+        weights_left_in_place(survey.modules),
         true_to_reverse(live or {}),
         context(),
     ):

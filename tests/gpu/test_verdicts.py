@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -21,19 +20,19 @@ STEP_CYCLES = 20_000_000
 
 
 class PacedPairs(PairsOf):
-    """Pairs at fixed times, whoever waits for them; each makes the step's device work longer."""
+    """A pair every `interval` seconds, none ahead of its time and none made up for; each lengthens its step's work."""
 
     def __init__(self, state: TrainingState, interval: float) -> None:
         super().__init__(state, self._lengthen)
-        self._due = itertools.count()
-        self._interval, self._start = interval, time.perf_counter()
+        self._interval, self._due = interval, 0.0
 
     def _lengthen(self, pair: DevicePair) -> None:
         torch.cuda._sleep(STEP_CYCLES)
 
     def __next__(self) -> DevicePair:
-        due = self._start + next(self._due) * self._interval
-        time.sleep(max(0.0, due - time.perf_counter()))
+        now = time.perf_counter()
+        self._due = max(self._due + self._interval, now)
+        time.sleep(self._due - now)
         return super().__next__()
 
 

@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
-from trainer.cli.entry import main
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """As `trainer.cli.entry.main`; as a program, without `argv`, it hears signals before it imports anything heavy."""
+    if argv is not None:
+        return _main(argv)
+    from trainer.cli.streams import occupy
+    from trainer.process import as_program
+
+    occupy()
+    return as_program(lambda: _main(None))
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    from trainer.cli.entry import main as run
+
+    return run(argv)
+
 
 __all__ = ["main"]

@@ -17,8 +17,9 @@ from trainer.cli.arguments import UsageError
 from trainer.cli.data import inspect_verb, preprocess_verb, sample_verb, verify_verb
 from trainer.cli.runs import demo_verb, evaluate_verb, report_verb, study_verb, train_verb
 from trainer.cli.stall import stall_verb
+from trainer.process import EXIT_INTERRUPTED
 
-EXIT_INPUT, EXIT_STORAGE, EXIT_INTERRUPTED = 2, 74, 143
+EXIT_INPUT, EXIT_STORAGE = 2, 74
 EXIT_NOBODY_READS = 128 + signal.SIGPIPE
 """As of any program that a pipe's reader leaves alone."""
 
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         return _fail(text, EXIT_STORAGE, as_json=as_json)
     except KeyboardInterrupt:
-        remedy = " to continue" if VERBS[arguments[0]].continues else ""
+        remedy = " to continue" if arguments and arguments[0] in VERBS and VERBS[arguments[0]].continues else ""
         return _fail(f"interrupted; run the same command again{remedy}", EXIT_INTERRUPTED, as_json=as_json)
     return code
 

@@ -72,17 +72,24 @@ class Messages(io.TextIOWrapper):
         discard(self.fileno())
 
 
-def prepare() -> None:
-    """Makes the three streams usable: a closed one discards, or is empty; one that lacks a character escapes it.
+def occupy() -> None:
+    """Opens those of the three streams that are closed, on nothing.
 
-    To be called once, before anything else is opened: a file would take a closed stream's number, and be written to.
+    To be called before anything else is opened: a file would take a closed stream's number, and be written to.
     """
-    codecs.register_error(UNENCODABLE, _escape)
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+
+
+def prepare() -> None:
+    """Makes the three streams usable: a closed one discards, or is empty; one that lacks a character escapes it.
+
+    To be called once, after `occupy`.
+    """
+    codecs.register_error(UNENCODABLE, _escape)
     if sys.stdin is None:
         sys.stdin = io.TextIOWrapper(_binary(0, "rb"), encoding="utf-8")
     encoding = getattr(sys.stdout or sys.stderr, "encoding", "utf-8")

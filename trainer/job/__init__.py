@@ -11,7 +11,6 @@ from __future__ import annotations
 from trainer.job.daemon import train
 from trainer.job.device import step_clock
 from trainer.job.learner import Learner, evaluate_run
-from trainer.job.signals import stop_signals
 from trainer.job.training_state import TrainingState, open_training
 
 __all__ = [
@@ -20,6 +19,5 @@ __all__ = [
     "evaluate_run",
     "open_training",
     "step_clock",
-    "stop_signals",
     "train",
 ]

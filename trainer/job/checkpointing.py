@@ -67,6 +67,11 @@ class Checkpointing:
             except OSError as error:
                 self._count_failure(position.step, error, final=final)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a save is being written."""
+        return self.thread.busy
+
     def poll(self) -> None:
         """Tells what came of a save that has ended; at once if none has.
 

@@ -12,6 +12,7 @@ from ops.live import LiveStatus
 from ops.metrics import Metrics
 from ops.server import Server
 from pipeline.addresses import without_secrets
+from pipeline.errors import InterruptedWaitError
 from pipeline.shards import Manifest, warnings_of_labels
 from trainer.config import Config, MetricsConfig, config_errors
 from trainer.console import Console
@@ -20,13 +21,16 @@ from trainer.job.decided import decided
 from trainer.job.device import step_clock
 from trainer.job.observer import Outlets, RunObserver
 from trainer.job.run_directory import RunDirectory
-from trainer.job.signals import stop_signals
 from trainer.job.training_state import TrainingState, open_training
 from trainer.loop import Position, Stop, Timetable
+from trainer.process import Request, Requests, stop_signals
 from trainer.records import Checkpoint, load_latest
 
 DIVERGENCE_REMEDY = "give a lower optimizer.lr, a longer warm-up, or stepsize.policy = 'auto', which finds the rate"
 """What to do about a run that diverged."""
+
+START_SECONDS = 30.0
+"""Waiting longer than this for the first rows of all is waiting for data, no matter how much there was to compile."""
 
 
 def train(config: Config, run: str | Path, *, console: Console) -> Stop:
@@ -46,7 +50,7 @@ def train(config: Config, run: str | Path, *, console: Console) -> Stop:
         with served(config.metrics, outlets) as mark_ready:
             position = resume(config, state, outlets)
             with (
-                stop_signals(lambda name: console.say(_stopping(name))) as stopping,
+                stop_signals(lambda name, request: console.say(_heard(name, request))) as requests,
                 console.progress("training", state.total_steps, unit="steps", start=position.step) as line,
                 open_checkpointing(state, outlets, keep=config.checkpoint.keep) as checkpointing,
             ):
@@ -56,7 +60,7 @@ def train(config: Config, run: str | Path, *, console: Console) -> Stop:
                     outlets=outlets,
                     observer=RunObserver(outlets, state.feed, line),
                     checkpointing=checkpointing,
-                    stopping=stopping.is_set,
+                    requests=requests,
                 )
                 return job.run(position, mark_ready)
 
@@ -142,7 +146,22 @@ class Job:
     outlets: Outlets
     observer: RunObserver
     checkpointing: Checkpointing
-    stopping: Callable[[], bool]
+    requests: Requests
+
+    def stopping(self) -> bool:
+        return self.requests.is_set()
+
+    def save_asked(self) -> bool:
+        """Never while a save is under way, after which one that is asked for comes."""
+        if not self.requests.save_asked() or self.checkpointing.busy:
+            return False
+        self.requests.save_begins()
+        return True
+
+    def _interrupted(self) -> bool:
+        """Whether a wait for rows is to end, because the loop has something else to do; asked while it waits."""
+        self.poll_save()
+        return self.stopping() or (self.requests.save_asked() and not self.checkpointing.busy)
 
     def run(self, position: Position, mark_ready: Callable[[], None]) -> Stop:
         """Trains from `position` to the end of the budget, the target, divergence or a signal."""
@@ -170,10 +189,19 @@ class Job:
             self.outlets.console.warn(notice)
         self.outlets.live.state("training")
         mark_ready()
-        self.state.feed.fill()  # compiles and reads ahead: start-up, and no step's wait for rows
+        self._fill()
         stop = loop.run()
         self._record_end(stop, position)
         return stop
+
+    def _fill(self) -> None:
+        """Compiles and reads ahead: start-up, and no step's wait for rows, unless it takes longer than that does."""
+        feed = self.state.feed
+        feed.interrupted = self._interrupted
+        with suppress(InterruptedWaitError):  # the loop sees to what it was interrupted for
+            if not feed.fill(seconds=START_SECONDS):
+                with self.outlets.clock.pause_phase("data_wait"):
+                    feed.fill()
 
     def evaluate(self, position: Position) -> dict[str, float] | None:
         """The loss of every split; None, and nothing recorded, if a signal came in between."""
@@ -181,9 +209,12 @@ class Job:
         found = []
         for split in self.state.splits:
             began = time.monotonic()
-            evaluation = self.state.learner.evaluate(
-                self.config.data, self.state.manifest, self.config.eval, split, stopping=self._polling
-            )
+            try:
+                evaluation = self.state.learner.evaluate(
+                    self.config.data, self.state.manifest, self.config.eval, split, stopping=self._polling
+                )
+            except InterruptedWaitError:
+                return None
             if self.stopping():
                 return None
             found.append((evaluation, time.monotonic() - began))
@@ -240,5 +271,7 @@ def _warn_of_changes(found: Checkpoint, state: TrainingState, outlets: Outlets) 
         )
 
 
-def _stopping(signal_name: str) -> str:
+def _heard(signal_name: str, request: Request) -> str:
+    if request is Request.SAVE:
+        return f"{signal_name}: saving, then going on"
     return f"{signal_name}: stopping after this step, then saving; again to stop at once"

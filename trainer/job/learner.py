@@ -109,7 +109,7 @@ class Learner:
         """The weights that answer (the averaged ones, if the run averages) on `split`, or on its rows until `stopping`.
 
         `manifest` is that of data.path.
-        Raises: as `pipeline.device.open_rows`.
+        Raises: as `pipeline.device.open_rows`, InterruptedWaitError if rows are waited for once `stopping`.
         """
         batches = open_rows(
             data,
@@ -119,6 +119,7 @@ class Learner:
             split=split,
             batch_rows=EVALUATION_BATCH_ROWS,
             limit_rows=evaluation.rows,
+            interrupted=stopping,
         )
         averaged = self.average.applied() if self.average else nullcontext()
         with evaluation_mode(self.optimizer), averaged:

@@ -63,6 +63,11 @@ class SaveThread:
         self._thread = threading.Thread(target=run, name="checkpoint", daemon=True)
         self._thread.start()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a save is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
     def take(self, *, wait: bool = False) -> SaveOutcome | None:
         """The outcome of a save that has ended, once; None without one, or while it is under way and not awaited."""
         if self._thread is None or (self._thread.is_alive() and not wait):

@@ -14,8 +14,8 @@ from pipeline.errors import InputError
 from pipeline.shards import Manifest
 from trainer.config import ConfigError, load_config
 from trainer.console import Console
-from trainer.job import stop_signals
 from trainer.loop import Stop
+from trainer.process import Request, stop_signals
 from trainer.study.definition import RESOLVED, Study, changed_key
 from trainer.study.progress import StudyLine
 from trainer.study.report import write_results
@@ -97,7 +97,7 @@ def _make_runs(study: Study, out: Path, jobs: int, arms: tuple[str, ...], consol
     done = len(chosen) - len(waiting)
     console.say(f"{out}: {len(chosen):,} runs, {done:,} of them done")
     with (
-        stop_signals(lambda name: console.say(f"{name}: stopping and saving; again to stop at once")) as stopping,
+        stop_signals(partial(_announce, console)) as stopping,
         console.progress("study", len(chosen), unit="runs", start=done) as progress,
     ):
         line = StudyLine(progress, console, done=done)
@@ -116,6 +116,11 @@ def _make_runs(study: Study, out: Path, jobs: int, arms: tuple[str, ...], consol
     )
     write_results(study, out, list(end.results))
     return end
+
+
+def _announce(console: Console, name: str, request: Request) -> None:
+    if request is Request.STOP:
+        console.say(f"{name}: stopping and saving; again to stop at once")
 
 
 def _keep(study: Study, out: Path) -> None:

@@ -6,7 +6,7 @@ with TrueToReverse(live):
 
 from __future__ import annotations
 
-from stepsize.measuring.forward_mode.recurrent import RECURRENT, without_fused_kernels
+from stepsize.measuring.forward_mode.recurrent import RECURRENT, weights_left_in_place, without_fused_kernels
 from stepsize.measuring.forward_mode.true_to_reverse import TrueToReverse
 
-__all__ = ["RECURRENT", "TrueToReverse", "without_fused_kernels"]
+__all__ = ["RECURRENT", "TrueToReverse", "weights_left_in_place", "without_fused_kernels"]

@@ -4,16 +4,20 @@ The fused kernels of whole layers (oneDNN, cuDNN) have none; torch's own layers,
 one on the CPU. On CUDA they and the cells call fused cells (`_thnn_fused_lstm_cell`, `_thnn_fused_gru_cell`), which
 have none either, so there LSTM and GRU are written out (torch's own decompositions leave out the dropout between
 layers).
+
+On CUDA a layer also moves weights that it meets for the first time into one buffer for cuDNN. A dual tensor would lose
+the layout that it shares with its tangent (on an H200 torch then failed at an assertion of its own), so in a pass
+weights stay where they lie.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
@@ -39,6 +43,27 @@ def in_forward_mode(func: Any, args: Any, kwargs: Any) -> Any:
 def has_fused_cells(x: Tensor) -> bool:
     """Whether torch computes LSTM and GRU cells on `x`'s device in one kernel, which has no forward-mode formula."""
     return x.device.type != "cpu"
+
+
+@contextmanager
+def weights_left_in_place(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[None]:
+    """Within it no recurrent layer among `modules` moves its weights into one buffer, also not on the caller's word."""
+    held = [vars(module) for _, module in modules if isinstance(module, nn.RNNBase)]
+    own = [attributes.get("flatten_parameters") for attributes in held]
+    for attributes in held:
+        attributes["flatten_parameters"] = _nothing
+    try:
+        yield
+    finally:
+        for attributes, before in zip(held, own, strict=True):
+            if before is None:
+                del attributes["flatten_parameters"]
+            else:
+                attributes["flatten_parameters"] = before
+
+
+def _nothing() -> None:
+    """In place of `flatten_parameters`."""
 
 
 @contextmanager

@@ -68,7 +68,7 @@ class Real:
             made = making(ring, batch)
             with torch.cuda.stream(ring._stream):
                 for tensor in made:
-                    torch.empty_like(tensor).view(torch.uint8).fill_(255)
+                    torch.empty(tensor.nbytes, dtype=torch.uint8, device=tensor.device).fill_(255)
             return made
 
         with pytest.MonkeyPatch.context() as patch:

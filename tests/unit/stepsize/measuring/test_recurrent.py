@@ -100,6 +100,38 @@ def test_written_out_they_give_the_numbers_of_torch_s_own_formula(name, monkeypa
     assert found.curvature == pytest.approx(expected.curvature, rel=1e-12)
 
 
+def moved_into_one_buffer(layer: nn.RNNBase) -> None:
+    """What `flatten_parameters` does with cuDNN."""
+    weights = [weight for weight in layer._flat_weights if weight is not None]
+    buffer = torch.zeros(sum(weight.numel() for weight in weights) + 3, dtype=weights[0].dtype)
+    places = buffer[3:].split([weight.numel() for weight in weights])
+    for weight, place in zip(weights, places, strict=True):
+        weight.data = place.view_as(weight).copy_(weight.data)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("written_out", [False, True])
+def test_a_pass_leaves_weights_where_they_lie(kind, written_out, monkeypatch):
+    """A layer that meets other weights than before moves them on CUDA, and a dual tensor must not be moved."""
+    expected = estimate_of(made(MODELS[f"{kind}-packed-plain"]))
+    flattened = []
+
+    def flatten(layer: nn.RNNBase) -> None:
+        flattened.append(layer)
+        moved_into_one_buffer(layer)
+
+    monkeypatch.setattr(recurrent, "has_fused_cells", lambda x: written_out)
+    monkeypatch.setattr(nn.RNNBase, "flatten_parameters", flatten)
+    model = made(MODELS[f"{kind}-packed-plain"])
+    flattened.clear()
+    found = estimate_of(model)
+    assert (found.slope, found.curvature) == pytest.approx((expected.slope, expected.curvature), rel=1e-12)
+    before = len(flattened)
+    model(*batch(0)[0])
+    assert len(flattened) == before, "nor does training move them again"
+    assert "flatten_parameters" not in vars(model.layers)
+
+
 def test_written_out_nothing_fused_is_called():
     """The operations that a CUDA device would run, by name: none of them is a whole layer or cell."""
     torch.manual_seed(0)

@@ -228,8 +228,9 @@ def test_a_step_multiplies_tf32_forward_and_backward_and_neither_in_its_loss_nor
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("name", "rounding"), [("tf32", 2.0**-11), ("bfloat16", 2.0**-8)])
+@pytest.mark.parametrize(("name", "rounding"), [("tf32", 2.0**-10), ("bfloat16", 2.0**-8)])
 def test_on_cuda_gradients_are_those_of_float32_but_for_the_rounding(name: Any, rounding: float) -> None:
+    """TF32 has ten bits of fraction, and factors are cut off after them, not rounded (on an H200: 12 roundings)."""
     batch, gradients = click_batch(0), []
     for precision in ("float32", name):
         model = click_model().cuda()

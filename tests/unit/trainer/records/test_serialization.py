@@ -98,7 +98,9 @@ def test_parameters_are_saved_without_their_graph() -> None:
     assert not restored.requires_grad
 
 
-@pytest.mark.parametrize("value", [object(), torch.ones(2).to_sparse(), lambda: 0, 1j], ids=repr)
+@pytest.mark.parametrize(
+    "value", [object(), torch.ones(2).to_sparse(), lambda: 0, 1j], ids=lambda value: type(value).__name__
+)
 def test_what_has_no_form_is_refused_with_its_place(value: object) -> None:
     with pytest.raises(TypeError, match=r"cannot save policy\.history\.1: no form"):
         serialize({"policy": {"history": [1, value]}})

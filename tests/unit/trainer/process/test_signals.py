@@ -1,0 +1,159 @@
+"""The first signal asks, the second stops at once; printing is left to threads; a main thread asleep gets its own."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from queue import SimpleQueue
+
+import pytest
+
+from trainer.process import Request, Requests, stop_signals
+from trainer.process.signals import HEARD, SAVES, STOPS, SignalDesk
+
+Heard = list[tuple[str, Request, threading.Thread]]
+
+
+@contextmanager
+def listening() -> Iterator[tuple[Requests, Heard]]:
+    heard: Heard = []
+    with stop_signals(lambda name, request: heard.append((name, request, threading.current_thread()))) as requests:
+        yield requests, heard
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_the_first_asks_and_is_announced_from_a_thread(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with listening() as (requests, heard):
+        assert not requests.is_set()
+        os.kill(os.getpid(), number)
+        assert requests.is_set()
+    [(name, request, thread)] = heard  # the thread has ended with the context
+    assert (name, request) == (number.name, Request.STOP)
+    assert thread is not threading.main_thread()
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("second", STOPS)
+def test_the_second_stops_at_once(second: signal.Signals) -> None:
+    with listening() as (_, heard):
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), second)
+    assert [name for name, *_ in heard] == ["SIGTERM"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_kernel_s_repeated_xcpu_is_no_second_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (60, resource.RLIM_INFINITY))
+    with listening() as (requests, heard):
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGXCPU)
+        assert requests.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert [name for name, *_ in heard] == ["SIGXCPU"]
+
+
+@pytest.mark.parametrize("number", SAVES)
+def test_a_save_is_asked_for_once_and_nothing_stops(number: signal.Signals) -> None:
+    with listening() as (requests, heard):
+        for _ in range(3):
+            os.kill(os.getpid(), number)
+        assert requests.save_asked()
+        assert not requests.is_set()
+        requests.save_begins()
+        assert not requests.save_asked()
+        os.kill(os.getpid(), number)  # of a moment that this save does not have
+        assert requests.save_asked()
+    assert {(name, request) for name, request, _ in heard} == {(number.name, Request.SAVE)}
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGQUIT])
+def test_stacks_of_all_threads_are_shown(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+    waiting, going = threading.Event(), threading.Event()
+
+    def a_function_to_be_seen() -> None:
+        going.set()
+        waiting.wait()
+
+    thread = threading.Thread(target=a_function_to_be_seen, name="somebody")
+    thread.start()
+    going.wait()
+    with listening() as (requests, _):
+        os.kill(os.getpid(), number)
+        assert requests.is_set() == (number == signal.SIGQUIT)
+    waiting.set()
+    thread.join()
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"{number.name}: the stacks of all threads\nthread MainThread:\n")
+    assert "thread somebody:\n" in shown
+    assert "in a_function_to_be_seen\n" in shown
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="a thread cannot take another's signals here")
+def test_a_signal_that_the_main_thread_cannot_take_is_heard_all_the_same() -> None:
+    """Asleep in the kernel, it is like one that blocks its signals: they stay with it, and reach no other thread."""
+    heard: SimpleQueue[str] = SimpleQueue()
+    with stop_signals(lambda name, _: heard.put(name)) as requests:
+        signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert heard.get(timeout=60) == "SIGTERM"
+            assert not requests.is_set()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
+        assert requests.is_set()  # it got its own when it could
+    assert heard.empty()
+
+
+def test_a_hangup_that_was_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with listening() as (requests, heard):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not requests.save_asked()
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert requests.save_asked()
+        assert [name for name, *_ in heard] == ["SIGUSR1"]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_innermost_of_several_is_asked() -> None:
+    with listening() as (outer, _):
+        with listening() as (inner, _):
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert inner.is_set()
+            assert not outer.is_set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert outer.is_set()
+
+
+def test_everything_is_given_back() -> None:
+    before = {number: signal.getsignal(number) for number in HEARD}
+    threads = threading.active_count()
+    with listening() as (_, heard):
+        assert SignalDesk.current is not None
+    assert heard == []
+    assert SignalDesk.current is None
+    assert {number: signal.getsignal(number) for number in HEARD} == before
+    assert threading.active_count() == threads
+
+
+def test_other_threads_leave_signals_alone() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    found: list[object] = []
+
+    def elsewhere() -> None:
+        with listening() as (requests, _):
+            found.append((requests.is_set(), signal.getsignal(signal.SIGTERM) is before))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert found == [(False, True)]

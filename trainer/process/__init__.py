@@ -1,0 +1,15 @@
+"""The process itself: what signals ask of it, what its threads are at, and how it ends.
+
+Nothing here imports more than the standard library, so that signals are heard before anything heavy is imported:
+
+    def main() -> int:
+        return as_program(work)  # SIGTERM at any moment: 143 and a line
+"""
+
+from __future__ import annotations
+
+from trainer.process.program import EXIT_INTERRUPTED, as_program
+from trainer.process.signals import Request, Requests, stop_signals
+from trainer.process.stacks import stacks_of_threads
+
+__all__ = ["EXIT_INTERRUPTED", "Request", "Requests", "as_program", "stacks_of_threads", "stop_signals"]

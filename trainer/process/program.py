@@ -1,0 +1,37 @@
+"""The frame of a program: signals from its first moment on, and an end that nothing can hold up."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from trainer.process.signals import EXIT_INTERRUPTED, SignalDesk, say_at_once
+
+MAY_BE_STUCK = ("alphastream-", "checkpoint")
+"""Names of threads that read and write begin so."""
+
+
+def as_program(work: Callable[[], int]) -> int:
+    """The exit code of `work`, which hears the process's signals; 143 and a line if one ends it and it doesn't say so.
+
+    Does not return if a thread is left in a read or a write that does not end: the interpreter's own end could wait
+    for it, or break on it.
+    """
+    desk = SignalDesk(of_program=True)
+    try:
+        desk.open()
+        code = work()
+        desk.end()
+    except KeyboardInterrupt:  # at most once
+        desk.end()
+        say_at_once("alphastream: interrupted; run the same command again\n")
+        code = EXIT_INTERRUPTED
+    if any(thread.name.startswith(MAY_BE_STUCK) for thread in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    return code
