@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -23,10 +22,6 @@ from trainer.step import TrainStep
 
 NONFINITE_STEPS = 5
 """So many consecutive steps whose loss is not finite are called divergence."""
-
-
-WAIT_SECONDS = 1.0
-"""Between what the host does while the log is waited for."""
 
 
 class Stop(Enum):
@@ -123,8 +118,9 @@ class Host(Protocol):
         """Whether a signal asked the run to stop."""
         ...
 
-    def awaiting_rows(self) -> AbstractContextManager[Callable[[], bool]]:
-        """Within it the run waits for its log to grow; gives what is asked every WAIT_SECONDS whether it still is to."""
+    def await_rows(self, position: Position) -> bool:
+        """Waits until the log that is followed has grown, or there is something else to do; False once it has waited for
+        as long as it is to."""
         ...
 
     def save_asked(self) -> bool:
@@ -151,10 +147,6 @@ class Pairs(Protocol):
         ...
 
     def __next__(self) -> DevicePair: ...
-
-    def await_rows(self, seconds: float) -> bool:
-        """After NoRowsYetError: whether rows are on their way now, or within `seconds`."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,11 +227,8 @@ class Loop:
         self._settle()
         if self.position.step != self.position.last_checkpoint_step:
             self._save()
-        with self.host.awaiting_rows() as wanted, self.clock.phase("data_wait"), suppress(InterruptedWaitError):
-            while not self.feed.await_rows(WAIT_SECONDS):
-                if not wanted():
-                    self._idle = True
-                    break
+        with self.clock.pause_phase("data_wait"):
+            self._idle = not self.host.await_rows(self.position)
         self.observer.on_pause(self.clock.finish_outside())
 
     def _step(self, pair: DevicePair) -> None:

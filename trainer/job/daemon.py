@@ -12,13 +12,14 @@ from ops.live import LiveStatus
 from ops.metrics import Metrics
 from ops.server import Server
 from pipeline.addresses import without_secrets
-from pipeline.errors import InterruptedWaitError
+from pipeline.errors import InterruptedWaitError, NoRowsYetError
 from pipeline.shards import Manifest, warnings_of_labels
 from trainer.config import Config, MetricsConfig, config_errors
 from trainer.console import Console
 from trainer.job.checkpointing import Checkpointing, open_checkpointing
 from trainer.job.decided import decided
 from trainer.job.device import step_clock
+from trainer.job.generations import LogWait, pinned
 from trainer.job.observer import Outlets, RunObserver
 from trainer.job.run_directory import RunDirectory
 from trainer.job.training_state import TrainingState, open_training
@@ -40,15 +41,16 @@ def train(config: Config, run: str | Path, *, console: Console) -> Stop:
     (74); the run's event log has it too, unless the run directory could not be opened.
     """
     config = decided(config, run)
-    manifest = Manifest.load(config.data.path)
+    folder = Manifest.load(config.data.path)
     with (
-        open_training(config, manifest) as state,
+        open_training(config, pinned(folder, config, Path(run))) as state,
         RunDirectory(run, config) as directory,
         failures_recorded(directory),
     ):
         outlets = open_outlets(config, state, directory, console)
         with served(config.metrics, outlets) as mark_ready:
             position = resume(config, state, outlets)
+            _say_what_is_left_out(folder, state, outlets)
             with (
                 stop_signals(lambda name, request: console.say(_heard(name, request))) as requests,
                 console.progress("training", state.total_steps, unit="steps", start=position.step) as line,
@@ -61,6 +63,9 @@ def train(config: Config, run: str | Path, *, console: Console) -> Stop:
                     observer=RunObserver(outlets, state.feed, line),
                     checkpointing=checkpointing,
                     requests=requests,
+                    log_wait=LogWait(
+                        feed=state.feed, outlets=outlets, idle_seconds=config.data.follow_idle_seconds
+                    ),
                 )
                 return job.run(position, mark_ready)
 
@@ -147,6 +152,7 @@ class Job:
     observer: RunObserver
     checkpointing: Checkpointing
     requests: Requests
+    log_wait: LogWait
 
     def stopping(self) -> bool:
         return self.requests.is_set()
@@ -198,7 +204,7 @@ class Job:
         """Compiles and reads ahead: start-up, and no step's wait for rows, unless it takes longer than that does."""
         feed = self.state.feed
         feed.interrupted = self._interrupted
-        with suppress(InterruptedWaitError):  # the loop sees to what it was interrupted for
+        with suppress(InterruptedWaitError, NoRowsYetError):  # the loop sees to what it was interrupted for
             if not feed.fill(seconds=START_SECONDS):
                 with self.outlets.clock.pause_phase("data_wait"):
                     feed.fill()
@@ -207,11 +213,12 @@ class Job:
         """The loss of every split; None, and nothing recorded, if a signal came in between."""
         self.outlets.live.state("evaluating")
         found = []
-        for split in self.state.splits:
+        manifest = self.state.seen()
+        for split in (name for name in self.config.eval.splits if manifest.splits[name].rows):
             began = time.monotonic()
             try:
                 evaluation = self.state.learner.evaluate(
-                    self.config.data, self.state.manifest, self.config.eval, split, stopping=self._polling
+                    self.config.data, manifest, self.config.eval, split, stopping=self._polling
                 )
             except InterruptedWaitError:
                 return None
@@ -238,6 +245,9 @@ class Job:
 
     def drain_save(self) -> None:
         self.checkpointing.drain()
+
+    def await_rows(self, position: Position) -> bool:
+        return self.log_wait.wait(step=position.step)
 
     def _warn_of_splits(self) -> None:
         missing = [name for name in self.config.eval.splits if name not in self.state.splits]
@@ -268,6 +278,16 @@ def _warn_of_changes(found: Checkpoint, state: TrainingState, outlets: Outlets) 
         outlets.warn(
             f"the budget was {before} steps and is {now}; a schedule or policy that counts on it changes with it",
             step=found.step,
+        )
+
+
+def _say_what_is_left_out(folder: Manifest, state: TrainingState, outlets: Outlets) -> None:
+    """Says that the folder has grown since a run began that doesn't follow it."""
+    all_of, used = len(folder.generations), len(state.manifest.generations)
+    if all_of > used:
+        outlets.console.say(
+            f"{without_secrets(str(folder.folder))} has {all_of} generations, and this run goes on with the {used} that "
+            "it began with; train on later ones in a new run, or with data.follow = true from the start"
         )
 
 

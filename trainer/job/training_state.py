@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -21,7 +20,8 @@ from stepsize.worker import StepSizeWorker
 from trainer.config import Config, ConfigError, config_errors
 from trainer.job.decided import with_delay
 from trainer.job.device import training_stream
-from trainer.job.learner import Learner, model_columns, training_device
+from trainer.job.generations import data_identity, refuse_other_rows, seen_by
+from trainer.job.learner import Learner, training_device
 from trainer.learner import ProgressiveValidation, TrainingPrecision, learning_rate, scheduled_rate
 from trainer.loop import Host, Loop, Observer, Pairs, Position, Timetable
 from trainer.records import Checkpoint, checkpoint_files, random_state, restore_random_state, write_checkpoint
@@ -43,9 +43,13 @@ class TrainingState:
     splits: tuple[str, ...]
     """The splits to evaluate on, in order: those asked for that have rows."""
     manifest: Manifest
-    """Of the data folder."""
+    """Of the data folder; if that is followed, as it was at the start."""
     progressive: ProgressiveValidation | None = None
     """None if the batches are not scored."""
+
+    def seen(self) -> Manifest:
+        """The data as far as the run has come, which is what it is evaluated on and what a checkpoint is of."""
+        return seen_by(self.feed, self.manifest)
 
     def loop(
         self,
@@ -85,7 +89,7 @@ class TrainingState:
         """What a checkpoint holds, without copies: all that the next step depends on, and how long the records are."""
         state = {
             "position": asdict(position),
-            "data": data_identity(self.manifest),
+            **data_identity(self.seen()),
             "total_steps": self.total_steps,
             "feed": self.feed.state_dict(),
             "optimizer": self.learner.optimizer.state_dict(),
@@ -116,11 +120,7 @@ class TrainingState:
         Raises: ConfigError if the run was trained on other rows.
         """
         state = checkpoint.state
-        if state["data"] != data_identity(self.manifest):
-            raise ConfigError(
-                f"{run}: was trained on other rows than data.path holds now; give the data folder it was started "
-                "with, or another --run"
-            )
+        refuse_other_rows(state, self.manifest, run=run)
         self.learner.load(checkpoint)
         self.feed.load_state_dict(state["feed"])
         self.policy.load_state_dict(state["policy"])
@@ -189,12 +189,6 @@ def _progressive(config: Config, learner: Learner) -> ProgressiveValidation | No
     return ProgressiveValidation(
         window_rows=config.eval.progressive_rows, once=config.data.follow, device=learner.device
     )
-
-
-def data_identity(manifest: Manifest) -> dict[str, Any]:
-    """What tells one training split from another wherever it lies: its columns and the content of its shards."""
-    content = hashlib.sha256("".join(shard.sha256 for shard in manifest.splits["train"].shards).encode())
-    return {"columns": model_columns(manifest.format), "train": content.hexdigest()}
 
 
 def _evaluated_splits(config: Config, manifest: Manifest) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         restore_random_state,
         save_checkpoint,
         seed_generators,
+        stored_value,
         verify_checkpoints,
         write_checkpoint,
     )
@@ -48,6 +49,7 @@ __all__ = [
     "restore_random_state",
     "save_checkpoint",
     "seed_generators",
+    "stored_value",
     "verify_checkpoints",
     "write_checkpoint",
 ]
@@ -68,6 +70,7 @@ _FILES = {
     "restore_random_state": "checkpoint",
     "save_checkpoint": "checkpoint",
     "seed_generators": "checkpoint",
+    "stored_value": "checkpoint",
     "verify_checkpoints": "checkpoint",
     "write_checkpoint": "checkpoint",
 }
