@@ -28,6 +28,8 @@ from ops.step_clock import PHASES
 
 PREFIX = "alphastream"
 SPLITS = ("train", "validation", "test")
+EVALUATED = (*SPLITS, "progressive")
+"""What is evaluated: splits, and the training batches before their step."""
 OUTCOMES = ("ok", "ascent", "flat", "nonfinite", "stale", "dropped")
 """What can come of one α* estimate."""
 
@@ -119,7 +121,7 @@ SERIES = (
         kind="gauge",
         help="Loss of the latest evaluation of a split.",
         label="split",
-        values=SPLITS,
+        values=EVALUATED,
         initial=math.nan,
     ),
     Series(
@@ -127,7 +129,7 @@ SERIES = (
         kind="gauge",
         help="Area under the ROC curve of the latest evaluation of a split.",
         label="split",
-        values=SPLITS,
+        values=EVALUATED,
         initial=math.nan,
     ),
     Series(
@@ -135,8 +137,32 @@ SERIES = (
         kind="gauge",
         help="Loss of the latest evaluation over the entropy of the split's label rate; below 1 is useful.",
         label="split",
-        values=SPLITS,
+        values=EVALUATED,
         initial=math.nan,
+    ),
+    Series(
+        name="evaluation_calibration",
+        kind="gauge",
+        help="Mean prediction over the label rate at the latest evaluation of a split; 1 is right.",
+        label="split",
+        values=EVALUATED,
+        initial=math.nan,
+    ),
+    Series(name="generation", kind="gauge", help="Generation trained on, of a log that is followed.", initial=math.nan),
+    Series(
+        name="generations_waiting",
+        kind="gauge",
+        help="Generations of a followed log that are there, after the one trained on.",
+    ),
+    Series(
+        name="waiting_for_generation",
+        kind="gauge",
+        help="1 while a followed log has no more rows and the next generation is waited for: no fault of the pipeline.",
+    ),
+    Series(
+        name="generation_wait_seconds_total",
+        kind="counter",
+        help="Time waited for generations that were not there yet; it is part of phase data_wait.",
     ),
     Series(name="start_timestamp_seconds", kind="gauge", help="Unix time from which phases are counted."),
     Series(
@@ -153,6 +179,7 @@ SERIES = (
     Series(name="rejected_rows_total", kind="counter", help="Rows left out of the stream because they were damaged."),
     Series(name="build_info", kind="info", help="Versions this process runs on; always 1."),
 )
+_EVALUATION_FIGURES = ("loss", "auc", "normalized_entropy", "calibration")
 _DEFINITION = {series.name: series for series in SERIES}
 
 
@@ -188,7 +215,11 @@ class Metrics:
         self._alpha_age = self._gauge("alpha_age_steps")
         self._alpha_pooled = self._gauge("alpha_pooled_relative")
         self._alpha_pooled_error = self._gauge("alpha_pooled_relative_standard_error")
-        self._evaluation = {name: self._gauge(f"evaluation_{name}") for name in ("loss", "auc", "normalized_entropy")}
+        self._evaluation = {name: self._gauge(f"evaluation_{name}") for name in _EVALUATION_FIGURES}
+        self._generation = self._gauge("generation")
+        self._generations_waiting = self._gauge("generations_waiting")
+        self._waiting = self._gauge("waiting_for_generation")
+        self._waited = self._counter("generation_wait_seconds_total")
         self._start = self._gauge("start_timestamp_seconds")
         self._last_progress = self._gauge("last_progress_timestamp_seconds")
         self._last_checkpoint = self._gauge("last_checkpoint_timestamp_seconds")
@@ -254,12 +285,32 @@ class Metrics:
         self._alpha_pooled.set(math.nan if factor is None else factor)
         self._alpha_pooled_error.set(math.nan if standard_error is None else standard_error)
 
-    def evaluation(self, split: str, loss: float, auc: float | None, normalized_entropy: float | None) -> None:
-        """Set the latest evaluation of a split; what one label class alone leaves undefined is None."""
-        assert split in SPLITS, f"unknown split {split!r}"
-        values = {"loss": loss, "auc": auc, "normalized_entropy": normalized_entropy}
+    def evaluation(
+        self,
+        split: str,
+        loss: float,
+        auc: float | None,
+        normalized_entropy: float | None,
+        calibration: float | None = None,
+    ) -> None:
+        """Set the latest evaluation of a split, of `EVALUATED`; what one label class alone leaves undefined is None."""
+        assert split in EVALUATED, f"unknown split {split!r}"
+        values = {"loss": loss, "auc": auc, "normalized_entropy": normalized_entropy, "calibration": calibration}
         for name, value in values.items():
             self._evaluation[name].labels(split).set(math.nan if value is None else value)
+
+    def generations(self, current: int, *, waiting: int) -> None:
+        """Set which generation is trained on, and how many are there after it."""
+        self._generation.set(current)
+        self._generations_waiting.set(waiting)
+
+    def waiting_for_generation(self, waits: bool) -> None:
+        """Set whether the run waits for a generation that isn't there."""
+        self._waiting.set(waits)
+
+    def waited_for_generation(self, seconds: float) -> None:
+        """Count `seconds` more of such a wait; also while it goes on."""
+        self._waited.inc(seconds)
 
     def checkpoint(self, ok: bool, *, unix_time: float | None = None) -> None:
         """Count a checkpoint that was written whole, at `unix_time` or just now, or one that failed."""

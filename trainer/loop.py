@@ -119,8 +119,10 @@ class Host(Protocol):
         ...
 
     def await_rows(self, position: Position) -> bool:
-        """Waits until the log that is followed has grown, or there is something else to do; False once it has waited for
-        as long as it is to."""
+        """Waits until the log that is followed has grown, or there is something else to do.
+
+        False once it has waited for as long as it is to.
+        """
         ...
 
     def save_asked(self) -> bool:

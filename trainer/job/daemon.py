@@ -63,9 +63,7 @@ def train(config: Config, run: str | Path, *, console: Console) -> Stop:
                     observer=RunObserver(outlets, state.feed, line),
                     checkpointing=checkpointing,
                     requests=requests,
-                    log_wait=LogWait(
-                        feed=state.feed, outlets=outlets, idle_seconds=config.data.follow_idle_seconds
-                    ),
+                    log_wait=LogWait(feed=state.feed, outlets=outlets, idle_seconds=config.data.follow_idle_seconds),
                 )
                 return job.run(position, mark_ready)
 
@@ -286,8 +284,8 @@ def _say_what_is_left_out(folder: Manifest, state: TrainingState, outlets: Outle
     all_of, used = len(folder.generations), len(state.manifest.generations)
     if all_of > used:
         outlets.console.say(
-            f"{without_secrets(str(folder.folder))} has {all_of} generations, and this run goes on with the {used} that "
-            "it began with; train on later ones in a new run, or with data.follow = true from the start"
+            f"{without_secrets(str(folder.folder))} has {all_of} generations, and this run goes on with the {used} "
+            "that it began with; train on later ones in a new run, or with data.follow = true from the start"
         )
 
 

@@ -65,6 +65,8 @@ class RunObserver:
             self._flushed_seconds = training_seconds
         self._metrics.step(timing.seconds, timing.phases, rows, loss, rate, self._feed.queued_batches())
         self._metrics.stages(self._feed.stage_totals())
+        if (log := self._feed.log) is not None:
+            self._metrics.generations(record["epoch"], waiting=log.count - 1 - record["epoch"])
         self._count_skipped(step)
         self._live.step(
             step,
@@ -136,7 +138,9 @@ class RunObserver:
             {"step": step, **values, "seconds": seconds, "training_seconds": training_seconds}
         )
         self._directory.flush()
-        self._metrics.evaluation(evaluation.split, evaluation.loss, evaluation.auc, evaluation.normalized_entropy)
+        self._metrics.evaluation(
+            evaluation.split, evaluation.loss, evaluation.auc, evaluation.normalized_entropy, evaluation.calibration
+        )
         self._live.evaluation(step, evaluation.split, loss=evaluation.loss, auc=evaluation.auc)
         auc = "" if evaluation.auc is None else f"  AUC {evaluation.auc:.4f}"
         self._outlets.console.say(
