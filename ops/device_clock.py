@@ -151,14 +151,13 @@ class DeviceClock(StepClock):
             self._move_given_up((began, self._mark), self._interval)
         return super().finish_outside()
 
-    def open_phases(self) -> dict[str, float]:
-        """As `StepClock.open_phases`; while steps are in flight, of those that the device is through with, and of its
-        waiting for rows since.
+    def _open_nanoseconds(self, now: int) -> dict[str, int]:
+        """As `StepClock`'s; while steps are in flight, of those that the device is through with, and of its waiting for
+        rows since.
         """
-        with self._lock:
-            if not self._unread and self._step is None:
-                return self._open_seconds(self._now())
-            return self._seconds(self._passed(self._now()))
+        if not self._unread and self._step is None:
+            return super()._open_nanoseconds(now)
+        return self._passed(now)
 
     def _begun(self) -> _Marks:
         if self._step is None:

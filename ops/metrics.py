@@ -1,4 +1,4 @@
-"""Every series a run exports: its name, unit, labels and help."""
+"""What a run exports to Prometheus: the series of `ops.series`, kept up to date."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,166 +19,14 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from ops.series import DEFINITION, EVALUATED, EXIT_REASONS, OUTCOMES, PREFIX, Series
 from ops.step_clock import PHASES
-
-PREFIX = "alphastream"
-SPLITS = ("train", "validation", "test")
-EVALUATED = (*SPLITS, "progressive")
-"""What is evaluated: splits, and the training batches before their step."""
-OUTCOMES = ("ok", "ascent", "flat", "nonfinite", "stale", "dropped")
-"""What can come of one α* estimate."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Series:
-    """The definition of one series; `name` is as scraped, without the prefix and `_bucket`, `_sum`, `_count`."""
-
-    name: str
-    kind: Literal["counter", "gauge", "histogram", "info"]
-    help: str
-    label: str | None = None
-    values: tuple[str, ...] = ()
-    """Every value the label takes, exported as 0 from the start; empty: they come from the pipeline or the build."""
-    buckets: tuple[float, ...] = ()
-    initial: float = 0.0
-    """What a gauge shows before it is first set; NaN if 0 would be a claim."""
-
 
 # A creation time beside every counter would double the page and tell what start_timestamp_seconds tells once.
 disable_created_metrics()
-
-STEP_BUCKETS = (
-    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0,
-)  # fmt: skip
-RELATIVE_BUCKETS = (
-    -100.0, -10.0, -3.0, -1.0, -0.3, 0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0,
-)  # fmt: skip
-
-SERIES = (
-    Series(
-        name="step_duration_seconds",
-        kind="histogram",
-        help="Wall time of one training step, waiting for its data included.",
-        buckets=STEP_BUCKETS,
-    ),
-    Series(
-        name="step_phase_seconds_total",
-        kind="counter",
-        help="Wall time by phase; the phases sum to the wall time since start_timestamp_seconds.",
-        label="phase",
-        values=PHASES,
-    ),
-    Series(name="rows_total", kind="counter", help="Rows trained on (probing alone does not count)."),
-    Series(name="steps_total", kind="counter", help="Training steps finished by this process."),
-    Series(name="queue_batches", kind="gauge", help="Batch pairs ready and waiting for the trainer."),
-    Series(
-        name="stage_seconds_total",
-        kind="counter",
-        help="Busy time of each stage of the pipeline, summed over its threads.",
-        label="stage",
-    ),
-    Series(name="stage_rows_total", kind="counter", help="Rows each stage of the pipeline handled.", label="stage"),
-    Series(name="loss", kind="gauge", help="Mean training loss of the latest step.", initial=math.nan),
-    Series(name="learning_rate", kind="gauge", help="Learning rate applied at the latest step.", initial=math.nan),
-    Series(
-        name="alpha_relative",
-        kind="histogram",
-        help="Estimates of the factor by which a step should have been longer; 1 means just right.",
-        buckets=RELATIVE_BUCKETS,
-    ),
-    Series(
-        name="alpha_pooled_relative",
-        kind="gauge",
-        help="α* pooled over the latest estimates: how many times as long the steps should have been; from 10 on.",
-        initial=math.nan,
-    ),
-    Series(
-        name="alpha_pooled_relative_standard_error",
-        kind="gauge",
-        help="Standard error of alpha_pooled_relative.",
-        initial=math.nan,
-    ),
-    Series(
-        name="alpha_estimates_total",
-        kind="counter",
-        help="Step-size estimates by what came of them.",
-        label="outcome",
-        values=OUTCOMES,
-    ),
-    Series(
-        name="alpha_age_steps",
-        kind="gauge",
-        help="Steps between the latest estimate's own step and its hand-over: the delay, fewer where the run ended.",
-        initial=math.nan,
-    ),
-    Series(
-        name="evaluation_loss",
-        kind="gauge",
-        help="Loss of the latest evaluation of a split.",
-        label="split",
-        values=EVALUATED,
-        initial=math.nan,
-    ),
-    Series(
-        name="evaluation_auc",
-        kind="gauge",
-        help="Area under the ROC curve of the latest evaluation of a split.",
-        label="split",
-        values=EVALUATED,
-        initial=math.nan,
-    ),
-    Series(
-        name="evaluation_normalized_entropy",
-        kind="gauge",
-        help="Loss of the latest evaluation over the entropy of the split's label rate; below 1 is useful.",
-        label="split",
-        values=EVALUATED,
-        initial=math.nan,
-    ),
-    Series(
-        name="evaluation_calibration",
-        kind="gauge",
-        help="Mean prediction over the label rate at the latest evaluation of a split; 1 is right.",
-        label="split",
-        values=EVALUATED,
-        initial=math.nan,
-    ),
-    Series(name="generation", kind="gauge", help="Generation trained on, of a log that is followed.", initial=math.nan),
-    Series(
-        name="generations_waiting",
-        kind="gauge",
-        help="Generations of a followed log that are there, after the one trained on.",
-    ),
-    Series(
-        name="waiting_for_generation",
-        kind="gauge",
-        help="1 while a followed log has no more rows and the next generation is waited for: no fault of the pipeline.",
-    ),
-    Series(
-        name="generation_wait_seconds_total",
-        kind="counter",
-        help="Time waited for generations that were not there yet; it is part of phase data_wait.",
-    ),
-    Series(name="start_timestamp_seconds", kind="gauge", help="Unix time from which phases are counted."),
-    Series(
-        name="last_progress_timestamp_seconds",
-        kind="gauge",
-        help="Unix time at which the latest step, evaluation or checkpoint ended.",
-    ),
-    Series(
-        name="last_checkpoint_timestamp_seconds",
-        kind="gauge",
-        help="Unix time of the latest whole checkpoint of this process; 0 before the first.",
-    ),
-    Series(name="checkpoint_failures_total", kind="counter", help="Checkpoints that could not be written."),
-    Series(name="rejected_rows_total", kind="counter", help="Rows left out of the stream because they were damaged."),
-    Series(name="build_info", kind="info", help="Versions this process runs on; always 1."),
-)
-_EVALUATION_FIGURES = ("loss", "auc", "normalized_entropy", "calibration")
-_DEFINITION = {series.name: series for series in SERIES}
 
 
 class Metrics:
@@ -195,8 +41,12 @@ class Metrics:
         *,
         unix_time: Callable[[], float] = time.time,
         open_phases: Callable[[], Mapping[str, float]] = dict,
+        device_memory: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
-        """`open_phases`: seconds by phase that have passed since what `step` and `phase` were last told of."""
+        """`open_phases`: seconds by phase that have passed since what `step` and `phase` were last told of.
+
+        `device_memory`: bytes by state, as of `device_memory_bytes`. Both are asked at every scrape, in its thread.
+        """
         self.registry = registry or CollectorRegistry(auto_describe=True)
         self._unix_time = unix_time
         self._stage_totals: dict[str, tuple[float, float]] = {}
@@ -210,12 +60,17 @@ class Metrics:
         self._stage_rows = self._counter("stage_rows_total")
         self._loss = self._gauge("loss")
         self._learning_rate = self._gauge("learning_rate")
+        self._scheduled_rate = self._gauge("learning_rate_scheduled")
+        self._proposed_rate = self._gauge("learning_rate_proposed")
+        self._proposed_rate_error = self._gauge("learning_rate_proposed_standard_error")
         self._alpha_relative = self._histogram("alpha_relative")
         self._alpha_estimates = self._counter("alpha_estimates_total")
         self._alpha_age = self._gauge("alpha_age_steps")
         self._alpha_pooled = self._gauge("alpha_pooled_relative")
         self._alpha_pooled_error = self._gauge("alpha_pooled_relative_standard_error")
-        self._evaluation = {name: self._gauge(f"evaluation_{name}") for name in _EVALUATION_FIGURES}
+        self._evaluation = {
+            name: self._gauge(f"evaluation_{name}") for name in ("loss", "auc", "normalized_entropy", "calibration")
+        }
         self._generation = self._gauge("generation")
         self._generations_waiting = self._gauge("generations_waiting")
         self._waiting = self._gauge("waiting_for_generation")
@@ -225,10 +80,36 @@ class Metrics:
         self._last_checkpoint = self._gauge("last_checkpoint_timestamp_seconds")
         self._checkpoint_failures = self._counter("checkpoint_failures_total")
         self._rejected_rows = self._counter("rejected_rows_total")
+        self.registry.register(_DeviceMemory(device_memory))
+        self._run_step = self._gauge("run_step")
+        self._run_total_steps = self._gauge("run_total_steps")
+        self._run_seconds_left = self._gauge("run_seconds_left")
+        self._run_starts = self._counter("run_starts_total")
+        self._exit_code = self._gauge("exit_code")
+        self._exit_reason = self._gauge("exit_reason")
         self._start.set(unix_time())
         self._started = False
         self._build_info()
         ProcessCollector(registry=self.registry)
+
+    def run(self, name: str, *, starts: int) -> None:
+        """Say which run this is, and how many processes have worked on it, this one included; called once."""
+        info = Info("run", DEFINITION["run_info"].help, namespace=PREFIX, registry=self.registry)
+        info.info({"run": name})
+        self._run_starts.inc(starts)
+
+    def progress(self, step: int, *, total_steps: int | None, seconds_left: float | None) -> None:
+        """Set how far the run has come, in steps of all its processes; None for what is not known."""
+        self._run_step.set(step)
+        self._run_total_steps.set(math.nan if total_steps is None else total_steps)
+        self._run_seconds_left.set(math.nan if seconds_left is None else seconds_left)
+
+    def exit(self, code: int, reason: str) -> None:
+        """Set how the run ended; `reason` is one of `EXIT_REASONS`."""
+        assert reason in EXIT_REASONS, f"unknown reason {reason!r}"
+        self._exit_code.set(code)
+        for name in EXIT_REASONS:
+            self._exit_reason.labels(name).set(name == reason)
 
     def step(  # noqa: PLR0917 (the six numbers of a step, in the order its record has them)
         self,
@@ -285,6 +166,15 @@ class Metrics:
         self._alpha_pooled.set(math.nan if factor is None else factor)
         self._alpha_pooled_error.set(math.nan if standard_error is None else standard_error)
 
+    def scheduled_rate(self, rate: float) -> None:
+        """Set the rate that the schedule alone gave the latest step."""
+        self._scheduled_rate.set(rate)
+
+    def proposed_rate(self, rate: float | None, standard_error: float | None) -> None:
+        """Set the rate that α* proposes, pooled over the latest estimates; None while they say nothing."""
+        self._proposed_rate.set(math.nan if rate is None else rate)
+        self._proposed_rate_error.set(math.nan if standard_error is None else standard_error)
+
     def evaluation(
         self,
         split: str,
@@ -328,25 +218,25 @@ class Metrics:
         self._rejected_rows.inc(rows)
 
     def _counter(self, name: str) -> Counter:
-        series = _DEFINITION[name]
+        series = DEFINITION[name]
         counter = Counter(name, series.help, _labels(series), namespace=PREFIX, registry=self.registry)
         for value in series.values:
             counter.labels(value)
         return counter
 
     def _gauge(self, name: str) -> Gauge:
-        series = _DEFINITION[name]
+        series = DEFINITION[name]
         gauge = Gauge(name, series.help, _labels(series), namespace=PREFIX, registry=self.registry)
         for child in [gauge.labels(value) for value in series.values] or [gauge]:
             child.set(series.initial)
         return gauge
 
     def _histogram(self, name: str) -> Histogram:
-        series = _DEFINITION[name]
+        series = DEFINITION[name]
         return Histogram(name, series.help, namespace=PREFIX, registry=self.registry, buckets=series.buckets)
 
     def _build_info(self) -> None:
-        info = Info("build", _DEFINITION["build_info"].help, namespace=PREFIX, registry=self.registry)
+        info = Info("build", DEFINITION["build_info"].help, namespace=PREFIX, registry=self.registry)
         info.info(
             {
                 "version": _version("alphastream"),
@@ -373,7 +263,7 @@ class _PhaseSeconds(Collector):
                 self._told[name] += seconds
 
     def describe(self) -> list[CounterMetricFamily]:
-        series = _DEFINITION["step_phase_seconds_total"]
+        series = DEFINITION["step_phase_seconds_total"]
         return [CounterMetricFamily(f"{PREFIX}_{series.name}", series.help, labels=_labels(series))]
 
     def collect(self) -> list[CounterMetricFamily]:
@@ -384,6 +274,23 @@ class _PhaseSeconds(Collector):
             families = self.describe()
             for name, seconds in self._shown.items():
                 families[0].add_metric([name], seconds)
+        return families
+
+
+class _DeviceMemory(Collector):
+    """`device_memory_bytes`, asked for at every scrape."""
+
+    def __init__(self, device_memory: Callable[[], Mapping[str, float]]) -> None:
+        self._memory = device_memory
+
+    def describe(self) -> list[GaugeMetricFamily]:
+        series = DEFINITION["device_memory_bytes"]
+        return [GaugeMetricFamily(f"{PREFIX}_{series.name}", series.help, labels=_labels(series))]
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        families = self.describe()
+        for state, size in self._memory().items():
+            families[0].add_metric([state], size)
         return families
 
 

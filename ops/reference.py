@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ops.metrics import PREFIX, SERIES, Series
+from ops.series import PREFIX, SERIES, Series
 
 PATH = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- metrics: begin (python -m ops.reference) -->", "<!-- metrics: end -->"

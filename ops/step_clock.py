@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -18,8 +18,14 @@ NANOSECONDS = 1_000_000_000
 
 DATA_BOUND_SHARE = 0.1
 """From this share of the time on, waiting for rows bounds training."""
-
-
+PAUSES = ("evaluation", "checkpoint")
+"""Phases between steps."""
+PAUSE_BOUND_SHARE, PAUSE_TOLD_SHARE = 0.5, 0.05
+"""From these shares of the time on, pauses bound training, and a verdict tells of them."""
+WINDOW_SECONDS = 300
+"""A verdict is over the latest minutes, as many as the dashboards' and alerts' rates are."""
+MARKS = 100
+"""A window is told to about its hundredth part."""
 LONG_WAIT_SECONDS = 10.0
 """A wait for the first rows of all is a verdict from then on; until then it is a beginning."""
 
@@ -31,35 +37,47 @@ class BoundKind(StrEnum):
     """The step waits for rows: a faster pipeline makes training faster."""
     COMPUTE = "compute"
     """Rows are there when they are wanted: only a faster step makes training faster."""
+    EVALUATION = "evaluation"
+    """Most of the time goes to evaluations and checkpoints: fewer or shorter ones make training faster."""
     UNKNOWN = "unknown"
     """No step has been finished yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """The verdict over the most recent steps.
+    """The verdict over a stretch of wall time, pauses included.
 
-    `data_share` = Σ data_wait / Σ wall time of those steps, in 0..1; `seconds` is that wall time. A wait for rows that
-    is open counts in both, so that the verdict doesn't stand still while the run does.
+    `data_share` = Σ data_wait / wall time, `pause_share` = (Σ evaluation + Σ checkpoint) / wall time, both in 0..1.
+    The phase that is open counts, so that the verdict doesn't stand still while the run does.
     """
 
     kind: BoundKind
     data_share: float
+    pause_share: float
     seconds: float
+    """Wall time."""
     steps: int
+    """Steps so far that it speaks of, or of the whole process."""
 
     def __str__(self) -> str:
         if self.kind is BoundKind.UNKNOWN:
             return "no step finished yet"
-        return f"{self.kind}-bound: {100 * self.data_share:.0f} % of the time waiting for data"
+        waiting = f"{100 * self.data_share:.0f} % of the time waiting for data"
+        pausing = f", {100 * self.pause_share:.0f} % evaluating and saving"
+        return f"{self.kind}-bound: {waiting}{pausing if self.pause_share >= PAUSE_TOLD_SHARE else ''}"
 
 
-def bound_of(data_share: float, *, seconds: float, steps: int, data_bound_share: float = DATA_BOUND_SHARE) -> Bound:
-    """The verdict over `steps` steps that took `seconds`, a share of which passed in waiting for rows."""
-    if seconds == 0:
-        return Bound(kind=BoundKind.UNKNOWN, data_share=0.0, seconds=0.0, steps=steps)
-    kind = BoundKind.DATA if data_share >= data_bound_share else BoundKind.COMPUTE
-    return Bound(kind=kind, data_share=data_share, seconds=seconds, steps=steps)
+def bound_of(phases: Mapping[str, float], *, steps: int, data_bound_share: float = DATA_BOUND_SHARE) -> Bound:
+    """The verdict over `steps` steps and the pauses between them; `phases` sum to the wall time, in its unit."""
+    seconds = sum(phases.values())
+    if seconds <= 0:
+        return Bound(kind=BoundKind.UNKNOWN, data_share=0.0, pause_share=0.0, seconds=0.0, steps=steps)
+    data_share = phases.get("data_wait", 0.0) / seconds
+    pause_share = sum(phases.get(name, 0.0) for name in PAUSES) / seconds
+    kind = BoundKind.EVALUATION if pause_share >= PAUSE_BOUND_SHARE else BoundKind.COMPUTE
+    if data_share >= data_bound_share:
+        kind = BoundKind.DATA
+    return Bound(kind=kind, data_share=data_share, pause_share=pause_share, seconds=seconds, steps=steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,15 +134,15 @@ class StepClock:
     def __init__(
         self,
         *,
-        recent_steps: int = 200,
+        window_seconds: float = WINDOW_SECONDS,
         data_bound_share: float = DATA_BOUND_SHARE,
         nanosecond_time: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
-        """`bound` looks back over `recent_steps` steps and calls them data-bound from `data_bound_share` on.
+        """`bound` looks back over `window_seconds` of wall time, calls them data-bound from `data_bound_share` on.
 
         The share need not be near one half: with prefetching, a pipeline that keeps up is hardly
         waited for at all, so a wait that can be seen is a pipeline that cannot. The first step, which waits for the
-        pipeline to fill and for compilation, is left out once there is another.
+        pipeline to fill and for compilation, and what was before it are left out once there is another step.
         """
         self._now = nanosecond_time
         self._threshold = data_bound_share
@@ -132,7 +150,10 @@ class StepClock:
         self._open: list[str] = []
         self._interval: dict[str, int] = dict.fromkeys(PHASES, 0)
         self._totals: dict[str, int] = dict.fromkeys(PHASES, 0)
-        self._recent: deque[StepTiming] = deque(maxlen=recent_steps)
+        self._window = round(window_seconds * NANOSECONDS)
+        self._marks: deque[tuple[int, dict[str, int]]] = deque()
+        """When the totals since the first step stood at what, along the window and once before it."""
+        self._steps = 0
         self._first: StepTiming | None = None
         self._mark = self._now()
         self._host_phase: tuple[str, int] = ("other", self._mark)
@@ -214,31 +235,34 @@ class StepClock:
     def open_phases(self) -> dict[str, float]:
         """Seconds of every phase since the last finish, the phase that is open now included."""
         with self._lock:
-            return self._open_seconds(self._now())
+            return self._seconds(self._open_nanoseconds(self._now()))
 
     def totals(self) -> dict[str, float]:
         """Seconds of every phase over all finished intervals."""
         with self._lock:
             return {name: spent / NANOSECONDS for name, spent in self._totals.items()}
 
+    @property
+    def steps(self) -> int:
+        """Steps finished."""
+        return self._steps
+
     def recent_phases(self) -> dict[str, float]:
-        """Seconds of every phase over the steps that `bound` looks at, and of a wait for rows that is open now."""
+        """Seconds of every phase over the wall time that `bound` looks at, the phase that is open now included."""
         with self._lock:
-            recent, waiting = list(self._recent), self._open_wait(self._now())
-        spent = {name: sum(step.phase_nanoseconds[name] for step in recent) for name in PHASES}
-        spent["data_wait"] += waiting
-        return self._seconds(spent)
+            return self._seconds(self._recent())
 
     def bound(self) -> Bound:
-        """Whether the most recent steps, and a wait for rows that is open now, were bound by data or by computing."""
+        """Whether the latest minutes were bound by data, by computing or by evaluations."""
         with self._lock:
-            recent, waiting = list(self._recent), self._open_wait(self._now())
-        if not recent and waiting < LONG_WAIT_SECONDS * NANOSECONDS:
-            waiting = 0
-        total = waiting + sum(step.nanoseconds for step in recent)
-        waited = waiting + sum(step.phase_nanoseconds["data_wait"] for step in recent)
-        share = waited / total if total else 0.0
-        return bound_of(share, seconds=total / NANOSECONDS, steps=len(recent), data_bound_share=self._threshold)
+            nanoseconds, steps = self._recent(), self._steps
+        bound = bound_of(nanoseconds, steps=steps, data_bound_share=self._threshold)
+        return replace(bound, seconds=bound.seconds / NANOSECONDS)
+
+    def waiting_seconds(self) -> float:
+        """How long the wait for rows that is open now has lasted; 0 if none is."""
+        with self._lock:
+            return self._open_wait(self._now()) / NANOSECONDS
 
     def _step_ended(self) -> None:
         self._ended_steps += 1
@@ -254,10 +278,33 @@ class StepClock:
     def _running(self) -> str:
         return self._open[-1] if self._open else "other"
 
-    def _open_seconds(self, now: int) -> dict[str, float]:
+    def _open_nanoseconds(self, now: int) -> dict[str, int]:
         """Of the interval since the last finish; the caller holds the lock."""
         running = {self._running: self._interval[self._running] + max(now - self._mark, 0)}
-        return self._seconds({**self._interval, **running})
+        return {**self._interval, **running}
+
+    def _recent(self) -> dict[str, int]:
+        """Phases of the latest window, from the end of the first step on; the caller holds the lock.
+
+        Between two marks time is taken to have passed evenly over what they differ by, which is exact of a long wait,
+        evaluation or save.
+        """
+        if self._first is None:
+            waiting = self._open_wait(self._now())
+            return self._nothing() | {"data_wait": waiting if waiting >= LONG_WAIT_SECONDS * NANOSECONDS else 0}
+        totals = {name: self._totals[name] + spent for name, spent in self._open_nanoseconds(self._now()).items()}
+        now = sum(totals.values())
+        before = _at(now - self._window, [*self._marks, (now, totals)])
+        first = self._first.phase_nanoseconds if self._steps == 1 else self._nothing()
+        return {name: totals[name] - before[name] + first[name] for name in PHASES}
+
+    def _note(self) -> None:
+        """Let the totals be remembered as they are now; the caller holds the lock."""
+        at = sum(self._totals.values())
+        if not self._marks or at - self._marks[-1][0] >= self._window // MARKS:
+            self._marks.append((at, dict(self._totals)))
+            while len(self._marks) > 1 and self._marks[1][0] <= at - self._window:
+                self._marks.popleft()
 
     def _open_wait(self, now: int) -> int:
         """Nanoseconds of the wait for rows that is open now, 0 if none is; the caller holds the lock."""
@@ -282,11 +329,25 @@ class StepClock:
     def _add(self, spent: Mapping[str, int]) -> None:
         for name, nanoseconds in spent.items():
             self._totals[name] += nanoseconds
+        if self._first is not None:
+            self._note()
 
     def _count(self, timing: StepTiming) -> None:
-        """Let a step count in `bound`; the caller holds the lock."""
+        """Count a step, whose time has been added; the caller holds the lock."""
+        self._steps += 1
         if self._first is None:
             self._first = timing
-        elif self._recent and self._recent[0] is self._first:
-            self._recent.clear()
-        self._recent.append(timing)
+            self._note()
+
+
+def _at(moment: int, marks: list[tuple[int, dict[str, int]]]) -> dict[str, int]:
+    """What the totals were at `moment`, between the marks on either side of it; the first of them if it is earlier."""
+    earlier = marks[0]
+    for later in marks:
+        if later[0] > moment:
+            if later is earlier:
+                break
+            share = (moment - earlier[0]) / (later[0] - earlier[0])
+            return {name: spent + round(share * (later[1][name] - spent)) for name, spent in earlier[1].items()}
+        earlier = later
+    return earlier[1]

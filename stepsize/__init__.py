@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stepsize.losses import AutogradLoss, BCEWithLogits, CrossEntropy, Loss, SquaredError
     from stepsize.measuring import Lane, Pending
     from stepsize.policies import L4, PAL, SGDBB, SPS
-    from stepsize.worker import StepSizeWorker, first_rows
+    from stepsize.worker import Horizon, StepSizeWorker, first_rows
 
 __all__ = [
     "L4",
@@ -35,6 +35,7 @@ __all__ = [
     "CrossEntropy",
     "Diagnostics",
     "Estimate",
+    "Horizon",
     "Lane",
     "Loss",
     "MeasurementError",
@@ -64,6 +65,7 @@ _FILES = {
     "AutogradLoss": "losses",
     "BCEWithLogits": "losses",
     "CrossEntropy": "losses",
+    "Horizon": "worker",
     "Lane": "measuring",
     "Loss": "losses",
     "Pending": "measuring",

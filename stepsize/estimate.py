@@ -78,6 +78,8 @@ class Estimate(StepSizeNumbers):
     """η of the step that was measured."""
     rows: int
     """Rows of B1 that were probed."""
+    horizon: int = 1
+    """K, where the displacement over K steps was measured at once, `step` being the last; 1 for a step alone."""
     loss: float | None = None
     """Mean loss on B1 at θ0."""
     slope_variance: float | None = None

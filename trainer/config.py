@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 import re
 import tomllib
@@ -51,10 +52,22 @@ class MetricsConfig:
     web_config: str | None = None
     """TLS and passwords: a file in the format of Prometheus's --web.config.file (extra `web`). Without one everybody
     who reaches the port may read it."""
+    last_scrape_seconds: float = 15.0
+    """A run that is scraped at intervals waits at its end for one more scrape, so long at most, so that its exit code
+    is seen; give the scrape interval or more. 0: ends at once."""
+    tensorboard_every_steps: int = 0
+    """Steps between two points of the curves kept for TensorBoard in RUN/tensorboard (extra `tensorboard`); 0 keeps
+    none."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.last_scrape_seconds < math.inf:
+            raise ValueError(f"metrics.last_scrape_seconds is {self.last_scrape_seconds}; give 0 or more seconds")
         if not -1 <= self.port <= 65_535:
             raise ValueError(f"metrics.port is {self.port}; give 0 to 65535, or -1 to serve nothing")
+        if self.tensorboard_every_steps < 0:
+            raise ValueError(
+                f"metrics.tensorboard_every_steps is {self.tensorboard_every_steps}; give 1 or more, or 0 for no curves"
+            )
 
     def resolved(self) -> MetricsConfig:
         """The same with the path of the web config in full."""

@@ -13,7 +13,7 @@ from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from ops.metrics import PREFIX
+from ops.series import PREFIX
 from ops.step_clock import DATA_BOUND_SHARE, PHASES
 
 PATH = Path(__file__).with_name("alphastream.json")

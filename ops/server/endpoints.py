@@ -15,6 +15,7 @@ from ops.metrics import Metrics
 from ops.server.access import host_allowed
 from ops.server.exposition import expose
 from ops.server.listening import MOST_CONNECTIONS, REQUEST_SECONDS, HttpServer, address_errors
+from ops.server.scrapes import Scrapes
 from ops.server.web_config import WebConfigFile
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class Server:
         self._metrics = metrics
         self._status = status
         self._ready = threading.Event()
-        self._page = resources.files("ops").joinpath("live.html").read_bytes()
+        self._scrapes = Scrapes()
+        self._page = resources.files("ops.live").joinpath("page.html").read_bytes()
         self._allowed_hosts = tuple(allowed_hosts)
         self._web = WebConfigFile(web_config, warn)
         self._scheme = "http" if self._web.current().tls is None else "https"
@@ -113,6 +115,14 @@ class Server:
         else:
             self._ready.clear()
 
+    def last_scrape_due(self, at_most: float) -> float:
+        """Seconds, `at_most` so many, within which whoever reads /metrics at intervals will again; 0 if nobody does."""
+        return min(self._scrapes.patience(), at_most)
+
+    def wait_for_scrape(self, seconds: float) -> bool:
+        """Wait until what /metrics says now has been read, for `seconds` at most; whether it has."""
+        return self._scrapes.wait(seconds)
+
     def close(self) -> None:
         """Stop answering, hang up on every client and join every thread; may be called twice."""
         if self._thread is not None:
@@ -130,13 +140,15 @@ class Server:
         self.close()
 
     def _application(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        web = self._web.current()
+        web, began = self._web.current(), self._scrapes.now()
         status, body, headers = (
             self._refusal(environ)
             or (None if web.passwords.admit(environ.get("HTTP_AUTHORIZATION")) else NOT_ADMITTED)
             or self._answer(environ)
         )
-        return _respond(environ, start_response, status, body, headers=[*headers, *web.headers.items()])
+        sent = _respond(environ, start_response, status, body, headers=[*headers, *web.headers.items()])
+        scraped = environ["PATH_INFO"] == "/metrics" and environ["REQUEST_METHOD"] == "GET" and status.startswith("200")
+        return self._scrapes.noting(sent, began=began) if scraped else sent
 
     def _refusal(self, environ: WSGIEnvironment) -> Answer | None:
         """The answer to a request by a name or a method that is not taken."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,30 +10,25 @@ from typing import Any
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from pipeline.encode import Counts, merged, summarize_counts
 from pipeline.errors import InputError, StorageError
 from pipeline.preprocess.assignment import Assignment, Progress
 from pipeline.preprocess.config import Allowance, PreprocessConfig
 from pipeline.preprocess.dry_run import Forecast, forecast
 from pipeline.preprocess.engine import encode_parts
+from pipeline.preprocess.generations import already_listed, list_generation, plan_addition
 from pipeline.preprocess.plan import Plan, check_same_plan
 from pipeline.preprocess.ray_engine import encode_parts_on_ray
-from pipeline.preprocess.workplace import PartRecord, Workplace
-from pipeline.schema import SPLITS, LogFormat
+from pipeline.preprocess.workplace import APPENDING, PartRecord, Workplace
 from pipeline.shards import (
     MANIFEST,
     DataReport,
+    Generation,
     Manifest,
     Overview,
-    RejectsFile,
-    Shard,
-    Split,
     VerifyProgress,
     inspect_data,
-    sync_folder,
     verify_data,
 )
-from pipeline.source import Source
 from pipeline.stages import usable_cores
 
 __all__ = [
@@ -68,6 +60,8 @@ class Summary:
     seconds: float
     notices: tuple[str, ...]
     """What a user should know of how the sources were chosen."""
+    added: Generation | None = None
+    """What was appended to a folder that was there."""
 
 
 def preprocess(
@@ -88,20 +82,9 @@ def preprocess(
     sources); StorageError if reading or writing fails. Either leaves a folder that the same command continues.
     """
     began = time.monotonic()
-    plan = Plan.make(config)
-    if announce:
-        announce(plan)
-    place = Workplace(config.out)
+    call = _Call(config, began, announce or (lambda _: None), report, warn or (lambda _: None))
     try:
-        if finished := _finished(config.out, plan):
-            return _nothing_to_do(finished, plan, began)
-        _make_workplace(config.out, place)
-        with _locked(config.out, place):
-            # Another call may have finished since; only under the lock may the plan be compared and written.
-            if finished := _finished(config.out, plan):
-                return _nothing_to_do(finished, plan, began)
-            _begin(config.out, plan, place, warn or (lambda _: None))
-            return _make(config, plan, place, report, began=began)
+        return _append(call) if config.append and (config.out / MANIFEST).exists() else _make(call)
     except StorageError:
         raise
     except OSError as error:
@@ -112,59 +95,123 @@ def preprocess(
         raise StorageError(f"{error.filename or config.out}: writing failed ({why}); {remedy}") from error
 
 
-def _nothing_to_do(finished: Manifest, plan: Plan, began: float) -> Summary:
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of `preprocess`."""
+
+    config: PreprocessConfig
+    began: float
+    """time.monotonic()."""
+    announce: Callable[[Plan], None]
+    report: Callable[[Progress], None] | None
+    warn: Callable[[str], None]
+
+
+def _make(call: _Call) -> Summary:
+    """Make or continue a folder."""
+    config, place = call.config, Workplace(call.config.out)
+    plan = Plan.make(config)
+    call.announce(plan)
+    if finished := _finished(config.out, plan):
+        return _nothing_to_do(finished, plan.notices, call.began)
+    _make_workplace(config.out, place)
+    with _locked(config.out, place.root / "lock"):
+        # Another call may have finished since; only under the lock may the plan be compared and written.
+        if finished := _finished(config.out, plan):
+            return _nothing_to_do(finished, plan.notices, call.began)
+        _begin(config, plan, place, call.warn)
+        remedy = f"remove {config.out} and preprocess again"
+        records, resumed_rows = _encode(call, plan, place, changed=remedy)
+        manifest = list_generation(plan, place, records, None)
+        place.remove()
+    return _summary(call, manifest, plan, resumed_rows)
+
+
+def _append(call: _Call) -> Summary:
+    """Add a generation to a folder that is complete."""
+    config, place = call.config, Workplace(call.config.out, APPENDING)
+    with _locked(config.out, config.out / f"{APPENDING}.lock"):
+        before = Manifest.load(config.out)
+        if place.is_listed(before):
+            place.remove()
+        plan, notices = plan_addition(config, before)
+        if plan is None:
+            for text in notices:
+                call.warn(text)
+            return _nothing_to_do(before, notices, call.began)
+        call.announce(plan)
+        _begin_appending(plan, place, call.warn)
+        records, resumed_rows = _encode(call, plan, place, changed="run the same command again")
+        try:
+            earlier = already_listed(plan, records, before)
+        except InputError:
+            place.clear()
+            raise
+        if earlier is not None:
+            place.clear()
+            call.warn(f"generation {earlier} of {config.out} has exactly these rows already")
+            return _nothing_to_do(before, notices, call.began)
+        manifest = list_generation(plan, place, records, before)
+        place.remove()
+    return _summary(call, manifest, plan, resumed_rows, added=manifest.generations[-1])
+
+
+def _nothing_to_do(finished: Manifest, notices: tuple[str, ...], began: float) -> Summary:
     return Summary(
         manifest=finished,
         nothing_to_do=True,
         rows=finished.rows,
         resumed_rows=finished.rows,
         seconds=time.monotonic() - began,
-        notices=plan.notices,
+        notices=notices,
     )
 
 
-def _make(
-    config: PreprocessConfig,
-    plan: Plan,
-    place: Workplace,
-    report: Callable[[Progress], None] | None,
-    *,
-    began: float,
+def _summary(
+    call: _Call, manifest: Manifest, plan: Plan, resumed_rows: int, added: Generation | None = None
 ) -> Summary:
-    resumed_rows = 0
+    return Summary(
+        manifest=manifest,
+        nothing_to_do=False,
+        rows=manifest.rows,
+        resumed_rows=resumed_rows,
+        seconds=time.monotonic() - call.began,
+        notices=plan.notices,
+        added=added,
+    )
+
+
+def _encode(call: _Call, plan: Plan, place: Workplace, *, changed: str) -> tuple[list[PartRecord], int]:
+    """The records of all parts, in row order, and how many of their rows earlier calls had encoded.
+
+    `changed` is what to do about a source that changed meanwhile.
+    """
+    config, resumed_rows = call.config, 0
 
     def watch(progress: Progress) -> None:
         nonlocal resumed_rows
         resumed_rows = progress.resumed_rows
-        if report:
-            report(progress)
+        if call.report:
+            call.report(progress)
 
     assignment = Assignment(
         plan=plan,
         place=place,
         workers=config.workers or usable_cores(),
         allowance=Allowance.parse(config.max_rejects),
-        began=began,
+        began=call.began,
     )
     records = (encode_parts_on_ray if config.engine == "ray" else encode_parts)(assignment, watch)
     for source in plan.sources:
         if source.refresh() != source:
-            raise InputError(f"{source.address} changed while it was read; remove {config.out} and preprocess again")
+            raise InputError(f"{source.address} changed while it was read; {changed}")
     if not any(record.rows for record in records):
         lines = sum(record.lines for record in records)
         if not lines and plan.sources[0].is_standard_input:
             raise InputError("standard input (-) is empty or closed; pipe a log into it, or name a file")
         names = ", ".join(source.address for source in plan.sources)
         raise InputError(f"{names}: no row among {lines:,} lines; name a log that has some")
-    manifest = _finish(config.out, plan, place, records)
-    return Summary(
-        manifest=manifest,
-        nothing_to_do=False,
-        rows=manifest.rows,
-        resumed_rows=resumed_rows,
-        seconds=time.monotonic() - began,
-        notices=plan.notices,
-    )
+    return records, resumed_rows
 
 
 def _finished(out: Path, plan: Plan) -> Manifest | None:
@@ -179,7 +226,7 @@ def _finished(out: Path, plan: Plan) -> Manifest | None:
         for shard in split.shards:
             if not (out / shard.path).is_file():
                 raise StorageError(f"{out / shard.path} is missing; remove {out} and preprocess again")
-    shutil.rmtree(Workplace(out).root, ignore_errors=True)
+    Workplace(out).remove()
     return manifest
 
 
@@ -192,99 +239,52 @@ def _make_workplace(out: Path, place: Workplace) -> None:
     place.make_folders()
 
 
-def _locked(out: Path, place: Workplace) -> AcquireReturnProxy:
+def _locked(out: Path, file: Path) -> AcquireReturnProxy:
     try:
-        return FileLock(place.root / "lock").acquire(blocking=False)
+        return FileLock(file).acquire(blocking=False)
     except Timeout:
         raise InputError(f"{out} is being written by another command; wait for it or give another --out") from None
 
 
-def _begin(out: Path, plan: Plan, place: Workplace, warn: Callable[[str], None]) -> None:
+def _begin(config: PreprocessConfig, plan: Plan, place: Workplace, warn: Callable[[str], None]) -> None:
     """Keep the plan, or find it kept by an earlier call, with what of that call's work is still whole.
 
-    Raises: InputError if rows of another plan are done.
+    Raises: InputError if rows of another plan are done, or if one is begun and this is to be appended to it.
     """
-    place.make_folders()
-    if damaged := place.discard_damaged():
-        more = f" (and {len(damaged) - 1:,} more like it)" if len(damaged) > 1 else ""
-        warn(f"{damaged[0]}{more}; the lines it was made from are encoded again")
-    now = plan.to_dict()
-    before = place.load_plan()
+    before, now = _take_up(place, warn), plan.to_dict()
     if before == now:
         return
-    if before is None and place.has_records():
-        warn(f"{place.plan_file} is missing or damaged; everything is encoded again")
+    if before is not None and config.append:
+        names = ", ".join(source["name"] for source in before["sources"])
+        raise InputError(
+            f"{config.out} is not finished; run the `alphastream preprocess` command that began it ({names}) again, "
+            "then append"
+        )
     if before is not None and place.has_rows():
-        check_same_plan(out, before, now)
+        check_same_plan(config.out, before, now)
     place.clear()
     place.save_plan(now)
 
 
-def _finish(out: Path, plan: Plan, place: Workplace, records: list[PartRecord]) -> Manifest:
-    """Give every shard its final name and list it. Each step may be repeated after a crash between any two."""
-    shards: dict[str, list[Shard]] = {name: [] for name in SPLITS}
-    final_paths: dict[str, str] = {}
-    for record in records:
-        if record.rows:
-            listed = shards[record.split]
-            path = f"{record.split}/part-{len(listed):05d}.parquet"
-            listed.append(record.shard(path))
-            final_paths[record.key] = path
-    place.move_shards(final_paths)
-    for name in SPLITS:
-        if shards[name]:
-            sync_folder(out / name)
-    sync_folder(out)
-    manifest = Manifest(
-        folder=out,
-        format=plan.log_format,
-        splits={name: Split(shards=tuple(listed)) for name, listed in shards.items()},
-        compression=plan.compression,
-        statistics=_statistics(plan.log_format, place, records),
-        rejected_rows=sum(record.rejected_rows for record in records),
-        rejects=_gather_rejects(out, plan.sources, place, records),
-        plan=plan.to_dict(),
-    )
-    manifest.save()
-    # What cannot be removed now, the next call removes; another one may be doing so at this moment.
-    shutil.rmtree(place.root, ignore_errors=True)
-    return manifest
+def _begin_appending(plan: Plan, place: Workplace, warn: Callable[[str], None]) -> None:
+    """The same for what is to be appended: what was begun of another addition is dropped, with a word."""
+    before, now = _take_up(place, warn), plan.to_dict()
+    if before == now and not plan.sources[0].is_standard_input:  # which is not to be told from another by its plan
+        return
+    if before is not None and before != now and place.has_rows():
+        names = ", ".join(source["name"] for source in before["sources"])
+        warn(f"an addition of {names} was begun and not finished; it is dropped, append it again")
+    place.clear()
+    place.save_plan(now)
 
 
-def _statistics(log_format: LogFormat, place: Workplace, records: list[PartRecord]) -> dict[str, Any]:
-    """Statistics of the whole folder, with the counts of one part in memory at a time."""
-    counts = {
-        split: merged(
-            log_format,
-            (Counts.load(log_format, place.counts_file(record.key)) for record in records if record.split == split),
-        )
-        for split in SPLITS
-    }
-    return summarize_counts(log_format, counts)
-
-
-def _gather_rejects(
-    out: Path, sources: tuple[Source, ...], place: Workplace, records: list[PartRecord]
-) -> tuple[RejectsFile, ...]:
-    """Join the rejected lines of each source in line order into one file of DATA/rejects."""
-    gathered: list[RejectsFile] = []
-    for index, source in enumerate(sources):
-        of_source = [record for record in records if record.source == index and record.rejected_rows]
-        if not of_source:
-            continue
-        path = Path("rejects") / f"{index:05d}-{source.label}.tsv"
-        (out / path).parent.mkdir(exist_ok=True)
-        temporary = out / path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            digest = hashlib.sha256()
-            for record in of_source:
-                content = place.rejects_file(record.key).read_bytes()
-                file.write(content)
-                digest.update(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(out / path)
-        sync_folder((out / path).parent)
-        lines = sum(record.rejected_rows for record in of_source)
-        gathered.append(RejectsFile(path=path.as_posix(), lines=lines, sha256=digest.hexdigest()))
-    return tuple(gathered)
+def _take_up(place: Workplace, warn: Callable[[str], None]) -> dict[str, Any] | None:
+    """The plan that is kept from an earlier call, after what of its work is damaged was forgotten."""
+    place.make_folders()
+    if damaged := place.discard_damaged():
+        more = f" (and {len(damaged) - 1:,} more like it)" if len(damaged) > 1 else ""
+        warn(f"{damaged[0]}{more}; the lines it was made from are encoded again")
+    before = place.load_plan()
+    if before is None and place.has_records():
+        warn(f"{place.plan_file} is missing or damaged; everything is encoded again")
+    return before

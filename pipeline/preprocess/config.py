@@ -74,8 +74,15 @@ class PreprocessConfig:
     """Stop when more lines than this are unusable: a count (100) or a share (0.1% or 0.001)."""
     workers: int | None = None
     """Worker threads; every core unless given."""
+    append: bool = False
+    """Add the sources to a data folder as its next generation, encoded like the rest of it; those that it has already
+    are left out. All rows train unless --split says otherwise. A folder that is not there is made."""
     engine: Engine = "threads"
     """threads: on this machine; ray: as tasks on a Ray cluster (extra `ray`; RAY_ADDRESS names one). Same output."""
+
+    named: frozenset[str] = frozenset()
+    """Options that were given although they are what they are by default: `append` refuses those that the folder was
+    made without."""
 
     def __post_init__(self) -> None:
         if not (self.validation >= 0 and self.test >= 0 and self.validation + self.test < 1):  # nan is refused too

@@ -13,9 +13,11 @@ from typing import NamedTuple
 from pipeline.errors import InputError
 from pipeline.preprocess.config import PreprocessConfig
 from pipeline.preprocess.encoder import Read, encode_part
+from pipeline.preprocess.generations import plan_addition
 from pipeline.preprocess.plan import Part, Plan
 from pipeline.preprocess.workplace import PartRecord, Workplace
 from pipeline.schema import SPLITS
+from pipeline.shards import MANIFEST, Manifest
 from pipeline.source import Block, LineReader
 from pipeline.stages import usable_cores
 
@@ -53,11 +55,14 @@ class Forecast:
 def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forecast:
     """Encode the beginning of the first source for about a second, on one core, and scale up. Nothing is kept.
 
+    Of what is to be appended to a folder, the sources that it has already are left out.
+
     Compiling the encoder, once after installing, is not part of the forecast.
 
-    Raises: InputError if the sources cannot be used, or are standard input, whose length nobody knows.
+    Raises: InputError if the sources cannot be used, or are standard input, whose length nobody knows, or if there is
+    nothing to append.
     """
-    plan = Plan.make(config)
+    plan = _plan(config)
     if plan.sources[0].is_standard_input:
         raise InputError("standard input (-) cannot be forecast; name the files instead")
     _encode_beginning(plan, 0.0)  # compiles what is not compiled yet, which takes long and happens once
@@ -85,6 +90,15 @@ def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forec
         seconds=sample.reading_seconds * counting_times + sample.seconds * times / workers,
         rejected_share=sample.record.rejected_rows / sample.record.lines,
     )
+
+
+def _plan(config: PreprocessConfig) -> Plan:
+    if not (config.append and (config.out / MANIFEST).exists()):
+        return Plan.make(config)
+    plan, _ = plan_addition(config, Manifest.load(config.out))
+    if plan is None:
+        raise InputError(f"nothing to do: {config.out} has these sources already")
+    return plan
 
 
 class _Sample(NamedTuple):

@@ -117,7 +117,7 @@ class Plan:
             sources=sources,
             notices=notices,
             log_format=log_format,
-            split=_split_rule(config.split, sources),
+            split=split_rule(config.split, sources),
             validation=config.validation,
             test=config.test,
             rows_per_shard=config.rows_per_shard,
@@ -161,7 +161,7 @@ class Plan:
         return (Segment(split=self.split, first_line=0, stop_line=None),)
 
 
-def _split_rule(split: SplitRule, sources: tuple[Source, ...]) -> str:
+def split_rule(split: SplitRule, sources: tuple[Source, ...]) -> str:
     if sources[0].is_standard_input:
         if split in ("days", "tail"):
             raise InputError(f"--split {split} needs to know how long the input is; - allows train, validation or test")
@@ -199,7 +199,7 @@ def check_same_plan(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]
         )
     key = next(key for key in (*now, *before) if before.get(key) != now.get(key))
     if key == "format":
-        shown = f"another format ({_format_difference(before[key], now[key])})"
+        shown = f"another format ({format_difference(before[key], now[key])})"
     else:
         shown = f"{key} {before.get(key)} instead of {now.get(key)}"
     raise InputError(f"{out} was made with {shown}; {remedy}")
@@ -210,7 +210,7 @@ def _names_in_order(plan: Mapping[str, Any]) -> str:
     return ", ".join(names if len(names) < 8 else [*names[:3], "...", *names[-2:]])
 
 
-def _format_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def format_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     key = next(key for key in (*now, *before) if before.get(key) != now.get(key))
     old, new = before.get(key), now.get(key)
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):

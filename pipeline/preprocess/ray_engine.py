@@ -87,7 +87,7 @@ class _Tasks:
 
     def __init__(self, ray: Any, assignment: Assignment, report: Callable[[Progress], None] | None) -> None:
         self._ray = ray
-        self._assignment = replace(assignment, place=Workplace(assignment.place.out.absolute()))
+        self._assignment = replace(assignment, place=assignment.place.absolute())
         self._report = report
         self._running: set[Any] = set()
         self._done = Done(assignment)

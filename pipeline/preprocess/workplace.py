@@ -1,4 +1,7 @@
-"""DATA/.work: what is done before the manifest can be written, and how much of it is still whole."""
+"""DATA/.work: what is done before the manifest can be written, and how much of it is still whole.
+
+What is to be appended to a folder lies in DATA/.append, which a command that finds the folder complete leaves alone.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.preprocess.plan import Part
-from pipeline.shards import Shard, write_atomically
+from pipeline.shards import Manifest, Shard, write_atomically
 
+APPENDING = ".append"
 _FOLDERS = ("shards", "rejects", "counts", "done")
 
 
@@ -56,21 +60,33 @@ class PartRecord:
 
 
 class Workplace:
-    """The files of DATA/.work, by the key of the part that they belong to."""
+    """The files of DATA/.work, or of another such folder, by the key of the part that they belong to."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, name: str = ".work") -> None:
         self.out = out
-        self.root = out / ".work"
+        self.root = out / name
         self.plan_file = self.root / "plan.json"
         self.rejects_folder = self.root / "rejects"
         self._final_paths_file = self.root / "final_paths.json"
+
+    def absolute(self) -> Workplace:
+        """The same for a process in another working directory."""
+        return Workplace(self.out.absolute(), self.root.name)
+
+    def remove(self) -> None:
+        """What cannot be removed now, the next call removes; another one may be doing so at this moment."""
+        shutil.rmtree(self.root, ignore_errors=True)
 
     def make_folders(self) -> None:
         for name in _FOLDERS:
             (self.root / name).mkdir(parents=True, exist_ok=True)
 
+    def is_listed(self, manifest: Manifest) -> bool:
+        """Whether shards that are done are in a manifest: what is left here is waste."""
+        return not manifest.paths.isdisjoint(self._final_paths().values())
+
     def clear(self) -> None:
-        """Forget every part: nothing is done."""
+        """Forget every part: nothing is done. Not for what a manifest lists."""
         # Records first: without its record, what is left of a part is waste.
         for name in reversed(_FOLDERS):
             shutil.rmtree(self.root / name, ignore_errors=True)

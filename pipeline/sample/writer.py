@@ -87,7 +87,8 @@ def write_sample(config: SampleConfig, progress: Callable[[int], object] | None 
         config.out.mkdir(parents=True, exist_ok=True)
         for number in range(config.days):
             rows = config.rows * (number + 1) // config.days - config.rows * number // config.days
-            days.append(_write_day(config.out / f"day_{number}.tsv", model, number, rows, report=report))
+            day = config.first_day + number
+            days.append(_write_day(config.out / f"day_{day}.tsv", model, day, rows, report=report))
         summary = _summary(config, tuple(days))
         partial = config.out / f"{SAMPLE_FILE}.part"
         partial.write_text(json.dumps(asdict(summary), indent=2) + "\n")
@@ -195,10 +196,16 @@ def _finished(config: SampleConfig) -> SampleSummary | None:
     except NotADirectoryError:
         raise InputError(f"{config.out} is not a folder; name one for the sample") from None
     summary = SampleSummary(**{**values, "days": tuple(Day(**day) for day in values["days"])})
-    if (summary.rows, summary.seed, len(summary.days)) != (config.rows, config.seed, config.days):
+    first = f"day_{config.first_day}.tsv"
+    if (summary.rows, summary.seed, len(summary.days), summary.days[0].file) != (
+        config.rows,
+        config.seed,
+        config.days,
+        first,
+    ):
         raise InputError(
-            f"{config.out} holds another sample ({summary.rows} rows, {len(summary.days)} days, seed {summary.seed}); "
-            "choose another folder or remove it"
+            f"{config.out} holds another sample ({summary.rows} rows, {len(summary.days)} days from "
+            f"{summary.days[0].file} on, seed {summary.seed}); choose another folder or remove it"
         )
     return summary if all((config.out / day.file).is_file() for day in summary.days) else None
 

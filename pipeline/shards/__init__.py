@@ -21,11 +21,16 @@ from pipeline.shards.manifest import (
     Split,
 )
 from pipeline.shards.overview import (
+    AT_LEAST,
+    AT_MOST,
     Overview,
+    bounds_of,
     describe_files,
     files_by_split,
+    files_of,
     inspect_data,
     warnings_of,
+    warnings_of_addition,
     warnings_of_labels,
 )
 from pipeline.shards.page_cache import kept_cold, why_not_dropped
@@ -35,6 +40,8 @@ from pipeline.shards.verify import DataReport, VerifyProgress, verify_data
 from pipeline.shards.writer import ShardWriter, columns_of
 
 __all__ = [
+    "AT_LEAST",
+    "AT_MOST",
     "DOWNLOAD_THREADS",
     "MANIFEST",
     "Compression",
@@ -49,12 +56,14 @@ __all__ = [
     "ShardWriter",
     "Split",
     "VerifyProgress",
+    "bounds_of",
     "cache_folder",
     "check_cache",
     "codec_of",
     "columns_of",
     "describe_files",
     "files_by_split",
+    "files_of",
     "inspect_data",
     "kept_cold",
     "open_shards",
@@ -63,6 +72,7 @@ __all__ = [
     "sync_folder",
     "verify_data",
     "warnings_of",
+    "warnings_of_addition",
     "warnings_of_labels",
     "why_not_dropped",
     "write_atomically",

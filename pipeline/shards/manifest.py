@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +77,9 @@ class Generation:
     rejects: tuple[RejectsFile, ...]
     plan: Mapping[str, Any]
     """The sources and options that this generation was made from."""
-    beginnings: Mapping[str, Any] = field(default_factory=dict)
-    """Digests of the beginnings of its sources, by address, which tell a log that is given again; see
-    pipeline.source.beginning."""
+    beginnings: tuple[Mapping[str, Any] | None, ...] = ()
+    """How each of the plan's sources begins (see Beginning.stored), by which a log that is given again is known; None
+    for standard input, () if nobody knows."""
     created: float | None = None
     """When it was added (Unix time in seconds); not known of generation 0, whose manifest is a function of its
     sources."""
@@ -164,16 +164,29 @@ class Manifest:
             return self
         return self._of(found[:generations], distinct=None)
 
-    def with_generation(self, generation: Generation, distinct: DistinctFile | None) -> Manifest:
-        """The folder with one generation more, the next."""
+    def with_generation(
+        self,
+        generation: Generation,
+        distinct: DistinctFile | None,
+        *,
+        beginnings: Sequence[Mapping[str, Any] | None] = (),
+    ) -> Manifest:
+        """The folder with one generation more, the next; `beginnings` are those of generation 0, for which the manifest
+        of a folder that was never appended to has no place."""
         assert generation.index == len(self.generations), generation.index
-        return self._of((*self.generations, generation), distinct)
+        earlier = self.listed or (replace(self.generations[0], beginnings=tuple(beginnings)),)
+        return self._of((*earlier, generation), distinct)
 
     def _of(self, generations: tuple[Generation, ...], distinct: DistinctFile | None) -> Manifest:
         values = _union(generations)
         return Manifest(
             folder=self.folder, format=self.format, compression=self.compression, **values, distinct=distinct
         )
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """Of all shards, relative to the data folder."""
+        return frozenset(shard.path for split in self.splits.values() for shard in split.shards)
 
     @property
     def root(self) -> Path:
@@ -316,7 +329,9 @@ def _generation_values(generation: Generation) -> dict[str, Any]:
 
 
 def _generation_from(index: int, values: Mapping[str, Any]) -> Generation:
-    return Generation(index=index, **_contents_from(values), **{name: values[name] for name in _OWN})
+    own = {name: values[name] for name in _OWN}
+    own["beginnings"] = tuple(own["beginnings"])
+    return Generation(index=index, **_contents_from(values), **own)
 
 
 def _shard_from(values: Mapping[str, Any], checksums: Mapping[str, list[int]]) -> Shard:

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.schema import SPLITS
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.manifest import Generation, Manifest
 
 MANY_COLLISIONS = 0.1
 """A column that loses more of its values to collisions is worth a word."""
+AT_LEAST, AT_MOST = "_at_least", "_at_most"
+"""Endings of the names of two numbers that stand for one that is not known."""
+_BOUNDS = tuple(name + end for name in ("distinct", "collision_rate") for end in (AT_LEAST, AT_MOST))
 _SHOWN = 5
 
 
@@ -25,7 +28,12 @@ class Overview:
     splits: list[dict[str, Any]]
     """A row a split: split, rows, label_rate, shards, bytes."""
     columns: list[dict[str, Any]]
-    """A row a column: column, missing_rate, minimum, maximum, mean, distinct, buckets, collision_rate."""
+    """A row a column: column, missing_rate, minimum, maximum, mean, distinct, buckets, collision_rate; and, where the
+    two counts are None because nobody has counted across generations, distinct_at_least, distinct_at_most,
+    collision_rate_at_least, collision_rate_at_most."""
+    generations: list[dict[str, Any]]
+    """A row a generation: generation, rows, train, validation, test, rejected_rows, label_rate, bytes, shards, sources,
+    created (Unix time in seconds, None for the first)."""
     files: dict[str, list[str]]
     """The log files that each split was made from, in order."""
     described: list[str]
@@ -61,20 +69,61 @@ def inspect_data(data: str | Path) -> Overview:
         "shards": sum(split["shards"] for split in splits),
         "compression": manifest.compression,
         "format": manifest.format.name,
-        "sources": len(manifest.plan["sources"]),
+        "sources": sum(len(each.plan["sources"]) for each in manifest.generations),
+        "generations": len(manifest.generations),
     }
     keys = ("missing_rate", "minimum", "maximum", "mean", "distinct", "buckets", "collision_rate")
     columns = [
-        {"column": name, **{key: values.get(key) for key in keys}} for name, values in statistics["columns"].items()
+        {"column": name, **dict.fromkeys(keys), **{key: values[key] for key in keys + _BOUNDS if key in values}}
+        for name, values in statistics["columns"].items()
     ]
     return Overview(
         data=[whole],
         splits=splits,
         columns=columns,
-        files=files_by_split(manifest.plan),
-        described=describe_files(manifest.plan),
+        generations=[_generation_row(each) for each in manifest.generations],
+        files=files_of(manifest),
+        described=_described(manifest),
         warnings=warnings_of(manifest),
     )
+
+
+def _generation_row(generation: Generation) -> dict[str, Any]:
+    shards = [shard for split in generation.splits.values() for shard in split.shards]
+    return {
+        "generation": generation.index,
+        "rows": generation.rows,
+        **{name: split.rows for name, split in generation.splits.items()},
+        "rejected_rows": generation.rejected_rows,
+        "label_rate": generation.statistics["label_rate"],
+        "bytes": sum(shard.bytes for shard in shards),
+        "shards": len(shards),
+        "sources": len(generation.plan["sources"]),
+        "created": generation.created,
+    }
+
+
+def bounds_of(column: Mapping[str, Any], name: str) -> tuple[Any, Any]:
+    """Between what the number `name` of a column lies; the same twice if it is known."""
+    value = column.get(name)
+    return (column.get(name + AT_LEAST), column.get(name + AT_MOST)) if value is None else (value, value)
+
+
+def files_of(manifest: Manifest) -> dict[str, list[str]]:
+    """Which sources give each split its rows, generation after generation."""
+    found = [files_by_split(each.plan) for each in manifest.generations]
+    return {name: [file for each in found for file in each[name]] for name in SPLITS}
+
+
+def _described(manifest: Manifest) -> list[str]:
+    """As `describe_files`, of every generation; the splits of those that were added are described together."""
+    first, *others = manifest.generations
+    lines = describe_files(first.plan)
+    files = [files_by_split(each.plan) for each in others]
+    for name in SPLITS:
+        if added := [file for each in files for file in each[name]]:
+            lines.append(f"{name}, added since: {_listed(added)}")
+    return lines
 
 
 def files_by_split(plan: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -113,7 +162,7 @@ def warnings_of(manifest: Manifest) -> list[str]:
 
     A split that the options asked to leave without rows is left out.
     """
-    files = files_by_split(manifest.plan)
+    files = files_of(manifest)
     found = [
         f"split {name} has no rows; give it a log that has some, or another --split"
         for name, split in manifest.splits.items()
@@ -124,16 +173,16 @@ def warnings_of(manifest: Manifest) -> list[str]:
     crowded = {
         name: values
         for name, values in columns.items()
-        if (values.get("collision_rate") or 0) > MANY_COLLISIONS and values["distinct"] > 1
+        if (bounds_of(values, "collision_rate")[0] or 0) > MANY_COLLISIONS and bounds_of(values, "distinct")[0] > 1
     }
     if crowded:
         found.append(_collisions(manifest.format.name, crowded))
     return found
 
 
-def warnings_of_labels(manifest: Manifest) -> list[str]:
-    """Lines about splits whose rows all have one label."""
-    rates = {name: values["label_rate"] for name, values in manifest.statistics.get("splits", {}).items()}
+def warnings_of_labels(data: Manifest | Generation) -> list[str]:
+    """Lines about splits of a folder, or of one generation of it, whose rows all have one label."""
+    rates = {name: values["label_rate"] for name, values in data.statistics.get("splits", {}).items()}
     return [
         f"every row of split {name} has label {rate:.0f}, so there is nothing to tell apart; check the label column "
         "and the order of the files"
@@ -142,11 +191,19 @@ def warnings_of_labels(manifest: Manifest) -> list[str]:
     ]
 
 
+def warnings_of_addition(manifest: Manifest, added: Generation | None) -> list[str]:
+    """Lines about the generation that was `added` to a folder, where they do not hold of all of the folder."""
+    lines = [] if added is None else warnings_of_labels(added)
+    return [f"generation {added.index}: {line}" for line in lines if added and line not in warnings_of_labels(manifest)]
+
+
 def _collisions(format_name: str, crowded: Mapping[str, Mapping[str, Any]]) -> str:
-    worst = sorted(crowded, key=lambda name: -crowded[name]["collision_rate"])
-    named = ", ".join(f"{name} {crowded[name]['collision_rate']:.1%}" for name in worst[:_SHOWN])
+    rates = {name: bounds_of(values, "collision_rate") for name, values in crowded.items()}
+    worst = sorted(crowded, key=lambda name: -rates[name][0])
+    exact = all(low == high for low, high in rates.values())
+    named = ", ".join(f"{name} {'' if exact else 'at least '}{rates[name][0]:.1%}" for name in worst[:_SHOWN])
     more = f" and {len(worst) - _SHOWN} more" if len(worst) > _SHOWN else ""
-    distinct = max(values["distinct"] for values in crowded.values())
+    distinct = max(bounds_of(values, "distinct")[1] for values in crowded.values())
     buckets = enough_buckets(distinct)
     kaggle = ", or --format criteo-kaggle for the Kaggle log" if format_name == "criteo" and distinct < 200_000 else ""
     return (

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.errors import FetchError
 from pipeline.parquet import fill_column, read_chunks
-from pipeline.shards.manifest import Manifest, RejectsFile, Shard
+from pipeline.shards.manifest import DistinctFile, Manifest, RejectsFile, Shard
 from pipeline.shards.remote import RemoteFolder
 from pipeline.shards.row_groups import codec_of, read_row_group
 from pipeline.shards.writer import columns_of
@@ -114,14 +114,15 @@ class DataReport:
 
     shards: tuple[ShardReport, ...]
     """Of every shard, in row order, split after split."""
-    damaged_rejects: tuple[str, ...]
-    """Rejects files that are missing or differ; no training row depends on them."""
+    damaged_asides: tuple[str, ...]
+    """Files of rejected lines or of counts (see DistinctFile) that are missing or differ; no training row depends on
+    them."""
     unlisted: tuple[str, ...]
     """Files in the split folders that the manifest does not list; nothing reads them."""
 
     @property
     def whole(self) -> bool:
-        return not self.damaged and not self.damaged_rejects
+        return not self.damaged and not self.damaged_asides
 
     @property
     def damaged(self) -> tuple[ShardReport, ...]:
@@ -142,13 +143,13 @@ class DataReport:
             f"{each.shard.path} {each.problem}; {each.readable_rows:,} of its {each.shard.rows:,} rows can be read"
             for each in self.damaged
         ]
-        found += [f"{path} is missing or differs; no training row depends on it" for path in self.damaged_rejects]
+        found += [f"{path} is missing or differs; no training row depends on it" for path in self.damaged_asides]
         found += [f"{path} is not listed in the manifest; nothing reads it" for path in self.unlisted]
         return found
 
 
 def verify_data(data: str | Path, *, report: Callable[[VerifyProgress], None] | None = None) -> DataReport:
-    """Re-hash every shard and rejects file of a data folder, on all cores; `report` is called after each shard.
+    """Re-hash all shards and what lies beside them in a data folder, on all cores; `report` is called after each shard.
 
     Raises: InputError if `data` is not a finished data folder; StorageError if its manifest is damaged; FetchError if
     it is remote and cannot be fetched.
@@ -178,14 +179,23 @@ def verify_data(data: str | Path, *, report: Callable[[VerifyProgress], None] | 
         pool.shutdown(wait=False, cancel_futures=True)  # after an error, what waits would only delay it
     return DataReport(
         shards=tuple(reports[shard.path] for shard in shards),
-        damaged_rejects=tuple(rejects.path for rejects in manifest.rejects if not _is_whole(manifest.folder, rejects)),
+        damaged_asides=_damaged_asides(manifest, data),
         unlisted=_unlisted(manifest),
     )
 
 
-def _is_whole(folder: Path | RemoteFolder, rejects: RejectsFile) -> bool:
+def _damaged_asides(manifest: Manifest, data: str | Path) -> tuple[str, ...]:
+    damaged = [rejects.path for rejects in manifest.rejects if not _is_whole(manifest.folder, rejects)]
+    # The counts are replaced by those of each generation that is added, and one may have been added meanwhile.
+    counts = Manifest.load(data).distinct
+    if counts is not None and not _is_whole(manifest.folder, counts):
+        damaged.append(counts.path)
+    return tuple(damaged)
+
+
+def _is_whole(folder: Path | RemoteFolder, aside: RejectsFile | DistinctFile) -> bool:
     try:
-        return _digest(folder, rejects.path)[0] == rejects.sha256
+        return _digest(folder, aside.path)[0] == aside.sha256
     except FetchError:
         raise
     except OSError:

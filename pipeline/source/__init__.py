@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from pipeline.source.beginning import Beginning, read_beginning
 from pipeline.source.blocks import (
     Block,
     ByteRange,
@@ -26,6 +27,7 @@ from pipeline.source.same import check_sources
 from pipeline.source.source import Source
 
 __all__ = [
+    "Beginning",
     "Block",
     "ByteRange",
     "Found",
@@ -38,4 +40,5 @@ __all__ = [
     "find_sources",
     "new_memory",
     "range_blocks",
+    "read_beginning",
 ]

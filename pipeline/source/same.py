@@ -108,7 +108,7 @@ def _identity(source: Source) -> object:
 
 
 def _read_beginning(source: Source, log_format: LogFormat) -> _Beginning:
-    texts = _normalized(source, log_format)
+    texts = normalized(source, log_format)
     with closing(texts):
         text = b""
         while len(text) < BEGINNING_BYTES:
@@ -122,7 +122,7 @@ def _read_beginning(source: Source, log_format: LogFormat) -> _Beginning:
     return _Beginning(source, text[:BEGINNING_BYTES], is_whole)
 
 
-def _normalized(source: Source, log_format: LogFormat, chunk_bytes: int = BEGINNING_BYTES) -> Generator[bytes]:
+def normalized(source: Source, log_format: LogFormat, chunk_bytes: int = BEGINNING_BYTES) -> Generator[bytes]:
     """The rows of a source as they are compared (see _Beginning), in chunks."""
     memory = memoryview(bytearray(chunk_bytes))
     rest, header = b"", log_format.header
@@ -172,7 +172,7 @@ def _beginning_of(source: Source) -> str:
 
 def _compare(first: Source, second: Source, log_format: LogFormat) -> str | None:
     """The same, read side by side."""
-    sides = [_normalized(source, log_format, _CHUNK_BYTES) for source in (first, second)]
+    sides = [normalized(source, log_format, _CHUNK_BYTES) for source in (first, second)]
     held, compared = [b"", b""], 0
     with closing(sides[0]), closing(sides[1]):
         while compared < COMPARED_BYTES:

@@ -226,6 +226,7 @@ class Tracker:
     def snapshot(self, batches: Sequence[Batch], *, apart: bool = False) -> Snapshot:
         """θ0 now: clones of what is kept whole, and of every table the rows that `batches` look up.
 
+        Without `batches` tables are kept whole, and one batch of any rows can be measured.
         With `apart` the passes will run while training goes on: parameters that no optimizer of the worker moves, but
         that have changed since the last snapshot, are cloned too.
 
@@ -235,10 +236,10 @@ class Tracker:
         moving = self.moving(survey)
         with torch.no_grad():
             buffers = {name: buffer.clone() for name, buffer in survey.buffers.items()}
-            by_rows = self._kept_by_rows(survey, moving, batches[0], buffers)
+            by_rows = self._kept_by_rows(survey, moving, batches[0], buffers) if batches else {}
             values = {name: parameter.clone() for name, parameter in moving.items() if name not in by_rows}
             copies = {id(moving[name]): value for name, value in values.items()}
-            lookups = tuple({name: [] for name in by_rows} for _ in batches)
+            lookups = tuple({name: [] for name in by_rows} for _ in batches or (None,))
             if any(kept.lookups for kept in by_rows.values()):
                 lookups = tuple(
                     self._record(survey, moving, batch, buffers, by_rows, copies=copies) for batch in batches

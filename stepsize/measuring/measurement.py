@@ -85,6 +85,7 @@ def estimate_from(
     step: int,
     learning_rates: list[float],
     age: int = 0,
+    horizon: int = 1,
 ) -> Estimate:
     """The estimate that the quantities of `measure`, now floats, amount to; `learning_rates` has one rate a group.
 
@@ -121,6 +122,7 @@ def estimate_from(
         outcome=outcome,
         learning_rate=rate,
         rows=int(b1["rows"]),
+        horizon=horizon,
         loss=_known(b1["loss"]),
         slope_variance=_known(b1["slope_variance"]),
         curvature_variance=_known(b1["curvature_variance"]),
@@ -132,10 +134,18 @@ def estimate_from(
     )
 
 
-def dropped(*, step: int, learning_rate: float) -> Estimate:
+def dropped(*, step: int, learning_rate: float, horizon: int = 1) -> Estimate:
     """The estimate that was not made, because the worker was busy."""
     nothing = StepSizeNumbers(slope=None, curvature=None, relative=None, absolute=None, standard_error=None)
-    return Estimate(**vars(nothing), step=step, age=0, outcome=Outcome.DROPPED, learning_rate=learning_rate, rows=0)
+    return Estimate(
+        **vars(nothing),
+        step=step,
+        age=0,
+        outcome=Outcome.DROPPED,
+        learning_rate=learning_rate,
+        rows=0,
+        horizon=horizon,
+    )
 
 
 def _named(values: list[float]) -> dict[str, float]:

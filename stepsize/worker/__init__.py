@@ -4,11 +4,14 @@ worker = StepSizeWorker(model, optimizer, loss, delay=4)
 with worker.around_step(x1, y1, step=step):  # batches: B1 cut to its probe rows; group_rates: the rates of the step
     optimizer.step()
 estimates = worker.poll(step=step)  # measurement_queue: in flight → finished → due, stored by stored_estimates
+
+horizon: the same for the steps since a snapshot at once.
 """
 
 from __future__ import annotations
 
 from stepsize.worker.batches import first_rows
+from stepsize.worker.horizon import Horizon
 from stepsize.worker.worker import StepSizeWorker
 
-__all__ = ["StepSizeWorker", "first_rows"]
+__all__ = ["Horizon", "StepSizeWorker", "first_rows"]

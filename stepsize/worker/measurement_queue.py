@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from stepsize.errors import MeasurementError
 from stepsize.estimate import Estimate
 from stepsize.measuring import Pending
 
@@ -115,3 +116,16 @@ class MeasurementQueue:
 
 def _is_due(due: int | None, step: int | None) -> bool:
     return due is None or (step is not None and due <= step)
+
+
+def refuse_delay(delay: int | None, max_age: int | None) -> None:
+    """Raises MeasurementError for a delay that is negative, or at which every estimate would be STALE."""
+    if delay is None:
+        return
+    if isinstance(delay, bool) or not isinstance(delay, int) or delay < 0:
+        raise MeasurementError(f"delay: {delay!r} is no number of steps; give 0 or more, or None to hand over at once")
+    if max_age is not None and delay > max_age:
+        raise MeasurementError(
+            f"delay: after {delay} steps every estimate would be older than max_age = {max_age} allows; give a delay "
+            f"of at most {max_age}, or no max_age"
+        )

@@ -48,7 +48,7 @@ from stepsize.measuring import (
 from stepsize.options import MeasuringOptions, chosen
 from stepsize.worker.batches import ProbeBatches, TakeRows, first_rows
 from stepsize.worker.group_rates import GroupRates
-from stepsize.worker.measurement_queue import MeasurementQueue
+from stepsize.worker.measurement_queue import MakeEstimate, MeasurementQueue, refuse_delay
 from stepsize.worker.stored_estimates import restored, stored
 
 CHECKS = 10
@@ -137,7 +137,7 @@ class StepSizeWorker:
         another model, and a model that has no parameters or is scripted or sharded.
         """
         self.options = chosen(measuring, options)
-        _refuse_delay(delay, max_age)
+        refuse_delay(delay, max_age)
         refuse_without_parameters(model)
         self.model = unwrapped(model)
         refuse_scripted(self.model)
@@ -201,8 +201,7 @@ class StepSizeWorker:
         """Keep θ0 of everything the coming optimizer step may change, and B1 (`inputs`, `targets`).
 
         Without a delay it returns False, and an estimate is DROPPED, where the one before is still being measured.
-        With one it returns True, and waits for the oldest measurement where delay + 1 are in flight, as in a loop that
-        has not polled.
+        With one it returns True, and waits for the oldest measurement where delay + 1 are in flight.
 
         Raises: MeasurementError where B2 is needed and not given, or the optimizer moves nothing of the model.
         """
@@ -229,26 +228,42 @@ class StepSizeWorker:
     def after_step(self, logits: Tensor | None = None) -> None:
         """Measure along what the optimizer changed since `before_step`; nothing to do where that was dropped.
 
-        `logits`, for the secant method alone, are the model's logits on B1 at θ1 where the caller has them anyway
-        (B1 is the next batch trained on); it may then come as late as they do. Without them they are computed.
+        `logits`, for the secant alone, are the model's logits on B1 at θ1 where the caller has them anyway; it may then
+        come as late as they do. Without them they are computed.
         """
         measured, self._open = self._open, None
         if measured is None:
             return
-        pending = (
-            self._submit_secant(measured, logits)
-            if measured.snapshot is None
-            else self._submit(measured, measured.snapshot)
-        )
-        step, rates, options = measured.step, measured.rates, self.options  # not θ0, which the queue need not hold
+        if (snapshot := measured.snapshot) is None:
+            pending = self._submit_secant(measured, logits)
+        else:
+            pending = self._submit(measured, snapshot, self.options)
+        self._queue.put(measured.step, pending, self._estimate_of(measured, self.options))
+
+    def measure_since(
+        self, snapshot: Snapshot, batches: tuple[Batch, ...], options: MeasuringOptions, *, horizon: int, step: int
+    ) -> bool:
+        """What `Horizon.measure` does, with the displacement since `snapshot`, `step` being the last of the steps."""
+        refuse_evaluating(self._optimizers)
+        rates = GroupRates.now(self._optimizers)
+        if not self._queue.make_room():
+            return False
+        measured = _Measured(step=step, rates=rates, batches=batches, snapshot=snapshot, origin=None, check=None)
+        pending = self._submit(measured, snapshot, options)
+        self._queue.put(step, pending, self._estimate_of(measured, options, horizon=horizon))
+        return True
+
+    def _estimate_of(self, measured: _Measured, options: MeasuringOptions, *, horizon: int = 1) -> MakeEstimate:
+        step, rates = measured.step, measured.rates  # not θ0, which the queue need not hold
         reliance = measured.snapshot.reliance(apart=self._apart) if measured.snapshot is not None else None
 
         def make_estimate(numbers: dict[str, list[float]]) -> Estimate:
+            known = rates.read(numbers)
             if reliance is not None and reliance.broken(numbers):
-                return dropped(step=step, learning_rate=rates.read(numbers)[0])
-            return estimate_from(numbers, options, step=step, learning_rates=rates.read(numbers))
+                return dropped(step=step, learning_rate=known[0], horizon=horizon)
+            return estimate_from(numbers, options, step=step, learning_rates=known, horizon=horizon)
 
-        self._queue.put(step, pending, make_estimate)
+        return make_estimate
 
     def check_next(self) -> None:
         """Hold the next measurement, too, against a backward pass; the secant, which is no derivative, has no check."""
@@ -282,10 +297,7 @@ class StepSizeWorker:
         return self._handed_over(self._queue.take_all(), step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts by outcome, and every estimate not handed over with the step at which it is due, as JSON values.
-
-        Waits for what is in flight.
-        """
+        """Counts, and estimates not handed over with their due steps, as JSON values; waits for what is in flight."""
         return {"counts": dict(self.counts), "undelivered": stored(self._queue.undelivered())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -320,9 +332,9 @@ class StepSizeWorker:
         self.counts.update(estimate.outcome.value for estimate in handed)
         return handed
 
-    def _submit(self, measured: _Measured, snapshot: Snapshot) -> Pending:
+    def _submit(self, measured: _Measured, snapshot: Snapshot, options: MeasuringOptions) -> Pending:
         """Take the difference now, on the current stream, and leave the passes to the lane."""
-        direction = snapshot.difference(gradients=self.options.diagnostics == "full", apart=self._apart)
+        direction = snapshot.difference(gradients=options.diagnostics == "full", apart=self._apart)
         if measured.check is not None:
             measured.check.after_step()
         leaves = tree_leaves([(batch.inputs, batch.targets) for batch in measured.batches])
@@ -334,7 +346,7 @@ class StepSizeWorker:
                 self.loss,
                 direction,
                 measured.batches,
-                self.options,
+                options,
                 context=self._context,
                 check=measured.check,
             )
@@ -384,15 +396,3 @@ class StepSizeWorker:
         age = 0 if step is None else step - estimate.step
         stale = self.max_age is not None and age > self.max_age and estimate.outcome is not Outcome.DROPPED
         return replace(estimate, age=age, outcome=Outcome.STALE if stale else estimate.outcome)
-
-
-def _refuse_delay(delay: int | None, max_age: int | None) -> None:
-    if delay is None:
-        return
-    if isinstance(delay, bool) or not isinstance(delay, int) or delay < 0:
-        raise MeasurementError(f"delay: {delay!r} is no number of steps; give 0 or more, or None to hand over at once")
-    if max_age is not None and delay > max_age:
-        raise MeasurementError(
-            f"delay: after {delay} steps every estimate would be older than max_age = {max_age} allows; give a delay "
-            f"of at most {max_age}, or no max_age"
-        )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from ops.step_clock import PAUSES, StepClock
 from pipeline.device import DevicePair
 from tests.gpu.runs import PairsOf, clock_of, settings, trained
 from trainer.job import TrainingState
@@ -22,27 +23,43 @@ STEP_CYCLES = 20_000_000
 class PacedPairs(PairsOf):
     """A pair every `interval` seconds, none ahead of its time and none made up for; each lengthens its step's work."""
 
-    def __init__(self, state: TrainingState, interval: float) -> None:
+    def __init__(self, state: TrainingState, interval: float, clock: StepClock) -> None:
         super().__init__(state, self._lengthen)
-        self._interval, self._due = interval, 0.0
+        self._interval, self._due, self._given = interval, 0.0, 0
+        self._clock, self.before = clock, (0, 0.0, 0.0)
 
     def _lengthen(self, pair: DevicePair) -> None:
         torch.cuda._sleep(STEP_CYCLES)
 
     def __next__(self) -> DevicePair:
+        if self._given == WARM_UP:
+            self.before = read(self._clock)
+        self._given += 1
         now = time.perf_counter()
         self._due = max(self._due + self._interval, now)
         time.sleep(self._due - now)
         return super().__next__()
 
 
+def read(clock: StepClock) -> tuple[int, float, float]:
+    """Steps so far, their seconds without pauses, and those of waiting for data."""
+    totals = clock.totals()
+    return clock.steps, sum(totals.values()) - sum(totals[name] for name in PAUSES), totals["data_wait"]
+
+
 def waiting_share(data: Path, device: str, interval: float) -> tuple[float, float]:
     """The share of waiting for data over the last steps, and their mean seconds, with a pair every `interval`."""
-    clock = clock_of(device, recent_steps=STEPS - WARM_UP)
+    clock = clock_of(device)
     config = settings(data, policy="none", steps=STEPS, data={"batch_rows": 16})
-    trained(config, device, clock=clock, pairs=lambda state: PacedPairs(state, interval))
-    bound = clock.bound()
-    return bound.data_share, bound.seconds / bound.steps
+    feeds: list[PacedPairs] = []
+
+    def pairs(state: TrainingState) -> PacedPairs:
+        feeds.append(PacedPairs(state, interval, clock))
+        return feeds[-1]
+
+    trained(config, device, clock=clock, pairs=pairs)
+    steps, seconds, waiting = (after - before for after, before in zip(read(clock), feeds[0].before, strict=True))
+    return waiting / seconds, seconds / steps
 
 
 @pytest.fixture(scope="module")

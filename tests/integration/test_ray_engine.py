@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.preprocess import PreprocessConfig, Progress, preprocess, ray_engine
+from pipeline.shards import Manifest
 from tests.logs import folder_bytes, log_lines, write_log
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +56,23 @@ def test_ray_gives_the_same_bytes_as_threads(cluster: Any, log: Path, tmp_path: 
     summary = preprocess(config_of(log, tmp_path / "ray", engine="ray"), report=seen.append)
     assert folder_bytes(tmp_path / "ray") == folder_bytes(tmp_path / "threads")
     assert (summary.rows, seen[-1].rows, seen[-1].rejected_rows) == (289, 289, 1)
+
+
+def test_ten_generations_by_ray_are_those_of_threads(cluster: Any, log: Path, tmp_path: Path) -> None:
+    days = [write_log(tmp_path / f"day_{day}.tsv", 60 + day, seed=day) for day in range(3, 13)]
+    days[4] = days[4].rename(tmp_path / "day_7.tsv.gz")
+    days[4].write_bytes(gzip.compress(days[4].read_bytes(), mtime=0))
+    for engine in ("threads", "ray"):
+        preprocess(config_of(log, tmp_path / engine))
+        for day in days:
+            preprocess(config_of(day, tmp_path / engine, engine=engine, append=True))
+    by_threads, by_ray = folder_bytes(tmp_path / "threads"), folder_bytes(tmp_path / "ray")
+    assert by_ray.keys() == by_threads.keys()
+    assert {name for name in by_ray if by_ray[name] != by_threads[name]} == {"manifest.json"}
+    made, expected = Manifest.load(tmp_path / "ray"), Manifest.load(tmp_path / "threads")
+    assert len(made.generations) == 11
+    for one, other in zip(made.generations, expected.generations, strict=True):
+        assert replace(one, created=None) == replace(other, created=None)
 
 
 @pytest.mark.parametrize("task", ["encode_range", "encode_source"])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
-from datetime import timedelta
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +22,7 @@ from trainer.console import Console
 
 if TYPE_CHECKING:
     from pipeline.preprocess import Forecast
-    from pipeline.shards import VerifyProgress
+    from pipeline.shards import Generation, VerifyProgress
 
 EXIT_DAMAGED = 74
 
@@ -68,6 +68,7 @@ class PreprocessArguments(PreprocessConfig):
     ]
     """Log files, folders, patterns or URIs (s3://, gs://, hdfs://), in the order of time; those of a folder or pattern
     are put in natural order. Plain, gzip, zstd, bzip2 or xz; - reads standard input."""
+    named: tyro.conf.Suppress[frozenset[str]] = frozenset()
     dry_run: bool = False
     """Only say what it would take: plan, disk, and time from a measured second of work."""
     json: bool = False
@@ -78,6 +79,7 @@ class PreprocessArguments(PreprocessConfig):
 def preprocess_verb(arguments: list[str]) -> int:
     """`alphastream preprocess SRC... --out DATA`."""
     given = parse_arguments(PreprocessArguments, arguments, "preprocess")
+    given = replace(given, named=_named(arguments))
     for source in given.sources:
         if _is_ours(Path(source)) == "run directory":  # others write a manifest.json beside their logs
             raise InputError(f"{source} is a run directory, whose files are not logs; name the log files themselves")
@@ -94,22 +96,39 @@ def preprocess_verb(arguments: list[str]) -> int:
         return 0
     summary = make_data(given, console=Console(), as_json=given.json)
     if given.json:
-        from pipeline.shards import files_by_split, warnings_of
+        from pipeline.shards import files_of, warnings_of, warnings_of_addition
 
         manifest = summary.manifest
         values = {
             "data": str(given.out),
             "nothing_to_do": summary.nothing_to_do,
+            "generations": len(manifest.generations),
+            "added": None if summary.added is None else _generation_values(summary.added),
             "rows": summary.rows,
             "rejected_rows": manifest.rejected_rows,
             "splits": {name: split.rows for name, split in manifest.splits.items()},
-            "files": files_by_split(manifest.plan),
-            "warnings": [*summary.notices, *warnings_of(manifest)],
+            "files": files_of(manifest),
+            "warnings": [*summary.notices, *warnings_of(manifest), *warnings_of_addition(manifest, summary.added)],
             "resumed_rows": summary.resumed_rows,
             "seconds": summary.seconds,
         }
         print(json.dumps(values))
     return 0
+
+
+def _generation_values(generation: Generation) -> dict[str, Any]:
+    return {
+        "generation": generation.index,
+        "rows": generation.rows,
+        "rejected_rows": generation.rejected_rows,
+        "splits": {name: split.rows for name, split in generation.splits.items()},
+    }
+
+
+def _named(arguments: list[str]) -> frozenset[str]:
+    """The options that were given, whatever their values."""
+    options = (text.partition("=")[0] for text in arguments if text.startswith("--"))
+    return frozenset(option.removeprefix("--").replace("-", "_") for option in options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +156,32 @@ def inspect_verb(arguments: list[str]) -> int:
         return 0
     _print_values(overview["data"][0])
     _print_rows(overview["splits"])
+    if len(overview["generations"]) > 1:
+        _print_rows([{**row, "created": _time(row["created"])} for row in overview["generations"]])
     integers = [row for row in overview["columns"] if row["buckets"] is None]
-    categories = [row for row in overview["columns"] if row["buckets"] is not None]
+    categories = [_with_bounds(row) for row in overview["columns"] if row["buckets"] is not None]
     _print_rows(integers, without=("distinct", "buckets", "collision_rate"))
     _print_rows(categories, without=("minimum", "maximum", "mean"))
     print(*described, sep="\n")
     for text in overview["warnings"]:
         Console().warn(text)
     return 0
+
+
+def _time(seconds: float | None) -> str:
+    """A moment on this machine's clock."""
+    return "" if seconds is None else datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
+
+
+def _with_bounds(column: dict[str, Any]) -> dict[str, Any]:
+    """A row of a table, with `5 to 8` for a number of which only bounds are known."""
+    from pipeline.shards import AT_LEAST, AT_MOST, bounds_of
+
+    row = {name: value for name, value in column.items() if not name.endswith((AT_LEAST, AT_MOST))}
+    for name in ("distinct", "collision_rate"):
+        if row[name] is None:
+            row[name] = " to ".join(map(cell_text, bounds_of(column, name)))
+    return row
 
 
 def _print_rows(rows: list[dict[str, Any]], *, without: tuple[str, ...] = ()) -> None:

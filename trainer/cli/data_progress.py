@@ -29,7 +29,7 @@ def make_data(config: PreprocessConfig, *, console: Console, as_json: bool = Fal
     the end.
     """
     from pipeline.preprocess import preprocess
-    from pipeline.shards import warnings_of
+    from pipeline.shards import warnings_of, warnings_of_addition
 
     if as_json:
         return preprocess(config, announce=_json_plan, report=_json_lines(), warn=_json_warning)
@@ -56,11 +56,10 @@ def make_data(config: PreprocessConfig, *, console: Console, as_json: bool = Fal
             line.close()
     console.say(_outcome(config, summary))
     manifest = summary.manifest
-    if manifest.rejected_rows:
-        console.warn(
-            f"{manifest.rejected_rows:,} lines were rejected; each is in {config.out / 'rejects'} with its reason"
-        )
-    for text in warnings_of(manifest):
+    rejected_rows = (summary.added or manifest).rejected_rows
+    if rejected_rows:
+        console.warn(f"{rejected_rows:,} lines were rejected; each is in {config.out / 'rejects'} with its reason")
+    for text in (*warnings_of(manifest), *warnings_of_addition(manifest, summary.added)):
         console.warn(text)
     return summary
 
@@ -98,9 +97,14 @@ def _detail(progress: Progress) -> str:
 
 
 def _outcome(config: PreprocessConfig, summary: Summary) -> str:
-    splits = ", ".join(f"{name} {split.rows:,}" for name, split in summary.manifest.splits.items() if split.rows)
+    added = summary.added
+    found = (added or summary.manifest).splits
+    splits = ", ".join(f"{name} {split.rows:,}" for name, split in found.items() if split.rows)
     if summary.nothing_to_do:
         return f"nothing to do: {config.out} is complete ({summary.rows:,} rows: {splits})"
+    if added:
+        more = f"generation {added.index} has {added.rows:,} rows ({splits})"
+        return f"{config.out}: {more}; {summary.rows:,} rows in all"
     return f"{config.out}: {summary.rows:,} rows ({splits})"
 
 

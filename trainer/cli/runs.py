@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ops.receivers import ServiceManager
 from pipeline.errors import InputError
 from trainer.budget import BudgetConfig
 from trainer.cli.arguments import parse_arguments, parse_first
@@ -56,12 +57,14 @@ def train_verb(arguments: list[str]) -> int:
         known = parse_first(RunArguments, arguments, "train")
         default = TrainArguments(config=known.config, run=known.run, settings=load_config(known.config))
     given = parse_arguments(TrainArguments, arguments, "train", default=default, underscores=True)
+    manager = ServiceManager.from_environment()
+    manager.starting("loading torch")
     from trainer.job import train
 
     console = Console()
     if given.settings.budget == BudgetConfig():
         console.say("no budget is set, so it trains until it is stopped; --budget.steps, .epochs or .seconds ends it")
-    return train(given.settings, given.run, console=console).exit_code
+    return train(given.settings, given.run, console=console, manager=manager).exit_code
 
 
 @dataclass(frozen=True, kw_only=True)

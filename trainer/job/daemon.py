@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ops.live import LiveStatus
 from ops.metrics import Metrics
+from ops.receivers import ServiceManager, TensorBoard
 from ops.server import Server
 from pipeline.addresses import without_secrets
 from pipeline.errors import InterruptedWaitError, NoRowsYetError
@@ -18,7 +19,8 @@ from trainer.config import Config, MetricsConfig, config_errors
 from trainer.console import Console
 from trainer.job.checkpointing import Checkpointing, open_checkpointing
 from trainer.job.decided import decided
-from trainer.job.device import step_clock
+from trainer.job.device import device_memory, step_clock
+from trainer.job.ending import end_exported, exit_of, last_scrape_awaited, write_textfile
 from trainer.job.generations import LogWait, pinned
 from trainer.job.observer import Outlets, RunObserver
 from trainer.job.run_directory import RunDirectory
@@ -34,25 +36,30 @@ START_SECONDS = 30.0
 """Waiting longer than this for the first rows of all is waiting for data, no matter how much there was to compile."""
 
 
-def train(config: Config, run: str | Path, *, console: Console) -> Stop:
+def train(config: Config, run: str | Path, *, console: Console, manager: ServiceManager | None = None) -> Stop:
     """Trains `config` in the run directory `run`, continuing from its newest whole checkpoint.
+
+    `manager` is whoever started this process as a service and waits for its news.
 
     Raises: pipeline.errors.InputError for what the user gave (exit code 2), OSError if reading or writing failed
     (74); the run's event log has it too, unless the run directory could not be opened.
     """
+    manager = ServiceManager() if manager is None else manager
     config = decided(config, run)
+    manager.starting("opening the data")
     folder = Manifest.load(config.data.path)
     with (
         open_training(config, pinned(folder, config, Path(run))) as state,
         RunDirectory(run, config) as directory,
         failures_recorded(directory),
     ):
-        outlets = open_outlets(config, state, directory, console)
-        with served(config.metrics, outlets) as mark_ready:
+        outlets = open_outlets(config, state, directory, console, manager)
+        with outlets.tensorboard, served(config.metrics, outlets) as mark_ready, end_exported(outlets):
+            manager.starting("looking for a checkpoint")
             position = resume(config, state, outlets)
             _say_what_is_left_out(folder, state, outlets)
             with (
-                stop_signals(lambda name, request: console.say(_heard(name, request))) as requests,
+                stop_signals(lambda name, request: _announce(name, request, outlets)) as requests,
                 console.progress("training", state.total_steps, unit="steps", start=position.step) as line,
                 open_checkpointing(state, outlets, keep=config.checkpoint.keep) as checkpointing,
             ):
@@ -79,14 +86,35 @@ def failures_recorded(directory: RunDirectory) -> Iterator[None]:
         raise
 
 
-def open_outlets(config: Config, state: TrainingState, directory: RunDirectory, console: Console) -> Outlets:
-    """The outlets of a run that has said nothing yet; its clock starts here."""
+def open_outlets(
+    config: Config, state: TrainingState, directory: RunDirectory, console: Console, manager: ServiceManager
+) -> Outlets:
+    """The outlets of a run that has said nothing yet; its clock starts here.
+
+    Raises: ConfigError if curves for TensorBoard are asked for, and its package is not installed.
+    """
     clock = step_clock(state.learner.device)
+    every_steps = config.metrics.tensorboard_every_steps
+    with config_errors():
+        tensorboard = TensorBoard(
+            directory.path / "tensorboard" if every_steps else None,
+            every_steps=every_steps,
+            alpha_delay=config.stepsize.delay or 0,
+            warn=console.warn,
+        )
     live = LiveStatus(
         clock, run=str(directory.path), total_steps=state.total_steps, budget_seconds=config.budget.seconds
     )
+    metrics = Metrics(open_phases=clock.open_phases, device_memory=device_memory(state.learner.device))
+    metrics.run(str(directory.path), starts=directory.starts() + 1)
     return Outlets(
-        directory=directory, metrics=Metrics(open_phases=clock.open_phases), live=live, clock=clock, console=console
+        directory=directory,
+        metrics=metrics,
+        live=live,
+        clock=clock,
+        console=console,
+        manager=manager,
+        tensorboard=tensorboard,
     )
 
 
@@ -112,7 +140,8 @@ def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Callable[[], No
     with closing(server):
         server.start()
         outlets.console.say(f"live page {server.url}  metrics {server.url}metrics")
-        yield server.mark_ready
+        with last_scrape_awaited(server, outlets, at_most_seconds=address.last_scrape_seconds):
+            yield server.mark_ready
 
 
 def resume(config: Config, state: TrainingState, outlets: Outlets) -> Position:
@@ -125,6 +154,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets) -> Position:
     if found is None:
         directory.begin(config, records={})
         directory.event("start", step=0)
+        outlets.metrics.progress(0, total_steps=state.total_steps, seconds_left=None)
         return Position()
     position = state.load(found, run=directory.path)
     directory.begin(config, records=found.state["records"])
@@ -136,6 +166,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets) -> Position:
         rows=position.rows,
         training_seconds=position.training_seconds,
     )
+    outlets.metrics.progress(position.step, total_steps=state.total_steps, seconds_left=None)
     outlets.console.say(f"continuing {directory.path} at step {position.step:,}")
     return position
 
@@ -184,15 +215,19 @@ class Job:
         ended = loop.ended()
         if ended is not None:
             loop.report_undelivered()
+            self.outlets.metrics.exit(*exit_of(ended))
+            self.outlets.manager.stopping(f"nothing to do, {ended.text} already")
             self.outlets.console.say(
                 f"{self.outlets.directory.path}: nothing to do, {ended.text} at step {position.step:,} already"
             )
             return ended
+        self.outlets.tensorboard.begin(steps=position.step)
         self._warn_of_splits()
         if (notice := self.state.learner.precision.without_effect()) is not None:
             self.outlets.console.warn(notice)
         self.outlets.live.state("training")
         mark_ready()
+        self.outlets.manager.ready()
         self._fill()
         stop = loop.run()
         self._record_end(stop, position)
@@ -233,9 +268,12 @@ class Job:
     def _polling(self) -> bool:
         """`stopping`, for an evaluation to ask batch by batch: a save that ends meanwhile is told of then."""
         self.poll_save()
+        self.outlets.manager.alive()
         return self.stopping()
 
     def save(self, position: Position, *, final: bool) -> None:
+        if final:
+            self.outlets.manager.stopping("saving")
         self.checkpointing.save(position, final=final)
 
     def poll_save(self) -> None:
@@ -260,8 +298,9 @@ class Job:
     def _record_end(self, stop: Stop, position: Position) -> None:
         outlets, skipped = self.outlets, self.state.feed.skipped_rows
         outlets.live.state(stop.text)
+        outlets.metrics.exit(*exit_of(stop))
         outlets.directory.event("stop", step=position.step, reason=stop.name.lower(), skipped_rows=skipped)
-        (outlets.directory.path / "metrics.prom").write_text(outlets.metrics.exposition(), encoding="utf-8")
+        write_textfile(outlets)
         left_out = f" ({skipped:,} damaged rows left out)" if skipped else ""
         place = f"at step {position.step:,}{left_out}; run directory {outlets.directory.path}"
         outlets.console.say(f"{stop.text} {place}{f'; {DIVERGENCE_REMEDY}' if stop is Stop.DIVERGED else ''}")
@@ -289,7 +328,9 @@ def _say_what_is_left_out(folder: Manifest, state: TrainingState, outlets: Outle
         )
 
 
-def _heard(signal_name: str, request: Request) -> str:
+def _announce(signal_name: str, request: Request, outlets: Outlets) -> None:
     if request is Request.SAVE:
-        return f"{signal_name}: saving, then going on"
-    return f"{signal_name}: stopping after this step, then saving; again to stop at once"
+        outlets.console.say(f"{signal_name}: saving, then going on")
+        return
+    outlets.console.say(f"{signal_name}: stopping after this step, then saving; again to stop at once")
+    outlets.manager.stopping(signal_name)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ops.live import LEAST_ESTIMATES, AlphaFactor, LiveStatus
 from ops.metrics import Metrics
-from ops.step_clock import StepClock, StepTiming
+from ops.receivers import ServiceManager, TensorBoard
+from ops.step_clock import PAUSES, StepClock, StepTiming
 from pipeline.device import Feed
 from stepsize import per_rate, pool
 from stepsize.estimate import Estimate
@@ -29,13 +30,17 @@ SMOOTHING = 0.98
 
 @dataclass(frozen=True, kw_only=True)
 class Outlets:
-    """Where a run's news goes: its directory, the metrics, the live page, the terminal; and the clock it goes by."""
+    """Where a run's news goes: its directory, the metrics, the live page, the terminal, a service manager and
+    TensorBoard; and the clock it goes by.
+    """
 
     directory: RunDirectory
     metrics: Metrics
     live: LiveStatus
     clock: StepClock
     console: Console
+    manager: ServiceManager = field(default_factory=ServiceManager)
+    tensorboard: TensorBoard = field(default_factory=TensorBoard)
 
     def warn(self, message: str, *, step: int) -> None:
         """A sentence that people should see, in the event log and on the terminal."""
@@ -52,6 +57,7 @@ class RunObserver:
         self._smooth_loss = math.nan
         self._recent_seconds, self._shown = math.nan, 0
         self._estimates: deque[tuple[float, float]] = deque(maxlen=POOLED_ESTIMATES)
+        self._rates: deque[tuple[float, float]] = deque(maxlen=POOLED_ESTIMATES)
         self._factor: AlphaFactor | None = None
         self._skipped_rows, self._warned = feed.skipped_rows, False
         self._flushed_seconds = -math.inf
@@ -64,6 +70,7 @@ class RunObserver:
             self._directory.flush()
             self._flushed_seconds = training_seconds
         self._metrics.step(timing.seconds, timing.phases, rows, loss, rate, self._feed.queued_batches())
+        self._metrics.scheduled_rate(record.get("scheduled_rate", rate))
         self._metrics.stages(self._feed.stage_totals())
         if (log := self._feed.log) is not None:
             self._metrics.generations(record["epoch"], waiting=log.count - 1 - record["epoch"])
@@ -76,6 +83,11 @@ class RunObserver:
             learning_rate=rate,
             seconds=timing.seconds,
             training_seconds=training_seconds,
+        )
+        self._metrics.progress(step + 1, total_steps=self._live.total_steps, seconds_left=self._live.seconds_left())
+        self._outlets.manager.step(step + 1, loss=loss)
+        self._outlets.tensorboard.step(
+            step + 1, loss=loss, learning_rate=rate, seconds=timing.seconds, phases=timing.phases
         )
         self._show(step, loss, rate, rows, timing)
 
@@ -103,8 +115,11 @@ class RunObserver:
         )
 
     def on_pause(self, timing: StepTiming) -> None:
-        """Time between steps: an evaluation or a checkpoint."""
+        """Time between steps: an evaluation or a checkpoint, which the event log keeps for the report; or the start."""
         self._metrics.phase(timing.phases)
+        spent = {name: seconds for name, seconds in timing.phases.items() if seconds}
+        if not spent.keys().isdisjoint(PAUSES):
+            self._directory.event("pause", step=self._live.steps_done, phases=spent)
 
     def on_estimate(self, estimate: Estimate) -> None:
         """One α* estimate, whatever its outcome."""
@@ -116,6 +131,13 @@ class RunObserver:
             self._estimates.append((estimate.slope, estimate.curvature))
             self._factor = pooled_factor(self._estimates)
             self._metrics.pooled_alpha(self._factor.factor, self._factor.standard_error)
+            self._rates.append(pair)
+            proposed = pool(list(self._rates)) if len(self._rates) >= LEAST_ESTIMATES else None
+            self._metrics.proposed_rate(proposed and proposed.rate, proposed and proposed.standard_error)
+        pooled = None if self._factor is None else self._factor.factor
+        self._outlets.tensorboard.estimate(
+            estimate.step, relative=estimate.relative, absolute=estimate.absolute, pooled=pooled
+        )
         self._live.estimate(
             estimate.step,
             outcome=str(estimate.outcome),
@@ -142,6 +164,13 @@ class RunObserver:
             evaluation.split, evaluation.loss, evaluation.auc, evaluation.normalized_entropy, evaluation.calibration
         )
         self._live.evaluation(step, evaluation.split, loss=evaluation.loss, auc=evaluation.auc)
+        self._outlets.tensorboard.evaluation(
+            step,
+            evaluation.split,
+            loss=evaluation.loss,
+            auc=evaluation.auc,
+            normalized_entropy=evaluation.normalized_entropy,
+        )
         auc = "" if evaluation.auc is None else f"  AUC {evaluation.auc:.4f}"
         self._outlets.console.say(
             f"step {step}: {evaluation.split} loss {evaluation.loss:.5f}{auc}  ({evaluation.rows:,} rows)"

@@ -15,7 +15,7 @@ from pipeline.shards import MANIFEST, write_atomically
 from trainer.config import FIXED_SECTIONS, Config, ConfigError, config_to_toml, differing_keys
 from trainer.job.decided import CONFIG, kept_settings, with_delay
 from trainer.job.learner import training_device
-from trainer.records import Records
+from trainer.records import Records, read_records
 
 RECORD_FILES = ("steps", "alpha", "evals", "events")
 FREE_KEYS = (
@@ -103,6 +103,11 @@ class RunDirectory:
         """One line in events.jsonl: Unix time in seconds, what happened, and its numbers."""
         self.records["events"].append({"time": time.time(), "event": event, **values})
         self.records["events"].flush()
+
+    def starts(self) -> int:
+        """How many processes have begun or continued this run so far, by its event log."""
+        events = read_records(self.path / "events.jsonl", damaged=lambda _: None)
+        return sum(record.get("event") in ("start", "resume") for record in events)
 
     def lengths(self) -> dict[str, int]:
         """Bytes of each record file as it is now; a resume may rely on them once `sync` has put them on disk."""

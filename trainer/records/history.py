@@ -46,6 +46,9 @@ class RunHistory:
     """`ALPHA_FIELDS`, ascending in `step`, with `biased` and `hybrid` as the `relative` of those estimators."""
     outcomes: tuple[str, ...]
     """The outcome of each estimate."""
+    pauses: Mapping[str, float]
+    """Seconds by phase between the steps, in evaluations and checkpoints; of versions that recorded no pauses, what
+    the evaluations took."""
     evaluations: Mapping[str, Mapping[str, Column]]
     """`EVALUATION_FIELDS` of each split that was evaluated, ascending in `step`."""
     messages: tuple[tuple[int | None, str], ...]
@@ -61,24 +64,26 @@ class RunHistory:
         damaged: list[int] = []
         steps, phases = _read_steps(read_records(run / "steps.jsonl", _StepLine, damaged=damaged.append))
         alpha, outcomes = _read_alpha(read_records(run / "alpha.jsonl", damaged=damaged.append))
+        evaluations = _read_evaluations(read_records(run / "evals.jsonl", damaged=damaged.append))
         return cls(
             path=run,
             steps=steps,
             phases=phases,
             alpha=alpha,
             outcomes=outcomes,
-            evaluations=_read_evaluations(read_records(run / "evals.jsonl", damaged=damaged.append)),
+            pauses=_read_pauses(_events(run), evaluations),
+            evaluations=evaluations,
             messages=tuple(_messages(read_records(run / "events.jsonl", damaged=damaged.append))),
-            diverged=_diverged(read_records(run / "events.jsonl"), steps["loss"]),
+            diverged=_diverged(_events(run), steps["loss"]),
             damaged_lines=len(damaged),
         )
 
     @cached_property
     def phase_totals(self) -> dict[str, float]:
-        """Seconds of every phase over the run's steps, longest first; evaluations are added from their own log."""
+        """Seconds of every phase over the run's steps and the pauses between them, longest first."""
         totals = {name: float(np.nansum(seconds)) for name, seconds in self.phases.items()}
-        evaluating = sum(float(np.nansum(table["seconds"])) for table in self.evaluations.values())
-        totals["evaluation"] = totals.get("evaluation", 0.0) + evaluating
+        for name, seconds in self.pauses.items():
+            totals[name] = totals.get(name, 0.0) + seconds
         return {name: seconds for name, seconds in sorted(totals.items(), key=lambda item: -item[1]) if seconds > 0}
 
     @property
@@ -161,6 +166,32 @@ def _read_evaluations(records: Iterator[dict[str, Any]]) -> dict[str, dict[str, 
     }
 
 
+def _read_pauses(events: Iterator[dict[str, Any]], evaluations: Mapping[str, Mapping[str, Column]]) -> dict[str, float]:
+    """Those of the steps that count: what came after a checkpoint is taken back by going on from it."""
+    kept: list[tuple[float, dict[str, Any]]] = []
+    first = math.inf
+    for record in events:
+        step = _number(record.get("step"))
+        match record.get("event"):
+            case "start":
+                kept.clear()
+            case "resume":
+                kept = [pause for pause in kept if pause[0] <= step]
+            case "pause":
+                kept.append((step, record.get("phases") or {}))
+                first = min(first, step)
+    earlier = sum(float(np.nansum(table["seconds"][table["step"] < first])) for table in evaluations.values())
+    totals = {"evaluation": earlier}
+    for _, phases in kept:
+        for name, seconds in phases.items():
+            totals[name] = totals.get(name, 0.0) + float(np.nan_to_num(_number(seconds)))
+    return {name: seconds for name, seconds in totals.items() if seconds > 0}
+
+
+def _events(run: Path) -> Iterator[dict[str, Any]]:
+    return read_records(run / "events.jsonl", damaged=lambda _: None)
+
+
 def _column(records: list[dict[str, Any]], name: str) -> Column:
     return np.array([_number(record.get(name)) for record in records], dtype=np.float64)
 
@@ -175,6 +206,8 @@ def _diverged(events: Iterator[dict[str, Any]], loss: Column) -> bool:
 
 def _messages(records: Iterator[dict[str, Any]]) -> Iterator[tuple[int | None, str]]:
     for record in records:
+        if record.get("event") == "pause":
+            continue  # its time is in the figures
         step = record.get("step")
         yield (step if isinstance(step, int) else None), str(record.get("message") or _in_words(record))
 

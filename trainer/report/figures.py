@@ -35,6 +35,7 @@ from trainer.report.summary import (
     bin_sums,
     bound,
     centered_mean,
+    time_by_phase,
 )
 
 SPLIT_COLORS = {"train": AMBER, "validation": ORANGE, "test": GREEN}
@@ -160,11 +161,10 @@ def time_figure(log: RunHistory) -> Figure:
     along.grid(visible=False)
     step_axis(along)
 
-    first = {name: float(np.nan_to_num(log.phases[name][0])) for name in names if apart}
-    totals = {name: max(seconds - first.get(name, 0.0), 0.0) for name, seconds in log.phase_totals.items()}
-    shown = sorted((name for name in totals if totals[name] > 0), key=lambda name: totals[name])
+    totals = time_by_phase(log)
+    shown = sorted(totals, key=lambda name: totals[name])
     spent = sum(totals.values())
-    style(total, "In all, with evaluations", "")
+    style(total, "In all, with evaluations and checkpoints", "")
     total.barh(_words(shown), [totals[name] for name in shown], color=[PHASE_COLORS.get(name, GREY) for name in shown])
     for index, name in enumerate(shown):
         text = f" {_duration(totals[name])}, {100 * totals[name] / spent:.1f} %"

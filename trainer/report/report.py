@@ -25,7 +25,8 @@ CAPTIONS = {
     "orange one, longer steps would have paid; a negative α* says that a step climbed on fresh rows. "
     "The scale is logarithmic away from zero and linear about it.",
     "time": "Every moment of a step belongs to exactly one phase. Waiting for data is the pipeline's share; "
-    "all others are the trainer's. The first step, which waits for the pipeline to fill, is drawn apart.",
+    "all others are the trainer's. Evaluations and checkpoints come between steps. The first step, which waits for the "
+    "pipeline to fill, is drawn apart.",
     "alpha": "What came of every estimate, and how the numbers are spread. Single estimates scatter widely: "
     "the pooled number is the one to go by.",
     "bias": "From one batch alone (biased), α* is far too large, because a step always looks good on the rows it was "
@@ -176,6 +177,7 @@ def _summary_table(log: RunHistory) -> Table:
         ("step time, median", float(np.median(step_seconds)), "s"),
         ("step time, 99th percentile", float(np.quantile(step_seconds, 0.99)), "s"),
         ("share of time waiting for data", verdict.data_share, ""),
+        ("share of time evaluating and saving", verdict.pause_share, ""),
         ("learning rate applied, mean", float(np.mean(applied)), ""),
         ("learning rate applied, median", float(np.median(applied)), ""),
         ("learning rate applied, standard deviation", float(np.std(applied)), ""),

@@ -62,15 +62,26 @@ class RateSummary:
 
 
 def bound(log: RunHistory) -> Bound:
-    """Whether the run's steps were bound by data or by computing.
+    """Whether the run was bound by data, by computing or by evaluations.
 
     The first step, which waits for the pipeline to fill, is left out if there are others.
     """
-    first = 1 if len(log.steps["step"]) > 1 else 0
-    seconds = float(np.nansum(log.steps["seconds"][first:]))
-    waiting = float(np.nansum(log.phases["data_wait"][first:])) if "data_wait" in log.phases else 0.0
-    share = waiting / seconds if seconds else 0.0
-    return bound_of(share, seconds=seconds, steps=len(log.steps["step"]) - first)
+    steps = len(log.steps["step"])
+    return bound_of(time_by_phase(log), steps=steps - 1 if steps > 1 else steps)
+
+
+def time_by_phase(log: RunHistory) -> dict[str, float]:
+    """Seconds of every phase of the run, pauses for evaluations and checkpoints included, longest first.
+
+    The first step is left out if there are others. What a step's phases do not account for is `other`.
+    """
+    apart = 1 if len(log.steps["step"]) > 1 else 0
+    totals = {name: float(np.nansum(seconds[apart:])) for name, seconds in log.phases.items()}
+    unclaimed = float(np.nansum(log.steps["seconds"][apart:])) - sum(totals.values())
+    totals["other"] = totals.get("other", 0.0) + max(unclaimed, 0.0)
+    for name, seconds in log.pauses.items():
+        totals[name] = totals.get(name, 0.0) + seconds
+    return dict(sorted(((n, s) for n, s in totals.items() if s > 0), key=lambda item: -item[1]))
 
 
 def alpha_bins(log: RunHistory) -> list[AlphaBin]:

@@ -32,6 +32,20 @@ def test_the_unit_knows_the_exit_codes() -> None:
     assert re.search(r"ExecStart=\S+/alphastream train \S+ --run \S+\n", unit)
 
 
+def seconds(unit: str, key: str) -> float:
+    """A time span of the unit."""
+    [(number, scale)] = re.findall(rf"^{key}=(\d+)(h|min|s?)$", unit, re.MULTILINE)
+    return int(number) * {"h": 3600, "min": 60, "s": 1, "": 1}[scale]
+
+
+def test_restarts_outlast_a_disk_that_is_full_for_an_hour_and_end_some_day() -> None:
+    unit = (DEPLOY / "alphastream@.service").read_text(encoding="utf-8")
+    [burst] = re.findall(r"^StartLimitBurst=(\d+)$", unit, re.MULTILINE)
+    least_seconds = int(burst) * seconds(unit, "RestartSec")
+    assert least_seconds >= 2 * 3600
+    assert seconds(unit, "StartLimitIntervalSec") >= 1.5 * least_seconds, "starts so slow never reach the limit"
+
+
 def test_grafana_is_pointed_at_the_dashboard() -> None:
     provider = (DEPLOY / "grafana/provisioning/dashboards/alphastream.yml").read_text(encoding="utf-8")
     folder = re.search(r"path: /opt/alphastream/(\S+)", provider)

@@ -10,7 +10,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from ops.metrics import OUTCOMES, PREFIX, SERIES, Metrics
+from ops.metrics import Metrics
+from ops.series import EXIT_REASONS, OUTCOMES, PREFIX, SERIES
 from ops.step_clock import PHASES
 from pipeline import schema
 from stepsize.estimate import Outcome
@@ -33,6 +34,10 @@ CONTRACT = [
     "last_checkpoint_timestamp_seconds",
     "checkpoint_failures_total",
     "rejected_rows_total",
+    "run_info",
+    "run_step",
+    "run_total_steps",
+    "exit_code",
     "build_info",
 ]
 
@@ -80,6 +85,7 @@ def test_a_scrape_shows_the_open_phase_and_never_less_than_the_one_before(time: 
 
 def test_the_contract_is_defined_and_exported() -> None:
     metrics = Metrics()
+    metrics.run("runs/one", starts=1)
     metrics.stages({"decode": (1.0, 10.0)})
     families = {family.name: family for family in text_string_to_metric_families(metrics.exposition())}
     defined = {series.name: series for series in SERIES}
@@ -207,6 +213,7 @@ def test_evaluations_by_split_and_rejected_rows(metrics: Metrics) -> None:
     [
         lambda metrics: metrics.phase({"sleeping": 1.0}),
         lambda metrics: metrics.estimate("perfect", 1.0, 0),
+        lambda metrics: metrics.exit(0, "boredom"),
         lambda metrics: metrics.evaluation("holdout", 0.5, 0.5, 1.0),
     ],
 )
@@ -244,3 +251,31 @@ def test_pooled_alpha_is_unknown_until_there_is_one() -> None:
     assert value(metrics, "alpha_pooled_relative_standard_error") == 0.1
     metrics.pooled_alpha(None, None)
     assert math.isnan(value(metrics, "alpha_pooled_relative"))
+
+
+def test_a_run_says_which_it_is_and_how_far_it_has_come(metrics: Metrics) -> None:
+    metrics.run("runs/one", starts=3)
+    metrics.progress(40, total_steps=100, seconds_left=30.0)
+    assert value(metrics, "run_info", run="runs/one") == 1
+    assert value(metrics, "run_starts_total") == 3
+    assert [value(metrics, f"run_{name}") for name in ("step", "total_steps", "seconds_left")] == [40, 100, 30]
+    metrics.progress(41, total_steps=None, seconds_left=None)
+    assert math.isnan(value(metrics, "run_total_steps"))
+    assert math.isnan(value(metrics, "run_seconds_left"))
+
+
+def test_the_exit_code_is_none_until_there_is_one(metrics: Metrics) -> None:
+    assert math.isnan(value(metrics, "exit_code"))
+    assert not any(value(metrics, "exit_reason", reason=reason) for reason in EXIT_REASONS)
+    metrics.exit(143, "interrupted")
+    assert value(metrics, "exit_code") == 143
+    assert [reason for reason in EXIT_REASONS if value(metrics, "exit_reason", reason=reason)] == ["interrupted"]
+
+
+def test_device_memory_is_asked_for_at_every_scrape_and_absent_without_a_device(metrics: Metrics) -> None:
+    assert "alphastream_device_memory_bytes{" not in metrics.exposition()
+    sizes = {"allocated": 1.0}
+    with_device = Metrics(device_memory=lambda: sizes)
+    assert value(with_device, "device_memory_bytes", state="allocated") == 1
+    sizes["allocated"] = 2.0
+    assert value(with_device, "device_memory_bytes", state="allocated") == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ops import reference
-from ops.metrics import SERIES
+from ops.series import SERIES
 
 
 def test_the_guide_holds_the_table_made_from_the_definitions() -> None:

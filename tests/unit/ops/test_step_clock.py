@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from ops.step_clock import NANOSECONDS, PHASES, BoundKind, StepClock
+from ops.step_clock import MARKS, NANOSECONDS, PHASES, BoundKind, StepClock
 
 
 class FakeTime:
@@ -170,18 +170,67 @@ def test_bound_follows_the_share_of_waiting(
     assert str(bound) == sentence
 
 
-def test_bound_forgets_what_left_the_window_and_time_between_steps(time: FakeTime) -> None:
-    clock = StepClock(recent_steps=2, nanosecond_time=time)
-    step(clock, time, waiting=100, computing=0)
-    for _ in range(2):
-        with clock.phase("evaluation"):
-            time.now += 1000
-        clock.finish_outside()
-        step(clock, time, waiting=20, computing=80)
+def pause(clock: StepClock, time: FakeTime, phase: str, nanoseconds: int) -> None:
+    with clock.phase(phase):
+        time.now += nanoseconds
+    clock.finish_outside()
+
+
+def test_pauses_count_and_bound_training_when_they_take_most_of_the_time(clock: StepClock, time: FakeTime) -> None:
+    step(clock, time, waiting=500, computing=500)
+    for _ in range(10):
+        step(clock, time, waiting=3, computing=20)
+        pause(clock, time, "evaluation", 70)
+        pause(clock, time, "checkpoint", 7)
     bound = clock.bound()
-    assert bound.data_share == 0.2
-    assert bound.seconds == 200e-9
-    assert clock.recent_phases()["evaluation"] == 0
+    assert (bound.kind, bound.data_share, bound.pause_share) == (BoundKind.EVALUATION, 0.03, 0.77)
+    assert str(bound) == "evaluation-bound: 3 % of the time waiting for data, 77 % evaluating and saving"
+    assert clock.recent_phases()["evaluation"] == 700e-9
+    assert sum(clock.recent_phases().values()) == pytest.approx(bound.seconds)
+
+
+def test_a_wait_that_is_open_counts(clock: StepClock, time: FakeTime) -> None:
+    for _ in range(3):
+        step(clock, time, waiting=0, computing=100)
+    assert clock.waiting_seconds() == 0
+    with clock.phase("data_wait"):
+        time.now += 300
+        assert clock.bound().kind is BoundKind.DATA
+        assert clock.bound().data_share == 0.6
+        assert clock.waiting_seconds() == 300e-9
+
+
+def test_bound_forgets_what_left_the_window(time: FakeTime) -> None:
+    clock = StepClock(window_seconds=1000e-9, nanosecond_time=time)
+    for waiting in (100, 50, 10):
+        for _ in range(30):
+            step(clock, time, waiting=waiting, computing=100 - waiting)
+    bound = clock.bound()
+    assert (bound.data_share, bound.seconds) == (0.1, 1000e-9)
+    step(clock, time, waiting=0, computing=500)
+    assert clock.bound().data_share == 0.05
+
+
+def test_of_an_evaluation_longer_than_the_window_the_window_is_full(time: FakeTime) -> None:
+    """Also after its end: an hour's evaluation is forgotten as fast as anything else."""
+    clock = StepClock(window_seconds=1000e-9, nanosecond_time=time)
+    for _ in range(20):
+        step(clock, time, waiting=0, computing=100)
+    with clock.phase("evaluation"):
+        time.now += 50_000
+        assert clock.recent_phases()["evaluation"] == 1000e-9
+    clock.finish_outside()
+    step(clock, time, waiting=0, computing=400)
+    assert clock.recent_phases()["evaluation"] == 600e-9
+    assert clock.recent_phases()["forward"] == 400e-9
+
+
+def test_the_window_is_bounded_in_memory(time: FakeTime) -> None:
+    clock = StepClock(window_seconds=1000e-6, nanosecond_time=time)
+    for _ in range(10_000):
+        step(clock, time, waiting=1, computing=999)
+    assert len(clock._marks) <= MARKS + 2
+    assert clock.bound().seconds == pytest.approx(1000e-6)
 
 
 def test_readers_in_other_threads_see_whole_intervals(clock: StepClock, time: FakeTime) -> None:

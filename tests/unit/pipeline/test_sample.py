@@ -102,6 +102,16 @@ def test_days_share_the_rows_evenly_and_progress_counts_lines(tmp_path):
     assert [len(fields(tmp_path / "log" / day.file)) for day in summary.days] == [3, 3, 4]
 
 
+def test_later_days_are_those_of_the_same_log(tmp_path):
+    whole = write_sample(SampleConfig(out=tmp_path / "whole", rows=400, days=4, seed=3))
+    later = write_sample(SampleConfig(out=tmp_path / "later", rows=200, days=2, seed=3, first_day=2))
+    assert later.days == whole.days[2:]
+    for day in later.days:
+        assert (tmp_path / "later" / day.file).read_bytes() == (tmp_path / "whole" / day.file).read_bytes()
+    with pytest.raises(InputError, match=r"holds another sample \(200 rows, 2 days from day_2\.tsv on, seed 3\)"):
+        write_sample(SampleConfig(out=tmp_path / "later", rows=200, days=2, seed=3))
+
+
 def test_summary_stands_beside_the_days(sample):
     out, summary = sample
     values = json.loads((out / "sample.json").read_text())
@@ -126,7 +136,7 @@ def test_a_file_in_place_of_the_folder_is_named(tmp_path):
         write_sample(SampleConfig(out=tmp_path / "log", rows=50))
 
 
-@pytest.mark.parametrize("options", [{"rows": 0}, {"rows": 2, "days": 3}, {"days": 0}, {"seed": -1}])
+@pytest.mark.parametrize("options", [{"rows": 0}, {"rows": 2, "days": 3}, {"days": 0}, {"seed": -1}, {"first_day": -1}])
 def test_impossible_samples_are_refused(tmp_path, options):
     with pytest.raises(InputError, match="give"):
         SampleConfig(out=tmp_path, **options)

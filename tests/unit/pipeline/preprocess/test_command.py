@@ -104,7 +104,8 @@ def test_the_rows_are_the_same_whatever_the_source(tmp_path: Path, kind: str, mo
     run(tmp_path / "data2", other, **options)
     shards, others = folder_bytes(tmp_path / "data"), folder_bytes(tmp_path / "data2")
     assert shards.keys() == others.keys()
-    assert all(shards[name] == others[name] for name in shards if name != "manifest.json")
+    named = {"manifest.json"} | ({"distinct/gen-00000.hll"} if kind == "stdin" else set())  # by size, time, beginning
+    assert all(shards[name] == others[name] for name in shards.keys() - named)
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])

@@ -131,7 +131,7 @@ def append(manifest: Manifest, index: int) -> Manifest:
         rejected_rows=index,
         rejects=(RejectsFile(path=f"rejects/{index}.tsv", lines=index, sha256="00"),),
         plan={"sources": [index]},
-        beginnings={"log": [[1024, "ab"]]},
+        beginnings=({"is_whole": True, "digests": [[1024, "ab"]]},),
         created=1e9 + index,
     )
     return manifest.with_generation(generation, DistinctFile(path="distinct/x", sha256="11", since=0))

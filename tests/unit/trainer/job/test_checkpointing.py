@@ -45,7 +45,8 @@ def begin(config: Config, run: Path) -> Stop:
 
 
 def events(run: Path) -> list[str]:
-    return [record["event"] for record in read_records(run / "events.jsonl")]
+    """What happened, without the time it took."""
+    return [record["event"] for record in read_records(run / "events.jsonl") if record["event"] != "pause"]
 
 
 def saved_steps(run: Path) -> list[int]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import socket
 import threading
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ops.receivers import ServiceManager
 from tests.tiny_data import write_tiny
 from trainer.config import Config, ConfigError, config_from
 from trainer.console import Console
@@ -36,7 +38,8 @@ def settings(data: Path, **sections: dict[str, Any]) -> Config:
 
 
 def events(run: Path) -> list[str]:
-    return [record["event"] for record in read_records(run / "events.jsonl")]
+    """What happened, without the time it took."""
+    return [record["event"] for record in read_records(run / "events.jsonl") if record["event"] != "pause"]
 
 
 def begin(config: Config, run: Path) -> Stop:
@@ -111,3 +114,19 @@ def test_an_error_between_steps_closes_everything(data: Path, tmp_path: Path, mo
         begin(settings(data, metrics={"port": 0}), run)
     assert events(run) == ["start", "failed"]
     assert_closed(settings(data), run, threads)
+
+
+def test_a_service_with_nothing_to_do_has_started_and_stopped(data: Path, tmp_path: Path) -> None:
+    """One that ended well before it said READY would count as failed, and be started again for ever."""
+    begin(settings(data), tmp_path / "run")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.setblocking(False)
+        manager = ServiceManager(str(tmp_path / "notify"))
+        assert train(settings(data), tmp_path / "run", console=Console(quiet=True), manager=manager) is Stop.BUDGET
+        heard = []
+        with suppress(BlockingIOError):
+            while True:
+                heard.append(listener.recv(4096).decode())
+    assert [message.partition("=")[0] for message in heard] == ["STATUS", "STATUS", "READY", "STOPPING", "STATUS"]
+    assert heard[-1].startswith("STATUS=stopping: nothing to do")

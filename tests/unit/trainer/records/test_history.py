@@ -134,3 +134,29 @@ def test_time_spent_evaluating_joins_the_totals(tmp_path: Path) -> None:
         tmp_path / "evals.jsonl", [{"step": 2, "split": s, "loss": 0.5, "seconds": 3.0} for s in ("test", "train")]
     )
     assert RunHistory.load(tmp_path).phase_totals == {"evaluation": 6.0, "forward": 5.0}
+
+
+def test_pauses_are_those_of_the_steps_that_count(tmp_path: Path) -> None:
+    def pause(step: int, **phases: float) -> dict[str, object]:
+        return {"event": "pause", "step": step, "phases": phases}
+
+    events = [
+        {"event": "start", "step": 0},
+        pause(10, evaluation=4.0, other=0.5),
+        pause(10, checkpoint=1.0),
+        pause(20, evaluation=50.0),  # before a kill: these steps were made again
+        {"event": "resume", "step": 10},
+        pause(20, evaluation=5.0),
+    ]
+    write_lines(tmp_path / "events.jsonl", events)
+    write_lines(tmp_path / "evals.jsonl", [{"step": step, "split": "validation", "seconds": 3.0} for step in (10, 20)])
+    history = RunHistory.load(tmp_path)
+    assert history.pauses == {"evaluation": 9.0, "other": 0.5, "checkpoint": 1.0}
+    assert history.phase_totals == history.pauses
+    assert [text for _, text in history.messages] == ["training began", "resume"]
+
+
+def test_evaluations_from_before_pauses_were_recorded_count_by_their_own_seconds(tmp_path: Path) -> None:
+    write_lines(tmp_path / "events.jsonl", [{"event": "pause", "step": 20, "phases": {"evaluation": 5.0}}])
+    write_lines(tmp_path / "evals.jsonl", [{"step": step, "split": "validation", "seconds": 3.0} for step in (10, 20)])
+    assert RunHistory.load(tmp_path).pauses == {"evaluation": 8.0}

@@ -94,8 +94,11 @@ def test_the_summary_says_what_the_log_holds(run: Path) -> None:
     text = " ".join(sentences(log))
     seconds = float(log.steps["seconds"].sum())
     assert f"600 steps over 153,600 rows in {duration(seconds)}" in text
-    share = float(log.phases["data_wait"].sum()) / seconds
-    assert f"Compute-bound: {100 * share:.0f} % of the time waiting for data." in text
+    pauses = sum(float(table["seconds"].sum()) for table in log.evaluations.values())
+    wall = float(log.steps["seconds"][1:].sum()) + pauses
+    share = float(log.phases["data_wait"][1:].sum()) / wall
+    verdict = f"{100 * share:.0f} % of the time waiting for data, {100 * pauses / wall:.0f} % evaluating and saving"
+    assert f"Compute-bound: {verdict}." in text
     assert "Best validation loss 0.49714, after 525 steps (test loss there: 0.50314)." in text
     used = log.measured
     factor = -log.alpha["slope"][used].sum() / log.alpha["curvature"][used].sum()
@@ -366,7 +369,7 @@ def test_the_smoothed_estimators_are_not_drawn_across_a_pause(tmp_path: Path) ->
 
 
 def test_a_phase_has_one_color_in_the_report_the_dashboard_and_the_live_page() -> None:
-    page = (Path(generate.__file__).parents[1] / "live.html").read_text(encoding="utf-8")
+    page = (Path(generate.__file__).parents[1] / "live" / "page.html").read_text(encoding="utf-8")
     light = page.split("prefers-color-scheme: dark")[0]
     values = dict(re.findall(r"(--\w+): (#[0-9a-f]{6});", light))
     [table] = re.findall(r"const COLOR = \{(.*?)\};", page, re.DOTALL)

@@ -2,70 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
+from ops.live.alpha import LEAST_ESTIMATES, AlphaFactor, alpha_bins
+from ops.live.curve import Curve, finite
 from ops.step_clock import StepClock
 
-POINTS = 360
-"""At most this many points of a curve are kept; beyond it, neighbors are averaged."""
 ALPHAS = 2_880
-BINS = 36
-BIN_ESTIMATES = 12
-LEAST_ESTIMATES = 10
-"""Fewer estimates of α* than this scatter too much to show a number."""
 MESSAGES = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlphaFactor:
-    """What α* says in one number: how many times as long the steps should have been, pooled over many estimates."""
-
-    estimates: int
-    """How many went into it."""
-    factor: float | None
-    """None below `LEAST_ESTIMATES`, or if their curvature sums to nothing."""
-    standard_error: float | None
-    """Of `factor`."""
-
-    @property
-    def margin(self) -> float | None:
-        """Half the width of the 95 % interval."""
-        return None if self.standard_error is None else 1.96 * self.standard_error
-
-
-class Curve:
-    """A curve over steps of any length in bounded memory: each point is the mean of `stride` steps."""
-
-    def __init__(self, points: int = POINTS) -> None:
-        self._limit = points
-        self._stride = 1
-        self._steps: list[int] = []
-        self._values: list[float] = []
-        self._pending: list[float] = []
-
-    def add(self, step: int, value: float) -> None:
-        self._pending.append(value)
-        if len(self._pending) < self._stride:
-            return
-        self._steps.append(step)
-        self._values.append(statistics.fmean(self._pending))
-        self._pending.clear()
-        if len(self._values) == self._limit:
-            self._steps = self._steps[1::2]
-            self._values = [(a + b) / 2 for a, b in zip(self._values[::2], self._values[1::2], strict=True)]
-            self._stride *= 2
-
-    def points(self) -> list[tuple[int, float | None]]:
-        """(step, mean value) of every point, None if it is not finite (JSON has no NaN)."""
-        return [(step, finite(value)) for step, value in zip(self._steps, self._values, strict=True)]
 
 
 class LiveStatus:
@@ -86,7 +36,7 @@ class LiveStatus:
         self._clock = clock
         self._monotonic = monotonic
         self._started = monotonic()
-        self._total_steps = total_steps
+        self.total_steps = total_steps
         self._budget_seconds = budget_seconds
         self._lock = threading.Lock()
         self._now: dict[str, Any] = {"run": run, "state": "starting", "step": 0, "epoch": 0, "rows": 0}
@@ -108,6 +58,12 @@ class LiveStatus:
         """What the run is doing: starting, training, evaluating, saving, stopping, finished ..."""
         with self._lock:
             self._now["state"] = text
+
+    @property
+    def steps_done(self) -> int:
+        """Steps of the run, those of earlier processes included."""
+        with self._lock:
+            return self._now["step"]
 
     def resume(self, *, step: int, epoch: int, rows: int, training_seconds: float) -> None:
         """Go on from where an earlier process stopped, after `step` steps over `rows` rows."""
@@ -179,6 +135,11 @@ class LiveStatus:
         with self._lock:
             self._messages.appendleft({"step": step, "text": text})
 
+    def seconds_left(self) -> float | None:
+        """Training time left at the recent speed, the first step left out; None without a budget or a second step."""
+        with self._lock:
+            return self._seconds_left(sum(step_seconds for step_seconds, _ in self._recent))
+
     def snapshot(self) -> dict[str, Any]:
         """All of it as JSON values, without NaN; times in seconds."""
         bound = self._clock.bound()
@@ -191,7 +152,7 @@ class LiveStatus:
                 self._now
                 | preparing
                 | {
-                    "total_steps": self._total_steps,
+                    "total_steps": self.total_steps,
                     "elapsed_seconds": self._monotonic() - self._started,
                     "progress": self._progress(),
                     "seconds_left": self._seconds_left(seconds),
@@ -228,8 +189,8 @@ class LiveStatus:
     def _progress(self) -> float | None:
         """The share of the budget used, 0..1, by whichever budget is nearer its end; None without one."""
         shares = []
-        if self._total_steps:
-            shares.append(self._now["step"] / self._total_steps)
+        if self.total_steps:
+            shares.append(self._now["step"] / self.total_steps)
         if self._budget_seconds:
             shares.append(self._training_seconds / self._budget_seconds)
         return min(max(shares), 1.0) if shares else None
@@ -237,57 +198,8 @@ class LiveStatus:
     def _seconds_left(self, recent_seconds: float) -> float | None:
         """Training time left at the recent speed, the first step left out; None without a budget or a second step."""
         left = []
-        if self._total_steps and self._steps_seen > 1:
-            left.append((self._total_steps - self._now["step"]) * recent_seconds / len(self._recent))
+        if self.total_steps and self._steps_seen > 1:
+            left.append((self.total_steps - self._now["step"]) * recent_seconds / len(self._recent))
         if self._budget_seconds:
             left.append(self._budget_seconds - self._training_seconds)
         return max(min(left), 0.0) if left else None
-
-
-def alpha_bins(alphas: Sequence[tuple[int, float, float, float]], bins: int = BINS) -> list[dict[str, Any]]:
-    """The rate that α* suggests along the run, in about `bins` bins of nearly equal count; none before the tenth.
-
-    Takes (step, suggested rate, slope/η, curvature/η²) of every estimate, η the learning rate. A bin has the ratio of
-    averages (`pooled`, None if it has no finite one), the quartiles, and whether measuring paused before it
-    (`after_gap`).
-    """
-    if len(alphas) < LEAST_ESTIMATES:
-        return []
-    cuts = [0, *measuring_gaps([step for step, *_ in alphas]), len(alphas)]
-    result = []
-    for start, stop in itertools.pairwise(cuts):
-        pieces = max(min(round(bins * (stop - start) / len(alphas)), (stop - start) // BIN_ESTIMATES), 1)
-        edges = [start + piece * (stop - start) // pieces for piece in range(pieces + 1)]
-        gap = start > 0
-        for first, last in itertools.pairwise(edges):
-            chosen = alphas[first:last]
-            if len(chosen) < 4:
-                continue
-            lower, _, upper = statistics.quantiles((estimate[1] for estimate in chosen), n=4, method="inclusive")
-            slope, curvature = sum(estimate[2] for estimate in chosen), sum(estimate[3] for estimate in chosen)
-            pooled = finite(-slope / curvature) if curvature > 0 else None
-            middle = chosen[len(chosen) // 2][0]
-            result.append({"step": middle, "pooled": pooled, "lower": lower, "upper": upper, "after_gap": gap})
-            gap = False
-    return result
-
-
-def measuring_gaps(steps: Sequence[float]) -> list[int]:
-    """Indices of the estimates before which measuring paused: much longer than it usually does between two.
-
-    `steps` ascend. If estimates come in bursts, the usual pause between bursts does not count.
-    """
-    pauses = [after - before for before, after in itertools.pairwise(steps)]
-    if len(pauses) < 2:
-        return []
-    usual = statistics.median(pauses)
-    longer = [pause for pause in pauses if pause > 4 * usual]
-    span = steps[-1] - steps[0]
-    in_bursts = len(longer) >= 3 and sum(longer) > span / 2
-    least = 3 * statistics.median(longer) if in_bursts else max(5 * usual, span / BINS)
-    return [index for index, pause in enumerate(pauses, 1) if pause > least]
-
-
-def finite(value: float) -> float | None:
-    """The value, or None if JSON could not carry it."""
-    return value if math.isfinite(value) else None
