@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +168,7 @@ def test_a_generation_that_is_another_is_named(
 
 
 @pytest.mark.parametrize(
-    ("further", "said"),
+    "refused",
     [
         (["--budget.epochs", "2"], "budget.epochs is 2"),
         (["--data.feed", "dali"], "data.follow = true is not for"),
@@ -177,19 +176,18 @@ def test_a_generation_that_is_another_is_named(
     ],
 )
 def test_what_a_log_without_end_cannot_have_is_refused(
-    config: Path, complete: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], further: list[str], said: str
+    config: Path, complete: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], refused: tuple[list[str], str]
 ) -> None:
+    further, said = refused
     assert main(training(config, tmp_path / "run", complete, *further)) == 2
     assert said in capfd.readouterr().err
 
 
-def test_auto_without_an_end_averages_its_weights(
-    config: Path, complete: Path, tmp_path: Path, read: Callable[[Path], Any] = lambda path: path.read_text()
-) -> None:
+def test_auto_without_an_end_averages_its_weights(config: Path, complete: Path, tmp_path: Path) -> None:
     endless, ended = tmp_path / "endless", tmp_path / "ended"
     assert main(training(config, endless, complete, "--data.follow_idle_seconds", "0")) == 0
-    assert 'average = "ema"' in read(endless / "config.toml")
+    assert 'average = "ema"' in (endless / "config.toml").read_text()
     assert main(training(config, ended, complete, "--budget.steps", "5")) == 0
-    assert 'average = "none"' in read(ended / "config.toml")
+    assert 'average = "none"' in (ended / "config.toml").read_text()
     rates = [step[5] for step in lasting(endless)[1]]
     assert min(rates[-20:]) > 0.1 * max(rates[-60:-20]), "no cool-down"
