@@ -22,7 +22,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from ops.series import DEFINITION, EVALUATED, EXIT_REASONS, OUTCOMES, PREFIX, Series
+from ops.series import DEFINITION, EVALUATED, EXIT_REASONS, OUTCOMES, PREFIX, RETRY_CAUSES, Series
 from ops.step_clock import PHASES
 
 # A creation time beside every counter would double the page and tell what start_timestamp_seconds tells once.
@@ -79,7 +79,12 @@ class Metrics:
         self._last_progress = self._gauge("last_progress_timestamp_seconds")
         self._last_checkpoint = self._gauge("last_checkpoint_timestamp_seconds")
         self._checkpoint_failures = self._counter("checkpoint_failures_total")
+        self._checkpoint_seconds = self._histogram("checkpoint_seconds")
+        self._checkpoint_bytes = self._gauge("checkpoint_bytes")
+        self._disk_free = self._gauge("disk_free_bytes")
         self._rejected_rows = self._counter("rejected_rows_total")
+        self._read_retries = self._counter("read_retries_total")
+        self._hangs, self._hung = self._counter("watchdog_hangs_total"), self._gauge("hung")
         self.registry.register(_DeviceMemory(device_memory))
         self._run_step = self._gauge("run_step")
         self._run_total_steps = self._gauge("run_total_steps")
@@ -202,12 +207,41 @@ class Metrics:
         """Count `seconds` more of such a wait; also while it goes on."""
         self._waited.inc(seconds)
 
-    def checkpoint(self, ok: bool, *, unix_time: float | None = None) -> None:
+    def checkpoint(
+        self, ok: bool, *, unix_time: float | None = None, seconds: float | None = None, size_bytes: int | None = None
+    ) -> None:
         """Count a checkpoint that was written whole, at `unix_time` or just now, or one that failed."""
-        if ok:
-            self._last_checkpoint.set(self._unix_time() if unix_time is None else unix_time)
-        else:
+        if not ok:
             self._checkpoint_failures.inc()
+            return
+        self._last_checkpoint.set(self._unix_time() if unix_time is None else unix_time)
+        if seconds is not None:
+            self._checkpoint_seconds.observe(seconds)
+        if size_bytes is not None:
+            self._checkpoint_bytes.set(size_bytes)
+
+    def expect_checkpoint(self, size_bytes: int) -> None:
+        """Set the size that the first checkpoint will have."""
+        self._checkpoint_bytes.set(size_bytes)
+
+    def disk_free(self, free_bytes: float) -> None:
+        """Set the free space on the disk of the run directory."""
+        self._disk_free.set(free_bytes)
+
+    def read_retry(self, cause: str) -> None:
+        """Count a read that is tried again; `cause` is one of `RETRY_CAUSES`."""
+        assert cause in RETRY_CAUSES, f"unknown cause {cause!r}"
+        self._read_retries.labels(cause).inc()
+
+    def hang(self, phase: str) -> None:
+        """Count that the run hangs in `phase`, and show it until `recovery`."""
+        assert phase in PHASES, f"unknown phase {phase!r}"
+        self._hangs.labels(phase).inc()
+        self._hung.set(1)
+
+    def recovery(self) -> None:
+        """Show that the run doesn't hang any more."""
+        self._hung.set(0)
 
     def exposition(self) -> str:
         """Everything as Prometheus' text format, as a scrape would get it now."""

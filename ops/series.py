@@ -14,8 +14,11 @@ EVALUATED = (*SPLITS, "progressive")
 """What is evaluated: splits, and the training batches before their step."""
 OUTCOMES = ("ok", "ascent", "flat", "nonfinite", "stale", "dropped")
 """What can come of one α* estimate."""
-EXIT_REASONS = ("budget", "target", "idle", "diverged", "interrupted", "input", "io", "error")
+EXIT_REASONS = ("budget", "target", "idle", "diverged", "interrupted", "hung", "input", "io", "error")
 """Why a run ended: `input` is a bad configuration or input (2), `io` a failure of reading or writing (74)."""
+
+RETRY_CAUSES = ("error", "damage")
+"""Why a read was tried again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,7 @@ class Series:
 STEP_BUCKETS = (
     0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
+SAVE_BUCKETS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 RELATIVE_BUCKETS = (
     -100.0, -10.0, -3.0, -1.0, -0.3, 0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0,
 )  # fmt: skip
@@ -175,6 +179,39 @@ SERIES = (
         help="Unix time of the latest whole checkpoint of this process; 0 before the first.",
     ),
     Series(name="checkpoint_failures_total", kind="counter", help="Checkpoints that could not be written."),
+    Series(
+        name="watchdog_hangs_total",
+        kind="counter",
+        help="Times that one thing took longer than the watchdog's budget for it, by the phase it was in.",
+        label="phase",
+        values=PHASES,
+    ),
+    Series(name="hung", kind="gauge", help="1 while something takes longer than the watchdog's budget for it, else 0."),
+    Series(
+        name="read_retries_total",
+        kind="counter",
+        help="Reads of shards that were tried again: after an error of disk or network, or because bytes were damaged.",
+        label="cause",
+        values=RETRY_CAUSES,
+    ),
+    Series(
+        name="checkpoint_seconds",
+        kind="histogram",
+        help="Time in which a checkpoint was written, most of it beside training.",
+        buckets=SAVE_BUCKETS,
+    ),
+    Series(
+        name="checkpoint_bytes",
+        kind="gauge",
+        help="Size of the latest whole checkpoint of this process; before the first, the size it will have.",
+        initial=math.nan,
+    ),
+    Series(
+        name="disk_free_bytes",
+        kind="gauge",
+        help="Free space on the disk of the run directory; a checkpoint beyond it makes older ones go, or fails.",
+        initial=math.nan,
+    ),
     Series(name="rejected_rows_total", kind="counter", help="Rows left out of the stream because they were damaged."),
     Series(
         name="device_memory_bytes",

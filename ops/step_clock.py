@@ -105,6 +105,8 @@ class OpenPhase:
     seconds: float
     steps: int
     """Steps whose launch has ended by now."""
+    since: int = 0
+    """When that was, in nanoseconds of the clock: another number for another phase."""
 
 
 class QueueWait(Protocol):
@@ -186,7 +188,9 @@ class StepClock:
     def open_phase(self) -> OpenPhase:
         """What the loop's thread is at now, the host's view on any device; `other` outside of all phases."""
         name, since = self._host_phase
-        return OpenPhase(name=name, seconds=max(self._now() - since, 0) / NANOSECONDS, steps=self._ended_steps)
+        return OpenPhase(
+            name=name, seconds=max(self._now() - since, 0) / NANOSECONDS, steps=self._ended_steps, since=since
+        )
 
     @contextmanager
     def _noted(self, name: str) -> Iterator[None]:

@@ -33,6 +33,21 @@ def is_remote(name: str | Path) -> bool:
     return "://" in str(name)
 
 
+def uri_of(path: Path) -> str | None:
+    """The URI that a path was given as, whose slashes a Path joins into one; None for a local path."""
+    found = re.match(r"(?P<scheme>[a-z][a-z0-9+.-]+):/(?=[^/])", str(path))
+    if found is None:
+        return None
+    slashes = ":///" if found["scheme"] == "file" else "://"
+    return found["scheme"] + slashes + str(path)[found.end() :]
+
+
+def shown_path(path: Path) -> str:
+    """A path or the URI that it was given as, as it may be shown."""
+    uri = uri_of(path)
+    return str(path) if uri is None else without_secrets(uri).partition("?")[0]
+
+
 def without_secrets(uri: str) -> str:
     """A URI without the user and password that it may carry, also where a password's slashes are not escaped.
 

@@ -15,6 +15,10 @@ class FetchError(StorageError):
     """Rows that lie elsewhere could not be brought here, which says nothing about whether they are damaged."""
 
 
+class ReadFailedError(StorageError):
+    """A read failed, however often it was tried again; reading it once more changes nothing."""
+
+
 class InterruptedWaitError(Exception):
     """A wait for rows was ended before they came, because something else was asked for; nothing is lost by it."""
 

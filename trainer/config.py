@@ -24,6 +24,7 @@ from stepsize.policies import StepSizeConfig
 from trainer.budget import BudgetConfig, EvalConfig
 from trainer.earlier_keys import renewed
 from trainer.learner import ModelConfig, OptimizerConfig, ScheduleConfig
+from trainer.process import WatchdogConfig
 from trainer.records import CheckpointConfig
 
 MISSING_PATH = (
@@ -87,6 +88,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.data.seed < 2**32:

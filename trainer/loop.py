@@ -32,6 +32,7 @@ class Stop(Enum):
     DIVERGED = (3, "training diverged")
     IDLE = (0, "no new rows came")
     INTERRUPTED = (143, "stopped by a signal; resumable")
+    HUNG = (74, "stopped because it hung; resumable")
 
     @property
     def exit_code(self) -> int:
@@ -40,6 +41,11 @@ class Stop(Enum):
     @property
     def text(self) -> str:
         return self.value[1]
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the run was stopped with work left, which the same command goes on with."""
+        return self in (Stop.INTERRUPTED, Stop.HUNG)
 
 
 @dataclass(kw_only=True)
@@ -107,6 +113,13 @@ class Host(Protocol):
 
     def save(self, position: Position, *, final: bool) -> None:
         """Begins a checkpoint of this moment; writes the `final` one, for whose failure nothing makes up later."""
+
+    def save_due(self, position: Position, *, scheduled: bool) -> bool:
+        """Whether to save now, which the timetable has or has not `scheduled`; asked between steps.
+
+        Another answer than the timetable's is for a save that failed, to be made again in time.
+        """
+        ...
 
     def poll_save(self) -> None:
         """Tells of a save that has ended since; called once a step, and waits for nothing."""
@@ -201,7 +214,7 @@ class Loop:
             self.host.poll_save()
             if self.timetable.evaluation_due(self.position):
                 self._evaluate()
-            elif self.timetable.checkpoint_due(self.position) or self.host.save_asked():
+            elif self._save_due():
                 self._save()
             else:
                 self._train()
@@ -285,6 +298,10 @@ class Loop:
         if stop is None and self.host.stopping():
             stop = Stop.INTERRUPTED
         return stop or (Stop.IDLE if self._idle else None)
+
+    def _save_due(self) -> bool:
+        scheduled = self.timetable.checkpoint_due(self.position)
+        return self.host.save_due(self.position, scheduled=scheduled) or self.host.save_asked()
 
     def _evaluated_here(self) -> bool:
         return self.position.last_evaluation_step == self.position.step

@@ -12,10 +12,12 @@ from typing import Any
 
 from ops.live.alpha import LEAST_ESTIMATES, AlphaFactor, alpha_bins
 from ops.live.curve import Curve, finite
-from ops.step_clock import StepClock
+from ops.step_clock import LONG_WAIT_SECONDS, StepClock
 
 ALPHAS = 2_880
 MESSAGES = 8
+LONG_WAIT = "waiting for data"
+"""The state of a run that trains, in the time that it has been waiting for rows for `LONG_WAIT_SECONDS`."""
 
 
 class LiveStatus:
@@ -51,13 +53,22 @@ class LiveStatus:
         self._relative: deque[float] = deque(maxlen=200)
         self._factor = AlphaFactor(estimates=0, factor=None, standard_error=None)
         self._steps_seen = 0
+        self._first_ended, self._step_seconds = 0.0, 0.0
+        """When the first step had ended, and what the ones since took."""
         self._evaluations: dict[str, dict[str, Any]] = {}
+        self._hung: str | None = None
+        self._evaluation_curves: dict[str, Curve] = {}
         self._messages: deque[dict[str, Any]] = deque(maxlen=MESSAGES)
 
     def state(self, text: str) -> None:
         """What the run is doing: starting, training, evaluating, saving, stopping, finished ..."""
         with self._lock:
             self._now["state"] = text
+
+    def hung(self, text: str | None) -> None:
+        """That the run hangs, and in what; None once it doesn't."""
+        with self._lock:
+            self._hung = text
 
     @property
     def steps_done(self) -> int:
@@ -90,6 +101,10 @@ class LiveStatus:
             if self._steps_seen == 2:
                 self._recent.clear()  # the first step waited for the pipeline to fill and for compilation
             self._recent.append((seconds, rows))
+            if self._steps_seen == 1:
+                self._first_ended = self._monotonic()
+            else:
+                self._step_seconds += seconds
             self._training_seconds = self._training_seconds + seconds if training_seconds is None else training_seconds
             self._learning_rate.add(step, learning_rate)
             if loss is not None:
@@ -126,9 +141,11 @@ class LiveStatus:
     def evaluation(self, step: int, split: str, *, loss: float, auc: float | None) -> None:
         """The latest evaluation of a split; the best validation loss is remembered."""
         with self._lock:
-            best = min(loss, self._evaluations.get(split, {}).get("best") or math.inf)
+            before = self._evaluations.get(split, {}).get("best")
+            best = min((value for value in (finite(loss), before) if value is not None), default=math.nan)
             auc = None if auc is None else finite(auc)
             self._evaluations[split] = {"step": step, "loss": finite(loss), "auc": auc, "best": finite(best)}
+            self._evaluation_curves.setdefault(split, Curve()).add(step, loss)
 
     def message(self, step: int, text: str) -> None:
         """A sentence for people, such as what a policy just changed."""
@@ -136,46 +153,61 @@ class LiveStatus:
             self._messages.appendleft({"step": step, "text": text})
 
     def seconds_left(self) -> float | None:
-        """Training time left at the recent speed, the first step left out; None without a budget or a second step."""
+        """As `_seconds_left`, of now."""
         with self._lock:
             return self._seconds_left(sum(step_seconds for step_seconds, _ in self._recent))
 
     def snapshot(self) -> dict[str, Any]:
-        """All of it as JSON values, without NaN; times in seconds."""
+        """All of it as JSON values, without NaN; times in seconds.
+
+        `rows_per_second` is of the latest steps by wall time, pauses included, as /metrics has it;
+        `rows_per_training_second` leaves evaluations and checkpoints out.
+        """
         bound = self._clock.bound()
-        phases = self._clock.recent_phases()
+        phases, waiting = self._clock.recent_phases(), self._clock.waiting_seconds()
         first = self._clock.first_step
         with self._lock:
             seconds = sum(step_seconds for step_seconds, _ in self._recent)
-            preparing = {"state": "preparing"} if self._now["state"] == "training" and not self._steps_seen else {}
-            return (
-                self._now
-                | preparing
-                | {
-                    "total_steps": self.total_steps,
-                    "elapsed_seconds": self._monotonic() - self._started,
-                    "progress": self._progress(),
-                    "seconds_left": self._seconds_left(seconds),
-                    "rows_per_second": sum(rows for _, rows in self._recent) / seconds if seconds else None,
-                    "step_seconds": seconds / len(self._recent) if self._recent else None,
-                    "bound": {
-                        "kind": bound.kind,
-                        "data_share": bound.data_share,
-                        "sentence": str(bound),
-                    },
-                    "phases": phases,
-                    "loss_curve": self._loss.points(),
-                    "learning_rate_curve": self._learning_rate.points(),
-                    "first_step": {"seconds": first.seconds, "phases": first.phases}
-                    if first and bound.steps > 1
-                    else None,
-                    "alpha_bins": alpha_bins(self._alphas),
-                    "alpha": self._alpha(),
-                    "outcomes": dict(self._outcomes),
-                    "evaluations": dict(self._evaluations),
-                    "messages": list(self._messages),
-                }
-            )
+            speed = sum(rows for _, rows in self._recent) / seconds if seconds else None
+            return self._now | {
+                "state": self._state(waiting),
+                "waiting_seconds": waiting,
+                "total_steps": self.total_steps,
+                "elapsed_seconds": self._monotonic() - self._started,
+                "progress": self._progress(),
+                "seconds_left": self._seconds_left(seconds),
+                "rows_per_second": None if speed is None else speed * (1 - bound.pause_share),
+                "rows_per_training_second": speed,
+                "step_seconds": seconds / len(self._recent) if self._recent else None,
+                "bound": {
+                    "kind": bound.kind,
+                    "data_share": bound.data_share,
+                    "pause_share": bound.pause_share,
+                    "seconds": bound.seconds,
+                    "sentence": str(bound),
+                },
+                "phases": phases,
+                "loss_curve": self._loss.points(),
+                "learning_rate_curve": self._learning_rate.points(),
+                "first_step": {"seconds": first.seconds, "phases": first.phases} if first and bound.steps > 1 else None,
+                "alpha_bins": alpha_bins(self._alphas),
+                "alpha": self._alpha(),
+                "outcomes": dict(self._outcomes),
+                "evaluations": dict(self._evaluations),
+                "evaluation_curves": {split: curve.points() for split, curve in self._evaluation_curves.items()},
+                "messages": list(self._messages),
+                "hung": self._hung,
+            }
+
+    def _state(self, waiting: float) -> str:
+        """What the run is doing, where training has not begun or waits for rows more closely than it was told."""
+        if self._hung:
+            return "hung"
+        if self._now["state"] != "training":
+            return self._now["state"]
+        if waiting >= LONG_WAIT_SECONDS:
+            return LONG_WAIT
+        return "training" if self._steps_seen else "preparing"
 
     def _alpha(self) -> dict[str, Any]:
         """The pooled factor with its margin, and the middle half of the estimates it came from as their spread."""
@@ -196,10 +228,19 @@ class LiveStatus:
         return min(max(shares), 1.0) if shares else None
 
     def _seconds_left(self, recent_seconds: float) -> float | None:
-        """Training time left at the recent speed, the first step left out; None without a budget or a second step."""
+        """Time left; None without a budget or a second step.
+
+        Steps count as long as the recent ones took, and all training time by what passed beside it, in evaluations and
+        checkpoints, since the first step.
+        """
         left = []
         if self.total_steps and self._steps_seen > 1:
             left.append((self.total_steps - self._now["step"]) * recent_seconds / len(self._recent))
         if self._budget_seconds:
             left.append(self._budget_seconds - self._training_seconds)
-        return max(min(left), 0.0) if left else None
+        return max(min(left), 0.0) * self._time_beside() if left else None
+
+    def _time_beside(self) -> float:
+        """Wall time over that of the steps, since the end of the first; at least 1."""
+        wall = self._monotonic() - self._first_ended
+        return max(wall / self._step_seconds, 1.0) if self._step_seconds else 1.0

@@ -19,8 +19,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-EXTENSION_SECONDS = 1800.0
-"""Start-up and the last save may take so long from one sign of life to the next, whatever the unit's timeouts."""
+START_SECONDS, STOP_SECONDS = 3600.0, 1200.0
+"""Start-up, and the last save, may take so long from one sign of life to the next, whatever the unit's timeouts."""
 STATUS_SECONDS = 10.0
 """`systemctl status` shows a step that is at most so old."""
 
@@ -64,8 +64,8 @@ class ServiceManager:
         )
 
     def starting(self, what: str) -> None:
-        """Start-up has come as far as `what`; it may take `EXTENSION_SECONDS` from here."""
-        self._send([f"STATUS=starting: {what}", self._extension()])
+        """Start-up has come as far as `what`; it may take `START_SECONDS` from here."""
+        self._send([f"STATUS=starting: {what}", _extension(START_SECONDS)])
 
     def ready(self) -> None:
         """Training begins: the service counts as started, and its watchdog looks from now on."""
@@ -90,12 +90,12 @@ class ServiceManager:
                 return
             lines = [] if self._watchdog_seconds is None else ["WATCHDOG=1"]
             if self._stopping or not self._ready:
-                lines.append(self._extension())
+                lines.append(_extension(STOP_SECONDS if self._stopping else START_SECONDS))
             if not lines or self._send(lines):
-                self._life_due = now + min(self._watchdog_seconds or EXTENSION_SECONDS, EXTENSION_SECONDS) / 4
+                self._life_due = now + min(self._watchdog_seconds or STOP_SECONDS, STOP_SECONDS) / 4
 
     def stopping(self, what: str) -> None:
-        """The run ends, with `what` left to do; that may take `EXTENSION_SECONDS` from here, and from `alive` on.
+        """The run ends, with `what` left to do; that may take `STOP_SECONDS` from here, and from `alive` on.
 
         It counts as started then, if it did not before: one that ends well before it is ready would have failed.
         """
@@ -104,7 +104,7 @@ class ServiceManager:
                 self._owe_ready()
                 self._owed.append("STOPPING=1")
                 self._stopping, self._life_due = True, 0.0
-            self._send([f"STATUS=stopping: {what}", self._extension()])
+            self._send([f"STATUS=stopping: {what}", _extension(STOP_SECONDS)])
 
     def status(self, text: str) -> None:
         """One line for people, as `systemctl status` shows it."""
@@ -114,10 +114,6 @@ class ServiceManager:
         if not self._ready:
             self._ready = True
             self._owed.append("READY=1")
-
-    @staticmethod
-    def _extension() -> str:
-        return f"EXTEND_TIMEOUT_USEC={EXTENSION_SECONDS * 1e6:.0f}"
 
     def _send(self, lines: list[str]) -> bool:
         """Whether the message was taken, and before it those that are owed: of one message only the last one counts."""
@@ -136,3 +132,7 @@ class ServiceManager:
             except (OSError, ValueError):  # nobody there, no room, not a socket's name: never the run's concern
                 return False
             return True
+
+
+def _extension(seconds: float) -> str:
+    return f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}"

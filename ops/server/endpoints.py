@@ -46,8 +46,8 @@ class Server:
     """Serves one run from threads of its own.
 
     `/metrics` (in the format and coding that the client prefers), `/healthz` (200 while the process lives),
-    `/readyz` (503 until `mark_ready`), `/` (the live page) and `/status.json` (what `status` returns:
-    plain JSON values, called for every request, from another thread).
+    `/readyz` (503 until `mark_ready`, and while `mark_hung` says so), `/` (the live page) and `/status.json` (what
+    `status` returns: plain JSON values, called for every request, from another thread).
 
     The port is taken at once, so that a used one is known before anything expensive starts.
 
@@ -77,6 +77,7 @@ class Server:
         self._metrics = metrics
         self._status = status
         self._ready = threading.Event()
+        self._hung: str | None = None
         self._scrapes = Scrapes()
         self._page = resources.files("ops.live").joinpath("page.html").read_bytes()
         self._allowed_hosts = tuple(allowed_hosts)
@@ -114,6 +115,10 @@ class Server:
             self._ready.set()
         else:
             self._ready.clear()
+
+    def mark_hung(self, reason: str | None) -> None:
+        """Let `/readyz` say that the run hangs, and why, whether it is ready or not; None once it doesn't."""
+        self._hung = reason
 
     def last_scrape_due(self, at_most: float) -> float:
         """Seconds, `at_most` so many, within which whoever reads /metrics at intervals will again; 0 if nobody does."""
@@ -189,6 +194,8 @@ class Server:
         return "200 OK", json.dumps(self._status(), allow_nan=False).encode(), [("Content-Type", JSON)]
 
     def _readiness(self) -> Answer:
+        if (reason := self._hung) is not None:
+            return "503 Service Unavailable", f"hung: {reason}\n".encode(), [("Content-Type", TEXT)]
         if self._ready.is_set():
             return "200 OK", b"ready\n", [("Content-Type", TEXT)]
         return "503 Service Unavailable", b"not training\n", [("Content-Type", TEXT)]

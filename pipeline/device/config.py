@@ -42,6 +42,8 @@ class DataConfig:
     By default it waits for as long as it takes."""
     damaged: OnDamage = "fail"
     """What happens at a damaged row group: fail, or skip its rows (of a remote folder: its shard's) and count them."""
+    retry_seconds: float = 120.0
+    """For how long a read is tried again that fails with an error of disk or network which may pass; 0: not at all."""
     shuffle_row_groups: int = 16
     """Row groups in a window whose rows are shuffled; memory: 10 MB for each of them, four or five times."""
     prefetch_batches: int = 4
@@ -76,6 +78,8 @@ class DataConfig:
                 raise InputError(f"data.{name} = {value}; give seconds from {least:g} on")
         if self.follow and self.feed == "dali":
             raise InputError('data.follow = true is not for data.feed = "dali", which cannot wait; set it to "ring"')
+        if not 0 <= self.retry_seconds < math.inf:
+            raise InputError(f"data.retry_seconds = {self.retry_seconds}; give seconds, or 0 to try nothing again")
         choices = {"pairing": Pairing, "shuffle": Shuffle, "feed": FeedKind, "damaged": OnDamage}
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):

@@ -13,7 +13,7 @@ from pipeline.device.model_inputs import ModelInputs
 from pipeline.device.ring import make_uploader
 from pipeline.device.streams import hand_over
 from pipeline.errors import InputError
-from pipeline.reads import never
+from pipeline.reads import ReadRetries, never
 from pipeline.rows import (
     GenerationPairs,
     GroupReader,
@@ -39,6 +39,7 @@ def open_feed(
     position: RowPosition | None = None,
     rank: int = 0,
     ranks: int = 1,
+    retries: ReadRetries | None = None,
 ) -> Feed:
     """The pairs of `split` on `device` from `position` (by default the beginning) on, epoch after epoch.
 
@@ -65,7 +66,7 @@ def open_feed(
     make_maker = _maker(config, table_rows=table_rows, device=device, stages=stages)
 
     def make_node(start: RowPosition) -> PairNode:
-        reader = _reader(config, manifest, split, order, encode_rows=encode_rows, stages=stages)
+        reader = _reader(config, manifest, split, order, encode_rows=encode_rows, stages=stages, retries=retries)
         try:
             return PairNode(reader, make_maker(HostPairs(reader, spans, start, rank=rank, ranks=ranks)))
         except BaseException:
@@ -137,6 +138,7 @@ def open_rows(
     batch_rows: int,
     limit_rows: int | None = None,
     interrupted: Callable[[], bool] = never,
+    retries: ReadRetries | None = None,
 ) -> Iterator[ModelInputs]:
     """The rows of `split` in file order, each once, in batches of `batch_rows` (the last may be shorter).
 
@@ -147,7 +149,7 @@ def open_rows(
     order = _order(manifest, split, seed=0, shuffle="none", window_groups=1, limit_rows=limit_rows)
     stages = StageTotals()
     encode_rows = table_rows if device.type == "cpu" else None
-    reader = _reader(config, manifest, split, order, encode_rows=encode_rows, stages=stages)
+    reader = _reader(config, manifest, split, order, encode_rows=encode_rows, stages=stages, retries=retries)
     end = order.rows if limit_rows is None else min(limit_rows, order.rows)
     try:
         uploader = make_uploader(device, table_rows=table_rows, stages=stages, role="evaluation")
@@ -209,16 +211,26 @@ def _reader(
     *,
     encode_rows: int | None,
     stages: StageTotals,
+    retries: ReadRetries | None,
     last_epoch: int | None = None,
 ) -> RowReader:
     """A reader of `split`; with `encode_rows` it encodes on the host for a table of so many rows."""
+    retries = retries or ReadRetries(config.retry_seconds)
     groups = GroupReader(
-        open_shards(manifest, split, cache_path=config.cache_path, cache_bytes=config.cache_bytes, stages=stages),
+        open_shards(
+            manifest,
+            split,
+            cache_path=config.cache_path,
+            cache_bytes=config.cache_bytes,
+            stages=stages,
+            retries=retries,
+        ),
         manifest.splits[split].shards,
         manifest.format,
         compression=manifest.compression,
         table_rows=encode_rows,
         stages=stages,
+        retries=retries,
     )
     return RowReader(
         groups,

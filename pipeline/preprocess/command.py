@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from pipeline.errors import InputError, StorageError
+from pipeline.addresses import shown_path, uri_of
+from pipeline.errors import InputError, StorageError, cause_of
 from pipeline.preprocess.assignment import Assignment, Progress
 from pipeline.preprocess.config import Allowance, PreprocessConfig
 from pipeline.preprocess.dry_run import Forecast, forecast
 from pipeline.preprocess.engine import encode_parts
-from pipeline.preprocess.generations import already_listed, list_generation, plan_addition
+from pipeline.preprocess.generations import RemoteOut, already_listed, list_generation, plan_addition
 from pipeline.preprocess.plan import Plan, check_same_plan
 from pipeline.preprocess.ray_engine import encode_parts_on_ray
 from pipeline.preprocess.workplace import APPENDING, PartRecord, Workplace
@@ -82,6 +83,8 @@ def preprocess(
     sources); StorageError if reading or writing fails. Either leaves a folder that the same command continues.
     """
     began = time.monotonic()
+    if uri := uri_of(config.out):
+        return _append_remotely(uri, config, announce=announce, report=report, warn=warn)
     call = _Call(config, began, announce or (lambda _: None), report, warn or (lambda _: None))
     try:
         return _append(call) if config.append and (config.out / MANIFEST).exists() else _make(call)
@@ -154,6 +157,51 @@ def _append(call: _Call) -> Summary:
         manifest = list_generation(plan, place, records, before)
         place.remove()
     return _summary(call, manifest, plan, resumed_rows, added=manifest.generations[-1])
+
+
+def _append_remotely(
+    uri: str,
+    config: PreprocessConfig,
+    *,
+    announce: Callable[[Plan], None] | None,
+    report: Callable[[Progress], None] | None,
+    warn: Callable[[str], None] | None,
+) -> Summary:
+    """Add a generation to a folder in an object store, or make one there."""
+    if not config.append:
+        raise InputError(
+            f"--out {shown_path(config.out)} is not a local folder; add --append, or make one and upload it with the "
+            "store's own tools"
+        )
+    remote, summaries = RemoteOut(uri), list[Summary]()
+
+    def tell(plan: Plan) -> None:
+        if announce:
+            announce(replace(plan, notices=tuple(map(remote.shown, plan.notices))))
+
+    def say(text: str) -> None:
+        if warn:
+            warn(remote.shown(text))
+
+    def make(stand_in: Path) -> None:
+        summaries.append(preprocess(replace(config, out=stand_in), announce=tell, report=report, warn=say))
+
+    try:
+        uploaded = remote.add(make)
+    except (InputError, StorageError) as error:
+        raise type(error)(remote.shown(str(error))) from error
+    except OSError as error:
+        remedy = "free space or correct the permissions, then run the same command again"
+        raise StorageError(
+            f"{error.filename or remote.stand_in}: writing failed ({cause_of(error)}); {remedy}"
+        ) from error
+    summary = summaries[0]
+    return replace(
+        summary,
+        nothing_to_do=not uploaded,
+        notices=tuple(map(remote.shown, summary.notices)),
+        added=summary.manifest.generations[-1] if uploaded and summary.manifest.listed else None,
+    )
 
 
 def _nothing_to_do(finished: Manifest, notices: tuple[str, ...], began: float) -> Summary:

@@ -52,7 +52,7 @@ class PreprocessConfig:
     """Log files, folders, patterns or URIs (s3://, gs://, hdfs://), in the order of time; those of a folder or pattern
     are put in natural order. Plain, gzip, zstd, bzip2 or xz; - reads standard input."""
     out: Path
-    """The data folder to make or to continue."""
+    """The data folder to make or to continue; with --append it may be a URI (s3://, gs://, hdfs://)."""
     format: str = "criteo"
     """The log's format: criteo (the 1TB log, with AlgoPerf's bucket sizes), criteo-kaggle, avazu, or a TOML file that
     describes another."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.addresses import shown_path, uri_of
 from pipeline.errors import InputError
 from pipeline.preprocess.config import PreprocessConfig
 from pipeline.preprocess.encoder import Read, encode_part
@@ -17,7 +17,7 @@ from pipeline.preprocess.generations import plan_addition
 from pipeline.preprocess.plan import Part, Plan
 from pipeline.preprocess.workplace import PartRecord, Workplace
 from pipeline.schema import SPLITS
-from pipeline.shards import MANIFEST, Manifest
+from pipeline.shards import MANIFEST, Manifest, RemoteFolder, cache_folder, free_bytes
 from pipeline.source import Block, LineReader
 from pipeline.stages import usable_cores
 
@@ -42,7 +42,7 @@ class Forecast:
     shards: int
     disk_bytes: int
     free_bytes: int
-    """Of the disk that the data folder would lie on."""
+    """Of the disk that the data folder would lie on, or what is to be uploaded."""
     workers: int
     rows_per_second: float
     """All workers together, should the disks keep up."""
@@ -84,7 +84,7 @@ def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forec
         splits=expected.rows,
         shards=expected.shards,
         disk_bytes=round(sample.record.shard_bytes * times),
-        free_bytes=_free_bytes(config.out),
+        free_bytes=free_bytes(config.out if uri_of(config.out) is None else cache_folder(None)),
         workers=workers,
         rows_per_second=sample.record.rows / sample.seconds * workers,
         seconds=sample.reading_seconds * counting_times + sample.seconds * times / workers,
@@ -93,12 +93,24 @@ def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forec
 
 
 def _plan(config: PreprocessConfig) -> Plan:
-    if not (config.append and (config.out / MANIFEST).exists()):
+    uri = uri_of(config.out)
+    if not config.append or not _is_there(config.out, uri):
         return Plan.make(config)
-    plan, _ = plan_addition(config, Manifest.load(config.out))
+    plan, _ = plan_addition(config, Manifest.load(uri or config.out))
     if plan is None:
-        raise InputError(f"nothing to do: {config.out} has these sources already")
+        raise InputError(f"nothing to do: {shown_path(config.out)} has these sources already")
     return plan
+
+
+def _is_there(out: Path, uri: str | None) -> bool:
+    """Whether there is a data folder that is complete."""
+    if uri is None:
+        return (out / MANIFEST).exists()
+    try:
+        RemoteFolder(uri).read(MANIFEST)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 class _Sample(NamedTuple):
@@ -174,9 +186,3 @@ def _expect(plan: Plan, rows_a_byte: float) -> _Expected:
             rows[segment.split] += segment_rows
             shards += -(-segment_rows // plan.rows_per_shard)
     return _Expected(rows=rows, shards=shards, counted_bytes=sum(plan.sources[index].size or 0 for index in counted))
-
-
-def _free_bytes(path: Path) -> int:
-    """Of the disk that `path`, which need not exist, lies on."""
-    path = path.absolute()
-    return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.is_dir())).free

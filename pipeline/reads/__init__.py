@@ -9,7 +9,16 @@ True
 
 from __future__ import annotations
 
-from pipeline.reads.threads import CLOSE_SECONDS, ReaderThreads, readers_left
+from pipeline.reads.retries import ReadRetries, is_transient
+from pipeline.reads.threads import CLOSE_SECONDS, ReaderThreads
 from pipeline.reads.waiting import POLL_SECONDS, awaited, never
 
-__all__ = ["CLOSE_SECONDS", "POLL_SECONDS", "ReaderThreads", "awaited", "never", "readers_left"]
+__all__ = [
+    "CLOSE_SECONDS",
+    "POLL_SECONDS",
+    "ReadRetries",
+    "ReaderThreads",
+    "awaited",
+    "is_transient",
+    "never",
+]

@@ -72,8 +72,3 @@ class ReaderThreads:
         while (run := self._tasks.get()) is not None:
             run()
             del run  # with what it holds, until the next one
-
-
-def readers_left() -> bool:
-    """Whether a thread is still in its read, to be asked at the end of a process when all owners are closed."""
-    return any(thread.name.startswith(PREFIX) for thread in threading.enumerate())

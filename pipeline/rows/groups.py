@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import CancelledError
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import FetchError, StorageError
+from pipeline.errors import FetchError, ReadFailedError, StorageError
 from pipeline.parquet import Encode, fill_column, read_chunks
+from pipeline.reads import ReadRetries
 from pipeline.rows.buffers import BufferPool
 from pipeline.rows.columns import logarithms, rows_of_table, take_rows
 from pipeline.schema import LogFormat
@@ -34,7 +37,9 @@ class GroupReader:
         compression: Compression,
         table_rows: int | None = None,
         stages: StageTotals | None = None,
+        retries: ReadRetries | None = None,
     ) -> None:
+        self._retries, self._closing = retries or ReadRetries(0.0), threading.Event()
         self._files, self._shards = files, shards
         self._stages = stages if stages is not None else StageTotals()
         self._compression: Compression = compression
@@ -68,15 +73,17 @@ class GroupReader:
         """
         try:
             self._read(shard, group, label, columns, order)
-        except FetchError:
+        except (FetchError, ReadFailedError):
             raise
-        except StorageError:
+        except StorageError as error:
             if not self._files.recheck(shard):
                 raise
+            self._retries.listen("damage", f"{self.name(shard)}: row group {group}: {error}; it is read once more")
             self._read(shard, group, label, columns, order)
 
     def close(self) -> None:
         """Ends what goes on in the background; reads under way that wait for a shard raise an error."""
+        self._closing.set()
         self._files.close()
 
     def _read(
@@ -89,15 +96,15 @@ class GroupReader:
     ) -> None:
         rows = len(label)
         try:
-            with self._files.open(shard, rows) as file, self._stages.timed("source_read", rows):
-                raw = self._buffers.take((self._shards[shard].row_group_bytes[group],), np.uint8)
-                read_row_group(file, self._shards[shard], group, raw)
+            raw = self._buffers.take((self._shards[shard].row_group_bytes[group],), np.uint8)
+            fill = partial(self._fill, raw, shard, group, rows)
+            self._retries.run(self.name(shard), fill, pause=self._pause, final=(StorageError,))
         except FileNotFoundError:
             raise StorageError("it is missing") from None
         except StorageError:
             raise
         except OSError as error:
-            raise StorageError(error.strerror or str(error)) from error
+            raise ReadFailedError(error.strerror or str(error)) from error
         with self._stages.timed("decompress", rows):
             codec = codec_of(self._compression)
             chunks = read_chunks(raw, rows=rows, columns=len(self._encodes), codec=codec)
@@ -114,6 +121,14 @@ class GroupReader:
         self._stages.add("decode", time.perf_counter() - start - shuffling, rows)
         if order is not None:
             self._stages.add("shuffle", shuffling, 0)  # whoever mixes the groups counts the rows
+
+    def _fill(self, raw: NDArray[np.uint8], shard: int, group: int, rows: int) -> None:
+        with self._files.open(shard, rows) as file, self._stages.timed("source_read", rows):
+            read_row_group(file, self._shards[shard], group, raw)
+
+    def _pause(self, seconds: float) -> None:
+        if self._closing.wait(seconds):
+            raise CancelledError
 
 
 def _encodes(log_format: LogFormat, table_rows: int | None) -> list[Encode | None]:

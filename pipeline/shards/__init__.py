@@ -9,7 +9,7 @@ True
 
 from __future__ import annotations
 
-from pipeline.shards.durable import sync_file, sync_folder, write_atomically
+from pipeline.shards.durable import free_bytes, sync_file, sync_folder, write_atomically
 from pipeline.shards.manifest import (
     MANIFEST,
     Compression,
@@ -34,6 +34,7 @@ from pipeline.shards.overview import (
     warnings_of_labels,
 )
 from pipeline.shards.page_cache import kept_cold, why_not_dropped
+from pipeline.shards.remote import RemoteFolder
 from pipeline.shards.row_groups import codec_of, read_row_group
 from pipeline.shards.shard_files import DOWNLOAD_THREADS, ShardFiles, cache_folder, check_cache, open_shards
 from pipeline.shards.verify import DataReport, VerifyProgress, verify_data
@@ -51,6 +52,7 @@ __all__ = [
     "Manifest",
     "Overview",
     "RejectsFile",
+    "RemoteFolder",
     "Shard",
     "ShardFiles",
     "ShardWriter",
@@ -64,6 +66,7 @@ __all__ = [
     "describe_files",
     "files_by_split",
     "files_of",
+    "free_bytes",
     "inspect_data",
     "kept_cold",
     "open_shards",

@@ -1,8 +1,9 @@
-"""Files and renames that a crash of the machine cannot undo or tear."""
+"""Files and renames that a crash of the machine cannot undo or tear, and the room that there is for them."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 
@@ -30,3 +31,9 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def free_bytes(path: Path) -> int:
+    """What may still be written to the disk that `path`, which need not exist, lies on; quotas are not looked at."""
+    path = path.absolute()
+    return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.is_dir())).free

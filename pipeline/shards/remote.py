@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ CHUNK_BYTES = 8 << 20
 """An object store answers each read with a request of its own, so reads are long."""
 PAUSES_SECONDS = (0.5, 1.0, 2.0)
 """Between the attempts at what failed."""
+_OBJECT_STORES = ("s3", "gcs", "abfs")
 T = TypeVar("T")
 
 
@@ -53,6 +55,23 @@ class RemoteFolder:
             while (chunk := stream.read_buffer(CHUNK_BYTES)).size:
                 yield chunk
 
+    def write(self, name: str, file: Path) -> None:
+        """Upload a local file, which appears under its name when it is whole. Raises: FetchError if that fails."""
+        where = self._where(name)
+
+        def upload() -> None:
+            whole = self._files.type_name in _OBJECT_STORES  # others show a file from its first byte on
+            written = where if whole else f"{where}.tmp"
+            if not whole:
+                self._files.create_dir(where.rpartition("/")[0], recursive=True)
+            with file.open("rb") as source, self._files.open_output_stream(written, compression=None) as stream:
+                while chunk := source.read(CHUNK_BYTES):
+                    stream.write(chunk)
+            if not whole:
+                self._files.move(written, where)
+
+        self.retried(name, upload, done="uploaded")
+
     def open(self, name: str) -> pa.NativeFile:
         """A file for random access. Raises: OSError as pyarrow.fs does."""
         return self._files.open_input_file(self._where(name))
@@ -63,7 +82,14 @@ class RemoteFolder:
         entries = self.retried(folder, lambda: self._files.get_file_info(selector))
         return [f"{folder}/{entry.base_name}" for entry in entries if entry.type == arrow_fs.FileType.File]
 
-    def retried(self, name: str, action: Callable[[], T], *, pause: Callable[[float], object] = time.sleep) -> T:
+    def retried(
+        self,
+        name: str,
+        action: Callable[[], T],
+        *,
+        pause: Callable[[float], object] = time.sleep,
+        done: str = "fetched",
+    ) -> T:
         """What `action` on the file `name` returns, tried again after `PAUSES_SECONDS` if it raises an OSError.
 
         Raises: FetchError after the last attempt; at once FileNotFoundError, and what is a FetchError already.
@@ -78,8 +104,8 @@ class RemoteFolder:
                 seconds = next(pauses, None)
                 if seconds is None:
                     raise FetchError(
-                        f"{self.address_of(name)} cannot be fetched ({cause_of(error)}); check address, network and "
-                        "credentials"
+                        f"{self.address_of(name)} cannot be {done} ({cause_of(error)}); check address, network "
+                        "and credentials"
                     ) from error
             pause(seconds)
 

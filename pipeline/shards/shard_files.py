@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.errors import FetchError, InputError, StorageError
-from pipeline.reads import CLOSE_SECONDS, ReaderThreads
+from pipeline.reads import CLOSE_SECONDS, ReaderThreads, ReadRetries
 from pipeline.shards.manifest import Manifest, Shard
+from pipeline.shards.page_cache import drop_files
 from pipeline.shards.remote import RemoteFolder
 from pipeline.shards.shard_cache import Download, ShardCache
 from pipeline.stages import StageTotals
@@ -55,13 +56,19 @@ class ShardFiles(Protocol):
 
 
 def open_shards(
-    manifest: Manifest, split: str, *, cache_path: str | None, cache_bytes: int | None, stages: StageTotals
+    manifest: Manifest,
+    split: str,
+    *,
+    cache_path: str | None,
+    cache_bytes: int | None,
+    stages: StageTotals,
+    retries: ReadRetries | None = None,
 ) -> ShardFiles:
     """The files of a split's shards; those of a remote folder through a cache (see `open_cache`)."""
     shards = manifest.splits[split].shards
     if isinstance(manifest.folder, Path):
         return LocalShards(manifest.folder, shards)
-    return RemoteShards(manifest.folder, shards, open_cache(cache_path, cache_bytes), stages)
+    return RemoteShards(manifest.folder, shards, open_cache(cache_path, cache_bytes), stages, retries)
 
 
 def open_cache(cache_path: str | None, cache_bytes: int | None) -> ShardCache:
@@ -121,8 +128,13 @@ class LocalShards:
         pass
 
     def recheck(self, shard: int) -> bool:
-        del shard
-        return False
+        """Takes the shard out of the page cache: what is damaged there may be whole on the disk."""
+        path = self._paths[shard]
+        if not path.is_file():
+            return False
+        with suppress(OSError):
+            drop_files([path])
+        return True
 
     def close(self) -> None:
         pass
@@ -135,7 +147,15 @@ class RemoteShards:
     shard was here already or not; so rows / seconds is what downloading lets through.
     """
 
-    def __init__(self, folder: RemoteFolder, shards: Sequence[Shard], cache: ShardCache, stages: StageTotals) -> None:
+    def __init__(
+        self,
+        folder: RemoteFolder,
+        shards: Sequence[Shard],
+        cache: ShardCache,
+        stages: StageTotals,
+        retries: ReadRetries | None = None,
+    ) -> None:
+        self._retries = retries or ReadRetries(0.0)
         self._folder, self._shards, self._cache, self._stages = folder, shards, cache, stages
         self._pool = ReaderThreads(DOWNLOAD_THREADS, name="download")
         self._closing = threading.Event()
@@ -160,7 +180,8 @@ class RemoteShards:
                     f"{self.name(shard)} has {listed.bytes} bytes, and {self._cache.folder} may hold {limit}; set "
                     f"data.cache_bytes to at least {listed.bytes}, or data.cache_path to a disk with more room"
                 )
-            if self._take(shard) and not self._fetch(shard, keep=()):
+            fetch = lambda: not self._take(shard) or self._fetch(shard, keep=())  # noqa: E731
+            if not self._retries.run(self.name(shard), fetch, pause=self._pause):
                 self._pause(RETRY_SECONDS)
 
     def expect(self, shards: Sequence[int], later: Iterable[int]) -> None:

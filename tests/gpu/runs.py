@@ -98,6 +98,9 @@ class _Outside:
         if self.run is not None:
             self.state.save(self.run, position, {}, keep=1)
 
+    def save_due(self, position: Position, *, scheduled: bool) -> bool:
+        return scheduled
+
     def poll_save(self) -> None:
         pass
 

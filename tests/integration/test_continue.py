@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import tomllib
 from collections.abc import Callable
@@ -139,6 +140,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(training_state, "write_checkpoint", write_or_fail)
     monkeypatch.setattr(checkpointing, "write_checkpoint", write_or_fail)
+    monkeypatch.setattr(checkpointing, "RETRY_SECONDS", 0.0)
     return steps
 
 
@@ -149,17 +151,23 @@ def test_a_checkpoint_that_fails_does_not_end_the_run(
     full_disk[:] = [2]
     assert train(config, run) == 0
     assert "no checkpoint at step 2" in capfd.readouterr().err
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-00000004", "step-00000006"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {
+        "step-00000003",  # at once in place of the one that failed
+        "step-00000004",
+        "step-00000006",
+    }
     assert "alphastream_checkpoint_failures_total 1.0" in (run / "metrics.prom").read_text()
 
 
 def test_the_last_checkpoint_must_not_fail(
     write_config: WriteConfig, tmp_path: Path, full_disk: list[int], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    config, run = write_config("[budget]\nsteps = 3"), tmp_path / "run"
+    config = write_config("[budget]\nsteps = 3\n[checkpoint]\nfinal_retry_seconds = 0")
+    run = tmp_path / "run"
     full_disk[:] = [3]
     assert train(config, run) == 74
-    assert "No space left" in capfd.readouterr().err
+    said = capfd.readouterr().err.splitlines()
+    assert re.search(r"of step 3, could not be written \(No space left.*; free .*, then run the same command", said[-1])
     full_disk.clear()
     assert train(config, run) == 0
     assert trained(run) == [0, 1, 2]

@@ -82,6 +82,9 @@ class Outside:
             self.state.save(self.run, position, {}, keep=1)
         self.ended.worker, self.ended.policy = self.state.worker.state_dict(), self.state.policy.state_dict()
 
+    def save_due(self, position: Position, *, scheduled: bool) -> bool:
+        return scheduled
+
     def poll_save(self) -> None:
         pass
 

@@ -87,14 +87,3 @@ def test_the_manager_hears_of_start_steps_and_stop(
     listener.until(lambda message: "stopped by a signal" in message)
     process.communicate(timeout=60)
     assert process.returncode == 143
-
-
-def test_a_manager_that_went_away_ends_nothing(
-    write_config: Callable[..., Path], listener: Listener, tmp_path: Path
-) -> None:
-    config = write_config("[budget]\nsteps = 3")
-    process = service([str(config), "--run", str(tmp_path / "run")], listener)
-    listener.next()
-    listener.close()
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.cli.entry import VERBS, main
+from trainer.cli import main
+from trainer.cli.entry import VERBS
 from trainer.config import config_from
 from trainer.study import read_study
 

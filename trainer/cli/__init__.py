@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """As `trainer.cli.entry.main`; as a program, without `argv`, it hears signals before it imports anything heavy."""
+    """As `entry.run_command`; as a program, without `argv`, it hears signals before anything heavy is imported."""
     if argv is not None:
         return _main(argv)
     from trainer.cli.streams import occupy
@@ -17,9 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    from trainer.cli.entry import main as run
+    from trainer.cli.entry import run_command
 
-    return run(argv)
+    return run_command(argv)
 
 
 __all__ = ["main"]

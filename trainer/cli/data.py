@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from pipeline.addresses import is_remote, without_secrets
+from pipeline.addresses import is_remote, shown_path, without_secrets
 from pipeline.errors import InputError
 from pipeline.preprocess import PreprocessConfig
 from pipeline.sample import SampleConfig
@@ -100,7 +100,7 @@ def preprocess_verb(arguments: list[str]) -> int:
 
         manifest = summary.manifest
         values = {
-            "data": str(given.out),
+            "data": shown_path(given.out),
             "nothing_to_do": summary.nothing_to_do,
             "generations": len(manifest.generations),
             "added": None if summary.added is None else _generation_values(summary.added),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from pipeline.addresses import shown_path
 from pipeline.preprocess import PreprocessConfig
 from pipeline.sample import SampleConfig
 
@@ -58,7 +59,9 @@ def make_data(config: PreprocessConfig, *, console: Console, as_json: bool = Fal
     manifest = summary.manifest
     rejected_rows = (summary.added or manifest).rejected_rows
     if rejected_rows:
-        console.warn(f"{rejected_rows:,} lines were rejected; each is in {config.out / 'rejects'} with its reason")
+        console.warn(
+            f"{rejected_rows:,} lines were rejected; each is in {shown_path(config.out)}/rejects with its reason"
+        )
     for text in (*warnings_of(manifest), *warnings_of_addition(manifest, summary.added)):
         console.warn(text)
     return summary
@@ -101,11 +104,11 @@ def _outcome(config: PreprocessConfig, summary: Summary) -> str:
     found = (added or summary.manifest).splits
     splits = ", ".join(f"{name} {split.rows:,}" for name, split in found.items() if split.rows)
     if summary.nothing_to_do:
-        return f"nothing to do: {config.out} is complete ({summary.rows:,} rows: {splits})"
+        return f"nothing to do: {shown_path(config.out)} is complete ({summary.rows:,} rows: {splits})"
     if added:
         more = f"generation {added.index} has {added.rows:,} rows ({splits})"
-        return f"{config.out}: {more}; {summary.rows:,} rows in all"
-    return f"{config.out}: {summary.rows:,} rows ({splits})"
+        return f"{shown_path(config.out)}: {more}; {summary.rows:,} rows in all"
+    return f"{shown_path(config.out)}: {summary.rows:,} rows ({splits})"
 
 
 def make_sample(config: SampleConfig, *, console: Console) -> None:

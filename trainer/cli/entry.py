@@ -48,7 +48,7 @@ VERBS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run_command(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 2 bad input, 3 diverged, 74 I/O failed, 143 stopped.
 
     As a program, without `argv`, it also sees to its standard streams (`trainer.cli.streams`). Results go to standard

@@ -7,22 +7,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from time import monotonic as now
+from time import sleep as pause
 
+from pipeline.errors import StorageError, cause_of
+from pipeline.shards import free_bytes
 from trainer.job.observer import Outlets
 from trainer.job.save_thread import SaveOutcome, SaveThread
+from trainer.job.saving import Backoff, SaveAttempt, forecast_of, lacks_space, size_text
 from trainer.job.training_state import TrainingState
 from trainer.loop import Position
-from trainer.records import CheckpointFile, HostMemory, write_checkpoint
+from trainer.records import CheckpointConfig, CheckpointFile, HostMemory, write_checkpoint
+
+RETRY_SECONDS, MOST_RETRY_SECONDS = 30.0, 600.0
+"""After a failed save training goes on for so long before the next; twice as long after each further failure, up to the
+most."""
 
 
 @contextmanager
-def open_checkpointing(state: TrainingState, outlets: Outlets, *, keep: int) -> Iterator[Checkpointing]:
+def open_checkpointing(state: TrainingState, outlets: Outlets, config: CheckpointConfig) -> Iterator[Checkpointing]:
     """The checkpoints of a run; a save that is under way at an error is finished and told of before the error goes on.
 
     Only a KeyboardInterrupt, which shall end the process at once, abandons it; as `SaveThread` has it.
     """
     with SaveThread() as thread:
-        checkpointing = Checkpointing(state=state, outlets=outlets, keep=keep, thread=thread)
+        checkpointing = Checkpointing(state=state, outlets=outlets, config=config, thread=thread)
         try:
             yield checkpointing
         except Exception as error:
@@ -41,31 +50,57 @@ class Checkpointing:
     that falls due while another is being written waits for it; that time is the save's too, and none is left out. The
     last save of a run is written at once, without a copy.
     A checkpoint counts, and is told of, once it has its name, and that is when its records are on disk too.
+    One that could not be written is made again after a pause, whatever is scheduled.
     """
 
     state: TrainingState
     outlets: Outlets
-    keep: int
+    config: CheckpointConfig
     thread: SaveThread
     memory: HostMemory = field(default_factory=HostMemory)
+    retries: Backoff = field(
+        default_factory=lambda: Backoff(first_seconds=RETRY_SECONDS, most_seconds=MOST_RETRY_SECONDS)
+    )
+    _attempt: SaveAttempt | None = field(default=None, init=False)
+    """The one whose outcome is still to be told; while the thread is at it, the thread's."""
+    _needed_bytes: int = field(default=0, init=False)
+    """Of a checkpoint, as of the latest save: a failure may be told of in an evaluation, which swaps the weights."""
     _told_of_memory: bool = field(default=False, init=False)
+    _first_step: int | None = field(default=None, init=False)
+    _forecast: bool = field(default=False, init=False)
+
+    def due(self, position: Position, *, scheduled: bool) -> bool:
+        """Whether to save now; asked between steps. After the first step tells what the disk will have to hold."""
+        if self._first_step is None:
+            self._first_step = position.step
+        elif not self._forecast and position.step > self._first_step:
+            self._forecast = True
+            self._tell_of_disk(position)
+        return self.retries.due(scheduled=scheduled)
 
     def save(self, position: Position, *, final: bool) -> None:
-        """Saves; the last of all within the call, and what it cannot write it raises.
+        """Saves; the last of all within the call.
 
-        A failure before, OSError, is counted and told, and the run is saved again when that is due.
+        A failure before the last, OSError, is counted and told, and the run is saved again when `due` says so.
+
+        Raises: StorageError if the last cannot be written for as long as the configuration has patience.
         """
         self.drain()
+        self._needed_bytes = self.state.learner.saved_bytes()
         with self._live_saving():
+            if final:
+                self._save_last(position)
+                return
+            self.retries.began()
             try:
-                files = None if final else self._snapshot(position)
+                files = self._snapshot(position)
                 if files is None:
                     self._save_now(position)
                 else:
-                    write = partial(self._write, position.step, files)
+                    write = partial(self._write, position.step, files, self._new_attempt())
                     self.thread.begin(position.step, write)
             except OSError as error:
-                self._count_failure(position.step, error, final=final)
+                self._tell_of_failure(position.step, error)
 
     @property
     def busy(self) -> bool:
@@ -95,17 +130,26 @@ class Checkpointing:
             )
         return files
 
-    def _write(self, step: int, files: list[CheckpointFile]) -> Path | None:
+    def _new_attempt(self) -> SaveAttempt:
+        self._attempt = SaveAttempt(run=self.outlets.directory.path, needed_bytes=self._needed_bytes)
+        return self._attempt
+
+    def _write(self, step: int, files: list[CheckpointFile], attempt: SaveAttempt) -> Path | None:
         """In the thread: the checkpoint's path, or None if there is none because of its weights."""
         if not self.state.learner.saved_finite(files):
             return None
-        return write_checkpoint(
-            self.outlets.directory.path,
-            step,
-            self.thread.until_abandoned(files),
-            keep=self.keep,
-            before_publishing=self._make_records_durable,
-        )
+
+        def write() -> Path:
+            return write_checkpoint(
+                self.outlets.directory.path,
+                step,
+                self.thread.until_abandoned(files),
+                keep=self.config.keep,
+                before_publishing=self._make_records_durable,
+                not_pruned=attempt.not_pruned,
+            )
+
+        return attempt.write(write)
 
     def _make_records_durable(self) -> None:
         self.thread.refuse_abandoned()
@@ -115,17 +159,71 @@ class Checkpointing:
         if not self.state.learner.finite():
             self._tell_of_weights(position.step)
             return
-        directory = self.outlets.directory
-        path = self.state.save(
-            directory.path, position, directory.lengths(), keep=self.keep, before_publishing=directory.sync
+        directory, attempt = self.outlets.directory, self._new_attempt()
+
+        def write() -> Path:
+            return self.state.save(
+                directory.path,
+                position,
+                directory.lengths(),
+                keep=self.config.keep,
+                before_publishing=directory.sync,
+                not_pruned=attempt.not_pruned,
+            )
+
+        self._tell_of_success(position.step, attempt.write(write), None)
+
+    def _save_last(self, position: Position) -> None:
+        """Nothing makes up for it later, so it is tried again until patience ends."""
+        patience, given_up = Backoff(first_seconds=1.0, most_seconds=30.0), now() + self.config.final_retry_seconds
+        told = False
+        while True:
+            try:
+                self._save_now(position)
+                return
+            except OSError as error:
+                self._tell_notes(position.step)
+                self.outlets.metrics.checkpoint(ok=False)
+                left = given_up - now()
+                if left <= 0:
+                    raise StorageError(self._lost(position.step, error)) from error
+                if not told:
+                    told = True
+                    self.outlets.warn(
+                        f"the last checkpoint, of step {position.step:,}, cannot be written ({error}); "
+                        f"{self._remedy(error)}; trying again for {left:,.0f} s, a second signal leaves without it",
+                        step=position.step,
+                    )
+            pause(min(patience.failed(), left))
+
+    def _lost(self, step: int, error: OSError) -> str:
+        where = self.outlets.directory.path
+        return (
+            f"{where}: the last checkpoint, of step {step:,}, could not be written ({cause_of(error)}); "
+            f"{self._remedy(error)}, then run the same command again, which goes on from the newest whole checkpoint"
         )
-        self._tell_of_success(position.step, path, None)
+
+    def _remedy(self, error: OSError) -> str:
+        """What people can do about a save that failed."""
+        if not lacks_space(error):
+            return "see to the disk"
+        needed, place = self._needed_bytes, self.outlets.directory.path
+        try:
+            free = free_bytes(place)
+        except OSError:
+            return f"free {size_text(needed)} on the disk of {place}"
+        if free >= needed:  # which a disk may say whose quota is used up
+            return f"free {size_text(needed)} on the disk of {place}, or raise your quota or its number of files"
+        return (
+            f"free {size_text(needed - free)} on the disk of {place}: a checkpoint takes {size_text(needed)}, and "
+            f"{size_text(free)} are free"
+        )
 
     def _tell(self, outcome: SaveOutcome | None) -> None:
         if outcome is None:
             return
         if isinstance(outcome.error, OSError):
-            self._count_failure(outcome.step, outcome.error, final=False)
+            self._tell_of_failure(outcome.step, outcome.error)
         elif outcome.error is not None:
             raise outcome.error
         elif outcome.path is None:
@@ -134,17 +232,46 @@ class Checkpointing:
             self._tell_of_success(outcome.step, outcome.path, outcome.unix_time)
 
     def _tell_of_success(self, step: int, path: Path, unix_time: float | None) -> None:
-        self.outlets.metrics.checkpoint(ok=True, unix_time=unix_time)
+        assert self._attempt is not None
+        seconds, size = self._attempt.seconds, self._attempt.bytes
+        self.retries.succeeded()
+        self.outlets.metrics.checkpoint(ok=True, unix_time=unix_time, seconds=seconds, size_bytes=size)
         self.outlets.directory.event("checkpoint", step=step, checkpoint=path.name)
+        self._tell_notes(step)
+
+    def _tell_notes(self, step: int) -> None:
+        attempt, self._attempt = self._attempt, None
+        for note in attempt.notes if attempt else ():
+            self.outlets.warn(note, step=step)
 
     def _tell_of_weights(self, step: int) -> None:
         self.outlets.warn(f"no checkpoint at step {step:,}: weights are not finite, the one before stays", step=step)
 
-    def _count_failure(self, step: int, error: OSError, *, final: bool) -> None:
+    def _tell_of_failure(self, step: int, error: OSError) -> None:
+        self._tell_notes(step)
         self.outlets.metrics.checkpoint(ok=False)
-        if final:
-            raise error
-        self.outlets.warn(f"no checkpoint at step {step:,} ({error}); training goes on", step=step)
+        seconds = self.retries.failed()
+        self.outlets.warn(
+            f"no checkpoint at step {step:,} ({error}); {self._remedy(error)}; training goes on, and saves again in "
+            f"{seconds:,.0f} s",
+            step=step,
+        )
+
+    def _tell_of_disk(self, position: Position) -> None:
+        size, total = self.state.learner.saved_bytes(), self.state.total_steps
+        self.outlets.metrics.expect_checkpoint(size)
+        try:
+            forecast = forecast_of(
+                self.outlets.directory.path,
+                checkpoint_bytes=size,
+                keep=self.config.keep,
+                steps_to_come=None if total is None else total - position.step,
+            )
+        except OSError as error:
+            self.outlets.warn(f"the free space of the run's disk is not known ({cause_of(error)})", step=position.step)
+            return
+        if forecast.warning is not None:
+            self.outlets.warn(forecast.warning, step=position.step)
 
     @contextmanager
     def _live_saving(self) -> Iterator[None]:

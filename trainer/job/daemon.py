@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from ops.live import LiveStatus
 from ops.metrics import Metrics
@@ -22,12 +23,14 @@ from trainer.job.decided import decided
 from trainer.job.device import device_memory, step_clock
 from trainer.job.ending import end_exported, exit_of, last_scrape_awaited, write_textfile
 from trainer.job.generations import LogWait, pinned
-from trainer.job.observer import Outlets, RunObserver
+from trainer.job.hangs import watched
+from trainer.job.observer import Outlets, RunObserver, show_evaluations
 from trainer.job.run_directory import RunDirectory
+from trainer.job.saving import watched_disk
 from trainer.job.training_state import TrainingState, open_training
 from trainer.loop import Position, Stop, Timetable
-from trainer.process import Request, Requests, stop_signals
-from trainer.records import Checkpoint, load_latest
+from trainer.process import Request, Requests, Watchdog, stop_signals
+from trainer.records import Checkpoint, load_latest, read_records
 
 DIVERGENCE_REMEDY = "give a lower optimizer.lr, a longer warm-up, or stepsize.policy = 'auto', which finds the rate"
 """What to do about a run that diverged."""
@@ -54,14 +57,20 @@ def train(config: Config, run: str | Path, *, console: Console, manager: Service
         failures_recorded(directory),
     ):
         outlets = open_outlets(config, state, directory, console, manager)
-        with outlets.tensorboard, served(config.metrics, outlets) as mark_ready, end_exported(outlets):
+        with (
+            outlets.tensorboard,
+            watched_disk(directory.path, outlets.metrics.disk_free),
+            served(config.metrics, outlets) as readiness,
+            end_exported(outlets),
+            watched(config.watchdog, outlets, readiness.mark_hung) as watchdog,
+        ):
             manager.starting("looking for a checkpoint")
             position = resume(config, state, outlets)
             _say_what_is_left_out(folder, state, outlets)
             with (
                 stop_signals(lambda name, request: _announce(name, request, outlets)) as requests,
                 console.progress("training", state.total_steps, unit="steps", start=position.step) as line,
-                open_checkpointing(state, outlets, keep=config.checkpoint.keep) as checkpointing,
+                open_checkpointing(state, outlets, config.checkpoint) as checkpointing,
             ):
                 job = Job(
                     config=config,
@@ -71,8 +80,11 @@ def train(config: Config, run: str | Path, *, console: Console, manager: Service
                     checkpointing=checkpointing,
                     requests=requests,
                     log_wait=LogWait(feed=state.feed, outlets=outlets, idle_seconds=config.data.follow_idle_seconds),
+                    watchdog=watchdog,
                 )
-                return job.run(position, mark_ready)
+                watchdog.saving_seconds = checkpointing.thread.seconds
+                watchdog.stop_by(requests.set)
+                return job.run(position, readiness.mark_ready)
 
 
 @contextmanager
@@ -118,14 +130,31 @@ def open_outlets(
     )
 
 
+class Readiness(Protocol):
+    """What is told whether the run trains."""
+
+    def mark_ready(self) -> None: ...
+    def mark_hung(self, reason: str | None) -> None: ...
+
+
+class Unserved:
+    """Nobody asks."""
+
+    def mark_ready(self) -> None:
+        pass
+
+    def mark_hung(self, reason: str | None) -> None:
+        pass
+
+
 @contextmanager
-def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Callable[[], None]]:
-    """Within it metrics and live page are served, unless switched off; gives what to call once training begins.
+def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Readiness]:
+    """Within it metrics and live page are served, unless switched off; gives what to tell whether the run trains.
 
     Raises: ConfigError for an address that cannot be listened on or a web config that cannot be used.
     """
     if address.port < 0:
-        yield lambda: None
+        yield Unserved()
         return
     with config_errors():
         server = Server(
@@ -141,7 +170,7 @@ def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Callable[[], No
         server.start()
         outlets.console.say(f"live page {server.url}  metrics {server.url}metrics")
         with last_scrape_awaited(server, outlets, at_most_seconds=address.last_scrape_seconds):
-            yield server.mark_ready
+            yield server
 
 
 def resume(config: Config, state: TrainingState, outlets: Outlets) -> Position:
@@ -166,6 +195,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets) -> Position:
         rows=position.rows,
         training_seconds=position.training_seconds,
     )
+    show_evaluations(outlets.live, read_records(directory.path / "evals.jsonl"))
     outlets.metrics.progress(position.step, total_steps=state.total_steps, seconds_left=None)
     outlets.console.say(f"continuing {directory.path} at step {position.step:,}")
     return position
@@ -182,6 +212,7 @@ class Job:
     checkpointing: Checkpointing
     requests: Requests
     log_wait: LogWait
+    watchdog: Watchdog
 
     def stopping(self) -> bool:
         return self.requests.is_set()
@@ -230,6 +261,8 @@ class Job:
         self.outlets.manager.ready()
         self._fill()
         stop = loop.run()
+        if stop is Stop.INTERRUPTED and self.watchdog.gave_up:
+            stop = Stop.HUNG
         self._record_end(stop, position)
         return stop
 
@@ -237,6 +270,7 @@ class Job:
         """Compiles and reads ahead: start-up, and no step's wait for rows, unless it takes longer than that does."""
         feed = self.state.feed
         feed.interrupted = self._interrupted
+        self.state.retries.listen = self.outlets.retry
         with suppress(InterruptedWaitError, NoRowsYetError):  # the loop sees to what it was interrupted for
             if not feed.fill(seconds=START_SECONDS):
                 with self.outlets.clock.pause_phase("data_wait"):
@@ -251,7 +285,13 @@ class Job:
             began = time.monotonic()
             try:
                 evaluation = self.state.learner.evaluate(
-                    self.config.data, manifest, self.config.eval, split, stopping=self._polling
+                    self.config.data,
+                    manifest,
+                    self.config.eval,
+                    split,
+                    stopping=self._polling,
+                    interrupted=self.stopping,
+                    retries=self.state.retries,
                 )
             except InterruptedWaitError:
                 return None
@@ -267,6 +307,7 @@ class Job:
 
     def _polling(self) -> bool:
         """`stopping`, for an evaluation to ask batch by batch: a save that ends meanwhile is told of then."""
+        self.watchdog.beat()
         self.poll_save()
         self.outlets.manager.alive()
         return self.stopping()
@@ -275,6 +316,9 @@ class Job:
         if final:
             self.outlets.manager.stopping("saving")
         self.checkpointing.save(position, final=final)
+
+    def save_due(self, position: Position, *, scheduled: bool) -> bool:
+        return self.checkpointing.due(position, scheduled=scheduled)
 
     def poll_save(self) -> None:
         self.checkpointing.poll()
@@ -298,6 +342,7 @@ class Job:
     def _record_end(self, stop: Stop, position: Position) -> None:
         outlets, skipped = self.outlets, self.state.feed.skipped_rows
         outlets.live.state(stop.text)
+        outlets.manager.stopping(stop.text)
         outlets.metrics.exit(*exit_of(stop))
         outlets.directory.event("stop", step=position.step, reason=stop.name.lower(), skipped_rows=skipped)
         write_textfile(outlets)

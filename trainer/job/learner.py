@@ -13,9 +13,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from pipeline.addresses import is_remote
 from pipeline.device import DataConfig, ModelInputs, open_rows
+from pipeline.reads import ReadRetries
 from pipeline.schema import LogFormat
 from pipeline.shards import Manifest
 from trainer.budget import EvalConfig
@@ -78,6 +80,15 @@ class Learner:
         """The weights, and their average if there is one, as a checkpoint holds them; no copies."""
         return {"model": self.model.state_dict()} | ({"average": self.average.state_dict()} if self.average else {})
 
+    def saved_bytes(self) -> int:
+        """Bytes of weights, average and optimizer state as they are now; little of a checkpoint is anything else.
+
+        Looks at their sizes alone. Many optimizers make their state at the first step.
+        """
+        held = (self.tensors(), list(self.optimizer.state.values()))
+        tensors = {id(leaf): leaf for leaf in tree_leaves(held) if isinstance(leaf, Tensor)}
+        return sum(leaf.numel() * leaf.dtype.itemsize for leaf in tensors.values())
+
     def load(self, checkpoint: Checkpoint) -> None:
         """Puts weights, average and optimizer where the checkpoint has them."""
         self.model.load_state_dict(checkpoint.tensors["model"])
@@ -105,11 +116,14 @@ class Learner:
         split: str,
         *,
         stopping: Callable[[], bool] = lambda: False,
+        interrupted: Callable[[], bool] = lambda: False,
+        retries: ReadRetries | None = None,
     ) -> Evaluation:
-        """The weights that answer (the averaged ones, if the run averages) on `split`, or on its rows until `stopping`.
+        """The weights that answer (the averaged ones, if the run averages) on `split`, or on its rows until `stopping`,
+        which is asked once a batch.
 
         `manifest` is that of data.path.
-        Raises: as `pipeline.device.open_rows`, InterruptedWaitError if rows are waited for once `stopping`.
+        Raises: as `pipeline.device.open_rows`, InterruptedWaitError once `interrupted` while rows are waited for.
         """
         batches = open_rows(
             data,
@@ -119,7 +133,8 @@ class Learner:
             split=split,
             batch_rows=EVALUATION_BATCH_ROWS,
             limit_rows=evaluation.rows,
-            interrupted=stopping,
+            interrupted=interrupted,
+            retries=retries,
         )
         averaged = self.average.applied() if self.average else nullcontext()
         with evaluation_mode(self.optimizer), averaged:

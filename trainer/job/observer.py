@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -41,6 +41,14 @@ class Outlets:
     console: Console
     manager: ServiceManager = field(default_factory=ServiceManager)
     tensorboard: TensorBoard = field(default_factory=TensorBoard)
+    told_of_retries: list[str] = field(default_factory=list)
+
+    def retry(self, cause: str, text: str) -> None:
+        """Counts a read that is tried again; the first of a process is said. In any thread."""
+        self.metrics.read_retry(cause)
+        if not self.told_of_retries:
+            self.told_of_retries.append(text)
+            self.warn(f"{text}; further ones are counted in read_retries_total", step=self.live.steps_done)
 
     def warn(self, message: str, *, step: int) -> None:
         """A sentence that people should see, in the event log and on the terminal."""
@@ -175,6 +183,13 @@ class RunObserver:
         self._outlets.console.say(
             f"step {step}: {evaluation.split} loss {evaluation.loss:.5f}{auc}  ({evaluation.rows:,} rows)"
         )
+
+
+def show_evaluations(live: LiveStatus, records: Iterable[Mapping[str, Any]]) -> None:
+    """Lets the live page show evaluations of earlier processes: lines of evals.jsonl that still count."""
+    for record in records:
+        loss = record.get("loss")
+        live.evaluation(record["step"], record["split"], loss=math.nan if loss is None else loss, auc=record.get("auc"))
 
 
 OPTIONAL = ("biased", "hybrid", "diagnostics", "groups")

@@ -28,6 +28,7 @@ FREE_KEYS = (
     "data.damaged",
     "data.follow_idle_seconds",
     "data.follow_poll_seconds",
+    "data.retry_seconds",
     "optimizer.table",
 )
 """Where the rows lie, how they are read, how tables are moved; whether the rows are the same, the checkpoint tells."""

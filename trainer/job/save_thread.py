@@ -46,6 +46,7 @@ class SaveThread:
         self._thread: threading.Thread | None = None
         self._outcome: SaveOutcome | None = None
         self._abandoned = False
+        self._began_at = 0.0
 
     def begin(self, step: int, write: Callable[[], Path | None]) -> None:
         """Calls `write` in the thread; the outcome of the save before must have been taken."""
@@ -59,6 +60,7 @@ class SaveThread:
                 error = raised
             self._outcome = SaveOutcome(step=step, path=path, error=error, unix_time=time.time())
 
+        self._began_at = time.monotonic()
         # a daemon, since the interpreter waits for all others before it exits
         self._thread = threading.Thread(target=run, name="checkpoint", daemon=True)
         self._thread.start()
@@ -66,7 +68,12 @@ class SaveThread:
     @property
     def busy(self) -> bool:
         """Whether a save is being written."""
-        return self._thread is not None and self._thread.is_alive()
+        thread = self._thread
+        return thread is not None and thread.is_alive()
+
+    def seconds(self) -> float:
+        """For how long a save has been written, 0 if none is; asked from any thread."""
+        return time.monotonic() - self._began_at if self.busy else 0.0
 
     def take(self, *, wait: bool = False) -> SaveOutcome | None:
         """The outcome of a save that has ended, once; None without one, or while it is under way and not awaited."""

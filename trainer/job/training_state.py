@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ops.step_clock import StepClock
 from pipeline.device import Feed, open_feed
+from pipeline.reads import ReadRetries
 from pipeline.shards import Manifest
 from stepsize import Lane
 from stepsize.losses import BCEWithLogits
@@ -44,6 +45,8 @@ class TrainingState:
     """The splits to evaluate on, in order: those asked for that have rows."""
     manifest: Manifest
     """Of the data folder; if that is followed, as it was at the start."""
+    retries: ReadRetries
+    """Of its readers."""
     progressive: ProgressiveValidation | None = None
     """None if the batches are not scored."""
 
@@ -109,10 +112,13 @@ class TrainingState:
         *,
         keep: int,
         before_publishing: Callable[[], None] = lambda: None,
+        not_pruned: Callable[[OSError], None] | None = None,
     ) -> Path:
-        """Writes a checkpoint of the `content` now; as `write_checkpoint`, which says when `before_publishing` is."""
+        """Writes a checkpoint of the `content` now; the rest is as `write_checkpoint` has it."""
         files = checkpoint_files(*self.content(position, records))
-        return write_checkpoint(run, position.step, files, keep=keep, before_publishing=before_publishing)
+        return write_checkpoint(
+            run, position.step, files, keep=keep, before_publishing=before_publishing, not_pruned=not_pruned
+        )
 
     def load(self, checkpoint: Checkpoint, *, run: Path) -> Position:
         """Puts everything back to where `save` found it; `run` is named in errors.
@@ -151,7 +157,9 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
             # first what is quick to refuse: the model can be large
             TrainingPrecision(name=config.model.precision, device=device).refuse_unsupported()
             table_rows = cast(int, config.model.table_rows)
-            feed = stack.enter_context(open_feed(config.data, manifest, table_rows=table_rows, device=device))
+            retries = ReadRetries(config.data.retry_seconds)
+            feed = open_feed(config.data, manifest, table_rows=table_rows, device=device, retries=retries)
+            stack.enter_context(feed)
             total_steps = config.budget.total_steps(feed.steps_per_epoch)
             scheduled_rate(config.schedule, step=0, total_steps=total_steps, peak=1.0)
             learner = Learner.build(config, manifest.format)
@@ -178,6 +186,7 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
             splits=splits,
             manifest=manifest,
             progressive=_progressive(config, learner),
+            retries=retries,
         )
 
 

@@ -1,4 +1,4 @@
-"""The process itself: what signals ask of it, what its threads are at, and how it ends.
+"""The process itself: what signals ask of it, what its threads are at, whether it hangs, and how it ends.
 
 Nothing here imports more than the standard library, so that signals are heard before anything heavy is imported:
 
@@ -9,7 +9,19 @@ Nothing here imports more than the standard library, so that signals are heard b
 from __future__ import annotations
 
 from trainer.process.program import EXIT_INTERRUPTED, as_program
-from trainer.process.signals import Request, Requests, stop_signals
+from trainer.process.signals import Request, Requests, say_at_once, stop_signals
 from trainer.process.stacks import stacks_of_threads
+from trainer.process.watchdog import Hang, Watchdog, WatchdogConfig
 
-__all__ = ["EXIT_INTERRUPTED", "Request", "Requests", "as_program", "stacks_of_threads", "stop_signals"]
+__all__ = [
+    "EXIT_INTERRUPTED",
+    "Hang",
+    "Request",
+    "Requests",
+    "Watchdog",
+    "WatchdogConfig",
+    "as_program",
+    "say_at_once",
+    "stacks_of_threads",
+    "stop_signals",
+]

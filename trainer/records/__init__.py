@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         CheckpointFile,
         checkpoint_files,
         load_latest,
+        make_room,
         random_state,
         restore_random_state,
         save_checkpoint,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     )
     from trainer.records.history import EVALUATION_FIELDS, Column, RunHistory
     from trainer.records.host_memory import HostMemory, all_finite
+    from trainer.records.kept import folder_bytes, held_bytes
     from trainer.records.records import Records, read_records
 
 __all__ = [
@@ -43,7 +45,10 @@ __all__ = [
     "RunHistory",
     "all_finite",
     "checkpoint_files",
+    "folder_bytes",
+    "held_bytes",
     "load_latest",
+    "make_room",
     "random_state",
     "read_records",
     "restore_random_state",
@@ -64,7 +69,10 @@ _FILES = {
     "RunHistory": "history",
     "checkpoint_files": "checkpoint",
     "all_finite": "host_memory",
+    "folder_bytes": "kept",
+    "held_bytes": "kept",
     "load_latest": "checkpoint",
+    "make_room": "checkpoint",
     "random_state": "checkpoint",
     "read_records": "records",
     "restore_random_state": "checkpoint",

@@ -19,14 +19,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import InputError, StorageError
-from pipeline.shards import sync_file, sync_folder
+from pipeline.shards import free_bytes, sync_file, sync_folder
+from trainer.records.kept import folder_bytes, listed, partial_of, prune, remove, replaced_by, sweep
 from trainer.records.serialization import deserialize, serialize
 
 CHECKPOINT_VERSION = 1
 _MANIFEST = "manifest.json"
 STATE = "state.json"
 STATE_FILE = "state"
-_NAME = re.compile(r"step-(\d{8,})(\.replaced)?")
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,18 +100,19 @@ def write_checkpoint(
     *,
     keep: int,
     before_publishing: Callable[[], None] = lambda: None,
+    not_pruned: Callable[[OSError], None] | None = None,
 ) -> Path:
     """`save_checkpoint` of what `checkpoint_files` gave; takes no file before the one before it is written.
 
     `before_publishing` is called when all is on disk under a name that nobody looks for. What it raises, or the
-    iteration over `files`, is an error like any other: the checkpoint does not appear.
+    iteration over `files`, is an error like any other: the checkpoint does not appear, and what was written goes.
+    `not_pruned` is told, if older ones cannot be deleted, why; without it that is raised, though the new one is there.
     """
     folder = Path(run) / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.glob(".partial-*"):
-        shutil.rmtree(left_over)
+    sweep(folder)
     final = folder / f"step-{step:08d}"
-    partial = folder / f".partial-{final.name}"
+    partial = partial_of(final)
     try:
         partial.mkdir()
         _write_content(partial, step, files)
@@ -119,10 +121,39 @@ def write_checkpoint(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    older = [path for found, path in _listed(folder) if found < step]
-    for path in older[keep - 1 :]:
-        _remove(path)
+    try:
+        prune(folder, step, keep=keep)
+    except OSError as error:
+        if not_pruned is None:
+            raise
+        not_pruned(error)
     return final
+
+
+def make_room(run: str | Path, needed_bytes: int) -> list[str]:
+    """After a save that found no space for its `needed_bytes`: deletes the oldest checkpoints until they would fit.
+
+    The names of those deleted. Only ones older than the newest whole one, which a resume would take, may go; it is
+    verified first, and without a whole one none goes. None goes either if all that may would not make the room. Where
+    the disk says that there is room already, a quota or the number of files forbids it, and so many bytes are freed.
+
+    Raises: OSError for one that cannot be deleted.
+    """
+    folder = Path(run) / "checkpoints"
+    found = listed(folder)
+    whole = next((index for index, (_, path) in enumerate(found) if _is_whole(path)), None)
+    older = [] if whole is None else [path for _, path in found[whole + 1 :]]
+    free = free_bytes(folder)
+    missing = needed_bytes - free if needed_bytes > free else needed_bytes
+    if missing > sum(map(folder_bytes, older)):
+        return []
+    deleted: list[str] = []
+    while missing > 0:
+        path = older.pop()
+        missing -= folder_bytes(path)
+        remove(path)
+        deleted.append(path.name)
+    return deleted
 
 
 def load_latest(run: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint | None:
@@ -132,8 +163,8 @@ def load_latest(run: str | Path, *, device: torch.device | str = "cpu") -> Check
     newer version of this program wrote.
     """
     damaged: list[str] = []
-    listed = _listed(Path(run) / "checkpoints")
-    for step, path in listed:
+    candidates = listed(Path(run) / "checkpoints")
+    for step, path in candidates:
         problem = find_damage(path)
         if problem is None:
             try:
@@ -144,7 +175,7 @@ def load_latest(run: str | Path, *, device: torch.device | str = "cpu") -> Check
                 return Checkpoint(path=path, step=step, tensors=tensors, state=state, damaged=tuple(damaged))
         if path.exists():
             damaged.append(f"{path.name} is damaged: {problem}")
-    if listed and not damaged:
+    if candidates and not damaged:
         return load_latest(run, device=device)  # while they were looked at, newer ones have replaced them all
     if damaged:
         raise StorageError(
@@ -158,7 +189,7 @@ def stored_value(run: str | Path, name: str) -> Any:
 
     It is not verified: for what every checkpoint of a run agrees on, before one is loaded.
     """
-    for _, path in _listed(Path(run) / "checkpoints"):
+    for _, path in listed(Path(run) / "checkpoints"):
         try:
             return deserialize(json.loads((path / STATE).read_bytes())["state"][name], {})
         except (OSError, ValueError, KeyError, TypeError):
@@ -171,7 +202,7 @@ def verify_checkpoints(run: str | Path) -> Iterator[CheckpointHealth]:
 
     Raises: InputError for a checkpoint that a newer version of this program wrote.
     """
-    for step, path in _listed(Path(run) / "checkpoints"):
+    for step, path in listed(Path(run) / "checkpoints"):
         damage = find_damage(path)
         if damage is None or path.exists():
             yield CheckpointHealth(path=path, step=step, damage=damage)
@@ -200,6 +231,13 @@ def find_damage(path: Path) -> str | None:
         except OSError as error:
             return f"{name} cannot be read ({error.strerror or error})"
     return None
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return find_damage(path) is None
+    except InputError:  # of a newer version, which a resume would refuse and not pass over
+        return True
 
 
 def seed_generators(seed: int) -> None:
@@ -264,27 +302,21 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         save_file(tensors, path)
     except SafetensorError as error:
         # the library wraps the system's error in its own, which is not an OSError
-        raise StorageError(f"{path}: writing failed ({error}); make space or choose another disk") from error
-
-
-def _remove(checkpoint: Path) -> None:
-    """Deletes a finished folder, which loses its name first: half a checkpoint is never listed."""
-    nameless = checkpoint.with_name(f".partial-removed-{checkpoint.name}")
-    checkpoint.rename(nameless)
-    shutil.rmtree(nameless)
+        failed = StorageError(f"{path}: writing failed ({error}); make space or choose another disk")
+        if number := _SYSTEM_ERROR.search(str(error)):
+            failed.errno = int(number[1])
+        raise failed from error
 
 
 def _publish(partial: Path, final: Path) -> None:
     """Gives the finished folder its name. A folder that has it already stays listed until the new one is."""
-    replaced = final.with_name(f"{final.name}.replaced")
+    replaced = replaced_by(final)
     if final.exists():
         if replaced.exists():
-            _remove(replaced)
+            remove(replaced)
         final.rename(replaced)
     partial.rename(final)
     sync_folder(final.parent)
-    if replaced.exists():
-        _remove(replaced)
 
 
 def _read_content(path: Path, device: torch.device | str) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -294,15 +326,6 @@ def _read_content(path: Path, device: torch.device | str) -> tuple[dict[str, dic
         for name, form in content["tensors"].items()
     }
     return tensors, deserialize(content["state"], load_file(path / "state.safetensors"))
-
-
-def _listed(folder: Path) -> list[tuple[int, Path]]:
-    """Steps and paths of all finished checkpoints, newest first; a replaced one comes after its successor."""
-    if not folder.is_dir():
-        return []
-    matches = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-    matches.sort(key=lambda pair: (-int(pair[0][1]), pair[0][2] is not None))
-    return [(int(match[1]), path) for match, path in matches]
 
 
 def _hash_file(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -11,6 +12,9 @@ class CheckpointConfig:
 
     A checkpoint in the middle of a run is written while training goes on, from a copy of weights, average and optimizer
     state in the host's memory; without memory for it, training waits.
+
+    One that cannot be written is tried again half a minute later, then ever more seldom, at least every ten minutes; on
+    a full disk older ones go for it, down to the newest whole one, if that makes room.
     """
 
     every_steps: int | None = None
@@ -19,6 +23,8 @@ class CheckpointConfig:
     """Save after every so many seconds of training."""
     keep: int = 3
     """Newest checkpoints to keep."""
+    final_retry_seconds: float = 300.0
+    """How long the last checkpoint of a run is tried again while it cannot be written; a second signal ends that."""
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "every_seconds"):
@@ -27,3 +33,7 @@ class CheckpointConfig:
                 raise ValueError(f"checkpoint.{name} is {value}; give a positive number or leave it out")
         if self.keep < 1:
             raise ValueError(f"checkpoint.keep is {self.keep}; keep at least 1")
+        if not 0 <= self.final_retry_seconds < math.inf:
+            raise ValueError(
+                f"checkpoint.final_retry_seconds is {self.final_retry_seconds}; give seconds, or 0 to try once"
+            )

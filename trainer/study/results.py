@@ -130,7 +130,7 @@ def _outcome(run: Path, steps: int, losses: Column) -> RunOutcome:
         return RunOutcome.WAITING
     stops = [record for record in read_records(run / "events.jsonl") if record.get("event") == "stop"]
     # a stop that later steps went beyond was not the last word
-    if not stops or stops[-1]["step"] < steps or stops[-1]["reason"] == "interrupted":
+    if not stops or stops[-1]["step"] < steps or stops[-1]["reason"] in ("interrupted", "hung"):
         return RunOutcome.UNFINISHED
     diverged = stops[-1]["reason"] == "diverged" or (len(losses) > 0 and not math.isfinite(losses[-1]))
     return RunOutcome.DIVERGED if diverged else RunOutcome.FINISHED

@@ -104,7 +104,7 @@ def _make_runs(study: Study, out: Path, jobs: int, arms: tuple[str, ...], consol
         make = runs_in_turn if jobs == 1 else partial(runs_at_once, jobs=jobs)
         try:
             for run, stop in make(waiting, out, listen=line.listen, stopping=stopping.is_set):
-                if stop is not Stop.INTERRUPTED:
+                if not stop.unfinished:
                     line.finished(run)
                     _tidy(study, out / run.path)
                 results[run.name] = collect_run(study, run, out)

@@ -55,7 +55,7 @@ def runs_in_turn(
         except Exception as error:
             raise RunError(run) from error
         yield run, stop
-        if stop is Stop.INTERRUPTED:
+        if stop.unfinished:
             return
 
 

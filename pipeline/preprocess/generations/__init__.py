@@ -9,5 +9,6 @@ from __future__ import annotations
 
 from pipeline.preprocess.generations.addition import Addition, plan_addition
 from pipeline.preprocess.generations.listing import already_listed, list_generation
+from pipeline.preprocess.generations.remote_out import RemoteOut
 
-__all__ = ["Addition", "already_listed", "list_generation", "plan_addition"]
+__all__ = ["Addition", "RemoteOut", "already_listed", "list_generation", "plan_addition"]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.addresses import shown_path
 from pipeline.errors import InputError
 from pipeline.preprocess.config import PreprocessConfig
 from pipeline.preprocess.formats import find_format, with_bucket_sizes
@@ -65,7 +66,7 @@ def _notice(out: Path, parted: Sorted) -> Sequence[str]:
     unchanged = len(parted.known) - len(renamed)
     if unchanged and parted.new:
         total = len(parted.known) + len(parted.new)
-        lines.append(f"{unchanged:,} of {total:,} files are in {out} already and left out")
+        lines.append(f"{unchanged:,} of {total:,} files are in {shown_path(out)} already and left out")
     return lines
 
 
@@ -96,5 +97,6 @@ def _same_buckets(wanted: LogFormat, own: LogFormat) -> LogFormat:
 
 def _other(out: Path, what: str) -> InputError:
     return InputError(
-        f"{out} was made with {what}; leave the option out, as --append encodes a log like the rest of the folder"
+        f"{shown_path(out)} was made with {what}; leave the option out, as --append encodes a log like the rest of the "
+        "folder"
     )

@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.encode import distinct_estimate
+from pipeline.errors import FetchError
 from pipeline.schema import LogFormat
 from pipeline.shards import DistinctFile, Manifest, write_atomically
 
 FOLDER = "distinct"
+FIRST = "values.hll"
+"""Its file in a folder that was never appended to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,27 +37,33 @@ class Distinct:
     """Of the sources of generation 0 (see Generation.beginnings); () in the file of another."""
 
 
-def write_distinct(out: Path, index: int, distinct: Distinct) -> DistinctFile:
-    """Keep the registers of the folder with its generations up to `index`."""
+def write_distinct(out: Path, distinct: Distinct, name: str = FIRST) -> DistinctFile:
+    """Keep the registers of the folder with the generation that is being listed, in DATA/distinct/`name`."""
     content = distinct.registers.tobytes()
     beginnings = list(distinct.beginnings)
     header = json.dumps({"beginnings": beginnings, "sha256": _digest(beginnings, content)})
     whole = header.encode() + b"\n" + content
-    path = Path(FOLDER) / f"gen-{index:05d}.hll"
+    path = Path(FOLDER) / name
     (out / FOLDER).mkdir(exist_ok=True)
     write_atomically(out / path, whole)
     return DistinctFile(path=path.as_posix(), sha256=hashlib.sha256(whole).hexdigest(), since=distinct.since)
 
 
 def read_distinct(manifest: Manifest) -> Distinct | None:
-    """The registers that are kept of a local folder; None if there are none, or others than the manifest speaks of."""
+    """The registers that are kept of a folder; None if there are none, or others than the manifest speaks of.
+
+    Raises: FetchError if the folder is remote and they cannot be fetched.
+    """
     index = len(manifest.generations) - 1
     listed = manifest.distinct
     if index and listed is None:
         return None
-    name = listed.path if listed else f"{FOLDER}/gen-00000.hll"
+    name = listed.path if listed else f"{FOLDER}/{FIRST}"
+    folder = manifest.folder
     try:
-        content = (manifest.root / name).read_bytes()
+        content = (folder / name).read_bytes() if isinstance(folder, Path) else folder.read(name)
+    except FetchError:
+        raise
     except OSError:
         return None
     if listed and hashlib.sha256(content).hexdigest() != listed.sha256:
@@ -75,7 +84,7 @@ def read_distinct(manifest: Manifest) -> Distinct | None:
 
 def remove_outdated(out: Path, listed: DistinctFile) -> None:
     """Remove the files of earlier generations, whose registers are part of those that are `listed`."""
-    for path in (out / FOLDER).glob("gen-*.hll"):
+    for path in (out / FOLDER).glob("*.hll"):
         if path.relative_to(out).as_posix() != listed.path:
             path.unlink(missing_ok=True)
 

@@ -29,19 +29,20 @@ def list_generation(plan: Plan, place: Workplace, records: list[PartRecord], bef
     Each step may be repeated after a crash between any two; only with the last, the manifest, is anything different.
     """
     out, index = place.out, len(before.generations) if before else 0
-    shards = _name_shards(place, records, prefix=_prefix(index))
+    prefix = _prefix(index, records)
+    shards = _name_shards(place, records, prefix=prefix)
     sync_folder(out)
     counted = _count(plan.log_format, place, records)
     files: dict[str, Any] = {
         "splits": {name: Split(shards=tuple(listed)) for name, listed in shards.items()},
         "statistics": counted.statistics,
         "rejected_rows": sum(record.rejected_rows for record in records),
-        "rejects": _gather_rejects(out, plan.sources, place, records, prefix=_prefix(index)),
+        "rejects": _gather_rejects(out, plan.sources, place, records, prefix=prefix),
         "plan": plan.to_dict(),
     }
     beginnings = beginnings_of(plan.sources, plan.log_format)
     if before is None:
-        write_distinct(out, 0, Distinct(registers=counted.registers, since=0, beginnings=beginnings))
+        write_distinct(out, Distinct(registers=counted.registers, since=0, beginnings=beginnings))
         manifest = Manifest(folder=out, format=plan.log_format, compression=plan.compression, **files)
         manifest.save()
         return manifest
@@ -50,7 +51,7 @@ def list_generation(plan: Plan, place: Workplace, records: list[PartRecord], bef
     uncounted = before.upto(distinct.since).statistics if distinct.since else None
     total = merge_statistics(plan.log_format, before.statistics, counted.statistics, distinct.registers, uncounted)
     generation = Generation(index=index, total=total, beginnings=beginnings, created=time.time(), **files)
-    listed = write_distinct(out, index, distinct)
+    listed = write_distinct(out, distinct, f"{prefix}values.hll")
     manifest = before.with_generation(generation, listed, beginnings=kept.beginnings if kept else ())
     manifest.save()
     remove_outdated(out, listed)
@@ -76,9 +77,14 @@ def already_listed(plan: Plan, records: Sequence[PartRecord], before: Manifest) 
     )
 
 
-def _prefix(index: int) -> str:
-    """What the names of a generation's files begin with; those of the first as ever."""
-    return f"gen-{index:05d}-" if index else ""
+def _prefix(index: int, records: list[PartRecord]) -> str:
+    """What the names of a generation's files begin with; nothing for those of the first.
+
+    Its number, and a digest of what is in it: of two machines that append to one remote folder at once, neither
+    overwrites what the other has listed.
+    """
+    content = hashlib.sha256("".join(record.sha256 for record in records).encode()).hexdigest()
+    return f"gen-{index:05d}-{content[:8]}-" if index else ""
 
 
 def _name_shards(place: Workplace, records: list[PartRecord], *, prefix: str) -> dict[str, list[Shard]]:

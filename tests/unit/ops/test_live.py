@@ -238,3 +238,42 @@ def test_until_its_first_step_ends_a_run_prepares() -> None:
     assert live.snapshot()["state"] == "preparing"
     take_step(live, 0)
     assert live.snapshot()["state"] == "training"
+
+
+def test_a_long_wait_for_rows_is_a_state_of_its_own_and_no_other_state_is_overruled() -> None:
+    now = [0]
+    live = LiveStatus(clock := StepClock(nanosecond_time=lambda: now[0]), run="runs/one")
+    live.state("training")
+    take_step(live, 0)
+    with clock.phase("data_wait"):
+        now[0] += 9 * 10**9
+        assert live.snapshot()["state"] == "training"
+        now[0] += 1 * 10**9
+        assert live.snapshot()["state"] == "waiting for data"
+        assert live.snapshot()["waiting_seconds"] == 10
+        live.state("waiting for new rows")
+        assert live.snapshot()["state"] == "waiting for new rows"
+    live.state("training")
+    assert live.snapshot()["state"] == "training"
+
+
+def test_time_left_counts_evaluations_as_they_were() -> None:
+    time = FakeTime()
+    live = LiveStatus(StepClock(), run="runs/one", total_steps=100, budget_seconds=1e6, monotonic=time)
+    for step in range(21):
+        time.now += 0.5
+        take_step(live, step, seconds=0.5)
+        if step % 10 == 0 and step:
+            time.now += 10.0
+    # After the first step twenty of half a second, and two evaluations of ten seconds: three times as long.
+    assert live.seconds_left() == pytest.approx(79 * 0.5 * 3)
+    assert live.snapshot()["seconds_left"] == live.seconds_left()
+
+
+def test_every_evaluation_is_drawn_and_a_loss_that_is_none_is_a_gap() -> None:
+    live = status()
+    for step, loss in ((10, 0.6), (20, math.nan), (30, 0.5)):
+        live.evaluation(step, "validation", loss=loss, auc=None)
+    live.evaluation(30, "test", loss=0.55, auc=None)
+    curves = live.snapshot()["evaluation_curves"]
+    assert curves == {"validation": [(10, 0.6), (20, None), (30, 0.5)], "test": [(30, 0.55)]}

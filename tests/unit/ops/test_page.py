@@ -103,8 +103,8 @@ def test_a_run_in_progress_is_shown(open_page: Open) -> None:
     assert text(page, "factor") == "2.0 ± 0.20 ×"
     assert "pooled over 200; middle half of single ones 1.3 to 2.7" in text(page, "spread")
     assert text(page, "firststep").startswith("Left out: the first step, 0.020 s, of which 0.0050 s waiting for data")
-    # Loss raw and smoothed, the rate, and the suggested rate on either side of the pause in measuring.
-    assert page.count("<polyline") == 5
+    # Loss raw and smoothed, the evaluation, the rate, and the suggested rate on either side of the pause in measuring.
+    assert page.count("<polyline") == 6
     assert page.count("<polygon") == 2
     assert "NaN" not in page.split("<script>")[0]
 
@@ -134,6 +134,47 @@ def test_a_run_that_has_not_begun_is_shown_too(open_page: Open) -> None:
     assert text(page, "state") == "starting"
     assert text(page, "verdict") == "No step finished yet"
     assert "NaN" not in page.split("<script>")[0]
+
+
+def test_a_run_that_mostly_evaluates_says_so_and_draws_its_evaluations(open_page: Open) -> None:
+    now = [0]
+    clock = StepClock(nanosecond_time=lambda: now[0])
+    live = LiveStatus(clock, run="runs/one", total_steps=100)
+    live.state("evaluating")
+    for step in range(40):
+        with clock.phase("forward"):
+            now[0] += 100_000_000
+        live.step(step, epoch=0, rows=256, loss=0.5, learning_rate=1e-3, seconds=clock.finish_step().seconds)
+        if step % 10 == 9:
+            with clock.phase("evaluation"):
+                now[0] += 3_000_000_000
+            clock.finish_outside()
+            live.evaluation(step + 1, "validation", loss=0.6 - step / 1000, auc=0.7)
+    page = open_page(live)
+    assert text(page, "verdict") == "Evaluation-bound: 0 % of the time waiting for data, 75 % evaluating and saving"
+    assert "evaluation 75.5 %" in page
+    assert text(page, "trainingspeed") == "2,560 while training"
+    assert text(page, "speed") == "628"
+    drawn = page.split('id="losschart"')[1].split("</svg>")[0]
+    assert drawn.count("stroke: var(--orange)") == 1
+    assert drawn.count("fill: var(--orange)") == 4
+    assert text(page, "losslegend").split() == ["training,", "smoothed", "training", "validation"]
+
+
+def test_a_run_that_waits_for_rows_says_so_while_it_waits(open_page: Open) -> None:
+    now = [0]
+    clock = StepClock(nanosecond_time=lambda: now[0])
+    live = LiveStatus(clock, run="runs/one")
+    live.state("training")
+    for step in range(3):
+        with clock.phase("forward"):
+            now[0] += 1_000_000_000
+        live.step(step, epoch=0, rows=256, loss=0.5, learning_rate=1e-3, seconds=clock.finish_step().seconds)
+    with clock.phase("data_wait"):
+        now[0] += 98_000_000_000
+        page = open_page(live)
+    assert text(page, "state") == "waiting for data, 1 min 38 s"
+    assert text(page, "verdict") == "Data-bound: 98 % of the time waiting for data"
 
 
 def test_two_stretches_of_estimates_are_bands_that_can_be_seen_beside_labels_that_can_be_read(open_page: Open) -> None:

@@ -130,6 +130,9 @@ class Scene:
     def save(self, position: Position, *, final: bool) -> None:
         self.events.append(("save", position.step, final))
 
+    def save_due(self, position: Position, *, scheduled: bool) -> bool:
+        return scheduled
+
     def poll_save(self) -> None:
         self.polls += 1
 

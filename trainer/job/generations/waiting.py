@@ -53,7 +53,7 @@ class LogWait:
     def _wait(self, step: int) -> bool:
         log, since = self.feed.log, self.monotonic()
         assert log is not None, "only a log that is followed lets wait"
-        while not (came := self.feed.await_rows(self._slice_seconds())) and not self._waited_enough():
+        while not (came := self._rows_came()) and not self._waited_enough():
             now = self.monotonic()
             self.outlets.metrics.waited_for_generation(now - since)
             self._waited += now - since if log.trouble is None else 0.0
@@ -63,6 +63,12 @@ class LogWait:
             self._trouble = log.trouble
         self.outlets.metrics.waited_for_generation(self.monotonic() - since)
         return came
+
+    def _rows_came(self) -> bool:
+        """Whether they are on their way within a slice, which is a phase of its own: one that is open for long is taken
+        for a hang."""
+        with self.outlets.clock.pause_phase("data_wait"):
+            return self.feed.await_rows(self._slice_seconds())
 
     def _waited_enough(self) -> bool:
         return self.idle_seconds is not None and self._waited >= self.idle_seconds

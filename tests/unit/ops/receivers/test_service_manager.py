@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from ops.receivers import ServiceManager
-from ops.receivers.service_manager import EXTENSION_SECONDS, STATUS_SECONDS
+from ops.receivers.service_manager import START_SECONDS, STATUS_SECONDS, STOP_SECONDS
 
-EXTENSION = f"EXTEND_TIMEOUT_USEC={EXTENSION_SECONDS * 1e6:.0f}"
+START, STOP = (f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}" for seconds in (START_SECONDS, STOP_SECONDS))
 
 
 class Clock:
@@ -70,14 +70,14 @@ def test_a_run_from_start_to_end(manager: ServiceManager, listener: Listener) ->
     manager.stopping("SIGTERM")
     manager.stopping("saving")
     assert listener.heard() == [
-        f"STATUS=starting: loading torch\n{EXTENSION}",
+        f"STATUS=starting: loading torch\n{START}",
         "READY=1",
         "STATUS=training",
         "STATUS=step 1, loss 0.6931",
         "WATCHDOG=1",
         "STOPPING=1",
-        f"STATUS=stopping: SIGTERM\n{EXTENSION}",
-        f"STATUS=stopping: saving\n{EXTENSION}",
+        f"STATUS=stopping: SIGTERM\n{STOP}",
+        f"STATUS=stopping: saving\n{STOP}",
     ]
 
 
@@ -114,16 +114,16 @@ def test_a_status_is_sent_now_and_then_without_a_watchdog_too(listener: Listener
     assert listener.heard() == steps
 
 
-@pytest.mark.parametrize(("begin", "extends"), [("starting", True), ("ready", False), ("stopping", True)])
+@pytest.mark.parametrize(("begin", "extends"), [("starting", [START]), ("ready", []), ("stopping", [STOP])])
 def test_a_sign_of_life_moves_the_timeouts_of_start_and_stop_alone(
-    manager: ServiceManager, listener: Listener, begin: str, extends: bool
+    manager: ServiceManager, listener: Listener, begin: str, extends: list[str]
 ) -> None:
     begun: Callable[..., None] = getattr(manager, begin)
     begun(*([] if begin == "ready" else ["something"]))
     listener.heard()
     manager.alive()
     [message] = listener.heard()
-    assert message.split("\n") == ["WATCHDOG=1", *([EXTENSION] if extends else [])]
+    assert message.split("\n") == ["WATCHDOG=1", *extends]
 
 
 def test_a_run_that_ends_before_it_is_ready_has_not_failed_to_start(

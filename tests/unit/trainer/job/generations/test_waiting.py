@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +29,7 @@ class Scene:
         )
         self.outlets: Any = SimpleNamespace(
             metrics=self.metrics,
+            clock=SimpleNamespace(pause_phase=lambda phase: nullcontext()),
             live=SimpleNamespace(state=self.states.append),
             directory=SimpleNamespace(event=lambda event, **values: self.said.append(values["message"])),
             console=SimpleNamespace(say=lambda text: None),
