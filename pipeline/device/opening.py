@@ -51,7 +51,15 @@ def open_feed(
     """
     if config.follow:
         return _open_following(
-            config, manifest, table_rows=table_rows, device=device, split=split, start=position, rank=rank, ranks=ranks
+            config,
+            manifest,
+            table_rows=table_rows,
+            device=device,
+            split=split,
+            start=position,
+            rank=rank,
+            ranks=ranks,
+            retries=retries,
         )
     stages = StageTotals()
     order = _training_order(config, manifest, split)
@@ -94,6 +102,7 @@ def _open_following(
     start: RowPosition | None,
     rank: int,
     ranks: int,
+    retries: ReadRetries | None,
 ) -> Feed:
     """The pairs of each generation of `split` once, in order, and of those that are added."""
     stages = StageTotals()
@@ -108,7 +117,9 @@ def _open_following(
             probe_rows=config.probe_rows or config.batch_rows,
             pairing=config.pairing,
         )
-        reader = _reader(config, alone, split, order, encode_rows=encode_rows, last_epoch=index, stages=stages)
+        reader = _reader(
+            config, alone, split, order, encode_rows=encode_rows, last_epoch=index, stages=stages, retries=retries
+        )
         return reader, HostPairs(reader, spans, RowPosition(epoch=index), rank=rank, ranks=ranks)
 
     def make_node(position: RowPosition) -> PairNode:
