@@ -146,9 +146,8 @@ class DeviceClock(StepClock):
     def finish_outside(self) -> StepTiming:
         assert not self._unread, "a pause begins when all steps are read"
         with self._lock:
-            began = self._mark
             self._charge()
-            self._move_given_up((began, self._mark), self._interval)
+            self._move_given_up((0, self._mark), self._interval)
         return super().finish_outside()
 
     def _open_nanoseconds(self, now: int) -> dict[str, int]:

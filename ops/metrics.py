@@ -22,11 +22,17 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from ops.series import DEFINITION, EVALUATED, EXIT_REASONS, OUTCOMES, PREFIX, RETRY_CAUSES, Series
+from ops.series import CAUSES, DEFINITION, EVALUATED, EXIT_REASONS, OUTCOMES, PREFIX, RECORD_FILES, RETRY_CAUSES, Series
 from ops.step_clock import PHASES
 
 # A creation time beside every counter would double the page and tell what start_timestamp_seconds tells once.
 disable_created_metrics()
+
+PLAIN_GAUGES = (
+    *("rate_factor", "validation_worsening", "validation_best_step", "last_checkpoint_step"),
+    *("generation", "generations_waiting", "waiting_for_generation"),
+)
+"""What `Metrics.set` sets."""
 
 
 class Metrics:
@@ -71,10 +77,11 @@ class Metrics:
         self._evaluation = {
             name: self._gauge(f"evaluation_{name}") for name in ("loss", "auc", "normalized_entropy", "calibration")
         }
-        self._generation = self._gauge("generation")
-        self._generations_waiting = self._gauge("generations_waiting")
-        self._waiting = self._gauge("waiting_for_generation")
         self._waited = self._counter("generation_wait_seconds_total")
+        self._nonfinite_steps, self._rollbacks = (
+            self._counter(name) for name in ("nonfinite_steps_total", "rollbacks_total")
+        )
+        self._plain = {name: self._gauge(name) for name in PLAIN_GAUGES}
         self._start = self._gauge("start_timestamp_seconds")
         self._last_progress = self._gauge("last_progress_timestamp_seconds")
         self._last_checkpoint = self._gauge("last_checkpoint_timestamp_seconds")
@@ -85,6 +92,9 @@ class Metrics:
         self._rejected_rows = self._counter("rejected_rows_total")
         self._read_retries = self._counter("read_retries_total")
         self._hangs, self._hung = self._counter("watchdog_hangs_total"), self._gauge("hung")
+        self._records_waiting = self._gauge("records_waiting")
+        self._records_lost = self._counter("records_lost_total")
+        self._console_lost = self._counter("console_lines_lost_total")
         self.registry.register(_DeviceMemory(device_memory))
         self._run_step = self._gauge("run_step")
         self._run_total_steps = self._gauge("run_total_steps")
@@ -196,16 +206,29 @@ class Metrics:
 
     def generations(self, current: int, *, waiting: int) -> None:
         """Set which generation is trained on, and how many are there after it."""
-        self._generation.set(current)
-        self._generations_waiting.set(waiting)
+        self.set("generation", current)
+        self.set("generations_waiting", waiting)
 
     def waiting_for_generation(self, waits: bool) -> None:
         """Set whether the run waits for a generation that isn't there."""
-        self._waiting.set(waits)
+        self.set("waiting_for_generation", waits)
 
     def waited_for_generation(self, seconds: float) -> None:
         """Count `seconds` more of such a wait; also while it goes on."""
         self._waited.inc(seconds)
+
+    def nonfinite_step(self, cause: str) -> None:
+        """Count a step that was withheld."""
+        assert cause in CAUSES, f"unknown cause {cause!r}"
+        self._nonfinite_steps.labels(cause).inc()
+
+    def rolled_back(self) -> None:
+        """Count a rollback."""
+        self._rollbacks.inc()
+
+    def set(self, name: str, value: float) -> None:
+        """Set one of the gauges that say no more than a number: `rate_factor` and others."""
+        self._plain[name].set(value)
 
     def checkpoint(
         self, ok: bool, *, unix_time: float | None = None, seconds: float | None = None, size_bytes: int | None = None
@@ -250,6 +273,16 @@ class Metrics:
     def rejected_rows(self, rows: int) -> None:
         """Count `rows` more rows that the stream left out."""
         self._rejected_rows.inc(rows)
+
+    def records(self, file: str, *, waiting: int, lost: int) -> None:
+        """Set how many records of `file` wait to be written, and count `lost` more that never will be."""
+        assert file in RECORD_FILES, f"unknown record file {file!r}"
+        self._records_waiting.labels(file).set(waiting)
+        self._records_lost.labels(file).inc(lost)
+
+    def console_lines_lost(self, lines: int) -> None:
+        """Count `lines` more that the terminal or log did not take."""
+        self._console_lost.inc(lines)
 
     def _counter(self, name: str) -> Counter:
         series = DEFINITION[name]

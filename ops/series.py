@@ -14,6 +14,10 @@ EVALUATED = (*SPLITS, "progressive")
 """What is evaluated: splits, and the training batches before their step."""
 OUTCOMES = ("ok", "ascent", "flat", "nonfinite", "stale", "dropped")
 """What can come of one α* estimate."""
+CAUSES = ("input", "loss", "gradient")
+"""What a step is withheld for if it is not finite."""
+RECORD_FILES = ("steps", "alpha", "evals", "events")
+"""What a run writes down line by line."""
 EXIT_REASONS = ("budget", "target", "idle", "diverged", "interrupted", "hung", "input", "io", "error")
 """Why a run ended: `input` is a bad configuration or input (2), `io` a failure of reading or writing (74)."""
 
@@ -120,6 +124,29 @@ SERIES = (
         initial=math.nan,
     ),
     Series(
+        name="nonfinite_steps_total",
+        kind="counter",
+        help="Steps that were withheld, weights and moments left as they were, by what was not finite.",
+        label="cause",
+        values=CAUSES,
+    ),
+    Series(name="rollbacks_total", kind="counter", help="Divergences after which the run went back to a checkpoint."),
+    Series(name="rate_factor", kind="gauge", help="What rollbacks have left of every rate; 1 without.", initial=1.0),
+    Series(
+        name="validation_worsening",
+        kind="gauge",
+        help="1 while the latest evaluations of validation are worse than the best ones beyond their noise, else 0.",
+    ),
+    Series(
+        name="validation_best_step", kind="gauge", help="Step of the best evaluation of validation.", initial=math.nan
+    ),
+    Series(
+        name="last_checkpoint_step",
+        kind="gauge",
+        help="Step of the latest whole checkpoint, be it the one that this process continued from.",
+        initial=math.nan,
+    ),
+    Series(
         name="evaluation_loss",
         kind="gauge",
         help="Loss of the latest evaluation of a split.",
@@ -213,6 +240,25 @@ SERIES = (
         initial=math.nan,
     ),
     Series(name="rejected_rows_total", kind="counter", help="Rows left out of the stream because they were damaged."),
+    Series(
+        name="records_waiting",
+        kind="gauge",
+        help="Records that could not be written yet and are kept in memory; 0 while the run directory takes them.",
+        label="file",
+        values=RECORD_FILES,
+    ),
+    Series(
+        name="records_lost_total",
+        kind="counter",
+        help="Records lost because more of them waited than memory should hold.",
+        label="file",
+        values=RECORD_FILES,
+    ),
+    Series(
+        name="console_lines_lost_total",
+        kind="counter",
+        help="Lines for people that standard error did not take: closed, full, or nobody reads it.",
+    ),
     Series(
         name="device_memory_bytes",
         kind="gauge",

@@ -22,17 +22,19 @@ from pipeline.device import DataConfig
 from pipeline.errors import InputError
 from stepsize.policies import StepSizeConfig
 from trainer.budget import BudgetConfig, EvalConfig
+from trainer.divergence import DivergenceConfig
 from trainer.earlier_keys import renewed
 from trainer.learner import ModelConfig, OptimizerConfig, ScheduleConfig
 from trainer.process import WatchdogConfig
-from trainer.records import CheckpointConfig
+from trainer.records import CheckpointConfig, RecordsConfig
 
 MISSING_PATH = (
     "data.path is missing; give the folder that `alphastream preprocess` wrote, in the file or as --data.path"
 )
 
-FIXED_SECTIONS = ("data", "model", "optimizer", "schedule", "stepsize")
-"""Sections that decide what a run computes, and that a continued one may not change but for where its rows lie."""
+FIXED_SECTIONS = ("data", "model", "optimizer")
+"""Sections that say what a run learns from and with. A continued one may not change them, but for where its rows lie
+and its rate; all others it may, and says so."""
 
 
 class ConfigError(InputError):
@@ -87,6 +89,8 @@ class Config:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    records: RecordsConfig = field(default_factory=RecordsConfig)
+    divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 

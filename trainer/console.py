@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
+import sys
 import time
+from contextlib import suppress
 from types import TracebackType
+from typing import IO, TextIO, cast
 
 import rich.console
 from rich.progress import (
@@ -25,11 +29,63 @@ PREPARING = "preparing"
 """What a progress bar says before the first update."""
 
 
+class StandardError(io.TextIOBase):
+    """`sys.stderr` as it is at each moment, but that no error of writing to it gets any further: the line is lost."""
+
+    def __init__(self) -> None:
+        self._lost_lines = 0
+
+    @property
+    def lost_lines(self) -> int:
+        """Lines lost so far, by this object or by the stream itself."""
+        return self._lost_lines + getattr(self._stream(), "lost_lines", 0)
+
+    def _stream(self) -> TextIO | None:
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # a live line puts itself in its place
+
+    def write(self, text: str, /) -> int:
+        try:
+            self._stream().write(text)  # pyright: ignore[reportOptionalMemberAccess]
+        except (OSError, ValueError, AttributeError):  # the system's; closed; none at all
+            self._lost_lines += text.count("\n")
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError, AttributeError):
+            self._stream().flush()  # pyright: ignore[reportOptionalMemberAccess]
+
+    def isatty(self) -> bool:
+        with suppress(OSError, ValueError, AttributeError):
+            return self._stream().isatty()  # pyright: ignore[reportOptionalMemberAccess]
+        return False
+
+    def fileno(self) -> int:
+        stream = self._stream()
+        if stream is None:
+            raise io.UnsupportedOperation("fileno")
+        return stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return getattr(self._stream(), "encoding", None) or "utf-8"
+
+
 class Console:
-    """Messages above, progress below. Everything goes to standard error; results go to standard output."""
+    """Messages above, progress below. Everything goes to standard error; results go to standard output.
+
+    A message that cannot be written is lost and counted; the work goes on.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._rich = rich.console.Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True, emoji=False)
+        self._output = StandardError()
+        self._rich = rich.console.Console(
+            file=cast("IO[str]", self._output), quiet=quiet, highlight=False, soft_wrap=True, emoji=False
+        )
+
+    @property
+    def lost_lines(self) -> int:
+        """Lines that could not be written so far."""
+        return self._output.lost_lines
 
     def say(self, message: str) -> None:
         """One line that stays."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -16,12 +16,10 @@ from stepsize.estimate import Estimate
 from stepsize.policies import Policy
 from stepsize.worker import StepSizeWorker
 from trainer.budget import BudgetConfig, EvalConfig
-from trainer.learner import Evaluation, HostCopy, ProgressiveValidation
+from trainer.divergence import Divergence, DivergenceConfig, DivergenceWatch, Recovery, WithheldCause
+from trainer.learner import HostCopy
 from trainer.records import CheckpointConfig
 from trainer.step import TrainStep
-
-NONFINITE_STEPS = 5
-"""So many consecutive steps whose loss is not finite are called divergence."""
 
 
 class Stop(Enum):
@@ -91,18 +89,17 @@ class Timetable:
         by_time = config.every_seconds and done.training_seconds - done.last_checkpoint_seconds >= config.every_seconds
         return bool(by_steps or by_time)
 
-    def end(self, done: Position, *, nonfinite_steps: int) -> Stop | None:
-        """Why the run is over, its last so many losses not being finite; None while there is work left."""
-        budget = self.budget
+    def used_up(self, done: Position) -> bool:
+        """Whether the budget's steps or seconds are."""
         out_of_steps = self.total_steps is not None and done.step >= self.total_steps
-        out_of_time = budget.seconds is not None and done.training_seconds >= budget.seconds
-        used_up = out_of_steps or out_of_time
-        loss = 0.0 if done.validation_loss is None else done.validation_loss
-        if not math.isfinite(loss) or nonfinite_steps >= (1 if used_up else NONFINITE_STEPS):
-            return Stop.DIVERGED
-        if budget.target_loss is not None and done.validation_loss is not None and loss < budget.target_loss:
+        return out_of_steps or (self.budget.seconds is not None and done.training_seconds >= self.budget.seconds)
+
+    def end(self, done: Position) -> Stop | None:
+        """Why the run is over; None while there is work left."""
+        target, loss = self.budget.target_loss, done.validation_loss
+        if target is not None and loss is not None and loss < target:
             return Stop.TARGET
-        return Stop.BUDGET if used_up else None
+        return Stop.BUDGET if self.used_up(done) else None
 
 
 class Host(Protocol):
@@ -138,6 +135,17 @@ class Host(Protocol):
         """
         ...
 
+    def broken_weights(self) -> int | None:
+        """The step of a save that found weights that are not finite, since the last rollback; None if none did."""
+        ...
+
+    def roll_back(self, position: Position, divergence: Divergence) -> bool:
+        """Puts all of the run but the stream's position back to the last good moment, at a lower rate.
+
+        `position` is changed to it. False, and nothing is changed, if the run has gone back as often as it may.
+        """
+        ...
+
     def save_asked(self) -> bool:
         """Whether a signal asked for a checkpoint of now; once for however many asked."""
         ...
@@ -150,7 +158,6 @@ class Observer(Protocol):
     def on_pause(self, timing: StepTiming) -> None: ...
     def on_estimate(self, estimate: Estimate) -> None: ...
     def on_message(self, message: str, *, step: int) -> None: ...
-    def on_evaluation(self, evaluation: Evaluation, *, step: int, seconds: float, training_seconds: float) -> None: ...
 
 
 class Pairs(Protocol):
@@ -170,8 +177,11 @@ class _UnreadStep:
 
     record: dict[str, Any]
     timing: Callable[[], StepTiming]
-    """Waits until the device is through with the step; the loss is there then."""
-    loss: HostCopy
+    """Waits until the device is through with the step; the numbers are there then."""
+    numbers: HostCopy
+    """The loss, and what was checked."""
+    cause: Callable[[Sequence[float]], WithheldCause | None]
+    """Why the step was withheld, of what was checked."""
 
 
 @dataclass(kw_only=True)
@@ -187,10 +197,11 @@ class Loop:
     host: Host
     observer: Observer
     position: Position = field(default_factory=Position)
-    progressive: ProgressiveValidation | None = None
-    """What `train_step` tells of every batch, for its figures to be told when the step's time is read."""
+    watch: DivergenceWatch = field(default_factory=lambda: DivergenceWatch(DivergenceConfig()))
+    """Told of every step, in their order."""
+    recovery: Recovery = field(default_factory=Recovery)
+    """What rollbacks have left of every rate."""
     _unread: deque[_UnreadStep] = field(default_factory=deque, init=False)
-    _nonfinite: int = field(default=0, init=False)
     _idle: bool = field(default=False, init=False)
     """No new rows came for so long that the host wants to wait no more."""
 
@@ -210,15 +221,18 @@ class Loop:
     def run(self) -> Stop:
         """Trains until the budget, the target, divergence or a signal, and leaves a checkpoint behind."""
         self.observer.on_pause(self.clock.finish_outside())  # building and loading are not training
-        while (stop := self._stop_reason()) is None:
-            self.host.poll_save()
-            if self.timetable.evaluation_due(self.position):
-                self._evaluate()
-            elif self._save_due():
-                self._save()
-            else:
-                self._train()
-        return self._finish(stop)
+        while True:
+            while (stop := self._stop_reason()) is None:
+                self.host.poll_save()
+                if self.timetable.evaluation_due(self.position):
+                    self._evaluate()
+                elif self._save_due():
+                    self._save()
+                else:
+                    self._train()
+            stop = self._last_look(stop)
+            if stop is not Stop.DIVERGED or not self._roll_back():
+                return self._finish(stop)
 
     def _train(self) -> None:
         try:
@@ -226,20 +240,20 @@ class Loop:
                 pair = next(self.feed)
         except InterruptedWaitError:  # by what the loop asks for before its next step
             self.clock.abandon_step()
-            return
         except NoRowsYetError:
-            self.clock.abandon_step()
             self._await_rows()
-            return
-        self.clock.handed_over(self.feed.last_wait)
-        self._step(pair)
+        else:
+            self.clock.handed_over(self.feed.last_wait)
+            self._step(pair)
 
     def _await_rows(self) -> None:
         """Waits for the log to grow, or until the host has something else to do; what there is is saved before.
 
-        It is no part of a step: not of its time, nor of the training time that a budget counts.
-        """
+        It is part of no step's time, nor of the training time that a budget counts."""
+        self.clock.abandon_step()
         self._settle()
+        if self._stop_reason() is not None:
+            return
         if self.position.step != self.position.last_checkpoint_step:
             self._save()
         with self.clock.pause_phase("data_wait"):
@@ -249,9 +263,10 @@ class Loop:
     def _step(self, pair: DevicePair) -> None:
         step = self.position.step
         scheduled = self.scheduled_rate(step)
-        rate = self.policy.learning_rate(step, scheduled)
+        rate = self.recovery.rate_factor * self.policy.learning_rate(step, scheduled)
         measure = pair.fresh and self.policy.wants(step)
-        loss = HostCopy(self.train_step(pair, step=step, learning_rate=rate, measure=measure))
+        trained = self.train_step(pair, step=step, learning_rate=rate, measure=measure)
+        numbers = HostCopy(trained.loss, trained.checked.sizes)
         with self.clock.phase("alpha"):  # an estimate that is due is waited for
             estimates = self.worker.poll(step=step)
         self._take_estimates(estimates, step=step)
@@ -265,7 +280,10 @@ class Loop:
             "learning_rate": rate,
             "scheduled_rate": scheduled,
         }
-        self._unread.append(_UnreadStep(record=record, timing=self.clock.end_step(), loss=loss))
+        unread = _UnreadStep(
+            record=record, timing=self.clock.end_step(), numbers=numbers, cause=trained.checked.cause_of
+        )
+        self._unread.append(unread)
         self._read_steps(keep=self.clock.in_flight_steps)
 
     def _read_steps(self, *, keep: int) -> None:
@@ -273,18 +291,14 @@ class Loop:
         while len(self._unread) > keep:
             unread = self._unread.popleft()
             timing = unread.timing()
-            loss = unread.loss.wait()[0].item()
-            self._nonfinite = 0 if math.isfinite(loss) else self._nonfinite + 1
+            arrived, sizes = unread.numbers.wait()
+            loss, cause = arrived.item(), unread.cause(sizes.tolist())
+            self.watch.add(unread.record["step"], loss, withheld=cause is not None)
             self.position.training_seconds += timing.seconds
             record = {**unread.record, "seconds": timing.seconds, "phases": timing.phases, "loss": loss}
+            if cause is not None:
+                record["withheld"] = {"cause": cause.kind, "what": cause.what}
             self.observer.on_step(record, timing, self.position.training_seconds)
-            self._tell_progress(record["step"])
-
-    def _tell_progress(self, step: int) -> None:
-        window = None if self.progressive is None else self.progressive.take(step)
-        if window is not None:
-            seconds = self.position.training_seconds
-            self.observer.on_evaluation(window, step=step + 1, seconds=0.0, training_seconds=seconds)
 
     def _take_estimates(self, estimates: list[Estimate], *, step: int) -> None:
         for estimate in estimates:
@@ -294,13 +308,24 @@ class Loop:
                 self.observer.on_message(message, step=step)
 
     def _stop_reason(self) -> Stop | None:
-        stop = self.timetable.end(self.position, nonfinite_steps=self._nonfinite)
+        if self._divergence() is not None:
+            return Stop.DIVERGED
+        stop = self.timetable.end(self.position)
         if stop is None and self.host.stopping():
             stop = Stop.INTERRUPTED
         return stop or (Stop.IDLE if self._idle else None)
 
+    def _divergence(self) -> Divergence | None:
+        """What shows that the run has diverged, of all that is known by now."""
+        loss, step = self.position.validation_loss, self.position.last_evaluation_step
+        if loss is not None and not math.isfinite(loss):
+            return Divergence(reason="the validation loss was not finite", since=step)
+        if (saved := self.host.broken_weights()) is not None:
+            return Divergence(reason="weights were not finite", since=saved)
+        return self.watch.verdict(final=self.timetable.used_up(self.position))
+
     def _save_due(self) -> bool:
-        scheduled = self.timetable.checkpoint_due(self.position)
+        scheduled = self.timetable.checkpoint_due(self.position) and not self.watch.suspicious
         return self.host.save_due(self.position, scheduled=scheduled) or self.host.save_asked()
 
     def _evaluated_here(self) -> bool:
@@ -335,12 +360,29 @@ class Loop:
         self._read_steps(keep=0)
         self._take_estimates(estimates, step=last)
 
-    def _finish(self, stop: Stop) -> Stop:
+    def _last_look(self, stop: Stop) -> Stop:
+        """`stop`, once what is in flight is known, and the model evaluated if the budget is used up."""
         self._settle()
+        if stop is not Stop.DIVERGED and self._divergence() is not None:
+            return Stop.DIVERGED
         if stop in (Stop.BUDGET, Stop.IDLE):
             if not self._evaluated_here():
                 self._evaluate()
-            stop = (self._stop_reason() or stop) if self._evaluated_here() else Stop.INTERRUPTED
+            return (self._stop_reason() or stop) if self._evaluated_here() else Stop.INTERRUPTED
+        return stop
+
+    def _roll_back(self) -> bool:
+        """Whether the run goes on from its last good moment; the time it takes is that of a checkpoint."""
+        divergence = self._divergence()
+        assert divergence is not None
+        for estimate in self.worker.flush(step=self.position.step - 1):
+            self.observer.on_estimate(estimate)
+        with self.clock.phase("checkpoint"):
+            gone_back = self.host.roll_back(self.position, divergence)
+        self.observer.on_pause(self.clock.finish_outside())
+        return gone_back
+
+    def _finish(self, stop: Stop) -> Stop:
         if stop is Stop.DIVERGED:
             with self.clock.phase("checkpoint"):
                 self.host.drain_save()

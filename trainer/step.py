@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,7 +14,18 @@ from ops.step_clock import StepClock
 from pipeline.device import DevicePair
 from stepsize.policies import set_learning_rate
 from stepsize.worker import StepSizeWorker
+from trainer.divergence import Checked, NumberCheck, step_unless
 from trainer.learner import ProgressiveValidation, TrainingPrecision, WeightAverage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What came of one step, still on the device."""
+
+    loss: Tensor
+    """() mean loss at θ0."""
+    checked: Checked
+    """Whether the step was withheld, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +41,18 @@ class TrainStep:
     progressive: ProgressiveValidation | None = None
     """Told of every batch before it moves the weights."""
 
-    def __call__(self, pair: DevicePair, *, step: int, learning_rate: float, measure: bool) -> Tensor:
-        """Trains on `pair.b2` at `learning_rate` and returns its mean loss at θ0, a scalar still on the device.
+    @cached_property
+    def check(self) -> NumberCheck:
+        """What looks at the step's numbers."""
+        return NumberCheck(self.model)
+
+    def __call__(self, pair: DevicePair, *, step: int, learning_rate: float, measure: bool) -> Trained:
+        """Trains on `pair.b2` at `learning_rate`; nothing of what it returns is waited for.
+
+        Where an input, the loss or a gradient is not finite the step is withheld: weights, moments and tables stay as
+        they are, to the bit, and no α* is made of it. The step counts all the same: the next one has the next number,
+        its own rate and its own rows, NAdamW's t and the average's count go on, and the average takes in the weights as
+        the step left them.
 
         With `measure`, B1 is handed to the worker around the optimizer's step; B1 never touches the
         gradients, so the step itself is the same with and without it.
@@ -38,7 +60,7 @@ class TrainStep:
         inputs = (pair.b2.dense, pair.b2.ids)
         set_learning_rate(self.optimizer, learning_rate)
         with self.clock.phase("forward"):
-            with self.precision.forward():
+            with self.precision.forward(), self.check.forward():
                 logits = self.model(*inputs)
             loss = binary_cross_entropy_with_logits(logits.float(), pair.b2.label)
             if self.progressive is not None:
@@ -48,6 +70,7 @@ class TrainStep:
             self.optimizer.zero_grad(set_to_none=True)
             with self.precision.backward():
                 loss.backward()
+            checked = self.check.sizes(inputs, loss)
         if measure:
             with self.clock.phase("alpha"):
                 measure = self.worker.before_step(
@@ -58,13 +81,13 @@ class TrainStep:
                     step=step,
                 )
         with self.clock.phase("optimizer"):
-            self.optimizer.step()
+            step_unless(self.optimizer, checked.withheld)
             if self.average is not None:
                 self.average.update()
         if measure:
             with self.clock.phase("alpha"):
-                self.worker.after_step()
-        return loss.detach()
+                self.worker.after_step(void=checked.withheld)
+        return Trained(loss=loss.detach(), checked=checked)
 
 
 def first_click_rows(inputs: tuple[Any, ...], targets: Tensor, rows: int) -> tuple[tuple[Any, ...], Tensor]:

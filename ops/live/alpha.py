@@ -61,12 +61,13 @@ def alpha_bins(alphas: Sequence[tuple[int, float, float, float]], bins: int = BI
     return result
 
 
-def measuring_gaps(steps: Sequence[float]) -> list[int]:
+def measuring_gaps(steps: Sequence[float], last_steps: Sequence[float] | None = None) -> list[int]:
     """Indices of the estimates before which measuring paused: much longer than it usually does between two.
 
-    `steps` ascend. If estimates come in bursts, the usual pause between bursts does not count.
+    `steps` ascend; where an estimate stands for later ones as well, those reach to its `last_steps`. If estimates come
+    in bursts, the usual pause between bursts does not count.
     """
-    pauses = [after - before for before, after in itertools.pairwise(steps)]
+    pauses = [after - before for before, after in zip(last_steps or steps, steps[1:], strict=False)]
     if len(pauses) < 2:
         return []
     usual = statistics.median(pauses)

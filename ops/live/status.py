@@ -7,7 +7,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ops.live.alpha import LEAST_ESTIMATES, AlphaFactor, alpha_bins
@@ -82,6 +82,36 @@ class LiveStatus:
             self._now |= {"step": step, "epoch": epoch, "rows": rows}
             self._training_seconds = training_seconds
 
+    def restore_steps(self, steps: Iterable[tuple[int, int, float, float]], *, total: int) -> None:
+        """The curves of `total` steps of earlier processes: (last step, how many, mean loss, mean rate), ascending."""
+        with self._lock:
+            for curve in (self._loss, self._learning_rate):
+                curve.expect(total)
+            for last, count, loss, rate in steps:
+                self._learning_rate.add(last, rate, steps=count)
+                self._loss.add(last, loss, steps=count)
+                self._now |= {"loss": finite(loss), "learning_rate": finite(rate)}
+
+    def restore_estimates(
+        self,
+        estimates: Iterable[tuple[int, int, float, float, tuple[float, float]]],
+        *,
+        outcomes: Mapping[str, int],
+        factor: AlphaFactor | None,
+    ) -> None:
+        """The α* of earlier processes: (step, how many it stands for, relative, absolute, `per_rate`), ascending.
+
+        Those with a number only; `outcomes` counts all of them, and `factor` pools the latest.
+        """
+        found = [estimate for estimate in estimates if math.isfinite(estimate[3])]
+        with self._lock:
+            self._outcomes = dict(outcomes)
+            self._factor = factor or self._factor
+            while sum(count for _, count, *_ in found) // self._alpha_stride >= ALPHAS:
+                self._alpha_stride *= 2
+            for step, count, relative, absolute, per_rate in found:
+                self._take(step, relative, absolute, per_rate, count=count)
+
     def step(
         self,
         step: int,
@@ -130,13 +160,18 @@ class LiveStatus:
             self._factor = factor or self._factor
             if relative is None or absolute is None or not math.isfinite(absolute):
                 return
-            self._relative.append(relative)
-            self._estimates += 1
-            if self._estimates % self._alpha_stride == 0:
-                self._alphas.append((step, absolute, *(per_rate or (math.nan, math.nan))))
-            if len(self._alphas) == ALPHAS:
-                self._alphas = self._alphas[1::2]
-                self._alpha_stride *= 2
+            self._take(step, relative, absolute, per_rate or (math.nan, math.nan))
+
+    def _take(
+        self, step: int, relative: float, absolute: float, per_rate: tuple[float, float], *, count: int = 1
+    ) -> None:
+        self._relative.append(relative)
+        before, self._estimates = self._estimates, self._estimates + count
+        if self._estimates // self._alpha_stride > before // self._alpha_stride:
+            self._alphas.append((step, absolute, *per_rate))
+        if len(self._alphas) == ALPHAS:
+            self._alphas = self._alphas[1::2]
+            self._alpha_stride *= 2
 
     def evaluation(self, step: int, split: str, *, loss: float, auc: float | None) -> None:
         """The latest evaluation of a split; the best validation loss is remembered."""

@@ -189,8 +189,14 @@ class Feed:
         stages: StageTotals,
         prefetch_batches: int,
         log: GrowingLog | None = None,
+        sources: Callable[[int, int, int], dict[str, int]] = lambda epoch, start, stop: {},
     ) -> None:
-        """`rows_of` an epoch by its number: None if it isn't known yet."""
+        """`rows_of` an epoch by its number: None if it isn't known yet. `sources` is the method of that name; without
+        it nothing is known of where rows come from.
+        """
+        self.sources = sources
+        """Shards that rows [start, stop) of an epoch's sequence come from, each with how many of them: (epoch, start,
+        stop) → name → rows."""
         self.format = log_format
         self.steps_per_epoch = steps_per_epoch
         """Pairs of an epoch; None for a log that is followed, whose generations differ."""

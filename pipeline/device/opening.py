@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 
+import numpy as np
 import torch
 
 from pipeline.device.config import DataConfig
@@ -89,6 +90,7 @@ def open_feed(
         log_format=manifest.format,
         stages=stages,
         prefetch_batches=config.prefetch_batches,
+        sources=lambda epoch, start, stop: _sources(order, manifest, split, epoch, start, stop),
     )
 
 
@@ -137,6 +139,16 @@ def _open_following(
         prefetch_batches=config.prefetch_batches,
         log=log,
     )
+
+
+def _sources(order: Order, manifest: Manifest, split: str, epoch: int, start: int, stop: int) -> dict[str, int]:  # noqa: PLR0917
+    """The shards that rows [start, stop) of the epoch's sequence come from, and how many each gives."""
+    shards = manifest.splits[split].shards
+    ends = np.cumsum([shard.rows for shard in shards])
+    found, counts = np.unique(
+        np.searchsorted(ends, order.row_ids(epoch, start, stop), side="right"), return_counts=True
+    )
+    return {shards[index].path: int(count) for index, count in zip(found, counts, strict=True)}
 
 
 def open_rows(

@@ -50,6 +50,7 @@ from stepsize.worker.batches import ProbeBatches, TakeRows, first_rows
 from stepsize.worker.group_rates import GroupRates
 from stepsize.worker.measurement_queue import MakeEstimate, MeasurementQueue, refuse_delay
 from stepsize.worker.stored_estimates import restored, stored
+from stepsize.worker.void_step import is_void, void_step
 
 CHECKS = 10
 """Measurements after which a self-check that had nothing to compare, the steps having moved nothing, is given up."""
@@ -225,9 +226,10 @@ class StepSizeWorker:
         )
         return True
 
-    def after_step(self, logits: Tensor | None = None) -> None:
+    def after_step(self, logits: Tensor | None = None, *, void: Tensor | None = None) -> None:
         """Measure along what the optimizer changed since `before_step`; nothing to do where that was dropped.
 
+        `void`, a scalar on the model's device, is not 0 where the step was not made: its estimate is DROPPED, not FLAT.
         `logits`, for the secant alone, are the model's logits on B1 at θ1 where the caller has them anyway; it may then
         come as late as they do. Without them they are computed.
         """
@@ -235,9 +237,9 @@ class StepSizeWorker:
         if measured is None:
             return
         if (snapshot := measured.snapshot) is None:
-            pending = self._submit_secant(measured, logits)
+            pending = self._submit_secant(measured, logits, void_step(void))
         else:
-            pending = self._submit(measured, snapshot, self.options)
+            pending = self._submit(measured, snapshot, self.options, void_step(void))
         self._queue.put(measured.step, pending, self._estimate_of(measured, self.options))
 
     def measure_since(
@@ -249,8 +251,8 @@ class StepSizeWorker:
         if not self._queue.make_room():
             return False
         measured = _Measured(step=step, rates=rates, batches=batches, snapshot=snapshot, origin=None, check=None)
-        pending = self._submit(measured, snapshot, options)
-        self._queue.put(step, pending, self._estimate_of(measured, options, horizon=horizon))
+        estimate_of = self._estimate_of(measured, options, horizon=horizon)
+        self._queue.put(step, self._submit(measured, snapshot, options, {}), estimate_of)
         return True
 
     def _estimate_of(self, measured: _Measured, options: MeasuringOptions, *, horizon: int = 1) -> MakeEstimate:
@@ -259,7 +261,7 @@ class StepSizeWorker:
 
         def make_estimate(numbers: dict[str, list[float]]) -> Estimate:
             known = rates.read(numbers)
-            if reliance is not None and reliance.broken(numbers):
+            if is_void(numbers) or (reliance is not None and reliance.broken(numbers)):
                 return dropped(step=step, learning_rate=known[0], horizon=horizon)
             return estimate_from(numbers, options, step=step, learning_rates=known, horizon=horizon)
 
@@ -332,13 +334,13 @@ class StepSizeWorker:
         self.counts.update(estimate.outcome.value for estimate in handed)
         return handed
 
-    def _submit(self, measured: _Measured, snapshot: Snapshot, options: MeasuringOptions) -> Pending:
+    def _submit(self, measured: _Measured, snapshot: Snapshot, options: MeasuringOptions, void: Quantities) -> Pending:
         """Take the difference now, on the current stream, and leave the passes to the lane."""
         direction = snapshot.difference(gradients=options.diagnostics == "full", apart=self._apart)
         if measured.check is not None:
             measured.check.after_step()
         leaves = tree_leaves([(batch.inputs, batch.targets) for batch in measured.batches])
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        tensors = [*(leaf for leaf in leaves if isinstance(leaf, Tensor)), *void.values()]
 
         def work() -> Quantities:
             found = measure(
@@ -350,7 +352,7 @@ class StepSizeWorker:
                 context=self._context,
                 check=measured.check,
             )
-            return found | measured.rates.quantities()
+            return found | measured.rates.quantities() | void
 
         pending = self._lane.submit(work, uses=[*direction.tensors(), *tensors, *measured.rates.tensors])
         if measured.check is not None:
@@ -371,7 +373,7 @@ class StepSizeWorker:
     def _logits(self, batch: Batch) -> Tensor:
         return plain_logits(self.model, batch.inputs, generators=batch.generators, context=self._context)
 
-    def _submit_secant(self, measured: _Measured, logits: Tensor | None) -> Pending:
+    def _submit_secant(self, measured: _Measured, logits: Tensor | None, void: Quantities) -> Pending:
         """Jd as the logits' difference; the passes run on the current stream, between its other work."""
         z, batch = measured.origin, measured.batches[0]
         assert z is not None
@@ -387,9 +389,9 @@ class StepSizeWorker:
         def work() -> Quantities:
             forms = secant_forms(self.loss, z, later, batch.targets, eps=eps, live=live, apart=loss_apart)
             found = {"b1": summarize(forms)}
-            return found | measured.rates.quantities()
+            return found | measured.rates.quantities() | void
 
-        beside = loss_apart.tensors() if loss_apart is not None else []
+        beside = [*(loss_apart.tensors() if loss_apart is not None else ()), *void.values()]
         return self._lane.submit(work, uses=[z, later, batch.targets, *beside, *measured.rates.tensors])
 
     def _aged(self, estimate: Estimate, step: int | None) -> Estimate:

@@ -39,6 +39,7 @@ top = [4, 1]
 steps = {steps}
 [metrics]
 port = {port}
+last_scrape_seconds = 0
 {more}
 """
 

@@ -26,6 +26,7 @@ from tests.tiny_data import write_tiny
 from trainer import job
 from trainer.budget import BudgetConfig
 from trainer.config import config_from
+from trainer.divergence import Divergence
 from trainer.job import TrainingState, decided, learner, open_training, run_directory, training_state
 from trainer.loop import Position, Timetable
 from trainer.records import load_latest
@@ -110,6 +111,12 @@ class _Outside:
     def drain_save(self) -> None:
         pass
 
+    def broken_weights(self) -> int | None:
+        return None
+
+    def roll_back(self, position: Position, divergence: Divergence) -> bool:
+        return False
+
     def stopping(self) -> bool:
         return self.stop_after is not None and len(self.traces.steps) >= self.stop_after
 
@@ -127,9 +134,6 @@ class _Outside:
         return False
 
     def on_message(self, message: str, *, step: int) -> None:
-        pass
-
-    def on_evaluation(self, evaluation: Any, *, step: int, seconds: float, training_seconds: float) -> None:
         pass
 
 

@@ -18,7 +18,7 @@ from stepsize.measuring.handoff import SideStream
 from tests.cases import CASES
 from tests.gpu.runs import STEPS, PairsOf, settings, trained
 from tests.lanes import LaggingLane
-from trainer.step import TrainStep
+from trainer.step import Trained, TrainStep
 
 SLEEP_CYCLES = 200_000_000
 """About a tenth of a second."""
@@ -59,10 +59,10 @@ def test_fifty_measured_steps_wait_for_nothing(data: Path, policy: str, table: s
 def test_a_step_that_waits_is_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = TrainStep.__call__
 
-    def waiting(self: TrainStep, *arguments: Any, **options: Any) -> Tensor:
-        loss = step(self, *arguments, **options)
-        loss.item()
-        return loss
+    def waiting(self: TrainStep, *arguments: Any, **options: Any) -> Trained:
+        trained = step(self, *arguments, **options)
+        trained.loss.item()
+        return trained
 
     monkeypatch.setattr(TrainStep, "__call__", waiting)
     with pytest.raises(RuntimeError, match="synchronizing"), refused_waits() as at:

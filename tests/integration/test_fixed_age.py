@@ -17,6 +17,7 @@ from stepsize.policies.choice import PolicyName
 from tests.lanes import LaggingLane, random_lags
 from trainer.budget import BudgetConfig
 from trainer.config import Config, config_from
+from trainer.divergence import Divergence
 from trainer.job import TrainingState, open_training
 from trainer.loop import Position, Stop, Timetable
 from trainer.records import load_latest
@@ -94,6 +95,12 @@ class Outside:
     def drain_save(self) -> None:
         pass
 
+    def broken_weights(self) -> int | None:
+        return None
+
+    def roll_back(self, position: Position, divergence: Divergence) -> bool:
+        return False
+
     def stopping(self) -> bool:
         return self.stop_after is not None and len(self.ended.steps) >= self.stop_after
 
@@ -111,9 +118,6 @@ class Outside:
 
     def on_message(self, message: str, *, step: int) -> None:
         self.ended.messages.append(message)
-
-    def on_evaluation(self, evaluation: Any, *, step: int, seconds: float, training_seconds: float) -> None:
-        pass
 
 
 def config_of(data: Path, policy: str, delay: int, **stepsize: Any) -> Config:

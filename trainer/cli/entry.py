@@ -56,7 +56,14 @@ def run_command(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         streams.prepare()
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    code = _run_safely(list(sys.argv[1:] if argv is None else argv))
+    with suppress(OSError):
+        sys.stdout.flush()  # what is left of a failed command; the interpreter's own try would change the code
+    return code
+
+
+def _run_safely(arguments: list[str]) -> int:
+    """The exit code of one command, whatever it raises."""
     as_json = "--json" in arguments
     try:
         code = _run(arguments)

@@ -45,6 +45,9 @@ class TrainArguments(RunArguments):
     Example: alphastream train run.toml --run RUN --optimizer.lr 0.001 --budget.epochs 1
     """
 
+    from_checkpoint: Annotated[int | None, tyro.conf.arg(name="from-checkpoint", metavar="STEP")] = None
+    """Go on from RUN's checkpoint of this step instead of its newest. Later ones are set aside, and deleted once the
+    run has saved a later step again; give it once, since it goes back each time."""
     settings: Annotated[Config, tyro.conf.arg(name="")]
 
 
@@ -64,7 +67,9 @@ def train_verb(arguments: list[str]) -> int:
     console = Console()
     if given.settings.budget == BudgetConfig():
         console.say("no budget is set, so it trains until it is stopped; --budget.steps, .epochs or .seconds ends it")
-    return train(given.settings, given.run, console=console, manager=manager).exit_code
+    return train(
+        given.settings, given.run, console=console, manager=manager, from_checkpoint=given.from_checkpoint
+    ).exit_code
 
 
 @dataclass(frozen=True, kw_only=True)

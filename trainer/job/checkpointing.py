@@ -17,7 +17,7 @@ from trainer.job.save_thread import SaveOutcome, SaveThread
 from trainer.job.saving import Backoff, SaveAttempt, forecast_of, lacks_space, size_text
 from trainer.job.training_state import TrainingState
 from trainer.loop import Position
-from trainer.records import CheckpointConfig, CheckpointFile, HostMemory, write_checkpoint
+from trainer.records import CheckpointConfig, CheckpointFile, HostMemory, delete_set_aside, write_checkpoint
 
 RETRY_SECONDS, MOST_RETRY_SECONDS = 30.0, 600.0
 """After a failed save training goes on for so long before the next; twice as long after each further failure, up to the
@@ -58,6 +58,8 @@ class Checkpointing:
     config: CheckpointConfig
     thread: SaveThread
     memory: HostMemory = field(default_factory=HostMemory)
+    broken_weights: int | None = None
+    """The step of the latest save that found weights that are not finite; whoever mends that sets it back."""
     retries: Backoff = field(
         default_factory=lambda: Backoff(first_seconds=RETRY_SECONDS, most_seconds=MOST_RETRY_SECONDS)
     )
@@ -97,7 +99,7 @@ class Checkpointing:
                 if files is None:
                     self._save_now(position)
                 else:
-                    write = partial(self._write, position.step, files, self._new_attempt())
+                    write = partial(self._write, position.step, files, self._new_attempt(), self._best_step())
                     self.thread.begin(position.step, write)
             except OSError as error:
                 self._tell_of_failure(position.step, error)
@@ -106,6 +108,18 @@ class Checkpointing:
     def busy(self) -> bool:
         """Whether a save is being written."""
         return self.thread.busy
+
+    def save_rollback(self, position: Position) -> None:
+        """Saves what a rollback has made of the run in the place of what it went back to, within the call.
+
+        A failure is told as in the middle of a run: until a later save is made, it would go back again.
+        """
+        self._needed_bytes = self.state.learner.saved_bytes()
+        with self._live_saving():
+            try:
+                self._save_now(position)
+            except OSError as error:
+                self._tell_of_failure(position.step, error)
 
     def poll(self) -> None:
         """Tells what came of a save that has ended; at once if none has.
@@ -130,11 +144,18 @@ class Checkpointing:
             )
         return files
 
+    def _best_step(self) -> int | None:
+        """Of the best evaluation so far, if a checkpoint of it is to be kept."""
+        best = self.state.trend.best
+        return best[0] if self.config.keep_best and best is not None else None
+
     def _new_attempt(self) -> SaveAttempt:
         self._attempt = SaveAttempt(run=self.outlets.directory.path, needed_bytes=self._needed_bytes)
         return self._attempt
 
-    def _write(self, step: int, files: list[CheckpointFile], attempt: SaveAttempt) -> Path | None:
+    def _write(
+        self, step: int, files: list[CheckpointFile], attempt: SaveAttempt, best_step: int | None
+    ) -> Path | None:
         """In the thread: the checkpoint's path, or None if there is none because of its weights."""
         if not self.state.learner.saved_finite(files):
             return None
@@ -145,6 +166,7 @@ class Checkpointing:
                 step,
                 self.thread.until_abandoned(files),
                 keep=self.config.keep,
+                best_step=best_step,
                 before_publishing=self._make_records_durable,
                 not_pruned=attempt.not_pruned,
             )
@@ -167,6 +189,7 @@ class Checkpointing:
                 position,
                 directory.lengths(),
                 keep=self.config.keep,
+                best_step=self._best_step(),
                 before_publishing=directory.sync,
                 not_pruned=attempt.not_pruned,
             )
@@ -236,7 +259,10 @@ class Checkpointing:
         seconds, size = self._attempt.seconds, self._attempt.bytes
         self.retries.succeeded()
         self.outlets.metrics.checkpoint(ok=True, unix_time=unix_time, seconds=seconds, size_bytes=size)
+        self.outlets.metrics.set("last_checkpoint_step", step)
         self.outlets.directory.event("checkpoint", step=step, checkpoint=path.name)
+        if step != self.state.recovery.step:
+            delete_set_aside(self.outlets.directory.path)
         self._tell_notes(step)
 
     def _tell_notes(self, step: int) -> None:
@@ -245,6 +271,7 @@ class Checkpointing:
             self.outlets.warn(note, step=step)
 
     def _tell_of_weights(self, step: int) -> None:
+        self.broken_weights = step
         self.outlets.warn(f"no checkpoint at step {step:,}: weights are not finite, the one before stays", step=step)
 
     def _tell_of_failure(self, step: int, error: OSError) -> None:

@@ -18,30 +18,40 @@ from pipeline.errors import InterruptedWaitError, NoRowsYetError
 from pipeline.shards import Manifest, warnings_of_labels
 from trainer.config import Config, MetricsConfig, config_errors
 from trainer.console import Console
+from trainer.divergence import Divergence
 from trainer.job.checkpointing import Checkpointing, open_checkpointing
 from trainer.job.decided import decided
 from trainer.job.device import device_memory, step_clock
 from trainer.job.ending import end_exported, exit_of, last_scrape_awaited, write_textfile
-from trainer.job.generations import LogWait, pinned
+from trainer.job.generations import LogWait, pinned, say_what_is_left_out
 from trainer.job.hangs import watched
-from trainer.job.observer import Outlets, RunObserver, show_evaluations
+from trainer.job.lineage.best import follow_validation
+from trainer.job.lineage.rollback import roll_back
+from trainer.job.lineage.start import checkpoint_to_continue, divergence_advice, leave_later, tell_of_changes
+from trainer.job.observer import Outlets, RunObserver
+from trainer.job.recording.replay import replay
 from trainer.job.run_directory import RunDirectory
 from trainer.job.saving import watched_disk
 from trainer.job.training_state import TrainingState, open_training
 from trainer.loop import Position, Stop, Timetable
 from trainer.process import Request, Requests, Watchdog, stop_signals
-from trainer.records import Checkpoint, load_latest, read_records
-
-DIVERGENCE_REMEDY = "give a lower optimizer.lr, a longer warm-up, or stepsize.policy = 'auto', which finds the rate"
-"""What to do about a run that diverged."""
+from trainer.records import Checkpoint, RunHistory
 
 START_SECONDS = 30.0
 """Waiting longer than this for the first rows of all is waiting for data, no matter how much there was to compile."""
 
 
-def train(config: Config, run: str | Path, *, console: Console, manager: ServiceManager | None = None) -> Stop:
+def train(
+    config: Config,
+    run: str | Path,
+    *,
+    console: Console,
+    manager: ServiceManager | None = None,
+    from_checkpoint: int | None = None,
+) -> Stop:
     """Trains `config` in the run directory `run`, continuing from its newest whole checkpoint.
 
+    With `from_checkpoint` it goes on from the checkpoint of that step; later ones are set aside.
     `manager` is whoever started this process as a service and waits for its news.
 
     Raises: pipeline.errors.InputError for what the user gave (exit code 2), OSError if reading or writing failed
@@ -65,8 +75,8 @@ def train(config: Config, run: str | Path, *, console: Console, manager: Service
             watched(config.watchdog, outlets, readiness.mark_hung) as watchdog,
         ):
             manager.starting("looking for a checkpoint")
-            position = resume(config, state, outlets)
-            _say_what_is_left_out(folder, state, outlets)
+            position = resume(config, state, outlets, from_checkpoint=from_checkpoint)
+            say_what_is_left_out(folder, state.manifest, outlets.console)
             with (
                 stop_signals(lambda name, request: _announce(name, request, outlets)) as requests,
                 console.progress("training", state.total_steps, unit="steps", start=position.step) as line,
@@ -76,7 +86,7 @@ def train(config: Config, run: str | Path, *, console: Console, manager: Service
                     config=config,
                     state=state,
                     outlets=outlets,
-                    observer=RunObserver(outlets, state.feed, line),
+                    observer=RunObserver(outlets, state.feed, line, progressive=state.progressive),
                     checkpointing=checkpointing,
                     requests=requests,
                     log_wait=LogWait(feed=state.feed, outlets=outlets, idle_seconds=config.data.follow_idle_seconds),
@@ -173,21 +183,27 @@ def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Readiness]:
             yield server
 
 
-def resume(config: Config, state: TrainingState, outlets: Outlets) -> Position:
-    """Puts the run back to its newest whole checkpoint, its records cut back to it; or begins it, at step 0.
+def resume(config: Config, state: TrainingState, outlets: Outlets, *, from_checkpoint: int | None = None) -> Position:
+    """Puts the run back to its newest whole checkpoint, or that of a step, its records cut back to it; or begins it.
 
     Raises: as `load_latest` and `TrainingState.load`.
     """
     directory = outlets.directory
-    found = load_latest(directory.path, device=state.learner.device)
+    found = checkpoint_to_continue(directory.path, step=from_checkpoint, device=state.learner.device)
     if found is None:
         directory.begin(config, records={})
         directory.event("start", step=0)
         outlets.metrics.progress(0, total_steps=state.total_steps, seconds_left=None)
         return Position()
-    position = state.load(found, run=directory.path)
+    position = state.load(found, run=directory.path, before=directory.before)
+    if from_checkpoint is not None:
+        leave_later(directory.path, position.step, outlets)
     directory.begin(config, records=found.state["records"])
     directory.event("resume", step=position.step, checkpoint=found.path.name)
+    tell_of_changes(directory.changes, state, outlets, step=position.step)
+    outlets.metrics.set("last_checkpoint_step", position.step)
+    outlets.metrics.set("rate_factor", state.recovery.rate_factor)
+    outlets.flush(step=position.step)
     _warn_of_changes(found, state, outlets)
     outlets.live.resume(
         step=position.step,
@@ -195,7 +211,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets) -> Position:
         rows=position.rows,
         training_seconds=position.training_seconds,
     )
-    show_evaluations(outlets.live, read_records(directory.path / "evals.jsonl"))
+    outlets.estimates.extend(replay(RunHistory.load(directory.path), outlets.live))
     outlets.metrics.progress(position.step, total_steps=state.total_steps, seconds_left=None)
     outlets.console.say(f"continuing {directory.path} at step {position.step:,}")
     return position
@@ -303,7 +319,10 @@ class Job:
                 evaluation, step=position.step, seconds=seconds, training_seconds=position.training_seconds
             )
         self.outlets.live.state("training")
-        return {evaluation.split: evaluation.loss for evaluation, _ in found}
+        losses = {evaluation.split: evaluation.loss for evaluation, _ in found}
+        if "validation" in losses:
+            follow_validation(self.state.trend, self.outlets, step=position.step, loss=losses["validation"])
+        return losses
 
     def _polling(self) -> bool:
         """`stopping`, for an evaluation to ask batch by batch: a save that ends meanwhile is told of then."""
@@ -329,6 +348,13 @@ class Job:
     def await_rows(self, position: Position) -> bool:
         return self.log_wait.wait(step=position.step)
 
+    def broken_weights(self) -> int | None:
+        return self.checkpointing.broken_weights
+
+    def roll_back(self, position: Position, divergence: Divergence) -> bool:
+        self.observer.on_rollback()
+        return roll_back(self.config, self.state, self.checkpointing, position, divergence)
+
     def _warn_of_splits(self) -> None:
         missing = [name for name in self.config.eval.splits if name not in self.state.splits]
         if missing:
@@ -345,10 +371,13 @@ class Job:
         outlets.manager.stopping(stop.text)
         outlets.metrics.exit(*exit_of(stop))
         outlets.directory.event("stop", step=position.step, reason=stop.name.lower(), skipped_rows=skipped)
+        outlets.watch.end(step=position.step)
         write_textfile(outlets)
         left_out = f" ({skipped:,} damaged rows left out)" if skipped else ""
         place = f"at step {position.step:,}{left_out}; run directory {outlets.directory.path}"
-        outlets.console.say(f"{stop.text} {place}{f'; {DIVERGENCE_REMEDY}' if stop is Stop.DIVERGED else ''}")
+        if stop is Stop.DIVERGED:
+            place = f"{place}; {divergence_advice(self.config, self.state, outlets.directory.path)}"
+        outlets.console.say(f"{stop.text} {place}")
 
 
 def _warn_of_changes(found: Checkpoint, state: TrainingState, outlets: Outlets) -> None:
@@ -360,16 +389,6 @@ def _warn_of_changes(found: Checkpoint, state: TrainingState, outlets: Outlets) 
         outlets.warn(
             f"the budget was {before} steps and is {now}; a schedule or policy that counts on it changes with it",
             step=found.step,
-        )
-
-
-def _say_what_is_left_out(folder: Manifest, state: TrainingState, outlets: Outlets) -> None:
-    """Says that the folder has grown since a run began that doesn't follow it."""
-    all_of, used = len(folder.generations), len(state.manifest.generations)
-    if all_of > used:
-        outlets.console.say(
-            f"{without_secrets(str(folder.folder))} has {all_of} generations, and this run goes on with the {used} "
-            "that it began with; train on later ones in a new run, or with data.follow = true from the start"
         )
 
 

@@ -18,8 +18,7 @@ def end_exported(outlets: Outlets) -> Iterator[None]:
         yield
     except Exception as error:
         outlets.metrics.exit(*exit_of(error))
-        with suppress(OSError):  # a full disk, which the error tells of already
-            write_textfile(outlets)
+        write_textfile(outlets)
         raise
 
 
@@ -38,9 +37,13 @@ def exit_of(end: Stop | Exception) -> tuple[int, str]:
 def write_textfile(outlets: Outlets) -> None:
     """RUN/metrics.prom: every series as it is now, for node_exporter's textfile collector and for people.
 
-    Raises: OSError.
+    One that cannot be written is warned of; the run is whole without it.
     """
-    (outlets.directory.path / "metrics.prom").write_text(outlets.metrics.exposition(), encoding="utf-8")
+    path = outlets.directory.path / "metrics.prom"
+    try:
+        path.write_text(outlets.metrics.exposition(), encoding="utf-8")
+    except OSError as error:
+        outlets.console.warn(f"{path}: could not be written ({error.strerror or error}); the run is whole without it")
 
 
 @contextmanager

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ops.live import LEAST_ESTIMATES, AlphaFactor, LiveStatus
@@ -16,8 +17,10 @@ from pipeline.device import Feed
 from stepsize import per_rate, pool
 from stepsize.estimate import Estimate
 from trainer.console import Console, ProgressLine
+from trainer.job.lineage.withheld_steps import WithheldSteps
+from trainer.job.recording.watch import RecordWatch
 from trainer.job.run_directory import RunDirectory
-from trainer.learner import Evaluation
+from trainer.learner import Evaluation, ProgressiveValidation
 
 FLUSH_STEPS, FLUSH_SECONDS = 50, 5.0
 """Records reach the operating system, and so a report of a run in progress, after at most so many steps, and after at
@@ -50,6 +53,21 @@ class Outlets:
             self.told_of_retries.append(text)
             self.warn(f"{text}; further ones are counted in read_retries_total", step=self.live.steps_done)
 
+    estimates: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=POOLED_ESTIMATES))
+    """(slope, curvature) of the latest estimates of α* with a number, those of earlier processes included."""
+
+    @cached_property
+    def watch(self) -> RecordWatch:
+        """Of the records in the directory."""
+        return RecordWatch(
+            self.directory, self.metrics, self.console, warn=lambda message, step: self.warn(message, step=step)
+        )
+
+    def flush(self, *, step: int) -> None:
+        """Hands the records of the first `step` steps to the operating system, and says what keeps it from that."""
+        self.directory.flush()
+        self.watch.look(step=step)
+
     def warn(self, message: str, *, step: int) -> None:
         """A sentence that people should see, in the event log and on the terminal."""
         self.directory.event("warning", step=step, message=message)
@@ -59,30 +77,41 @@ class Outlets:
 class RunObserver:
     """Writes RUN/*.jsonl and keeps metrics, live page and terminal up to date. It never decides anything."""
 
-    def __init__(self, outlets: Outlets, feed: Feed, line: ProgressLine) -> None:
+    def __init__(
+        self,
+        outlets: Outlets,
+        feed: Feed,
+        line: ProgressLine,
+        *,
+        progressive: ProgressiveValidation | None = None,
+    ) -> None:
+        self._progressive = progressive
         self._outlets, self._feed, self._line = outlets, feed, line
         self._directory, self._metrics, self._live = outlets.directory, outlets.metrics, outlets.live
         self._smooth_loss = math.nan
         self._recent_seconds, self._shown = math.nan, 0
-        self._estimates: deque[tuple[float, float]] = deque(maxlen=POOLED_ESTIMATES)
+        self._estimates = outlets.estimates
         self._rates: deque[tuple[float, float]] = deque(maxlen=POOLED_ESTIMATES)
         self._factor: AlphaFactor | None = None
         self._skipped_rows, self._warned = feed.skipped_rows, False
         self._flushed_seconds = -math.inf
+        self._withheld = WithheldSteps(outlets, feed)
 
     def on_step(self, record: Mapping[str, Any], timing: StepTiming, training_seconds: float) -> None:
         """One finished step: the fields of steps.jsonl, its timing, and the run's training time after it."""
         self._directory.records["steps"].append(record)
         step, loss, rate, rows = record["step"], record["loss"], record["learning_rate"], record["rows"]
         if step % FLUSH_STEPS == 0 or training_seconds >= self._flushed_seconds + FLUSH_SECONDS:
-            self._directory.flush()
+            self._outlets.flush(step=step)
             self._flushed_seconds = training_seconds
+        self._directory.thin(done=step + 1)
         self._metrics.step(timing.seconds, timing.phases, rows, loss, rate, self._feed.queued_batches())
         self._metrics.scheduled_rate(record.get("scheduled_rate", rate))
         self._metrics.stages(self._feed.stage_totals())
         if (log := self._feed.log) is not None:
             self._metrics.generations(record["epoch"], waiting=log.count - 1 - record["epoch"])
         self._count_skipped(step)
+        self._withheld.on_step(record)
         self._live.step(
             step,
             epoch=record["epoch"],
@@ -98,6 +127,9 @@ class RunObserver:
             step + 1, loss=loss, learning_rate=rate, seconds=timing.seconds, phases=timing.phases
         )
         self._show(step, loss, rate, rows, timing)
+        window = None if self._progressive is None else self._progressive.take(step)
+        if window is not None:
+            self.on_evaluation(window, step=step + 1, seconds=0.0, training_seconds=training_seconds)
 
     def _count_skipped(self, step: int) -> None:
         skipped = self._feed.skipped_rows - self._skipped_rows
@@ -121,6 +153,11 @@ class RunObserver:
             f"loss {_loss(self._smooth_loss)}  lr {rate:.2e}{_alpha(self._factor)}  {speed:,.0f} rows/s  "
             f"data wait {wait:.0%}",
         )
+
+    def on_rollback(self) -> None:
+        """The run goes back: what is shown as an average of the latest steps begins anew."""
+        self._smooth_loss = math.nan
+        self._estimates.clear()
 
     def on_pause(self, timing: StepTiming) -> None:
         """Time between steps: an evaluation or a checkpoint, which the event log keeps for the report; or the start."""
@@ -167,7 +204,7 @@ class RunObserver:
         self._directory.records["evals"].append(
             {"step": step, **values, "seconds": seconds, "training_seconds": training_seconds}
         )
-        self._directory.flush()
+        self._outlets.flush(step=step)
         self._metrics.evaluation(
             evaluation.split, evaluation.loss, evaluation.auc, evaluation.normalized_entropy, evaluation.calibration
         )
@@ -183,13 +220,6 @@ class RunObserver:
         self._outlets.console.say(
             f"step {step}: {evaluation.split} loss {evaluation.loss:.5f}{auc}  ({evaluation.rows:,} rows)"
         )
-
-
-def show_evaluations(live: LiveStatus, records: Iterable[Mapping[str, Any]]) -> None:
-    """Lets the live page show evaluations of earlier processes: lines of evals.jsonl that still count."""
-    for record in records:
-        loss = record.get("loss")
-        live.evaluation(record["step"], record["split"], loss=math.nan if loss is None else loss, auc=record.get("auc"))
 
 
 OPTIONAL = ("biased", "hybrid", "diagnostics", "groups")

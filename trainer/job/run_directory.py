@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,9 +17,10 @@ from pipeline.shards import MANIFEST, write_atomically
 from trainer.config import FIXED_SECTIONS, Config, ConfigError, config_to_toml, differing_keys
 from trainer.job.decided import CONFIG, kept_settings, with_delay
 from trainer.job.learner import training_device
-from trainer.records import Records, read_records
+from trainer.records import Extent, Records, checkpoint_steps, read_records, thinning
 
 RECORD_FILES = ("steps", "alpha", "evals", "events")
+ONE_A_STEP = ("steps", "alpha")
 FREE_KEYS = (
     "data.path",
     "data.cache_path",
@@ -32,6 +35,8 @@ FREE_KEYS = (
     "optimizer.table",
 )
 """Where the rows lie, how they are read, how tables are moved; whether the rows are the same, the checkpoint tells."""
+SANCTIONED_KEYS = ("optimizer.lr",)
+"""Of the fixed sections, what a continued run may change, so that a rate that was wrong can be put right."""
 
 
 DATA_ENDINGS = (".tsv", ".csv", ".gz", ".zst", ".bz2", ".xz", ".parquet")
@@ -41,7 +46,8 @@ DATA_ENDINGS = (".tsv", ".csv", ".gz", ".zst", ".bz2", ".xz", ".parquet")
 class RunDirectory:
     """RUN, held by this process from construction to `close`.
 
-    `config` is resolved; if there is a checkpoint, it must compute what RUN/config.toml does. `begin` keeps it there.
+    `config` is resolved; if there is a checkpoint, it must learn from and with what RUN/config.toml does. `begin` keeps
+    it there.
     Raises: ConfigError if another process holds the run, its checkpoints come from other settings, or the path cannot
     be a run directory.
     """
@@ -69,10 +75,17 @@ class RunDirectory:
                 raise ConfigError(
                     f"{self.path}: another process is writing this run; wait for it, or give another --run"
                 ) from None
-            self._refuse_changes(config)
+            self.before = self._kept()
+            """The settings so far, of a run that has checkpoints; else None."""
+            self.changes = self._sanctioned_changes(config)
+            """Keys that are set otherwise than they were, with both values: now, and then."""
             self.records = {
-                name: stack.enter_context(closing(Records(self.path / f"{name}.jsonl"))) for name in RECORD_FILES
+                name: stack.enter_context(closing(Records(self.path / f"{name}.jsonl", one_a_step=name in ONE_A_STEP)))
+                for name in RECORD_FILES
             }
+            self._config = config
+            self._saved_at = 0
+            """Step of the latest checkpoint that was begun; it may not have its name yet."""
             self._open = stack.pop_all()
 
     def _stranger(self) -> str | None:
@@ -82,23 +95,28 @@ class RunDirectory:
         data = (file.name for file in self.path.iterdir() if file.suffix.lower() in DATA_ENDINGS and file.is_file())
         return min(data, default=None)
 
-    def _refuse_changes(self, config: Config) -> None:
+    def _kept(self) -> Config | None:
         try:
-            before = kept_settings(self.path)
+            return kept_settings(self.path)
         except ConfigError as error:
             raise ConfigError(
                 f"{error} (written by another version?); correct that file, or delete it to continue the run with "
                 "the settings given now"
             ) from None
-        if before is None:
-            return
-        config, before = (with_delay(settings, training_device()) for settings in (config, before))
-        for key, now, then in differing_keys(config, before, sections=FIXED_SECTIONS):
-            if key not in FREE_KEYS:
+
+    def _sanctioned_changes(self, config: Config) -> list[tuple[str, Any, Any]]:
+        if self.before is None:
+            return []
+        config, before = (with_delay(settings, training_device()) for settings in (config, self.before))
+        sections = tuple(section.name for section in fields(Config))
+        changes = [change for change in differing_keys(config, before, sections=sections) if change[0] not in FREE_KEYS]
+        for key, now, then in changes:
+            if key.split(".")[0] in FIXED_SECTIONS and key not in SANCTIONED_KEYS:
                 raise ConfigError(
-                    f"{self.path}: was started with {key} = {then!r}, now it is {now!r}; "
-                    "change it back to continue, or give another --run"
+                    f"{self.path}: was started with {key} = {then!r}, now it is {now!r}, which would be another "
+                    "model or other rows; change it back to continue, or give another --run"
                 )
+        return changes
 
     def event(self, event: str, **values: Any) -> None:
         """One line in events.jsonl: Unix time in seconds, what happened, and its numbers."""
@@ -110,22 +128,50 @@ class RunDirectory:
         events = read_records(self.path / "events.jsonl", damaged=lambda _: None)
         return sum(record.get("event") in ("start", "resume") for record in events)
 
-    def lengths(self) -> dict[str, int]:
-        """Bytes of each record file as it is now; a resume may rely on them once `sync` has put them on disk."""
-        return {name: records.length() for name, records in self.records.items() if name != "events"}
+    def lengths(self) -> dict[str, Any]:
+        """Bytes of each record file as it is now; a resume may rely on them once `sync` has put them on disk.
+
+        Under `extents` the last step and the number of the records in each, which find the place again in a file that
+        was rewritten or cut since.
+        """
+        files = {name: file for name, file in self.records.items() if name != "events"}
+        self._saved_at = files["steps"].extent.last_step + 1
+        lengths: dict[str, Any] = {name: file.length() for name, file in files.items()}
+        return lengths | {"extents": {name: list(file.extent) for name, file in files.items()}}
 
     def sync(self) -> None:
-        """Puts on disk what `lengths` counted; in any thread, while training goes on."""
+        """Puts on disk what `lengths` counted, as far as it can be written; in any thread, while training goes on."""
         for name, records in self.records.items():
             if name != "events":
                 records.sync()
 
-    def begin(self, config: Config, *, records: Mapping[str, int]) -> None:
-        """Keeps the settings, and cuts the records back to a checkpoint's lengths; the event log keeps everything."""
+    def begin(self, config: Config, *, records: Mapping[str, Any]) -> None:
+        """Keeps the settings, and cuts the records back to a checkpoint's `lengths`; the event log keeps everything.
+
+        What is missing of those records `notices` tell.
+        """
         write_atomically(self.path / CONFIG, config_to_toml(config).encode())
         for name, file in self.records.items():
-            if name != "events":
-                file.cut(records.get(name, 0))
+            if name == "events":
+                file.cut(file.length())
+            else:
+                extent = records.get("extents", {}).get(name)  # checkpoints of earlier versions have none
+                file.cut(records.get(name, 0), extent and Extent(*extent))
+
+    def thin(self, *, done: int) -> None:
+        """Merges old lines after `done` steps, if that is due: each time that `records.full_steps` more are.
+
+        Merged or not, every checkpoint is continued from with exactly the records before it.
+        """
+        full_steps = self._config.records.full_steps
+        if not full_steps or done % full_steps:
+            return
+        checkpoints = [self._saved_at, *checkpoint_steps(self.path)]
+        # an estimate is recorded that many steps after its own
+        delays = {"steps": 0, "alpha": self._config.stepsize.delay or 0}
+        for name in ONE_A_STEP:
+            path, kept = self.records[name].path, [step - delays[name] for step in checkpoints]
+            self.records[name].rewrite(partial(thinning, path, done=done, full_steps=full_steps, checkpoints=kept))
 
     def flush(self) -> None:
         for records in self.records.values():

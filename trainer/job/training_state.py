@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,10 +19,12 @@ from stepsize.losses import BCEWithLogits
 from stepsize.policies import Policy, make_policy
 from stepsize.worker import StepSizeWorker
 from trainer.config import Config, ConfigError, config_errors
+from trainer.divergence import DivergenceConfig, DivergenceWatch, Recovery, ValidationTrend
 from trainer.job.decided import with_delay
 from trainer.job.device import training_stream
 from trainer.job.generations import data_identity, refuse_other_rows, seen_by
 from trainer.job.learner import Learner, training_device
+from trainer.job.lineage.carried_over import carried_over, policy_settings
 from trainer.learner import ProgressiveValidation, TrainingPrecision, learning_rate, scheduled_rate
 from trainer.loop import Host, Loop, Observer, Pairs, Position, Timetable
 from trainer.records import Checkpoint, checkpoint_files, random_state, restore_random_state, write_checkpoint
@@ -47,6 +49,13 @@ class TrainingState:
     """Of the data folder; if that is followed, as it was at the start."""
     retries: ReadRetries
     """Of its readers."""
+    config: Config
+    """What all of it was built from."""
+    watch: DivergenceWatch = field(default_factory=lambda: DivergenceWatch(DivergenceConfig()))
+    trend: ValidationTrend = field(default_factory=ValidationTrend)
+    recovery: Recovery = field(default_factory=Recovery)
+    beginning: Mapping[str, Any] = field(default_factory=dict)
+    """Of a checkpoint's state, what policy, measurements and the rest were before the first step."""
     progressive: ProgressiveValidation | None = None
     """None if the batches are not scored."""
 
@@ -83,7 +92,8 @@ class TrainingState:
             host=host,
             observer=observer,
             position=Position() if position is None else position,
-            progressive=self.progressive,
+            watch=self.watch,
+            recovery=self.recovery,
         )
 
     def content(
@@ -96,13 +106,17 @@ class TrainingState:
             "total_steps": self.total_steps,
             "feed": self.feed.state_dict(),
             "optimizer": self.learner.optimizer.state_dict(),
-            "policy": self.policy.state_dict(),
-            "worker": self.worker.state_dict(),
+            "stepsize": policy_settings(self.config),
             "progressive": None if self.progressive is None else self.progressive.state_dict(),
             "random": random_state(),
             "records": records,
+            **self._small(),
         }
         return self.learner.tensors(), state
+
+    def _small(self) -> dict[str, Any]:
+        """What decides beside the weights, as JSON values."""
+        return _small(self.policy, self.worker, self.watch, self.trend, self.recovery)
 
     def save(
         self,
@@ -111,31 +125,63 @@ class TrainingState:
         records: Mapping[str, int],
         *,
         keep: int,
+        best_step: int | None = None,
         before_publishing: Callable[[], None] = lambda: None,
         not_pruned: Callable[[OSError], None] | None = None,
     ) -> Path:
         """Writes a checkpoint of the `content` now; the rest is as `write_checkpoint` has it."""
         files = checkpoint_files(*self.content(position, records))
         return write_checkpoint(
-            run, position.step, files, keep=keep, before_publishing=before_publishing, not_pruned=not_pruned
+            run,
+            position.step,
+            files,
+            keep=keep,
+            best_step=best_step,
+            before_publishing=before_publishing,
+            not_pruned=not_pruned,
         )
 
-    def load(self, checkpoint: Checkpoint, *, run: Path) -> Position:
+    def load(self, checkpoint: Checkpoint, *, run: Path, before: Config | None = None) -> Position:
         """Puts everything back to where `save` found it; `run` is named in errors.
 
+        `before` are the settings that the run had, for checkpoints of versions that do not tell whose policy's state
+        they hold. A policy of other settings takes of it what `carried_over` says.
         Raises: ConfigError if the run was trained on other rows.
         """
         state = checkpoint.state
         refuse_other_rows(state, self.manifest, run=run)
-        self.learner.load(checkpoint)
         self.feed.load_state_dict(state["feed"])
-        self.policy.load_state_dict(state["policy"])
-        self.worker.load_state_dict(state["worker"])
         open_window = state.get("progressive")  # none of earlier versions
         if self.progressive is not None and open_window is not None:
             self.progressive.load_state_dict(open_window)
+        return self.go_back(checkpoint, before=before)
+
+    def go_back(self, checkpoint: Checkpoint, *, before: Config | None = None) -> Position:
+        """As `load`, of everything but the stream, which goes on where it is."""
+        state = checkpoint.state
+        self.learner.load(checkpoint)
+        then = state.get("stepsize") or policy_settings(before or self.config)
+        policy = carried_over(state["policy"], then, policy_settings(self.config))
+        self.policy.load_state_dict(self.beginning["policy"] if policy is None else policy)
+        self._load_small(state)
         restore_random_state(state["random"])
         return Position(**state["position"])
+
+    def begin_again(self) -> Position:
+        """Puts everything but the stream to what it was before the first step, by making the weights anew."""
+        dense = replace(self.config, optimizer=replace(self.config.optimizer, table="dense"))
+        fresh = Learner.build(dense, self.manifest.format)  # seeds the generators as well
+        state = {"optimizer": fresh.optimizer.state_dict()}
+        self.learner.load(Checkpoint(path=Path(), step=0, tensors=fresh.tensors(), state=state))
+        self.policy.load_state_dict(self.beginning["policy"])
+        self._load_small(self.beginning)
+        return Position()
+
+    def _load_small(self, state: Mapping[str, Any]) -> None:
+        self.worker.load_state_dict(state["worker"])
+        self.watch.load_state_dict(state.get("watch"))
+        self.trend.load_state_dict(state.get("trend"))
+        self.recovery.load_state_dict(state.get("recovery"))
 
 
 @contextmanager
@@ -176,6 +222,7 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
                 forward_context=learner.precision.forward,
             )
         stack.callback(worker.close)
+        watch, trend, recovery = DivergenceWatch(config.divergence), ValidationTrend(), Recovery()
         yield TrainingState(
             learner=learner,
             feed=feed,
@@ -187,6 +234,11 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
             manifest=manifest,
             progressive=_progressive(config, learner),
             retries=retries,
+            config=config,
+            watch=watch,
+            trend=trend,
+            recovery=recovery,
+            beginning=_small(policy, worker, watch, trend, recovery),
         )
 
 
@@ -198,6 +250,18 @@ def _progressive(config: Config, learner: Learner) -> ProgressiveValidation | No
     return ProgressiveValidation(
         window_rows=config.eval.progressive_rows, once=config.data.follow, device=learner.device
     )
+
+
+def _small(
+    policy: Policy, worker: StepSizeWorker, watch: DivergenceWatch, trend: ValidationTrend, recovery: Recovery
+) -> dict[str, Any]:
+    return {
+        "policy": policy.state_dict(),
+        "worker": worker.state_dict(),
+        "watch": watch.state_dict(),
+        "trend": trend.state_dict(),
+        "recovery": recovery.state_dict(),
+    }
 
 
 def _evaluated_splits(config: Config, manifest: Manifest) -> tuple[str, ...]:

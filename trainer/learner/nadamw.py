@@ -53,6 +53,10 @@ class NAdamW(Optimizer):
     Both kinds round alike on CPU and CUDA, but not as one another. The gradients are not changed.
     """
 
+    found_inf: Tensor | None = None
+    """As torch's gradient scaler gives it: a scalar on the parameters' device. Where it is not 0 a step counts, in t,
+    and moves nothing. The compiled pass on CUDA reads it there; all others wait for it."""
+
     def __init__(
         self,
         params: Any,
@@ -101,7 +105,7 @@ class NAdamW(Optimizer):
         return loss
 
     def _move_group(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        move([self._piece_of(parameter, group) for parameter in parameters], group)
+        move([self._piece_of(parameter, group) for parameter in parameters], group, self.found_inf)
 
     def _piece_of(self, parameter: Tensor, group: dict[str, Any]) -> Piece:
         gradient = parameter.grad
@@ -123,17 +127,26 @@ class NAdamW(Optimizer):
         return state
 
 
-def move(pieces: list[Piece], group: dict[str, Any]) -> None:
-    """One step of whole tensors."""
+def move(pieces: list[Piece], group: dict[str, Any], found_inf: Tensor | None = None) -> None:
+    """One step of whole tensors; of none where `found_inf` is not 0."""
     if group["capturable"] or (isinstance(group["lr"], Tensor) and group["lr"].device.type != "cpu"):
-        for wave in _waves(pieces):
-            _move_on_device(wave, group)
+        if not withheld(found_inf):
+            for wave in _waves(pieces):
+                _move_on_device(wave, group)
         return
     ways: dict[Callable[[list[Piece], dict[str, Any]], None], list[Piece]] = {}
     for piece in pieces:
         ways.setdefault(_way_of(piece), []).append(piece)
     for way, alike in ways.items():
-        way(alike, group)
+        if way is _move_fused:
+            _move_fused(alike, group, found_inf)
+        elif not withheld(found_inf):
+            way(alike, group)
+
+
+def withheld(found_inf: Tensor | None) -> bool:
+    """Whether a step is not to be made, for who cannot leave that to the device; waits for it."""
+    return found_inf is not None and bool(found_inf.item())
 
 
 def _factors(step: float, group: dict[str, Any]) -> tuple[float, float]:
@@ -193,14 +206,15 @@ def _move_compiled(pieces: list[Piece], group: dict[str, Any]) -> None:
         future.result()
 
 
-def _move_fused(pieces: list[Piece], group: dict[str, Any]) -> None:
+def _move_fused(pieces: list[Piece], group: dict[str, Any], found_inf: Tensor | None = None) -> None:
     """One step by the Triton kernel: one launch for all pieces of a device at the same step."""
     alike: dict[tuple[torch.device, float], list[Piece]] = {}
     for piece in pieces:
         alike.setdefault((piece.parameter.device, piece.step.item()), []).append(piece)
     for (_, step), together in alike.items():
         scalars = [np.float32(value) for value in scalars_of(step, group)]
-        kernels.move_whole([[tensor.detach() for tensor in piece[:4]] for piece in together], scalars)
+        whole = [[tensor.detach() for tensor in piece[:4]] for piece in together]
+        kernels.move_whole(whole, scalars, found_inf)
 
 
 @lru_cache(maxsize=1)

@@ -12,13 +12,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from trainer.records.config import CheckpointConfig
+from trainer.records.config import CheckpointConfig, RecordsConfig
 
 if TYPE_CHECKING:
     from trainer.records.checkpoint import (
         Checkpoint,
         CheckpointFile,
         checkpoint_files,
+        checkpoint_steps,
         load_latest,
         make_room,
         random_state,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from trainer.records.history import EVALUATION_FIELDS, Column, RunHistory
     from trainer.records.host_memory import HostMemory, all_finite
     from trainer.records.kept import folder_bytes, held_bytes
+    from trainer.records.line_of_history import delete_set_aside, set_aside
+    from trainer.records.lines import Extent, thinning
     from trainer.records.records import Records, read_records
 
 __all__ = [
@@ -40,11 +43,15 @@ __all__ = [
     "CheckpointConfig",
     "CheckpointFile",
     "Column",
+    "Extent",
     "HostMemory",
     "Records",
+    "RecordsConfig",
     "RunHistory",
     "all_finite",
     "checkpoint_files",
+    "checkpoint_steps",
+    "delete_set_aside",
     "folder_bytes",
     "held_bytes",
     "load_latest",
@@ -54,7 +61,9 @@ __all__ = [
     "restore_random_state",
     "save_checkpoint",
     "seed_generators",
+    "set_aside",
     "stored_value",
+    "thinning",
     "verify_checkpoints",
     "write_checkpoint",
 ]
@@ -64,10 +73,14 @@ _FILES = {
     "Checkpoint": "checkpoint",
     "CheckpointFile": "checkpoint",
     "Column": "history",
+    "Extent": "lines",
+    "thinning": "lines",
     "HostMemory": "host_memory",
     "Records": "records",
     "RunHistory": "history",
     "checkpoint_files": "checkpoint",
+    "checkpoint_steps": "checkpoint",
+    "delete_set_aside": "line_of_history",
     "all_finite": "host_memory",
     "folder_bytes": "kept",
     "held_bytes": "kept",
@@ -78,6 +91,7 @@ _FILES = {
     "restore_random_state": "checkpoint",
     "save_checkpoint": "checkpoint",
     "seed_generators": "checkpoint",
+    "set_aside": "line_of_history",
     "stored_value": "checkpoint",
     "verify_checkpoints": "checkpoint",
     "write_checkpoint": "checkpoint",

@@ -99,10 +99,13 @@ def write_checkpoint(
     files: Iterable[CheckpointFile],
     *,
     keep: int,
+    best_step: int | None = None,
     before_publishing: Callable[[], None] = lambda: None,
     not_pruned: Callable[[OSError], None] | None = None,
 ) -> Path:
     """`save_checkpoint` of what `checkpoint_files` gave; takes no file before the one before it is written.
+
+    Beside the `keep` newest it keeps the newest one that is no later than `best_step`.
 
     `before_publishing` is called when all is on disk under a name that nobody looks for. What it raises, or the
     iteration over `files`, is an error like any other: the checkpoint does not appear, and what was written goes.
@@ -122,7 +125,7 @@ def write_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     try:
-        prune(folder, step, keep=keep)
+        prune(folder, step, keep=keep, best_step=best_step)
     except OSError as error:
         if not_pruned is None:
             raise
@@ -156,14 +159,16 @@ def make_room(run: str | Path, needed_bytes: int) -> list[str]:
     return deleted
 
 
-def load_latest(run: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint | None:
-    """The newest whole checkpoint of the run, its `tensors` on `device`; None if none was ever saved.
+def load_latest(
+    run: str | Path, *, device: torch.device | str = "cpu", wanted: Callable[[int], bool] = lambda step: True
+) -> Checkpoint | None:
+    """The newest whole checkpoint of the run at a step that is `wanted`, its `tensors` on `device`; None without one.
 
-    Raises: StorageError if there are checkpoints and every one is damaged; InputError for one that a
+    Raises: StorageError if there are such checkpoints and every one is damaged; InputError for one that a
     newer version of this program wrote.
     """
     damaged: list[str] = []
-    candidates = listed(Path(run) / "checkpoints")
+    candidates = [(step, path) for step, path in listed(Path(run) / "checkpoints") if wanted(step)]
     for step, path in candidates:
         problem = find_damage(path)
         if problem is None:
@@ -175,8 +180,8 @@ def load_latest(run: str | Path, *, device: torch.device | str = "cpu") -> Check
                 return Checkpoint(path=path, step=step, tensors=tensors, state=state, damaged=tuple(damaged))
         if path.exists():
             damaged.append(f"{path.name} is damaged: {problem}")
-    if candidates and not damaged:
-        return load_latest(run, device=device)  # while they were looked at, newer ones have replaced them all
+    if candidates and not damaged:  # while they were looked at, newer ones have replaced them all
+        return load_latest(run, device=device, wanted=wanted)
     if damaged:
         raise StorageError(
             f"{run}: no checkpoint is whole ({'; '.join(damaged)}); restore one from a backup, or start a new run"
@@ -206,6 +211,11 @@ def verify_checkpoints(run: str | Path) -> Iterator[CheckpointHealth]:
         damage = find_damage(path)
         if damage is None or path.exists():
             yield CheckpointHealth(path=path, step=step, damage=damage)
+
+
+def checkpoint_steps(run: str | Path) -> list[int]:
+    """The steps of the run's checkpoints by their names, whole or damaged, newest first."""
+    return [step for step, _ in listed(Path(run) / "checkpoints")]
 
 
 def find_damage(path: Path) -> str | None:

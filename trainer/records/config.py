@@ -1,4 +1,4 @@
-"""The [checkpoint] section of a configuration; importing it costs nothing."""
+"""The sections of a configuration on what a run leaves on disk; importing them costs nothing."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ class CheckpointConfig:
     """Save after every so many seconds of training."""
     keep: int = 3
     """Newest checkpoints to keep."""
+    keep_best: bool = True
+    """Keep, beside these, the last checkpoint up to the best validation loss."""
     final_retry_seconds: float = 300.0
     """How long the last checkpoint of a run is tried again while it cannot be written; a second signal ends that."""
 
@@ -36,4 +38,19 @@ class CheckpointConfig:
         if not 0 <= self.final_retry_seconds < math.inf:
             raise ValueError(
                 f"checkpoint.final_retry_seconds is {self.final_retry_seconds}; give seconds, or 0 to try once"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordsConfig:
+    """The `[records]` section: how long a run's records stay as they were written."""
+
+    full_steps: int = 65_536
+    """So many of the newest steps have a line each in steps.jsonl and alpha.jsonl. Older lines are merged into blocks
+    of 2, 4, 8 ... steps, the longer the older, with exact sums: a week fits a few hundred megabytes. 0 merges none."""
+
+    def __post_init__(self) -> None:
+        if self.full_steps < 0:
+            raise ValueError(
+                f"records.full_steps is {self.full_steps}; give a number of steps, or 0 to keep every line"
             )

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import math
-import operator
-from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.records.columns import Column, read_estimates, read_steps
 from trainer.records.records import read_records
 
-Column = NDArray[np.float64]
-
-STEP_FIELDS = ("step", "epoch", "rows", "loss", "learning_rate", "scheduled_rate", "seconds")
-ALPHA_FIELDS = ("step", "age", "slope", "curvature", "relative", "absolute", "standard_error", "learning_rate")
 EVALUATION_FIELDS = ("step", "loss", "auc", "normalized_entropy", "calibration", "rows", "seconds", "training_seconds")
-VARIANTS = ("biased", "hybrid")
 ENDS = {
     "budget": "the budget is reached",
     "target": "the target is reached",
@@ -39,13 +32,19 @@ class RunHistory:
 
     path: Path
     steps: Mapping[str, Column]
-    """`STEP_FIELDS`, ascending in `step`, one row a step."""
+    """`STEP_FIELDS`, ascending in `step`, one row a step; or one for several, of a run so long that older ones are
+    merged (`trainer.records.lines`): `rows` and `seconds` are their sums, losses and rates their means."""
     phases: Mapping[str, Column]
     """Seconds of each phase of those steps; a phase that never ran is left out."""
+    spread: Mapping[str, tuple[Column, Column]]
+    """What merged rows keep of the single steps' `seconds` and `learning_rate`: values to 1 %, and how many steps had
+    each; with the rows of single steps they are `values`."""
     alpha: Mapping[str, Column]
-    """`ALPHA_FIELDS`, ascending in `step`, with `biased` and `hybrid` as the `relative` of those estimators."""
-    outcomes: tuple[str, ...]
-    """The outcome of each estimate."""
+    """`ALPHA_FIELDS`, ascending in `step`, with `biased` and `hybrid` as the `relative` of those estimators. A row may
+    stand for several estimates (`estimates`), of which it is the first; `measured`, `negative`, and the sums `pairs`
+    and `per_rate`, one row each, as `merge_estimates` has them, are of all."""
+    outcomes: Mapping[str, int]
+    """What came of the estimates, and of how many."""
     pauses: Mapping[str, float]
     """Seconds by phase between the steps, in evaluations and checkpoints; of versions that recorded no pauses, what
     the evaluations took."""
@@ -62,19 +61,20 @@ class RunHistory:
     def load(cls, run: Path) -> RunHistory:
         """Reads the files that are there; a run in progress gives what is written so far."""
         damaged: list[int] = []
-        steps, phases = _read_steps(read_records(run / "steps.jsonl", _StepLine, damaged=damaged.append))
-        alpha, outcomes = _read_alpha(read_records(run / "alpha.jsonl", damaged=damaged.append))
+        steps = read_steps(run / "steps.jsonl", damaged=damaged.append)
+        alpha = read_estimates(run / "alpha.jsonl", damaged=damaged.append)
         evaluations = _read_evaluations(read_records(run / "evals.jsonl", damaged=damaged.append))
         return cls(
             path=run,
-            steps=steps,
-            phases=phases,
-            alpha=alpha,
-            outcomes=outcomes,
+            steps=steps.columns,
+            phases=steps.phases,
+            spread=steps.spread,
+            alpha=alpha.columns,
+            outcomes=alpha.outcomes,
             pauses=_read_pauses(_events(run), evaluations),
             evaluations=evaluations,
             messages=tuple(_messages(read_records(run / "events.jsonl", damaged=damaged.append))),
-            diverged=_diverged(_events(run), steps["loss"]),
+            diverged=_diverged(_events(run), steps.columns["loss"]),
             damaged_lines=len(damaged),
         )
 
@@ -87,73 +87,34 @@ class RunHistory:
         return {name: seconds for name, seconds in sorted(totals.items(), key=lambda item: -item[1]) if seconds > 0}
 
     @property
+    def step_count(self) -> int:
+        """How many steps are recorded."""
+        return int(self.steps["steps"].sum())
+
+    @property
+    def thinned(self) -> bool:
+        """Whether rows stand for several steps or estimates."""
+        return self.step_count > len(self.steps["step"]) or bool((self.alpha["estimates"] > 1).any())
+
+    @property
+    def middle(self) -> Column:
+        """The middle step of each row of `steps`."""
+        return (self.steps["step"] + self.steps["last_step"]) / 2
+
+    def values(self, name: str) -> tuple[Column, Column]:
+        """`seconds` or `learning_rate` of single steps, finite, and how many steps had each value."""
+        alone = (self.steps["steps"] == 1) & np.isfinite(self.steps[name])
+        values, counts = self.spread[name]
+        return np.concatenate([self.steps[name][alone], values]), np.concatenate([np.ones(int(alone.sum())), counts])
+
+    @property
     def measured(self) -> NDArray[np.bool_]:
-        """Which estimates carry a finite α*."""
+        """Which rows of `alpha` carry a finite α*."""
         return np.isfinite(self.alpha["relative"])
-
-
-class _StepLine(msgspec.Struct):
-    """One line of steps.jsonl; a record that states its fields is read several times faster than a free one."""
-
-    step: float
-    epoch: float | None = math.nan
-    rows: float | None = math.nan
-    loss: float | None = math.nan
-    learning_rate: float | None = math.nan
-    scheduled_rate: float | None = math.nan
-    seconds: float | None = math.nan
-    phases: dict[str, float | None] = {}
 
 
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
-
-
-def _read_steps(records: Iterator[_StepLine]) -> tuple[dict[str, Column], dict[str, Column]]:
-    columns = {name: array("d") for name in STEP_FIELDS}
-    phases: dict[str, array[float]] = {}
-    fields = operator.attrgetter(*STEP_FIELDS)
-    for count, record in enumerate(records):
-        for column, value in zip(columns.values(), fields(record), strict=True):
-            column.append(math.nan if value is None else value)
-        for name, seconds in record.phases.items():
-            column = phases.get(name)
-            if column is None:
-                column = phases[name] = array("d")
-            if len(column) < count:
-                column.extend([0.0] * (count - len(column)))
-            column.append(math.nan if seconds is None else seconds)
-    count = len(columns["step"])
-    for column in phases.values():
-        column.extend([0.0] * (count - len(column)))
-    steps = {name: np.asarray(column) for name, column in columns.items()}
-    # A run that was killed and continued may have written a step twice; the later line is the one that counts.
-    keep = _final(steps["step"])
-    return (
-        {name: column[keep] for name, column in steps.items()},
-        {name: column[keep] for name, seconds in phases.items() if np.any(column := np.asarray(seconds))},
-    )
-
-
-def _final(step: Column) -> NDArray[np.bool_]:
-    """Which lines no later line takes back: a later line with the same or an earlier step does."""
-    if len(step) == 0:
-        return np.zeros(0, dtype=bool)
-    from_here = np.minimum.accumulate(np.where(np.isnan(step), np.inf, step)[::-1])[::-1]
-    return step < np.append(from_here[1:], np.inf)
-
-
-def _read_alpha(records: Iterator[dict[str, Any]]) -> tuple[dict[str, Column], tuple[str, ...]]:
-    latest: dict[float, dict[str, Any]] = {}
-    for record in records:
-        latest[_number(record.get("step"))] = record
-    estimates = [latest[step] for step in sorted(step for step in latest if not math.isnan(step))]
-    columns = {name: _column(estimates, name) for name in ALPHA_FIELDS}
-    for variant in VARIANTS:
-        numbers = [estimate.get(variant) or {} for estimate in estimates]
-        if any(numbers):
-            columns[variant] = _column(numbers, "relative")
-    return columns, tuple(str(estimate.get("outcome", "unknown")) for estimate in estimates)
 
 
 def _read_evaluations(records: Iterator[dict[str, Any]]) -> dict[str, dict[str, Column]]:

@@ -44,14 +44,14 @@ def remove(checkpoint: Path) -> None:
     shutil.rmtree(nameless)
 
 
-def prune(folder: Path, step: int, *, keep: int) -> None:
+def prune(folder: Path, step: int, *, keep: int, best_step: int | None = None) -> None:
     """Deletes what the checkpoint of `step` makes superfluous: the one that it replaced, those older than the `keep`
-    newest, and leftovers. Those of later steps stay.
+    newest, and leftovers. Those of later steps stay, and of all the newest that is no later than `best_step`.
 
     Raises: OSError for the first that cannot be deleted, once all others are gone.
     """
     errors: list[OSError] = []
-    for path in _superfluous(folder, step, keep):
+    for path in _superfluous(folder, step, keep, best_step):
         try:
             remove(path)
         except OSError as error:
@@ -61,9 +61,10 @@ def prune(folder: Path, step: int, *, keep: int) -> None:
         raise errors[0]
 
 
-def _superfluous(folder: Path, step: int, keep: int) -> Iterator[Path]:
+def _superfluous(folder: Path, step: int, keep: int, best_step: int | None) -> Iterator[Path]:
     yield from (path for found, path in listed(folder) if found == step and path.suffix)
-    yield from [path for found, path in listed(folder) if found < step][keep - 1 :]
+    best = next((path for found, path in listed(folder) if best_step is not None and found <= best_step), None)
+    yield from (path for path in [path for found, path in listed(folder) if found < step][keep - 1 :] if path != best)
 
 
 def held_bytes(run: Path) -> int:

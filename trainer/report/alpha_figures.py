@@ -29,7 +29,7 @@ from trainer.report.plotting import (
     signed_log,
     style,
 )
-from trainer.report.summary import rate_summary
+from trainer.report.summary import quantiles, rate_summary
 
 
 def alpha_figure(log: RunHistory) -> Figure:
@@ -38,7 +38,7 @@ def alpha_figure(log: RunHistory) -> Figure:
     counts_axes, spread = figure.subplots(1, 2, width_ratios=(2, 3))
     counts = Counter(log.outcomes)
     names = [name for name, _ in reversed(counts.most_common())]
-    total = len(log.outcomes)
+    total = counts.total()
     style(counts_axes, f"Outcomes of {total:,} estimate{'' if total == 1 else 's'}", "")
     colors = {"ok": GREEN, "ascent": AMBER}
     counts_axes.barh(names, [counts[name] for name in names], color=[colors.get(name, GREY) for name in names])
@@ -67,7 +67,7 @@ def bias_figure(log: RunHistory) -> Figure:
         step, value = log.alpha["step"][chosen], log.alpha[column][chosen]
         axes.plot(step, value, ".", color=color, alpha=0.15, markersize=4, markeredgewidth=0)
         smooth = _running_median(value, max(3, len(value) // 20))
-        gaps = measuring_gaps(step.tolist())
+        gaps = measuring_gaps(step.tolist(), log.alpha["last_step"][chosen].tolist())
         line = np.insert(step, gaps, np.nan), np.insert(smooth, gaps, np.nan)
         axes.plot(*line, color=color, linewidth=2, label=names.get(column, "biased (both from B2)"))
         values.append(value)
@@ -80,16 +80,18 @@ def bias_figure(log: RunHistory) -> Figure:
 def _spread(axes: Axes, log: RunHistory) -> None:
     relative = log.alpha["relative"][log.measured]
     style(axes, "Spread of single estimates of α*", "estimates")
-    if len(relative) < LEAST_ESTIMATES:
-        text = f"{len(relative)} estimates carried a number;\na spread takes {LEAST_ESTIMATES}"
+    weights = log.alpha["measured"][log.measured]
+    measured = int(log.alpha["measured"].sum())
+    if measured < LEAST_ESTIMATES:
+        text = f"{measured} estimates carried a number;\na spread takes {LEAST_ESTIMATES}"
         axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center")
         return
     # A step at a rate near zero can have an α* of 10¹³; the outermost bars hold everything beyond the axis.
-    reach = math.ceil(math.log10(min(max(float(np.quantile(np.abs(relative), 0.98)), 10.0), MOST_RELATIVE)))
+    reach = math.ceil(math.log10(min(max(float(quantiles(np.abs(relative), [0.98], weights)[0]), 10.0), MOST_RELATIVE)))
     positive = 10 ** np.linspace(-1, reach, (20 if reach == 1 else 10) * (reach + 1) // 2 + 1)
     inner = np.linspace(-0.1, 0.1, 5)[1:-1]
     edges = np.concatenate([-positive[::-1], inner, positive])
-    counts, _ = np.histogram(np.clip(relative, edges[0], edges[-1]), edges)
+    counts, _ = np.histogram(np.clip(relative, edges[0], edges[-1]), edges, weights=weights)
     # Bars stand on the index of their bin, which is what a signed logarithmic axis would show.
     place = np.arange(len(counts))
     colors = [GREEN if right > 0 else AMBER for right in edges[1:]]
@@ -104,13 +106,13 @@ def _spread(axes: Axes, log: RunHistory) -> None:
     if pooled is not None:
         axes.axvline(at(pooled), color=BLUE, linewidth=2)
     axes.set_xlabel("α* (1: the step was just right)")
-    negative = int((relative < 0).sum())
+    negative = int(log.alpha["negative"].sum())
     axes.figure.legend(
         handles=[
             *([] if pooled is None else [Line2D([], [], color=BLUE, linewidth=2, label=f"pooled {pooled:.3g}")]),
             Line2D([], [], color=INK, linewidth=1.2, linestyle=":", label="1"),
             Patch(color=GREEN, label="positive"),
-            Patch(color=AMBER, label=f"negative ({100 * negative / len(relative):.0f} %)"),
+            Patch(color=AMBER, label=f"negative ({100 * negative / measured:.0f} %)"),
         ],
         loc="outside lower right",
         ncols=4,

@@ -70,11 +70,12 @@ def figures(log: RunHistory) -> dict[str, Figure]:
 def loss_figure(log: RunHistory) -> Figure:
     """Training loss, raw and smoothed, with the evaluations of every split."""
     figure, axes = new_figure("Loss", "mean binary cross-entropy (nats)")
-    step, loss = log.steps["step"], log.steps["loss"]
-    half = max(1, len(step) // 80)
-    smooth = centered_mean(loss, half)
-    axes.plot(_thin(step), _thin(loss), color=GREY, linewidth=0.8, alpha=0.6, label="training, each step")
-    axes.plot(_thin(step), _thin(smooth), color=BLUE, linewidth=2, label=f"training, mean of {2 * half + 1} steps")
+    steps, finite, loss = log.steps["steps"], log.steps["finite_losses"], log.steps["loss"]
+    half = max(1, log.step_count // 80)
+    smooth = centered_mean(loss, half, steps=steps, counts=finite)
+    step, raw = _along(log, log.middle), bin_means(loss, POINTS, steps=steps, counts=finite)
+    axes.plot(step, raw, color=GREY, linewidth=0.8, alpha=0.6, label="training, each step")
+    axes.plot(step, _along(log, smooth), color=BLUE, linewidth=2, label=f"training, mean of {2 * half + 1} steps")
     for split, table in log.evaluations.items():
         color = SPLIT_COLORS.get(split, INK)
         axes.plot(table["step"], table["loss"], color=color, marker="o", markersize=4, linewidth=1.4, label=split)
@@ -131,7 +132,7 @@ def rate_figure(log: RunHistory) -> Figure:
     below.yaxis.set_major_formatter(PercentFormatter(1.0))
     below.yaxis.set_major_locator(MaxNLocator(2))
     step_axis(below)
-    first, last = log.steps["step"][[0, -1]]
+    first, last = log.steps["step"][0], log.steps["last_step"][-1]
     room = 0.015 * max(last - first, 1)
     axes.set_xlim(first - room, last + room)
     return figure
@@ -146,10 +147,11 @@ def time_figure(log: RunHistory) -> Figure:
     figure.suptitle(str(verdict)[:1].upper() + str(verdict)[1:], fontsize=13, fontweight="bold", color=INK)
     names = [name for name in PHASE_COLORS if name in log.phases]
     apart = 1 if len(log.steps["step"]) > 1 else 0
+    steps = log.steps["steps"][apart:]
     if apart:
         _first_step(figure.add_subplot(grid[1, :]), {name: float(log.phases[name][0]) for name in names})
-    sums = np.array([bin_sums(log.phases[name][apart:], STRETCHES) for name in names])
-    middle = bin_means(log.steps["step"][apart:], STRETCHES)
+    sums = np.array([bin_sums(log.phases[name][apart:], STRETCHES, steps=steps) for name in names])
+    middle = bin_means(log.middle[apart:], STRETCHES, steps=steps)
     style(along, "Time of a step by phase, along the run", "share of wall time")
     if names:
         shares = sums / np.maximum(sums.sum(axis=0), 1e-300)
@@ -190,13 +192,16 @@ def _first_step(axes: Axes, phases: dict[str, float]) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def _thin(values: np.ndarray) -> np.ndarray:
-    return bin_means(values, POINTS)
+def _along(log: RunHistory, values: np.ndarray) -> np.ndarray:
+    """A curve over the steps, of no more points than can be shown."""
+    return bin_means(values, POINTS, steps=log.steps["steps"])
 
 
 def _loss_limits(axes: Axes, log: RunHistory, smooth: np.ndarray) -> None:
     """Frame the curve, not its first steps: those may start far above."""
-    losses = [smooth[len(smooth) // 50 :], *(table["loss"] for table in log.evaluations.values())]
+    steps = log.steps["steps"]
+    settled = np.searchsorted(np.cumsum(steps) - steps, log.step_count // 50)
+    losses = [smooth[settled:], *(table["loss"] for table in log.evaluations.values())]
     shown = np.concatenate(losses)
     shown = shown[np.isfinite(shown)]
     if len(shown) == 0:
@@ -222,8 +227,9 @@ def _epochs(axes: Axes, log: RunHistory) -> None:
 
 
 def _applied(axes: Axes, log: RunHistory) -> None:
-    step, rate = log.steps["step"], log.steps["learning_rate"]
-    axes.plot(_thin(step), _thin(rate), color=ORANGE, linewidth=2, label="applied")
+    axes.plot(
+        _along(log, log.middle), _along(log, log.steps["learning_rate"]), color=ORANGE, linewidth=2, label="applied"
+    )
 
 
 def _rate_scale(axes: Axes, log: RunHistory, alphas: list[float]) -> None:

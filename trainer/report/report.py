@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ops.live import LEAST_ESTIMATES
 from pipeline.errors import InputError
 from trainer.records import EVALUATION_FIELDS, Column, RunHistory
 from trainer.report.figures import figures
-from trainer.report.summary import alpha_bins, best_evaluation, bound, evaluation_at, rate_summary
+from trainer.report.summary import alpha_bins, best_evaluation, bound, evaluation_at, quantiles, rate_summary
 
 CAPTIONS = {
     "loss": "Training loss (each point a mean of steps if there are many) and the evaluations of every split.",
@@ -89,8 +89,8 @@ def sentences(log: RunHistory) -> list[str]:
     seconds, rows = float(np.nansum(steps["seconds"])), float(np.nansum(steps["rows"]))
     speed = f", {rows / seconds:,.0f} rows/s" if seconds else ""
     said = [_divergence(log)] if log.diverged else []
-    said += [f"{_steps(len(steps['step']))} over {rows:,.0f} rows in {duration(seconds)} of training{speed}."]
-    if len(steps["step"]) > 1:  # the first one waits for the pipeline to fill, which says nothing of the bound
+    said += [f"{_steps(log.step_count)} over {rows:,.0f} rows in {duration(seconds)} of training{speed}."]
+    if log.step_count > 1:  # the first one waits for the pipeline to fill, which says nothing of the bound
         verdict = str(bound(log))
         said.append(f"{verdict[0].upper()}{verdict[1:]}.")
     best = best_evaluation(log)
@@ -99,6 +99,11 @@ def sentences(log: RunHistory) -> list[str]:
         test = evaluation_at(log, "test", best["step"])
         said.append(text + (f" (test loss there: {number(test['loss'])})." if test else "."))
     said += _alpha_sentences(log)
+    if log.thinned:
+        said.append(
+            "Lines of older steps are merged: sums, means and extremes are those of all steps, medians and percentiles "
+            "of seconds and rates within 1 %, and single estimates of α* a sample."
+        )
     if log.damaged_lines:
         said.append(f"{log.damaged_lines} lines of the records were not whole and were left out.")
     return said
@@ -130,7 +135,7 @@ def _divergence(log: RunHistory) -> str:
 
 def _alpha_sentences(log: RunHistory) -> list[str]:
     """α* as one pooled factor with its interval, then how single estimates spread; or why there is none."""
-    rates, measured = rate_summary(log), int(log.measured.sum())
+    rates, measured = rate_summary(log), int(log.alpha["measured"].sum())
     if rates is None:
         return [f"α* is not shown: it takes {LEAST_ESTIMATES} estimates, and {measured} carried a number."] * bool(
             log.outcomes
@@ -167,22 +172,23 @@ def duration(seconds: float) -> str:
 
 def _summary_table(log: RunHistory) -> Table:
     steps, verdict, best, rates = log.steps, bound(log), best_evaluation(log), rate_summary(log)
-    applied, step_seconds = _finite(steps["learning_rate"]), _finite(steps["seconds"])
+    applied, step_seconds = log.values("learning_rate"), log.values("seconds")
+    mean, deviation = _mean_and_deviation(log)
     seconds, rows = float(np.nansum(steps["seconds"])), float(np.nansum(steps["rows"]))
     entries: list[tuple[str, Any, str]] = [
-        ("steps", len(steps["step"]), ""),
+        ("steps", log.step_count, ""),
         ("rows", rows, ""),
         ("training time", seconds, "s"),
         ("speed", rows / seconds if seconds else math.nan, "rows/s"),
-        ("step time, median", float(np.median(step_seconds)), "s"),
-        ("step time, 99th percentile", float(np.quantile(step_seconds, 0.99)), "s"),
+        ("step time, median", _quantile(step_seconds, 0.5), "s"),
+        ("step time, 99th percentile", _quantile(step_seconds, 0.99), "s"),
         ("share of time waiting for data", verdict.data_share, ""),
         ("share of time evaluating and saving", verdict.pause_share, ""),
-        ("learning rate applied, mean", float(np.mean(applied)), ""),
-        ("learning rate applied, median", float(np.median(applied)), ""),
-        ("learning rate applied, standard deviation", float(np.std(applied)), ""),
-        ("learning rate applied, lowest", float(np.min(applied)), ""),
-        ("learning rate applied, highest", float(np.max(applied)), ""),
+        ("learning rate applied, mean", mean, ""),
+        ("learning rate applied, median", _quantile(applied, 0.5), ""),
+        ("learning rate applied, standard deviation", deviation, ""),
+        ("learning rate applied, lowest", _extreme(np.min, steps["least_rate"]), ""),
+        ("learning rate applied, highest", _extreme(np.max, steps["most_rate"]), ""),
     ]
     if best is not None:
         entries += [("best validation loss", best["loss"], ""), ("best validation loss at step", best["step"], "")]
@@ -199,10 +205,24 @@ def _summary_table(log: RunHistory) -> Table:
     return Table(stem="summary", title="The run in figures", columns=("figure", "value", "unit"), rows=entries)
 
 
-def _finite(values: Column) -> Column:
-    """The finite ones; a single NaN if there is none, which a table then leaves empty."""
+def _quantile(values: tuple[Column, Column], share: float) -> float:
+    """Of values that each occur so often; NaN if there is none, which a table then leaves empty."""
+    return float(quantiles(values[0], [share], values[1])[0]) if len(values[0]) else math.nan
+
+
+def _extreme(of: Callable[[Column], np.float64], values: Column) -> float:
     finite = values[np.isfinite(values)]
-    return finite if len(finite) else np.array([math.nan])
+    return float(of(finite)) if len(finite) else math.nan
+
+
+def _mean_and_deviation(log: RunHistory) -> tuple[float, float]:
+    """Of the rates of all steps, exactly, from means and squared deviations of the rows."""
+    finite = np.isfinite(log.steps["learning_rate"])
+    if not finite.any():
+        return math.nan, math.nan
+    rate, steps, squares = (log.steps[name][finite] for name in ("learning_rate", "steps", "rate_squares"))
+    mean = float(np.average(rate, weights=steps))
+    return mean, math.sqrt(float((squares + steps * (rate - mean) ** 2).sum() / steps.sum()))
 
 
 def _evaluation_table(log: RunHistory) -> Table:
@@ -237,8 +257,8 @@ def _phase_table(log: RunHistory) -> Table:
 
 
 def _outcome_table(log: RunHistory) -> Table:
-    total = len(log.outcomes)
-    rows = [(name, count, count / total) for name, count in Counter(log.outcomes).most_common()]
+    counts = Counter(log.outcomes)
+    rows = [(name, count, count / counts.total()) for name, count in counts.most_common()]
     return Table(stem="outcomes", title="α* outcomes", columns=("outcome", "estimates", "share"), rows=rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from ops.live import LEAST_ESTIMATES, measuring_gaps
 from ops.step_clock import Bound, bound_of
-from stepsize.pooling import pool
+from stepsize.pooling import RatioSums
 from trainer.records import Column, RunHistory
 
 BINS = 40
@@ -66,8 +67,7 @@ def bound(log: RunHistory) -> Bound:
 
     The first step, which waits for the pipeline to fill, is left out if there are others.
     """
-    steps = len(log.steps["step"])
-    return bound_of(time_by_phase(log), steps=steps - 1 if steps > 1 else steps)
+    return bound_of(time_by_phase(log), steps=log.step_count - 1 if log.step_count > 1 else log.step_count)
 
 
 def time_by_phase(log: RunHistory) -> dict[str, float]:
@@ -91,33 +91,33 @@ def alpha_bins(log: RunHistory) -> list[AlphaBin]:
 
     Estimates taken in bursts are kept together by burst, others are cut into stretches of equally many steps.
     """
-    chosen = log.measured & np.isfinite(log.alpha["absolute"])
+    chosen = (log.alpha["measured"] > 0) & (np.isfinite(log.alpha["absolute"]) | (log.alpha["estimates"] > 1))
     table = {name: column[chosen] for name, column in log.alpha.items()}
     count = int(chosen.sum())
-    if count < LEAST_ESTIMATES:
+    if table["measured"].sum() < LEAST_ESTIMATES:
         return []
-    gaps = measuring_gaps(table["step"].tolist())
-    cuts = _burst_cuts(table["step"])
+    gaps = measuring_gaps(table["step"].tolist(), table["last_step"].tolist())
+    cuts = _burst_cuts(table["step"], table["last_step"])
     if cuts is None:
         step = table["step"]
-        edges = np.linspace(step[0], step[-1] + 1, max(1, min(BINS, count // BIN_ESTIMATES)) + 1)
+        edges = np.linspace(step[0], table["last_step"][-1] + 1, max(1, min(BINS, count // BIN_ESTIMATES)) + 1)
         cuts = np.searchsorted(step, edges)
     cuts = np.union1d(cuts, np.array(gaps, dtype=np.int64))
     bins, stops = [], [0]
     for start, stop in itertools.pairwise(cuts.tolist()):
-        if stop - start >= 3:
+        if np.isfinite(table["absolute"][start:stop]).any() and table["measured"][start:stop].sum() >= 3:
             paused = len(bins) > 0 and any(stops[-1] <= gap <= start for gap in gaps)
             bins.append(_bin({name: column[start:stop] for name, column in table.items()}, after_gap=paused))
             stops.append(stop)
     return bins
 
 
-def _burst_cuts(step: Column) -> NDArray[np.int64] | None:
+def _burst_cuts(step: Column, last: Column) -> NDArray[np.int64] | None:
     """Where each burst of estimates begins, and the end of the last; None if they do not come in bursts.
 
     A long burst is cut into pieces, and neighbors are joined until there are at most `BINS`.
     """
-    gaps = np.diff(step)
+    gaps = step[1:] - last[:-1]
     if len(gaps) == 0:
         return None
     bursts = np.split(np.arange(len(step)), np.flatnonzero(gaps > 4 * np.median(gaps)) + 1)
@@ -129,49 +129,43 @@ def _burst_cuts(step: Column) -> NDArray[np.int64] | None:
 
 
 def _bin(table: dict[str, Column], *, after_gap: bool) -> AlphaBin:
-    lower, median, upper = np.quantile(table["absolute"], [0.25, 0.5, 0.75])
-    pooled = pool(_per_rate(table))
+    weights = table["measured"]
+    lower, median, upper = quantiles(table["absolute"], [0.25, 0.5, 0.75], weights)
+    alone = table["estimates"] == 1
+    slope, curvature = table["per_rate"].sum(axis=0)
     return AlphaBin(
         first_step=int(table["step"][0]),
-        last_step=int(table["step"][-1]),
-        estimates=len(table["step"]),
-        negative=int((table["absolute"] < 0).sum()),
+        last_step=int(table["last_step"][-1]),
+        estimates=int(weights.sum()),
+        negative=int(np.where(alone, table["absolute"] < 0, table["negative"]).sum()),
         lower=float(lower),
         median=float(median),
         upper=float(upper),
-        pooled=None if pooled is None else pooled.rate,
-        learning_rate=float(np.median(table["learning_rate"])),
+        pooled=float(-slope / curvature) if curvature > 0 else None,
+        learning_rate=float(quantiles(table["learning_rate"], [0.5], weights)[0]),
         after_gap=after_gap,
     )
 
 
 def rate_summary(log: RunHistory) -> RateSummary | None:
     """What α* says of the applied rate over the whole run; None from fewer than `LEAST_ESTIMATES` finite estimates."""
-    chosen = log.measured
-    if int(chosen.sum()) < LEAST_ESTIMATES:
+    measured = log.alpha["measured"]
+    if measured.sum() < LEAST_ESTIMATES or not log.measured.any():
         return None
-    relative, slope, curvature = (log.alpha[name][chosen] for name in ("relative", "slope", "curvature"))
-    lower, median, upper = np.quantile(relative, [0.25, 0.5, 0.75])
-    both = np.isfinite(slope) & np.isfinite(curvature)
-    pooled = pool(list(zip(slope[both].tolist(), curvature[both].tolist(), strict=True)))
+    lower, median, upper = quantiles(log.alpha["relative"], [0.25, 0.5, 0.75], measured)
+    count, slope, curvature, *squares = log.alpha["pairs"].sum(axis=0).tolist()
+    sums = RatioSums(decay=1.0)
+    sums.load_state_dict({"decay": 1.0, "sums": [count, slope, curvature, count, *squares]})
+    pooled = sums.pooled()
     return RateSummary(
-        estimates=len(relative),
-        negative=int((relative < 0).sum()),
+        estimates=int(measured.sum()),
+        negative=int(log.alpha["negative"].sum()),
         lower=float(lower),
         median=float(median),
         upper=float(upper),
         pooled=None if pooled is None else pooled.rate,
         pooled_error=None if pooled is None else pooled.standard_error,
     )
-
-
-def _per_rate(table: dict[str, Column]) -> list[tuple[float, float]]:
-    """(slope/η, curvature/η²) of every estimate that has both."""
-    rate = table["learning_rate"]
-    usable = np.isfinite(table["slope"]) & np.isfinite(table["curvature"]) & (rate > 0)
-    slope = table["slope"][usable] / rate[usable]
-    curvature = table["curvature"][usable] / rate[usable] ** 2
-    return list(zip(slope.tolist(), curvature.tolist(), strict=True))
 
 
 def best_evaluation(log: RunHistory, split: str = "validation") -> dict[str, float] | None:
@@ -192,31 +186,60 @@ def evaluation_at(log: RunHistory, split: str, step: float) -> dict[str, float] 
     return {name: float(column[index]) for name, column in table.items()}
 
 
-def bin_means(values: Column, bins: int) -> Column:
-    """The mean of `values` over at most `bins` stretches of equal length, NaN ignored."""
-    cuts = _cuts(len(values), bins)
+def quantiles(values: Column, shares: Sequence[float], counts: Column) -> Column:
+    """Quantiles of a sample that has each of `values` as often as `counts` says; NaN ignored.
+
+    Between two neighbors of the sample they are interpolated linearly, as numpy's are.
+    """
     finite = np.isfinite(values)
-    sums = np.add.reduceat(np.where(finite, values, 0.0), cuts)
-    counts = np.add.reduceat(finite.astype(np.float64), cuts)
-    return np.divide(sums, counts, out=np.full(len(cuts), np.nan), where=counts > 0)
+    values, counts = values[finite], counts[finite]
+    if (counts == 1).all():
+        return np.quantile(values, shares)
+    order = np.argsort(values)
+    values, behind = values[order], np.cumsum(counts[order])
+    place = np.asarray(shares) * (behind[-1] - 1)
+    below, above = (values[np.searchsorted(behind, edge, side="right")] for edge in (np.floor(place), np.ceil(place)))
+    return below + (above - below) * (place - np.floor(place))
 
 
-def bin_sums(values: Column, bins: int) -> Column:
-    """The sum of `values` over at most `bins` stretches of equal length, NaN ignored."""
-    return np.add.reduceat(np.nan_to_num(values), _cuts(len(values), bins))
+def bin_means(values: Column, bins: int, *, steps: Column | None = None, counts: Column | None = None) -> Column:
+    """The mean of `values` over at most `bins` stretches of equally many steps, NaN ignored.
 
-
-def _cuts(count: int, bins: int) -> NDArray[np.int64]:
-    """Where each of at most `bins` stretches of nearly equal length begins."""
-    return np.unique(np.linspace(0, count, min(count, bins), endpoint=False).astype(np.int64))
-
-
-def centered_mean(values: Column, half: int) -> Column:
-    """The mean of `values` over `half` neighbors on either side (fewer at the ends), NaN ignored."""
+    A row stands for `steps` steps, by default one, and its value is the mean of `counts` numbers, by default as many.
+    """
+    steps = np.ones(len(values)) if steps is None else steps
+    cuts, weights = _cuts(steps, bins), steps if counts is None else counts
     finite = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(finite)])
-    index = np.arange(len(values))
-    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
-    count = counts[high] - counts[low]
-    return np.divide(sums[high] - sums[low], count, out=np.full(len(values), np.nan), where=count > 0)
+    sums = np.add.reduceat(np.where(finite, values, 0.0) * weights, cuts)
+    numbers = np.add.reduceat(finite * weights, cuts)
+    return np.divide(sums, numbers, out=np.full(len(cuts), np.nan), where=numbers > 0)
+
+
+def bin_sums(values: Column, bins: int, *, steps: Column | None = None) -> Column:
+    """The sum of `values` over at most `bins` stretches of equally many steps (`steps` a row), NaN ignored."""
+    return np.add.reduceat(np.nan_to_num(values), _cuts(np.ones(len(values)) if steps is None else steps, bins))
+
+
+def _cuts(steps: Column, bins: int) -> NDArray[np.int64]:
+    """Where each of at most `bins` stretches begins; rows stand for `steps` steps each."""
+    total = int(steps.sum())
+    edges = np.linspace(0, total, min(total, bins), endpoint=False).astype(np.int64)
+    cuts = np.unique(np.searchsorted(np.cumsum(steps) - steps, edges))
+    return cuts[cuts < len(steps)]
+
+
+def centered_mean(values: Column, half: int, *, steps: Column | None = None, counts: Column | None = None) -> Column:
+    """The mean of `values` over the rows of `half` steps on either side (fewer at the ends), NaN ignored.
+
+    `steps` and `counts` as for `bin_means`.
+    """
+    steps = np.ones(len(values)) if steps is None else steps
+    weights = steps if counts is None else counts
+    finite = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0) * weights)])
+    numbers = np.concatenate([[0.0], np.cumsum(finite * weights)])
+    behind = np.cumsum(steps)
+    begins = behind - steps
+    low, high = np.searchsorted(begins, begins - half), np.searchsorted(begins, behind + half)
+    number = numbers[high] - numbers[low]
+    return np.divide(sums[high] - sums[low], number, out=np.full(len(values), np.nan), where=number > 0)

@@ -20,8 +20,8 @@ from pipeline.shards import Manifest, cache_folder, kept_cold, why_not_dropped
 from stepsize.estimate import Estimate
 from trainer.config import Config, ConfigError
 from trainer.console import Console, ProgressLine
+from trainer.divergence import Divergence
 from trainer.job import TrainingState, open_training, step_clock
-from trainer.learner import Evaluation
 from trainer.loop import Pairs, Position, Stop, Timetable
 from trainer.stall.comparison import StallReport, StepSample, TrialTimes, compare, times, whole_windows
 from trainer.stall.pairs import PairShape, RememberedPairs, RepeatedPair
@@ -91,9 +91,6 @@ class Stopwatch:
     def on_message(self, message: str, *, step: int) -> None:
         pass
 
-    def on_evaluation(self, evaluation: Evaluation, *, step: int, seconds: float, training_seconds: float) -> None:
-        pass
-
     def evaluate(self, position: Position) -> None:
         pass
 
@@ -105,6 +102,13 @@ class Stopwatch:
 
     def poll_save(self) -> None:
         pass
+
+    def broken_weights(self) -> None:
+        """Nothing is saved."""
+
+    def roll_back(self, position: Position, divergence: Divergence) -> bool:
+        """Never: a trial that diverges ends."""
+        return False
 
     def save_asked(self) -> bool:
         return False

@@ -209,6 +209,8 @@ def read_study(path: str | Path) -> StudyFile:
             if not choices:
                 raise ConfigError(f"{path}: arm {arm.name!r} gives {key} no value; give at least one")
     values.setdefault("metrics", {}).setdefault("port", -1)
+    # a run that goes back at half the rate is no run at the rate that its arm says
+    values["divergence"] = {"rollbacks": 0, "loss_factor": 0.0, **values.get("divergence", {})}
     return StudyFile(path=path, settings=settings, base=config_from(values, where=str(path)))
 
 
@@ -224,7 +226,7 @@ def shipped_studies() -> list[str]:
 
 def changed_key(wanted: Config, kept: Config) -> tuple[str, Any, Any] | None:
     """The first key that decides a run's result and in which two configurations differ, with both values."""
-    sections = (*FIXED_SECTIONS, "budget", "eval")
+    sections = (*FIXED_SECTIONS, "schedule", "stepsize", "budget", "eval")
     found = differing_keys(wanted.without_secrets().resolved(), kept.resolved(), sections=sections)
     # a delay that is left open is the one that the run began with
     return next((one for one in found if one[:2] != ("stepsize.delay", None)), None)

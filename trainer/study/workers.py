@@ -10,7 +10,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -21,6 +21,7 @@ from pipeline.stages import usable_cores
 from trainer.config import Config
 from trainer.job import train
 from trainer.loop import Stop
+from trainer.records import RecordsConfig
 from trainer.study.definition import StudyRun
 from trainer.study.progress import Message, RunConsole
 
@@ -186,6 +187,7 @@ def _stop_with(sentinel: int) -> None:
 
 
 def _make(config: Config, path: Path, send: Callable[[Message], None]) -> Stop:
+    config = replace(config, records=RecordsConfig(full_steps=0))  # what is compared needs every step's line
     return train(config, path, console=RunConsole(send, budget_seconds=config.budget.seconds))
 
 

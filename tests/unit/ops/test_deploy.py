@@ -6,6 +6,10 @@ import re
 import subprocess
 from pathlib import Path
 
+from ops.receivers.service_manager import START_SECONDS, STOP_SECONDS
+from trainer.process import WatchdogConfig
+from trainer.records import CheckpointConfig
+
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "ops" / "deploy"
 
@@ -44,6 +48,16 @@ def test_restarts_outlast_a_disk_that_is_full_for_an_hour_and_end_some_day() -> 
     least_seconds = int(burst) * seconds(unit, "RestartSec")
     assert least_seconds >= 2 * 3600
     assert seconds(unit, "StartLimitIntervalSec") >= 1.5 * least_seconds, "starts so slow never reach the limit"
+
+
+def test_the_managers_watchdog_is_the_last_resort() -> None:
+    """A run says itself where it hangs, and leaves by itself if told so, before systemd's patience ends."""
+    unit = (DEPLOY / "alphastream@.service").read_text(encoding="utf-8")
+    watchdog = WatchdogConfig()
+    assert seconds(unit, "WatchdogSec") > max(watchdog.limits()) + watchdog.grace_seconds
+    assert watchdog.first_step_seconds <= START_SECONDS
+    assert "WatchdogSignal=SIGQUIT\n" in unit
+    assert min(STOP_SECONDS, seconds(unit, "TimeoutStopSec")) > CheckpointConfig().final_retry_seconds
 
 
 def test_grafana_is_pointed_at_the_dashboard() -> None:

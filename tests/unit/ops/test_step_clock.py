@@ -274,3 +274,39 @@ def test_the_first_step_is_kept_apart_once_there_is_another() -> None:
     assert clock.bound().data_share == pytest.approx(1 / 20)
     assert clock.recent_phases()["data_wait"] == 2
     assert clock.totals()["data_wait"] == 82
+
+
+def test_a_wait_for_rows_that_is_open_is_in_the_verdict_and_the_shares(clock: StepClock, time: FakeTime) -> None:
+    for _ in range(3):
+        with clock.phase("forward"):
+            time.now += NANOSECONDS
+        clock.finish_step()
+    assert clock.bound().kind is BoundKind.COMPUTE
+    with clock.phase("data_wait"):
+        time.now += 6 * NANOSECONDS
+        assert clock.bound().kind is BoundKind.DATA
+        assert clock.recent_phases()["data_wait"] == 6.0
+
+
+def test_a_run_that_never_got_its_first_rows_is_bound_by_data(clock: StepClock, time: FakeTime) -> None:
+    with clock.pause_phase("data_wait"):
+        time.now += NANOSECONDS
+        assert clock.bound().kind is BoundKind.UNKNOWN
+        time.now += 60 * NANOSECONDS
+        assert clock.bound().kind is BoundKind.DATA
+
+
+def test_what_the_loop_is_at_is_known_with_its_beginning(clock: StepClock, time: FakeTime) -> None:
+    assert clock.open_phase().name == "other"
+    with clock.phase("optimizer"):
+        began = clock.open_phase().since
+        time.now += 2 * NANOSECONDS
+        assert (clock.open_phase().name, clock.open_phase().seconds) == ("optimizer", 2.0)
+        assert clock.open_phase().since == began
+        with clock.phase("alpha"):
+            time.now += NANOSECONDS
+            assert (clock.open_phase().name, clock.open_phase().seconds) == ("alpha", 1.0)
+        assert (clock.open_phase().name, clock.open_phase().seconds) == ("optimizer", 0.0)
+    assert clock.open_phase().steps == 0
+    clock.finish_step()
+    assert clock.open_phase().steps == 1

@@ -14,8 +14,12 @@ import torch
 from ops.step_clock import NANOSECONDS, StepClock, StepTiming
 from stepsize.estimate import Estimate, Outcome
 from trainer.budget import BudgetConfig, EvalConfig
-from trainer.loop import NONFINITE_STEPS, Loop, Position, Stop, Timetable
+from trainer.divergence import Checked, Divergence, DivergenceConfig
+from trainer.loop import Loop, Position, Stop, Timetable
 from trainer.records.config import CheckpointConfig
+from trainer.step import Trained
+
+NONFINITE_STEPS = DivergenceConfig().nonfinite_steps
 
 
 def estimate_of(step: int) -> Estimate:
@@ -56,6 +60,8 @@ class Scene:
     in_flight: list[int] = field(default_factory=list)
     reported: list[tuple[int, int]] = field(default_factory=list)
     """Step and age of every estimate that the observer was told of."""
+    broken: int | None = None
+    """The step of a save that found weights that are not finite."""
     polls: int = 0
     now: int = 0
 
@@ -76,11 +82,13 @@ class Scene:
     def worker(self) -> Any:
         return self
 
-    def __call__(self, pair: Any, *, step: int, learning_rate: float, measure: bool) -> torch.Tensor:
+    def __call__(self, pair: Any, *, step: int, learning_rate: float, measure: bool) -> Trained:
         self.pass_time(1)
         if measure:
             self.in_flight.append(step)
-        return torch.tensor(self.losses(step))
+        loss = torch.tensor(self.losses(step))
+        checked = Checked(sizes=torch.stack([torch.tensor(0.0), loss.abs()]), names=["an input", "the loss"])
+        return Trained(loss=loss, checked=checked)
 
     # the worker
     def poll(self, *, step: int) -> list[Estimate]:
@@ -141,6 +149,13 @@ class Scene:
 
     def drain_save(self) -> None:
         self.events.append(("drain", self.position.step))
+
+    def broken_weights(self) -> int | None:
+        return self.broken
+
+    def roll_back(self, position: Position, divergence: Divergence) -> bool:
+        self.events.append(("roll back", position.step, divergence.since))
+        return False
 
     def stopping(self) -> bool:
         return self.signal_after is not None and self.position.step >= self.signal_after
@@ -289,7 +304,7 @@ def test_losses_that_stay_nonfinite_are_divergence() -> None:
 
 
 def test_losses_that_recover_are_none() -> None:
-    scene = Scene(losses=lambda step: math.inf if step % NONFINITE_STEPS else 0.5)
+    scene = Scene(losses=lambda step: math.inf if step % 2 else 0.5)
     assert scene.loop(budget=BudgetConfig(steps=41)).run() is Stop.BUDGET
 
 

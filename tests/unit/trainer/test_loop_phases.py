@@ -9,15 +9,17 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor
 
 from ops.device_clock import IN_FLIGHT_STEPS, DeviceClock
 from ops.device_time import shared
 from ops.step_clock import NANOSECONDS, PHASES, BoundKind, StepTiming
+from pipeline.errors import InterruptedWaitError
 from tests.lagging_device import ANOTHER_ZERO, MILLISECOND, LaggingDevice, PacedFeed
 from trainer.budget import EvalConfig
+from trainer.divergence import Checked
 from trainer.loop import Loop, Position, Timetable
 from trainer.records.config import CheckpointConfig
+from trainer.step import Trained
 
 STEP = 100 * MILLISECOND
 """What the device takes for a step."""
@@ -45,12 +47,13 @@ class Scene:
     begun: list[tuple[str, int, int]] = field(default_factory=list)
     """What began, after how many read steps, and how far the device was behind then."""
     launched: int = 0
+    stops: bool = False
 
     def __post_init__(self) -> None:
         self.clock = DeviceClock(self.device, nanosecond_time=self.device.time)
         self.worker = self
 
-    def __call__(self, pair: Any, *, step: int, learning_rate: float, measure: bool) -> Tensor:
+    def __call__(self, pair: Any, *, step: int, learning_rate: float, measure: bool) -> Trained:
         waited = len(self.device.waited_for)
         for phase, share in WORK.items():
             with self.clock.phase(phase):
@@ -58,7 +61,8 @@ class Scene:
                 self.device.queue(round(STEP * self.jitter(step)) * share // 100)
         assert len(self.device.waited_for) == waited, "a step waits for nothing"
         self.launched += 1
-        return torch.tensor(0.5)
+        checked = Checked(sizes=torch.tensor([0.0, 0.5]), names=["an input", "the loss"])
+        return Trained(loss=torch.tensor(0.5), checked=checked)
 
     def poll(self, *, step: int) -> list[Any]:
         return []
@@ -98,8 +102,11 @@ class Scene:
     def poll_save(self) -> None:
         pass
 
+    def broken_weights(self) -> None:
+        pass
+
     def stopping(self) -> bool:
-        return False
+        return self.stops
 
     def save_asked(self) -> bool:
         return False
@@ -266,4 +273,29 @@ def test_an_open_wait_for_rows_is_seen_while_it_lasts() -> None:
     assert scene.steps[2].phases["data_wait"] == pytest.approx(0.2)
     assert device.waited_for[0].at == ANOTHER_ZERO + STEP
     assert not any(scene.clock.open_phases().values())
+    scene.assert_accounted()
+
+
+@pytest.mark.parametrize("stops", [False, True])
+@pytest.mark.parametrize("launched", [0, 3])
+def test_a_wait_that_is_given_up_stays_data_wait(launched: int, stops: bool) -> None:
+    """With steps in flight and with none; whether the run then stops, or goes back to waiting for the same rows."""
+    device = LaggingDevice()
+    scene = Scene(device, launching=0)
+    given_up: list[int] = []
+
+    class Interrupted(PacedFeed):
+        def __next__(self) -> Any:
+            if scene.launched == launched and not given_up:
+                given_up.append(device.now)
+                device.now += 7 * STEP
+                scene.stops = stops
+                raise InterruptedWaitError
+            return super().__next__()
+
+    scene.run(Interrupted(device, 0), steps=6)
+    assert scene.launched == (launched if stops else 6)
+    idle = 7 * STEP - min(launched, IN_FLIGHT_STEPS) * STEP  # until then the device had work
+    spent = sum(timing.phase_nanoseconds["data_wait"] for timing in (*scene.steps, *scene.pauses))
+    assert spent == idle
     scene.assert_accounted()

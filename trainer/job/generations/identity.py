@@ -11,6 +11,7 @@ from pipeline.device import Feed
 from pipeline.schema import LogFormat
 from pipeline.shards import Manifest, Split
 from trainer.config import Config, ConfigError
+from trainer.console import Console
 from trainer.job.learner import model_columns
 from trainer.records import stored_value
 
@@ -71,6 +72,16 @@ def refuse_other_rows(state: Mapping[str, Any], manifest: Manifest, *, run: Path
         f"{run}: was trained on other rows than data.path holds now{which}; give the data folder it was started "
         "with, or another --run"
     )
+
+
+def say_what_is_left_out(folder: Manifest, used: Manifest, console: Console) -> None:
+    """Says that the folder has grown since a run began that doesn't follow it."""
+    all_of, begun_with = len(folder.generations), len(used.generations)
+    if all_of > begun_with:
+        console.say(
+            f"{folder.folder} has {all_of} generations, and this run goes on with the {begun_with} that it began with; "
+            "train on later ones in a new run, or with data.follow = true from the start"
+        )
 
 
 def _identity(log_format: LogFormat, split: Split) -> dict[str, Any]:

@@ -68,35 +68,66 @@ def at_rest(theta, m, v, inside, bounds, negligible):
 
 
 @triton.jit
+def quiet_step(theta, m, v, decay, factor, addend, beta1, beta2):
+    """θ, m and v after one step with a gradient of +0."""
+    m = beta1 * m + 0.0
+    v = beta2 * v + 0.0
+    theta = theta * decay - tl.div_rn(factor * (beta1 * m + 0.0), tl.sqrt_rn(v) + addend)
+    return theta, m, v
+
+
+@triton.jit
 def whole_steps(
-    theta, m, v, average, numbers, count, start, stop, beta1, beta2, AVERAGED: tl.constexpr, FUSED: tl.constexpr
-):
-    """Steps `start` to `stop` of the `count` in `numbers`, as `after_step` makes them with a gradient of +0."""
+    theta, m, v, average, numbers, count, withheld, start, stop, beta1, beta2,
+    MASKED: tl.constexpr, AVERAGED: tl.constexpr, FUSED: tl.constexpr,
+):  # fmt: skip
+    """Steps `start` to `stop` of the `count` in `numbers`, as `after_step` makes them with a gradient of +0.
+
+    If `MASKED`, those for which `withheld` is not 0 move the average alone.
+    """
     for k in range(start, stop):
         decay = tl.load(numbers + k)
         factor = tl.load(numbers + count + k)
         addend = tl.load(numbers + 2 * count + k)
-        m = beta1 * m + 0.0
-        v = beta2 * v + 0.0
-        theta = theta * decay - tl.div_rn(factor * (beta1 * m + 0.0), tl.sqrt_rn(v) + addend)
+        if MASKED:
+            if tl.load(withheld + k) == 0.0:
+                theta, m, v = quiet_step(theta, m, v, decay, factor, addend, beta1, beta2)
+        else:
+            theta, m, v = quiet_step(theta, m, v, decay, factor, addend, beta1, beta2)
         if AVERAGED:
             average = lerp(average, theta, tl.load(numbers + 3 * count + k), FUSED)
     return theta, m, v, average
 
 
 @triton.jit
-def decayed(theta, average, numbers, count, start, stop, AVERAGED: tl.constexpr, FUSED: tl.constexpr):
-    """θ of settled elements: one product a step."""
+def decayed(
+    theta, average, numbers, count, withheld, start, stop,
+    MASKED: tl.constexpr, AVERAGED: tl.constexpr, FUSED: tl.constexpr,
+):  # fmt: skip
+    """θ of settled elements: one product a step, of those that were made."""
     for k in range(start, stop):
-        theta = theta * tl.load(numbers + k)
+        decay = tl.load(numbers + k)
+        if MASKED:
+            decay = tl.where(tl.load(withheld + k) == 0.0, decay, 1.0)
+        theta = theta * decay
         if AVERAGED:
             average = lerp(average, theta, tl.load(numbers + 3 * count + k), FUSED)
     return theta, average
 
 
 @triton.jit
+def steps_made(withheld, start, stop, MASKED: tl.constexpr):
+    """How many of the steps `start` to `stop` moved anything."""
+    made = stop - start
+    if MASKED:
+        for k in range(start, stop):
+            made -= (tl.load(withheld + k) != 0.0).to(tl.int32)
+    return made
+
+
+@triton.jit
 def shrunk(x, beta, steps):
-    """x ← β·x, `steps` times, of settled elements' m or v, whose signed zeros become +0.
+    """x ← β·x, `steps` times, of settled elements' m or v, whose signed zeros become +0 if there are any steps.
 
     Products make no element larger, so where BLOCK of them change no bit, no further one does.
     """
@@ -107,4 +138,6 @@ def shrunk(x, beta, steps):
             x = x * beta
         moving = tl.sum((x.to(tl.int32, bitcast=True) != before.to(tl.int32, bitcast=True)).to(tl.int32), axis=0)
         left = tl.where(moving == 0, 0, left - BLOCK)
-    return x + 0.0
+    if steps > 0:
+        x = x + 0.0
+    return x

@@ -40,6 +40,8 @@ class DeviceTable(TableByRows):
         """The step each row is current at, or one before `_base`."""
         self._unaveraged = False
         """Whether the average has yet to be taken after the latest step."""
+        self._withheld: Tensor | None = None
+        """(LONGEST,) float32 on the device: of each step of the history, whether it moved nothing; None if all did."""
         self._stream: torch.cuda.Stream | None = None
 
     def _lerp_rounding(self) -> Literal["once", "twice"] | None:
@@ -57,8 +59,11 @@ class DeviceTable(TableByRows):
             self._history.clear()
             self._on_device = None
 
-    def step(self, gradient: Tensor, scalars: Sequence[float]) -> None:
-        """One step at `nadamw.scalars_of` with a sparse gradient: of its rows now, of all others when they are read."""
+    def step(self, gradient: Tensor, scalars: Sequence[float], found_inf: Tensor | None = None) -> None:
+        """One step at `nadamw.scalars_of` with a sparse gradient: of its rows now, of all others when they are read.
+
+        Of none where `found_inf` is not 0, which only the device knows: what it says is kept beside the history.
+        """
         decay, beta1, rest1, beta2, rest2, addend, factor = (np.float32(value) for value in scalars)
         if (beta1, beta2) != self._betas or self._history.steps >= LONGEST:
             self.bring_up_to_date()
@@ -68,7 +73,8 @@ class DeviceTable(TableByRows):
         if len(ids):
             found = launches.sum_by_row(ids, values)
             numbers = decay, beta1, rest1, beta2, rest2, addend, factor
-            launches.move_found(found, self._stamps, self._now + 1, self._arrays(), numbers)
+            launches.move_found(found, self._stamps, self._now + 1, self._arrays(), numbers, found_inf=found_inf)
+        self._note(found_inf)
         self._now += 1
         self._history.append(decay, factor, addend)
         self._on_device, self._unaveraged = None, True
@@ -113,8 +119,17 @@ class DeviceTable(TableByRows):
                 copied[bounds.nbytes :].view(torch.float32).view(4, count),
                 copied[: bounds.nbytes].view(torch.float64).view(bounds.shape),
                 self._betas,
+                self._withheld,
             )
         return self._on_device
+
+    def _note(self, found_inf: Tensor | None) -> None:
+        """Keeps, on the device, whether the step about to join the history is one that moved nothing."""
+        if found_inf is not None and self._withheld is None:
+            self._withheld = torch.zeros(LONGEST, device=self._device)
+        if self._withheld is not None:
+            place = self._withheld[self._history.steps]
+            place.zero_() if found_inf is None else place.copy_(found_inf)
 
     def _take_turn(self) -> None:
         """Everything queued on the stream that used the table last comes before what is queued on this one."""

@@ -61,6 +61,8 @@ class MissedSteps:
     bounds: Tensor
     """(2, blocks, 4) float64, as `History.bounds`."""
     betas: tuple[np.float32, np.float32]
+    withheld: Tensor | None = None
+    """(count or more,) float32: not 0 for a step that moved nothing; None if all did."""
 
 
 class RowSums(NamedTuple):
@@ -104,7 +106,9 @@ def catch_up(ids: Tensor | None, stamps: Tensor, arrays: RowArrays, steps: Misse
             float(steps.betas[0]),
             float(steps.betas[1]),
             negligible,
+            stamps if steps.withheld is None else steps.withheld,
             WHOLE=ids is None,
+            MASKED=steps.withheld is not None,
             AVERAGED=arrays.average is not None,
             FUSED=arrays.fused,
             **_row_sizes(width, ROWS_A_PROGRAM),
@@ -153,8 +157,19 @@ def sum_by_row(ids: Tensor, values: Tensor) -> RowSums:
             level, left, ordered_level = (parts_of, parts), 2 * chunks, False
 
 
-def move_found(found: RowSums, stamps: Tensor, now: int, arrays: RowArrays, scalars: Sequence[np.float32]) -> None:
-    """One step at `nadamw.scalars_of` of the rows in `found`, which are up to date; they are stamped with `now`."""
+def move_found(
+    found: RowSums,
+    stamps: Tensor,
+    now: int,
+    arrays: RowArrays,
+    scalars: Sequence[np.float32],
+    *,
+    found_inf: Tensor | None = None,
+) -> None:
+    """One step at `nadamw.scalars_of` of the rows in `found`, which are up to date; they are stamped with `now`.
+
+    Where `found_inf` is not 0 they are stamped alone.
+    """
     rows, width = arrays.shape
     count = len(found.rows)
     with _on(stamps):
@@ -171,6 +186,8 @@ def move_found(found: RowSums, stamps: Tensor, now: int, arrays: RowArrays, scal
             arrays.v,
             width,
             *map(float, scalars),
+            stamps if found_inf is None else found_inf,
+            MASKED=found_inf is not None,
             **_row_sizes(width, ROWS_A_PROGRAM),
         )
 
@@ -193,16 +210,23 @@ def average_current(stamps: Tensor, now: int, arrays: RowArrays, weight: np.floa
         )
 
 
-def move_whole(pieces: Iterable[Sequence[Tensor]], scalars: Sequence[np.float32]) -> None:
-    """One step at `nadamw.scalars_of` of (θ, g, m, v) each, contiguous float32 tensors of one device."""
+def move_whole(
+    pieces: Iterable[Sequence[Tensor]], scalars: Sequence[np.float32], found_inf: Tensor | None = None
+) -> None:
+    """One step at `nadamw.scalars_of` of (θ, g, m, v) each, contiguous float32 tensors of one device.
+
+    Nothing moves where `found_inf`, a scalar of float32 there, is not 0.
+    """
     filled = [piece for piece in pieces if piece[0].numel()]
     for vectors in (True, False):  # where all addresses and sizes are multiples of 16 bytes, memory is read by these
         alike = [piece for piece in filled if _is_aligned(piece) is vectors]
         for start in range(0, len(alike), FUSED_PIECES):
-            _move_some(alike[start : start + FUSED_PIECES], scalars, vectors=vectors)
+            _move_some(alike[start : start + FUSED_PIECES], scalars, found_inf, vectors=vectors)
 
 
-def _move_some(pieces: Sequence[Sequence[Tensor]], scalars: Sequence[np.float32], *, vectors: bool) -> None:
+def _move_some(
+    pieces: Sequence[Sequence[Tensor]], scalars: Sequence[np.float32], found_inf: Tensor | None, *, vectors: bool
+) -> None:
     device = pieces[0][0].device
     listed = tuple(tuple(piece[index].data_ptr() for piece in pieces) for index in range(4))
     sizes = tuple(piece[0].numel() for piece in pieces)
@@ -213,6 +237,8 @@ def _move_some(pieces: Sequence[Sequence[Tensor]], scalars: Sequence[np.float32]
             table,
             len(pieces),
             *map(float, scalars),
+            table if found_inf is None else found_inf,
+            MASKED=found_inf is not None,
             PIECES=_power_of_2(len(pieces)),
             ELEMENTS=ELEMENTS_A_PROGRAM,
             VECTORS=vectors,

@@ -12,18 +12,32 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from trainer.learner.kernels.arithmetic import BLOCK, SHORT, after_step, at_rest, decayed, lerp, shrunk, whole_steps
+from trainer.learner.kernels.arithmetic import (
+    BLOCK,
+    SHORT,
+    after_step,
+    at_rest,
+    decayed,
+    lerp,
+    shrunk,
+    steps_made,
+    whole_steps,
+)
 
 
 @triton.jit(do_not_specialize=["count", "base", "steps", "rows"])
 def catch_up_kernel(
     ids, count, stamps, rows, base, steps, theta, m, v, average, numbers, bounds, width, beta1, beta2, negligible,
-    WHOLE: tl.constexpr, AVERAGED: tl.constexpr, FUSED: tl.constexpr, COLUMNS: tl.constexpr, TAKEN: tl.constexpr,
+    withheld,
+    WHOLE: tl.constexpr, MASKED: tl.constexpr, AVERAGED: tl.constexpr, FUSED: tl.constexpr,
+    COLUMNS: tl.constexpr, TAKEN: tl.constexpr,
 ):  # fmt: skip
     """Rows `ids` (N,), or all if `WHOLE`, make their steps of `numbers` (4, steps) from their stamp on.
 
     `stamps` (R,) has the step each row is current at, or one before `base`; `numbers` begins at `base`. Of the
     programs that meet a row, the one whose atomic finds it behind makes its steps; ids that are no rows are left out.
+    If `MASKED`, a step for which `withheld` (steps,) is not 0 moves nothing but the average. What `at_rest` proves
+    holds with fewer steps too: they leave more of θ and v.
     """
     columns = tl.arange(0, COLUMNS)
     inside = columns < width
@@ -53,11 +67,14 @@ def catch_up_kernel(
                     elif stop < steps:
                         calm = at_rest(t, a, b, inside, bounds + 4 * block, negligible)
                     if calm:
-                        t, c = decayed(t, c, numbers, steps, k, stop, AVERAGED, FUSED)
-                        a = shrunk(a, beta1, stop - k)
-                        b = shrunk(b, beta2, stop - k)
+                        t, c = decayed(t, c, numbers, steps, withheld, k, stop, MASKED, AVERAGED, FUSED)
+                        made = steps_made(withheld, k, stop, MASKED)
+                        a = shrunk(a, beta1, made)
+                        b = shrunk(b, beta2, made)
                     else:
-                        t, a, b, c = whole_steps(t, a, b, c, numbers, steps, k, stop, beta1, beta2, AVERAGED, FUSED)
+                        t, a, b, c = whole_steps(
+                            t, a, b, c, numbers, steps, withheld, k, stop, beta1, beta2, MASKED, AVERAGED, FUSED
+                        )
                     k = stop
                 tl.store(theta + place, t, inside)
                 tl.store(m + place, a, inside)
@@ -69,12 +86,12 @@ def catch_up_kernel(
 @triton.jit(do_not_specialize=["count", "rows", "now"])
 def move_kernel(
     distinct, segments, count, sums, stamps, rows, now, theta, m, v, width,
-    decay, beta1, rest1, beta2, rest2, addend, factor,
-    COLUMNS: tl.constexpr, TAKEN: tl.constexpr,
+    decay, beta1, rest1, beta2, rest2, addend, factor, found_inf,
+    MASKED: tl.constexpr, COLUMNS: tl.constexpr, TAKEN: tl.constexpr,
 ):  # fmt: skip
     """One step of `distinct` rows, as many as the last of `segments` (count,) says, with their `sums`.
 
-    Each is stamped as current at `now`.
+    Each is stamped as current at `now`. If `MASKED`, that is all where `found_inf` is not 0.
     """
     found = tl.load(segments + count - 1) + 1
     start = tl.program_id(0) * TAKEN
@@ -83,7 +100,10 @@ def move_kernel(
         row = tl.load(distinct + taken, taken < found, -1).to(tl.int64)
         known = (row >= 0) & (row < rows)
         columns = tl.arange(0, COLUMNS)
-        inside = known[:, None] & (columns < width)[None, :]
+        moved = width
+        if MASKED:
+            moved = tl.where(tl.load(found_inf) == 0.0, width, 0)
+        inside = known[:, None] & (columns < moved)[None, :]
         place = row[:, None] * width + columns[None, :]
         g = tl.load(sums + taken.to(tl.int64)[:, None] * width + columns[None, :], inside, 0.0)
         t = tl.load(theta + place, inside, 0.0)

@@ -17,19 +17,21 @@ from trainer.learner.kernels.arithmetic import after_step
 
 @triton.jit(do_not_specialize=["count"])
 def step_kernel(
-    pieces, count, decay, beta1, rest1, beta2, rest2, addend, factor,
-    PIECES: tl.constexpr, ELEMENTS: tl.constexpr, VECTORS: tl.constexpr,
+    pieces, count, decay, beta1, rest1, beta2, rest2, addend, factor, found_inf,
+    MASKED: tl.constexpr, PIECES: tl.constexpr, ELEMENTS: tl.constexpr, VECTORS: tl.constexpr,
 ):  # fmt: skip
     """Moves `count` tensors of float32, each program ELEMENTS of one of them.
 
     `pieces` (6, count) int64 has of each the addresses of θ, g, m and v, its size, and the first of its programs. With
-    `VECTORS` the addresses are multiples of 16 and the sizes of 4.
+    `VECTORS` the addresses are multiples of 16 and the sizes of 4. If `MASKED`, nothing moves unless `found_inf` is 0.
     """
     program = tl.program_id(0).to(tl.int64)
     listed = tl.arange(0, PIECES)
     begun = tl.load(pieces + 5 * count + listed, listed < count, 1 << 62) <= program
     piece = tl.sum(begun.to(tl.int32), axis=0) - 1
     size = tl.load(pieces + 4 * count + piece)
+    if MASKED:
+        size = tl.where(tl.load(found_inf) == 0.0, size, 0)
     theta = tl.load(pieces + piece).to(tl.pointer_type(tl.float32))
     gradient = tl.load(pieces + count + piece).to(tl.pointer_type(tl.float32))
     first = tl.load(pieces + 2 * count + piece).to(tl.pointer_type(tl.float32))

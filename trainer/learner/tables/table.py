@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.learner.nadamw import thread_pool
+from trainer.learner.nadamw import thread_pool, withheld
 from trainer.learner.tables import replay
 from trainer.learner.tables.replay import BLOCK, HALF_ULP, ROUNDED_DOWN
 
@@ -151,9 +151,14 @@ class LazyTable(TableByRows):
             self._base = self._now
             self._history.clear()
 
-    def step(self, gradient: Tensor, scalars: Sequence[float]) -> None:
-        """One step at `nadamw.scalars_of` with a sparse gradient: of its rows now, of all others when they are read."""
+    def step(self, gradient: Tensor, scalars: Sequence[float], found_inf: Tensor | None = None) -> None:
+        """One step at `nadamw.scalars_of` with a sparse gradient: of its rows now, of all others when they are read.
+
+        Of none where `found_inf` is not 0.
+        """
         assert self._moments is not None
+        if withheld(found_inf):
+            return
         rows, sums = self._summed(gradient)
         decay, beta1, rest1, beta2, rest2, addend, factor = (np.float32(value) for value in scalars)
         if (beta1, beta2) != self._betas or self._history.steps >= LONGEST:

@@ -166,11 +166,11 @@ class LazyNAdamW(NAdamW):
             if not isinstance(state[MOMENTS[0]], _Read):
                 self._follow(weight, state)
             if gradient.is_sparse:
-                weight.table.step(gradient, scalars_of(state["step"].item(), group))
+                weight.table.step(gradient, scalars_of(state["step"].item(), group), self.found_inf)
             else:
                 weight.table.bring_up_to_date()
                 moments = plain(state["exp_avg"]), plain(state["exp_avg_sq"])
-                move([Piece(plain(weight), gradient, *moments, state["step"])], group)
+                move([Piece(plain(weight), gradient, *moments, state["step"])], group, self.found_inf)
         by_rows = {id(weight) for weight in tables}
         super()._move_group([parameter for parameter in parameters if id(parameter) not in by_rows], group)
 

@@ -146,3 +146,4 @@ def test_configurations_can_be_used(file: str) -> None:
     config = load_config(ROOT / "ops/deploy" / file)
     assert config.checkpoint.every_seconds
     assert config.stepsize.policy == "auto"
+    assert config.watchdog.action == "exit", "whoever starts it again can do so only once it has ended"

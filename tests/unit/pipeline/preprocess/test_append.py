@@ -245,6 +245,7 @@ def test_rows_that_nobody_recognised_are_known_by_their_shards(
         append(data, tmp_path / "more.tsv")
     after = folder_bytes(data)
     assert {name: after[name] for name in before} == before
+    assert not list((data / ".append").rglob("*.parquet"))
     assert verify_data(data).unlisted == ()
 
 

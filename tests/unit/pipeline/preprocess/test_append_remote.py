@@ -123,6 +123,23 @@ def test_an_upload_that_fails_anywhere_is_finished_by_the_same_command(
     assert verify_data(uri).lines() == []
 
 
+def test_what_was_encoded_and_is_lost_before_it_is_uploaded_is_encoded_again(
+    uri: str, days: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: RemoteFolder, name: str, file: Path) -> None:
+        raise FetchError(f"{name} cannot be written")
+
+    append(uri, days[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteFolder, "write", fail)
+        with pytest.raises(FetchError):
+            append(uri, days[1])
+    next(stand_in(uri).rglob("gen-*.parquet")).unlink()
+    append(uri, days[1])
+    assert [each.rows for each in Manifest.load(uri).generations] == [80, 81]
+    assert verify_data(uri).whole
+
+
 def test_of_two_machines_at_once_one_is_refused_and_nothing_is_damaged(
     tmp_path: Path, uri: str, days: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,11 +55,11 @@ def grow(data: Path, upto: int) -> None:
     manifest.save()
 
 
-def following(data: Path, **changes: object) -> Feed:
+def following(data: Path, **changes: Any) -> Feed:
     return feed(data, follow=True, follow_poll_seconds=0.01, **changes)
 
 
-def labels(pairs: Feed) -> Iterator[tuple[int, int, list[float], list[float], bool]]:
+def labels(pairs: Feed) -> Iterator[tuple[Any, ...]]:
     while True:
         try:
             pair = next(pairs)

@@ -50,7 +50,17 @@ def test_a_run_says_what_happens_to_it_in_order(data: Path, tmp_path: Path) -> N
     run = tmp_path / "run"
     assert begin(settings(data, checkpoint={"every_steps": 2}), run) is Stop.BUDGET
     assert begin(settings(data, budget={"steps": 4}), run) is Stop.BUDGET
-    assert events(run) == ["start", "checkpoint", "checkpoint", "stop", "resume", "warning", "checkpoint", "stop"]
+    assert events(run) == [
+        "start",
+        "checkpoint",
+        "checkpoint",
+        "stop",
+        "resume",
+        "settings",
+        "warning",
+        "checkpoint",
+        "stop",
+    ]
     assert [record["step"] for record in read_records(run / "steps.jsonl")] == [0, 1, 2, 3]
 
 

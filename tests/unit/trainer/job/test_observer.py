@@ -15,7 +15,7 @@ from ops.step_clock import StepClock, StepTiming
 from pipeline.device import Feed
 from trainer.config import config_from
 from trainer.console import Console
-from trainer.job.observer import Outlets, RunObserver, pooled_factor, show_evaluations
+from trainer.job.observer import Outlets, RunObserver, pooled_factor
 from trainer.job.run_directory import RunDirectory
 from trainer.records.records import read_records
 
@@ -77,13 +77,3 @@ def test_too_few_estimates_or_no_curvature_make_no_factor(estimates: list[tuple[
     factor = pooled_factor(estimates)
     assert factor.factor is None
     assert factor.estimates == len(estimates)
-
-
-def test_evaluations_of_earlier_processes_are_shown() -> None:
-    live = LiveStatus(StepClock(), run="run")
-    lost = {"step": 20, "split": "validation", "loss": None}
-    lines = [{"step": 10, "split": "validation", "loss": 0.5, "auc": 0.7}, lost]
-    show_evaluations(live, lines)
-    shown = live.snapshot()
-    assert shown["evaluation_curves"] == {"validation": [(10, 0.5), (20, None)]}
-    assert shown["evaluations"]["validation"]["best"] == 0.5

@@ -136,7 +136,7 @@ class Products(TorchDispatchMode):
 def test_products_are_bfloat16_forward_and_backward_and_all_that_lasts_is_float32() -> None:
     step = train_step(click_model(), "bfloat16")
     with Products() as seen:
-        loss = step(pair(0), step=0, learning_rate=1e-3, measure=False)
+        loss = step(pair(0), step=0, learning_rate=1e-3, measure=False).loss
     assert seen.products == {torch.bfloat16}
     assert seen.losses == {torch.float32}
     assert loss.dtype is torch.float32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def test_every_field_arrives(tmp_path: Path) -> None:
     assert history.steps["loss"].tolist() == [record["loss"] for record in expected]
     assert history.phases["data_wait"].tolist() == [record["phases"]["data_wait"] for record in expected]
     estimates = alpha_records(expected, variants=True)
-    assert history.outcomes == tuple(record["outcome"] for record in estimates)
+    assert history.outcomes == Counter(record["outcome"] for record in estimates)
     np.testing.assert_array_equal(history.alpha["biased"], [record["biased"]["relative"] for record in estimates])
     evaluations = [record for record in evaluation_records(expected) if record["split"] == "test"]
     assert history.evaluations["test"]["auc"].tolist() == [record["auc"] for record in evaluations]
@@ -61,7 +62,7 @@ def test_every_way_to_stop_has_its_words() -> None:
 def test_missing_files_are_empty_tables(tmp_path: Path) -> None:
     history = RunHistory.load(tmp_path)
     assert len(history.steps["step"]) == 0
-    assert history.outcomes == ()
+    assert history.outcomes == {}
     assert history.evaluations == {}
     assert history.phase_totals == {}
 

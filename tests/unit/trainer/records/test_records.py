@@ -106,15 +106,163 @@ def test_a_missing_file_has_no_records(path: Path) -> None:
     assert list(read_records(path)) == []
 
 
-def test_an_error_of_writing_names_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Disk:
+    """Stands in for `os.write`: `room` bytes are left on the disk, and what doesn't fit is cut short."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.room = 0
+        self._write = os.write
+        monkeypatch.setattr(os, "write", self.write)
+
+    def write(self, file: int, data: bytes) -> int:
+        if self.room == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = self._write(file, data[: self.room])
+        self.room -= written
+        return written
+
+
+def test_a_full_disk_holds_nobody_up_and_gets_every_line_once_there_is_room(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records, disk = Records(path), Disk(monkeypatch)
+    for step in range(10):
+        records.append({"step": step})
+    records.flush()
+    assert (records.waiting, records.lost) == (10, 0)
+    assert isinstance(records.trouble, OSError)
+    assert records.trouble.errno == errno.ENOSPC
+    assert records.trouble.filename == str(path)
+    disk.room = 30  # two lines and a half
+    records.flush()
+    assert path.read_bytes() == b'{"step": 0}\n{"step": 1}\n', "a line that was cut short was left in the file"
+    assert records.waiting == 8
+    disk.room = 10_000
+    records.append({"step": 10})
+    records.flush()
+    assert records.trouble is None
+    assert [record["step"] for record in read_records(path)] == list(range(11))
+    assert records.length() == path.stat().st_size
+    assert records.extent == (10, 11)
+    assert records.take_notices() == []
+
+
+def test_a_begun_line_that_cannot_be_cut_off_at_once_is_before_the_next_write(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records, disk = Records(path), Disk(monkeypatch)
+    truncate = os.ftruncate
+
+    def fails(file: int, length: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "ftruncate", fails)
+    for step in range(3):
+        records.append({"step": step})
+    disk.room = 17
+    records.flush()
+    assert path.read_bytes() == b'{"step": 0}\n{"ste'
+    monkeypatch.setattr(os, "ftruncate", truncate)
+    disk.room = 1000
+    records.flush()
+    assert [record["step"] for record in read_records(path)] == [0, 1, 2]
+
+
+def test_more_than_memory_holds_loses_the_oldest_and_says_so_when_it_can_be_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records, disk = Records(path, limit_bytes=100), Disk(monkeypatch)
+    for step in range(20):
+        records.append({"step": step})
+        records.flush()
+    assert (records.lost, records.waiting) == (13, 7)
+    disk.room = 10_000
+    records.flush()
+    assert [record["step"] for record in read_records(path)] == list(range(13, 20))
+    [notice] = records.take_notices()
+    assert notice.startswith("13 steps between step 0 and step 12 are lost: steps.jsonl could not be written")
+    assert records.extent == (19, 7), "a resume would miss what is known to be lost"
+
+
+def test_a_disk_that_does_not_sync_is_trouble_and_no_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = Records(path)
     records.append({"step": 0})
 
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def broken(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left") as failed:
-        records.sync()
-    assert failed.value.filename == str(path)
+    monkeypatch.setattr(os, "fsync", broken)
+    records.sync()
+    assert records.trouble is not None
+    assert records.trouble.filename == str(path)
     records.close()
+
+
+@pytest.mark.parametrize("how", ["cut", "emptied", "deleted", "rotated"])
+def test_a_file_cut_behind_its_back_is_told_and_goes_on(path: Path, how: str) -> None:
+    records = Records(path, one_a_step=True)
+    records.cut(0)
+    for step in range(10):
+        records.append({"step": step})
+    records.flush()
+    match how:
+        case "cut":
+            os.truncate(path, 30)
+        case "emptied":
+            os.truncate(path, 0)
+        case "deleted":
+            path.unlink()
+        case _:
+            path.rename(path.with_suffix(".1"))
+    records.append({"step": 10})
+    records.flush()
+    left = [0, 1] if how == "cut" else []
+    assert [record["step"] for record in read_records(path)] == [*left, 10]
+    [notice] = records.take_notices()
+    assert notice.startswith(f"steps.jsonl lacks {10 - len(left)} of the 10 steps that were written to it")
+    records.append({"step": 11})
+    records.flush()
+    assert records.take_notices() == [], "told twice"
+    assert records.extent == (11, len(left) + 2)
+    assert records.length() == path.stat().st_size
+
+
+@pytest.mark.parametrize("one_a_step", [True, False])
+def test_a_cut_says_what_is_missing_of_what_the_checkpoint_counts(path: Path, one_a_step: bool) -> None:
+    records = Records(path, one_a_step=one_a_step)
+    for step in range(10):
+        records.append({"step": step})
+    length, extent = records.length(), records.extent
+    records.append({"step": 10})
+    records.close()
+
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:2] + lines[5:]))  # as of a file that was damaged and cleaned up by hand
+    records = Records(path, one_a_step=one_a_step)
+    records.cut(length, extent)
+    assert [record["step"] for record in read_records(path)] == [0, 1, 5, 6, 7, 8, 9]
+    [notice] = records.take_notices()
+    assert notice.startswith("steps.jsonl lacks 3 of the 10 steps that were written to it")
+    assert records.extent == (9, 7), "the next resume would say it again"
+
+
+def test_a_cut_of_an_earlier_version_tells_missing_bytes(path: Path) -> None:
+    records = Records(path)
+    records.append({"step": 0})
+    records.cut(1_000)
+    [notice] = records.take_notices()
+    assert notice.startswith("steps.jsonl is 988 bytes shorter than at the checkpoint")
+
+
+def test_evaluations_of_one_step_are_told_apart_by_length(path: Path) -> None:
+    """Two splits before the checkpoint and one after it, all of the same step."""
+    records = Records(path)
+    for split in ("train", "validation"):
+        records.append({"step": 4, "split": split})
+    length, extent = records.length(), records.extent
+    records.append({"step": 4, "split": "train"})
+    records.close()
+    records = Records(path)
+    records.cut(length, extent)
+    assert [record["split"] for record in read_records(path)] == ["train", "validation"]
+    assert records.take_notices() == []

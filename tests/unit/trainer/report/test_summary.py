@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import statistics
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,9 @@ import pytest
 
 from ops.step_clock import BoundKind
 from tests.synthetic_run import write_lines, write_run
+from trainer.records import Records, thinning
 from trainer.records.history import RunHistory
+from trainer.report.report import write_report
 from trainer.report.summary import (
     BINS,
     alpha_bins,
@@ -20,6 +24,7 @@ from trainer.report.summary import (
     bound,
     centered_mean,
     evaluation_at,
+    quantiles,
     rate_summary,
 )
 
@@ -155,3 +160,90 @@ def test_the_best_evaluation_passes_over_what_is_not_finite(log: RunHistory, tmp
     assert evaluation_at(log, "test", 1) is None
     write_lines(tmp_path / "evals.jsonl", [{"step": 1, "split": "validation", "loss": None}])
     assert best_evaluation(RunHistory.load(tmp_path)) is None
+
+
+def thinned_run(path: Path, steps: int, *, full_steps: int = 512) -> Path:
+    """`write_run`, its lines merged as those of a run of ten times as many steps."""
+    write_run(path, steps, variants=True)
+    for name in ("steps", "alpha"):
+        records = Records(path / f"{name}.jsonl", one_a_step=True)
+        records.rewrite(partial(thinning, records.path, done=10 * steps, full_steps=full_steps, checkpoints=[]))
+        records.close()
+    return path
+
+
+def test_a_thinned_run_has_the_same_figures(tmp_path: Path) -> None:
+    write_run(tmp_path / "whole", 4000, variants=True)
+    whole = RunHistory.load(tmp_path / "whole")
+    thin = RunHistory.load(thinned_run(tmp_path / "thin", 4000))
+    assert len(thin.steps["step"]) < 1000
+    assert len(thin.alpha["step"]) < len(whole.alpha["step"]) / 2
+    assert thin.thinned
+    assert not whole.thinned
+    assert thin.step_count == 4000
+    assert thin.outcomes == whole.outcomes
+    assert thin.phase_totals == pytest.approx(whole.phase_totals, rel=1e-12)
+    assert bound(thin).data_share == pytest.approx(bound(whole).data_share, rel=1e-9)
+    rates, exact = rate_summary(thin), rate_summary(whole)
+    assert rates is not None
+    assert exact is not None
+    assert (rates.estimates, rates.negative) == (exact.estimates, exact.negative)
+    assert rates.pooled == pytest.approx(exact.pooled, rel=1e-12)
+    assert rates.pooled_error == pytest.approx(exact.pooled_error, rel=1e-9)
+    for name in ("seconds", "learning_rate"):
+        (values, counts), (all_values, _) = thin.values(name), whole.values(name)
+        assert counts.sum() == 4000
+        for share in (0.01, 0.5, 0.99):
+            [found] = quantiles(values, [share], counts)
+            assert found == pytest.approx(np.quantile(all_values, share), rel=0.011)
+    steps, losses = whole.steps["steps"], whole.steps["loss"]
+    for bins in (1, 5):
+        means = bin_means(thin.steps["loss"], bins, steps=thin.steps["steps"], counts=thin.steps["finite_losses"])
+        # a block across a border lies with the stretch before: 128 of 800 steps, a loss that falls by a tenth
+        np.testing.assert_allclose(
+            means, bin_means(losses, bins, steps=steps), rtol=1e-12 if bins == 1 else 0.1 * 128 / 800
+        )
+    assert sum(one.estimates for one in alpha_bins(thin)) == sum(one.estimates for one in alpha_bins(whole))
+
+
+def test_the_tables_of_a_thinned_run_are_those_of_the_whole_one(tmp_path: Path) -> None:
+    write_run(tmp_path / "whole", 2000, variants=True)
+    thinned_run(tmp_path / "thin", 2000)
+    tables = {}
+    for name in ("whole", "thin"):
+        write_report(tmp_path / name)
+        with (tmp_path / name / "report" / "summary.csv").open(encoding="utf-8") as file:
+            tables[name] = {row["figure"]: row["value"] for row in csv.DictReader(file)}
+    assert tables["thin"].keys() == tables["whole"].keys()
+    sampled = {figure for figure in tables["whole"] if "quartile" in figure or "estimates of α*, median" in figure}
+    for figure, value in tables["whole"].items():
+        if figure not in sampled:
+            near = 0.011 if "median" in figure or "percentile" in figure else 1e-9
+            assert float(tables["thin"][figure]) == pytest.approx(float(value), rel=near), figure
+    assert len(sampled) == 3
+    page = (tmp_path / "thin" / "report" / "index.html").read_text(encoding="utf-8")
+    assert "Lines of older steps are merged" in page
+    assert "Lines of older steps are merged" not in (tmp_path / "whole" / "report" / "index.html").read_text()
+
+
+def test_weighted_quantiles_are_those_of_the_repeated_sample() -> None:
+    rng = np.random.default_rng(3)
+    values, counts = rng.normal(size=50), rng.integers(0, 5, 50).astype(float)
+    shares = [0.0, 0.1, 0.25, 0.5, 0.98, 1.0]
+    np.testing.assert_allclose(
+        quantiles(values, shares, counts), np.quantile(np.repeat(values, counts.astype(int)), shares), rtol=1e-12
+    )
+
+
+def test_weighted_means_are_those_of_the_repeated_steps() -> None:
+    rng = np.random.default_rng(4)
+    values, steps = rng.normal(size=40), rng.integers(1, 6, 40).astype(float)
+    whole = np.repeat(values, steps.astype(int))
+    assert bin_means(values, 1, steps=steps) == pytest.approx(whole.mean())
+    middle = np.cumsum(steps) - steps
+    smooth = centered_mean(values, len(whole), steps=steps)
+    np.testing.assert_allclose(smooth, whole.mean())
+    narrow = centered_mean(values, 1, steps=steps)
+    for row, start in enumerate(middle.astype(int)):
+        reached = [other for other, begin in enumerate(middle) if start - 1 <= begin < start + steps[row] + 1]
+        assert narrow[row] == pytest.approx(np.average(values[reached], weights=steps[reached]))

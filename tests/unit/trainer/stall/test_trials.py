@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from ops.step_clock import StepClock
 from pipeline.device.feed import DevicePair, Feed
 from pipeline.device.model_inputs import ModelInputs
+from pipeline.reads import ReadRetries
 from pipeline.rows.order import RowPosition
 from pipeline.shards.manifest import Manifest
 from stepsize.losses import BCEWithLogits
 from stepsize.policies.choice import PolicyName, StepSizeConfig, make_policy
 from stepsize.worker import StepSizeWorker
-from trainer.config import ConfigError
+from trainer.config import Config, ConfigError
 from trainer.console import Console
 from trainer.job.learner import Learner
 from trainer.job.training_state import TrainingState
@@ -152,6 +153,8 @@ class Rig:
             total_steps=None,
             splits=(),
             manifest=cast(Manifest, None),
+            retries=cast(ReadRetries, None),
+            config=cast(Config, None),
         )
 
     def measure(

@@ -31,15 +31,16 @@ def variants() -> dict[str, tuple[Any, dict[str, str], dict[str, Any]]]:
             head = {"ids": ids, "count": "i32", "stamps": "*i32", "rows": "i32", "base": "i32", "steps": "i32"}
             found[f"catch_up {ids} {averaged} {fused}"] = (
                 rows.catch_up_kernel,
-                {**head, **TABLE, "average": "*fp32", **missed, "negligible": "fp32"},
-                {"WHOLE": False, "AVERAGED": averaged, "FUSED": fused, **SIZES},
+                {**head, **TABLE, "average": "*fp32", **missed, "negligible": "fp32", "withheld": "*fp32"},
+                {"WHOLE": False, "MASKED": True, "AVERAGED": averaged, "FUSED": fused, **SIZES},
             )
     kernel, types, values = found["catch_up *i32 True True"]
     found["catch_up whole"] = (kernel, types, {**values, "WHOLE": True})
+    found["catch_up *i32 True True unmasked"] = (kernel, types, {**values, "MASKED": False})
     head = {"distinct": "*i64", "segments": "*i32", "count": "i32", "sums": "*fp32", "stamps": "*i32"}
-    found["move"] = (
-        rows.move_kernel, {**head, "rows": "i32", "now": "i32", **TABLE, "width": "i32", **NUMBERS}, SIZES
-    )  # fmt: skip
+    types = {**head, "rows": "i32", "now": "i32", **TABLE, "width": "i32", **NUMBERS, "found_inf": "*fp32"}
+    for masked in (True, False):
+        found[f"move {masked}"] = (rows.move_kernel, types, {"MASKED": masked, **SIZES})
     head = {"stamps": "*i32", "rows": "i32", "now": "i32", "mean": "*fp32", "theta": "*fp32", "weight": "fp32"}
     for fused in (True, False):
         found[f"average {fused}"] = (
@@ -57,8 +58,8 @@ def variants() -> dict[str, tuple[Any, dict[str, str], dict[str, Any]]]:
     for vectors in (True, False):
         found[f"whole {vectors}"] = (
             whole.step_kernel,
-            {"pieces": "*i64", "count": "i32", **NUMBERS},
-            {"PIECES": 16, "ELEMENTS": 1024, "VECTORS": vectors},
+            {"pieces": "*i64", "count": "i32", **NUMBERS, "found_inf": "*fp32"},
+            {"MASKED": True, "PIECES": 16, "ELEMENTS": 1024, "VECTORS": vectors},
         )
     return found
 

@@ -152,6 +152,23 @@ def test_settings_that_change_on_the_way_and_histories_of_any_length(
     assert_identical(by_rows, whole)
 
 
+WITHHELD = {0, 3, 4, 9, 10, 11, 17}
+
+
+def withheld_now_and_then(optimizer: NAdamW, step: int) -> None:
+    optimizer.found_inf = torch.tensor(float(step in WITHHELD), device=KERNELS_DEVICE)
+
+
+@pytest.mark.parametrize("averaging", ["none", "ema"])
+@pytest.mark.parametrize("rate", [1e-3, 1e-12])
+def test_steps_that_only_the_device_knows_to_be_withheld(
+    averaging: str, rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are behind learn of them as they catch up, also those that have long come to rest."""
+    whole, by_rows = trained_both_ways(monkeypatch, 22, AVERAGES[averaging], withheld_now_and_then, lr=rate)
+    assert_identical(by_rows, whole)
+
+
 SPARSE, BATCH, ROWS = 3, 3, 40
 
 

@@ -1,0 +1,227 @@
+"""A run that diverges goes back by itself and ends well, also if it is killed meanwhile; a hopeless one ends with 3."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.resume import lasting, same_bits
+from trainer.config import Config, config_from
+from trainer.console import Console
+from trainer.job import checkpointing, train
+from trainer.job.lineage import rollback
+from trainer.loop import Stop
+from trainer.records import load_latest, read_records
+from trainer.step import TrainStep
+
+
+def settings(data: Path, **sections: dict[str, Any]) -> Config:
+    values: dict[str, Any] = {
+        "data": {"path": str(data), "batch_rows": 64},
+        "model": {"table_rows": 2048, "embedding_dim": 4, "bottom": [8, 4], "top": [8, 1]},
+        "optimizer": {"lr": 0.01},
+        "schedule": {"name": "constant"},
+        "stepsize": {"policy": "none"},
+        "budget": {"steps": 60},
+        "checkpoint": {"every_steps": 20, "keep": 10},
+        "metrics": {"port": -1},
+    }
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section}
+    return config_from(values, where="test")
+
+
+def begin(config: Config, run: Path, **options: Any) -> Stop:
+    return train(config, run, console=Console(quiet=True), **options)
+
+
+def events(run: Path, *kinds: str) -> list[dict[str, Any]]:
+    return [record for record in read_records(run / "events.jsonl") if record["event"] in kinds]
+
+
+def losses(run: Path) -> list[float | None]:
+    return [record["loss"] for record in read_records(run / "steps.jsonl")]
+
+
+@pytest.fixture
+def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, int], bool]], None]:
+    """Makes an input of chosen batches, by epoch and start, infinite."""
+
+    def install(chosen: Callable[[int, int], bool]) -> None:
+        original = TrainStep.__call__
+
+        def step(self: TrainStep, pair: Any, **options: Any) -> Any:
+            if not chosen(pair.epoch, pair.start):
+                return original(self, pair, **options)
+            before = pair.b2.dense[5, 2].item()
+            pair.b2.dense[5, 2] = math.inf
+            try:
+                return original(self, pair, **options)
+            finally:
+                pair.b2.dense[5, 2] = before
+
+        monkeypatch.setattr(TrainStep, "__call__", step)
+
+    return install
+
+
+@pytest.mark.parametrize("policy", ["none", "auto"])
+def test_one_batch_that_is_not_finite_is_withheld_and_named(
+    small_data: Path, tmp_path: Path, plant: Any, policy: str
+) -> None:
+    plant(lambda epoch, start: start == 64 * 30)
+    config = settings(small_data, stepsize={"policy": policy, "interval": 5, "count": 5})
+    assert begin(config, tmp_path / "run") is Stop.BUDGET
+    [told] = events(tmp_path / "run", "withheld")
+    assert (told["step"], told["epoch"], told["start"], told["rows"], told["cause"]) == (30, 0, 1920, 64, "input")
+    assert sum(told["shards"].values()) == 64
+    assert "step 30 withheld: an input is inf; rows 1,920 to 1,983 of epoch 0, from train/part-" in told["message"]
+    [line] = [record for record in read_records(tmp_path / "run" / "steps.jsonl") if "withheld" in record]
+    assert line["withheld"] == {"cause": "input", "what": "an input is inf"}
+    assert events(tmp_path / "run", "rollback") == []
+    assert 'nonfinite_steps_total{cause="input"} 1.0' in (tmp_path / "run" / "metrics.prom").read_text()
+    if policy == "auto":
+        [estimate] = [record for record in read_records(tmp_path / "run" / "alpha.jsonl") if record["step"] == 30]
+        assert estimate["outcome"] == "dropped"
+
+
+BAD = range(34, 42)
+"""Batches, by their place in the stream, that are planted."""
+
+
+def test_bad_rows_in_a_row_are_left_behind_at_half_the_rate(small_data: Path, tmp_path: Path, plant: Any) -> None:
+    plant(lambda epoch, start: start // 64 in BAD)
+    run = tmp_path / "run"
+    assert begin(settings(small_data), run) is Stop.BUDGET
+    [back] = events(run, "rollback")
+    assert (back["from"], back["to"], back["rows_skipped"], back["rate_factor"]) == (39, 20, 19 * 64, 0.5)
+    assert "the last 5 steps were not finite; back to step 20" in back["message"]
+    steps = list(read_records(run / "steps.jsonl"))
+    assert [record["step"] for record in steps] == list(range(60))
+    assert [record["start"] // 64 for record in steps] == [*range(20), *range(39, 79)]
+    assert [record["learning_rate"] for record in steps] == [0.01] * 20 + [0.005] * 40
+    found = load_latest(run)
+    assert found is not None
+    assert found.state["recovery"]["rollbacks"] == 1
+    assert "alphastream_rollbacks_total 1.0" in (run / "metrics.prom").read_text()
+
+
+class KilledError(BaseException):
+    """Stands for kill -9: nothing is written on the way out."""
+
+
+@pytest.mark.parametrize("average", ["none", "ema"])
+@pytest.mark.parametrize("where", ["before", "set aside", "saving", "saved", "later"])
+def test_a_run_that_is_killed_around_a_rollback_ends_as_one_that_was_not(  # noqa: PLR0917
+    small_data: Path, tmp_path: Path, plant: Any, monkeypatch: pytest.MonkeyPatch, where: str, average: str
+) -> None:
+    plant(lambda epoch, start: start // 64 in BAD)
+    config = settings(small_data, optimizer={"average": average})
+    assert begin(config, tmp_path / "whole") is Stop.BUDGET
+
+    def killed(*_: Any, **__: Any) -> Any:
+        raise KilledError
+
+    def after(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            function(*arguments, **options)
+            raise KilledError
+
+        return call
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        if where == "before":
+            patch.setattr(rollback, "set_aside", killed)
+        elif where == "set aside":
+            patch.setattr(rollback, "set_aside", after(rollback.set_aside))
+        elif where == "saving":
+            patch.setattr(checkpointing.Checkpointing, "save_rollback", killed)
+        elif where == "saved":
+            patch.setattr(
+                checkpointing.Checkpointing, "save_rollback", after(checkpointing.Checkpointing.save_rollback)
+            )
+        else:
+            original = TrainStep.__call__
+
+            def step(self: TrainStep, pair: Any, **options: Any) -> Any:
+                if options["step"] == 25 and pair.start // 64 > 39:
+                    raise KilledError
+                return original(self, pair, **options)
+
+            patch.setattr(TrainStep, "__call__", step)
+        with pytest.raises(KilledError):
+            begin(config, run)
+    assert begin(config, run) is Stop.BUDGET
+    ended, whole = lasting(run), lasting(tmp_path / "whole")
+    assert same_bits(ended[0], whole[0])
+    assert ended[1:] == whole[1:]
+
+
+@pytest.mark.parametrize("table", ["dense", "lazy"])
+@pytest.mark.parametrize("keep", [10, 1])
+def test_tables_kept_either_way_recover_alike(
+    small_data: Path, tmp_path: Path, plant: Any, table: str, keep: int
+) -> None:
+    plant(lambda epoch, start: start // 64 in BAD)
+    runs = {}
+    for kind in ("dense", table):
+        run = tmp_path / kind
+        config = settings(
+            small_data, optimizer={"table": kind, "average": "ema"}, checkpoint={"every_steps": 20, "keep": keep}
+        )
+        assert begin(config, run) is Stop.BUDGET
+        assert len(events(run, "rollback")) == 1
+        runs[kind] = lasting(run)
+        shutil.rmtree(run)
+    assert runs["dense"][1] == runs[table][1]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "schedule"),
+    [
+        ({"name": "sgd", "lr": 1e4}, {"name": "constant"}),
+        ({"name": "sgd", "lr": 1e4}, {"name": "warmup_cosine"}),
+        ({"name": "nadamw", "lr": 10.0}, {"name": "constant"}),
+        ({"name": "nadamw", "lr": 10.0}, {"name": "warmup_cosine"}),
+    ],
+    ids=["sgd", "sgd after warm-up", "nadamw", "nadamw after warm-up"],
+)
+def test_a_rate_far_too_high_is_brought_down_until_the_run_learns(
+    small_data: Path, tmp_path: Path, optimizer: dict[str, Any], schedule: dict[str, Any]
+) -> None:
+    run = tmp_path / "run"
+    config = settings(small_data, optimizer=optimizer, schedule=schedule, budget={"steps": 200})
+    assert begin(config, run) is Stop.BUDGET
+    assert (optimizer["name"] == "sgd") <= len(events(run, "rollback")) <= 3
+    [*_, last] = [record["loss"] for record in read_records(run / "evals.jsonl") if record["split"] == "validation"]
+    assert last < 0.75  # a guess costs 0.69
+
+
+def test_a_hopeless_run_ends_with_3_and_what_to_type(
+    small_data: Path, tmp_path: Path, plant: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plant(lambda epoch, start: start // 64 >= 30)
+    run = tmp_path / "run"
+    assert train(settings(small_data), run, console=Console()) is Stop.DIVERGED
+    assert [event["to"] for event in events(run, "rollback")] == [20, 20, 20]
+    assert [event["rate_factor"] for event in events(run, "rollback")] == [2.0**-1, 2.0**-7, 2.0**-19]
+    said = " ".join(capfd.readouterr().err.split())
+    assert f"alphastream train {run}/config.toml --run {run} --from-checkpoint 20 --optimizer.lr 1.9e-09" in said
+    weights = load_latest(run)
+    assert weights is not None
+    assert all(torch.isfinite(tensor).all() for tensor in weights.tensors["model"].values())
+
+
+def test_without_rollbacks_it_ends_at_once(small_data: Path, tmp_path: Path, plant: Any) -> None:
+    plant(lambda epoch, start: start // 64 in BAD)
+    run = tmp_path / "run"
+    assert begin(settings(small_data, divergence={"rollbacks": 0}), run) is Stop.DIVERGED
+    assert len(losses(run)) == 39
+    assert events(run, "rollback") == []

@@ -1,0 +1,46 @@
+"""The best evaluation of a run: followed, told of when it is left behind, and a checkpoint kept to go back to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainer.divergence import ValidationTrend
+from trainer.job.observer import Outlets
+from trainer.records import checkpoint_steps
+
+
+def follow_validation(trend: ValidationTrend, outlets: Outlets, *, step: int, loss: float) -> None:
+    """Takes in a validation loss; tells, once for each best one, of a run that has got worse and worse since."""
+    found = trend.add(step, loss)
+    if trend.best is not None:
+        outlets.metrics.set("validation_best_step", trend.best[0])
+    outlets.metrics.set("validation_worsening", float(trend.worse))
+    if found is None:
+        return
+    message = f"{found}; {_advice(outlets.directory.path, found.best_step)}"
+    outlets.directory.event(
+        "overfitting",
+        step=step,
+        loss=found.loss,
+        best_step=found.best_step,
+        best_loss=found.best_loss,
+        message=message,
+    )
+    outlets.live.message(step, message)
+    outlets.console.warn(message)
+
+
+def best_checkpoint(run: Path, best_step: int) -> int | None:
+    """The step of the newest checkpoint that is no later than the best evaluation; None if there is none."""
+    return max((step for step in checkpoint_steps(run) if step <= best_step), default=None)
+
+
+def _advice(run: Path, best_step: int) -> str:
+    """What to do about it, as it is typed where that can be said."""
+    step = best_checkpoint(run, best_step)
+    if step is None:
+        return "train for fewer epochs, or save more often, so that there is a checkpoint near the best step"
+    return (
+        f"train for fewer epochs, or go back and on at a lower rate: alphastream train {run}/config.toml --run {run} "
+        f"--from-checkpoint {step} --optimizer.lr RATE"
+    )

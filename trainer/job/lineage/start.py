@@ -1,0 +1,84 @@
+"""A run begun or continued: from its newest whole checkpoint, or from an older one that was asked for."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from trainer.config import Config, ConfigError
+from trainer.job.observer import Outlets
+from trainer.job.training_state import TrainingState
+from trainer.learner import learning_rate
+from trainer.records import Checkpoint, checkpoint_steps, load_latest, set_aside
+
+ANSWERS = ("optimizer.lr", "schedule.", "stepsize.policy")
+"""Settings that give the rate anew: what rollbacks took from it is given back."""
+
+
+def checkpoint_to_continue(run: Path, *, step: int | None, device: Any) -> Checkpoint | None:
+    """The newest whole checkpoint, or the one of `step`; None if nothing was saved and no step is asked for.
+
+    Raises: ConfigError if `step` has no checkpoint; as `load_latest` where what there is is damaged.
+    """
+    if step is None:
+        return load_latest(run, device=device)
+    found = load_latest(run, device=device, wanted=lambda saved: saved == step)
+    if found is None:
+        steps = ", ".join(map(str, reversed(checkpoint_steps(run))))
+        raise ConfigError(
+            f"{run}: has no checkpoint of step {step} to continue from; "
+            + (f"it has {steps}" if steps else "it has none")
+        )
+    return found
+
+
+def leave_later(run: Path, step: int, outlets: Outlets) -> None:
+    """Sets aside the checkpoints after `step`, which the run goes on from; says so."""
+    left = set_aside(run, after=step)
+    if left:
+        names = ", ".join(reversed(left))
+        message = (
+            f"going back to step {step:,}: {names} set aside as left-..., deleted once a later step is saved again"
+        )
+        outlets.directory.event("back", step=step, left=left, message=message)
+        outlets.console.say(message)
+
+
+def tell_of_changes(changes: list[tuple[str, Any, Any]], state: TrainingState, outlets: Outlets, *, step: int) -> None:
+    """Records what is set otherwise than it was, and does what follows from it: a rate given anew is a whole one."""
+    if not changes:
+        return
+    words = ", ".join(f"{key} {_value(then)} → {_value(now)}" for key, now, then in changes)
+    message = f"from step {step:,} on: {words}"
+    if any(key in ("stepsize.policy", "optimizer.lr") for key, _, _ in changes):
+        message += "; the policy begins anew"
+    if state.recovery.rate_factor != 1.0 and any(key.startswith(ANSWERS) for key, _, _ in changes):
+        state.recovery.load_state_dict(None)
+        message += "; the rate is a whole one again, and its rollbacks are forgotten"
+    values = {key: {"from": then, "to": now} for key, now, then in changes}
+    outlets.directory.event("settings", step=step, changes=values, message=message)
+    outlets.console.say(message)
+
+
+def divergence_advice(config: Config, state: TrainingState, run: Path) -> str:
+    """What to do about a run that has diverged too often, as it is typed where that can be said."""
+    recovery, divergence = state.recovery, state.watch.verdict(final=True)
+    sound = recovery.step if recovery.sound else None
+    since = math.inf if divergence is None else divergence.since
+    steps = [step for step in checkpoint_steps(run) if step < since or step == sound]
+    if not steps:
+        return (
+            "nothing was saved before: begin a new run with a lower optimizer.lr, a longer warm-up, or "
+            "stepsize.policy = 'auto', which finds the rate"
+        )
+    peak = config.optimizer.lr or learning_rate(state.learner.optimizer)
+    lower = peak * recovery.rate_factor / 10
+    return (
+        f"to go on at a tenth of the rate: alphastream train {run}/config.toml --run {run} "
+        f"--from-checkpoint {steps[0]} --optimizer.lr {lower:.2g}; what was not finite is in {run}/events.jsonl"
+    )
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else str(value)

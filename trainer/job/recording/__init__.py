@@ -1,0 +1,1 @@
+"""A run's records while it trains: watched for what cannot be written, and replayed to the page of a continued run."""
