@@ -22,13 +22,16 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from ops.series import CAUSES, DEFINITION, EXIT_REASONS, OUTCOMES, PREFIX, RECORD_FILES, RETRY_CAUSES, SPLITS, Series
+from ops.series import CAUSES, DEFINITION, EVALUATED, EXIT_REASONS, OUTCOMES, PREFIX, RECORD_FILES, RETRY_CAUSES, Series
 from ops.step_clock import PHASES
 
 # A creation time beside every counter would double the page and tell what start_timestamp_seconds tells once.
 disable_created_metrics()
 
-PLAIN_GAUGES = ("rate_factor", "validation_worsening", "validation_best_step", "last_checkpoint_step")
+PLAIN_GAUGES = (
+    *("rate_factor", "validation_worsening", "validation_best_step", "last_checkpoint_step"),
+    *("generation", "generations_waiting", "waiting_for_generation"),
+)
 """What `Metrics.set` sets."""
 
 
@@ -71,7 +74,10 @@ class Metrics:
         self._alpha_age = self._gauge("alpha_age_steps")
         self._alpha_pooled = self._gauge("alpha_pooled_relative")
         self._alpha_pooled_error = self._gauge("alpha_pooled_relative_standard_error")
-        self._evaluation = {name: self._gauge(f"evaluation_{name}") for name in ("loss", "auc", "normalized_entropy")}
+        self._evaluation = {
+            name: self._gauge(f"evaluation_{name}") for name in ("loss", "auc", "normalized_entropy", "calibration")
+        }
+        self._waited = self._counter("generation_wait_seconds_total")
         self._nonfinite_steps, self._rollbacks = (
             self._counter(name) for name in ("nonfinite_steps_total", "rollbacks_total")
         )
@@ -184,12 +190,32 @@ class Metrics:
         self._proposed_rate.set(math.nan if rate is None else rate)
         self._proposed_rate_error.set(math.nan if standard_error is None else standard_error)
 
-    def evaluation(self, split: str, loss: float, auc: float | None, normalized_entropy: float | None) -> None:
-        """Set the latest evaluation of a split; what one label class alone leaves undefined is None."""
-        assert split in SPLITS, f"unknown split {split!r}"
-        values = {"loss": loss, "auc": auc, "normalized_entropy": normalized_entropy}
+    def evaluation(
+        self,
+        split: str,
+        loss: float,
+        auc: float | None,
+        normalized_entropy: float | None,
+        calibration: float | None = None,
+    ) -> None:
+        """Set the latest evaluation of a split, of `EVALUATED`; what one label class alone leaves undefined is None."""
+        assert split in EVALUATED, f"unknown split {split!r}"
+        values = {"loss": loss, "auc": auc, "normalized_entropy": normalized_entropy, "calibration": calibration}
         for name, value in values.items():
             self._evaluation[name].labels(split).set(math.nan if value is None else value)
+
+    def generations(self, current: int, *, waiting: int) -> None:
+        """Set which generation is trained on, and how many are there after it."""
+        self.set("generation", current)
+        self.set("generations_waiting", waiting)
+
+    def waiting_for_generation(self, waits: bool) -> None:
+        """Set whether the run waits for a generation that isn't there."""
+        self.set("waiting_for_generation", waits)
+
+    def waited_for_generation(self, seconds: float) -> None:
+        """Count `seconds` more of such a wait; also while it goes on."""
+        self._waited.inc(seconds)
 
     def nonfinite_step(self, cause: str) -> None:
         """Count a step that was withheld."""

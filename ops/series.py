@@ -10,13 +10,15 @@ from ops.step_clock import PHASES
 
 PREFIX = "alphastream"
 SPLITS = ("train", "validation", "test")
+EVALUATED = (*SPLITS, "progressive")
+"""What is evaluated: splits, and the training batches before their step."""
 OUTCOMES = ("ok", "ascent", "flat", "nonfinite", "stale", "dropped")
 """What can come of one α* estimate."""
 CAUSES = ("input", "loss", "gradient")
 """What a step is withheld for if it is not finite."""
 RECORD_FILES = ("steps", "alpha", "evals", "events")
 """What a run writes down line by line."""
-EXIT_REASONS = ("budget", "target", "diverged", "interrupted", "hung", "input", "io", "error")
+EXIT_REASONS = ("budget", "target", "idle", "diverged", "interrupted", "hung", "input", "io", "error")
 """Why a run ended: `input` is a bad configuration or input (2), `io` a failure of reading or writing (74)."""
 
 RETRY_CAUSES = ("error", "damage")
@@ -149,7 +151,7 @@ SERIES = (
         kind="gauge",
         help="Loss of the latest evaluation of a split.",
         label="split",
-        values=SPLITS,
+        values=EVALUATED,
         initial=math.nan,
     ),
     Series(
@@ -157,7 +159,7 @@ SERIES = (
         kind="gauge",
         help="Area under the ROC curve of the latest evaluation of a split.",
         label="split",
-        values=SPLITS,
+        values=EVALUATED,
         initial=math.nan,
     ),
     Series(
@@ -165,8 +167,32 @@ SERIES = (
         kind="gauge",
         help="Loss of the latest evaluation over the entropy of the split's label rate; below 1 is useful.",
         label="split",
-        values=SPLITS,
+        values=EVALUATED,
         initial=math.nan,
+    ),
+    Series(
+        name="evaluation_calibration",
+        kind="gauge",
+        help="Mean prediction over the label rate at the latest evaluation of a split; 1 is right.",
+        label="split",
+        values=EVALUATED,
+        initial=math.nan,
+    ),
+    Series(name="generation", kind="gauge", help="Generation trained on, of a log that is followed.", initial=math.nan),
+    Series(
+        name="generations_waiting",
+        kind="gauge",
+        help="Generations of a followed log that are there, after the one trained on.",
+    ),
+    Series(
+        name="waiting_for_generation",
+        kind="gauge",
+        help="1 while a followed log has no more rows and the next generation is waited for: no fault of the pipeline.",
+    ),
+    Series(
+        name="generation_wait_seconds_total",
+        kind="counter",
+        help="Time waited for generations that were not there yet; it is part of phase data_wait.",
     ),
     Series(name="start_timestamp_seconds", kind="gauge", help="Unix time from which phases are counted."),
     Series(

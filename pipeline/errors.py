@@ -23,6 +23,10 @@ class InterruptedWaitError(Exception):
     """A wait for rows was ended before they came, because something else was asked for; nothing is lost by it."""
 
 
+class NoRowsYetError(Exception):
+    """All rows of a log that is followed have been handed out; more come once a generation is added to it."""
+
+
 def cause_of(error: BaseException) -> str:
     """The reason alone, on one line, without what Python adds around it."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

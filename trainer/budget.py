@@ -15,9 +15,9 @@ class BudgetConfig:
     steps: int | None = None
     """Optimizer steps."""
     epochs: float | None = None
-    """Passes over the training split."""
+    """Passes over the training split; not with data.follow, which passes every generation once."""
     seconds: float | None = None
-    """Seconds of training; evaluation and checkpoints are not counted."""
+    """Seconds of training; evaluation, checkpoints and waiting for a generation (data.follow) are not counted."""
     target_loss: float | None = None
     """Stop once the validation loss is below this."""
 
@@ -27,10 +27,20 @@ class BudgetConfig:
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"budget.{name} is {value}; give a positive number or leave it out")
 
-    def total_steps(self, steps_per_epoch: int) -> int | None:
-        """Steps until `steps` or `epochs` is reached, or None if neither is set."""
+    def total_steps(self, steps_per_epoch: int | None) -> int | None:
+        """Steps until `steps` or `epochs` is reached, or None if neither is set.
+
+        Raises: ValueError for epochs of a log that is followed, which has no `steps_per_epoch`.
+        """
+        if self.epochs is not None and steps_per_epoch is None:
+            raise ValueError(
+                f"budget.epochs is {self.epochs}, but with data.follow every generation is passed once; leave it out, "
+                "and set budget.steps, budget.seconds or data.follow_idle_seconds if the run is to end"
+            )
         # rounded, because 1.1 · 10 is a little more than 11
-        by_epochs = None if self.epochs is None else math.ceil(round(self.epochs * steps_per_epoch, 6))
+        by_epochs = None
+        if self.epochs is not None and steps_per_epoch is not None:
+            by_epochs = math.ceil(round(self.epochs * steps_per_epoch, 6))
         return min((bound for bound in (self.steps, by_epochs) if bound is not None), default=None)
 
 
@@ -46,9 +56,14 @@ class EvalConfig:
     """Rows of each split to evaluate on, from its start; by default all of them."""
     splits: tuple[str, ...] = ("validation", "test")
     """Splits to evaluate on; `train` may be among them."""
+    progressive: bool | None = None
+    """Whether rows are scored before they are trained on: loss, AUC and calibration of the training batches
+    themselves, as split `progressive`, of rows that come for the first time. By default with data.follow only."""
+    progressive_rows: int = 1 << 20
+    """Rows that each such figure is taken over."""
 
     def __post_init__(self) -> None:
-        for name in ("every_steps", "every_seconds", "rows"):
+        for name in ("every_steps", "every_seconds", "rows", "progressive_rows"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"eval.{name} is {value}; give a positive number or leave it out")

@@ -118,14 +118,20 @@ class Config:
                 str(operator.attrgetter(key)(self)).encode()
             except UnicodeEncodeError:
                 raise ConfigError(f"{key} is not UTF-8, as RUN/config.toml must be; give another name to it") from None
+        average = self.optimizer.average or ("ema" if self._auto_without_end() else "none")
         with config_errors():
             return replace(
                 self,
                 data=replace(self.data, path=path),
                 metrics=self.metrics.resolved(),
                 model=self.model.resolved(),
-                optimizer=self.optimizer.resolved(self.model.preset),
+                optimizer=replace(self.optimizer.resolved(self.model.preset), average=average),
             )
+
+    def _auto_without_end(self) -> bool:
+        """Whether the rate is found and followed and never falls to zero, so that the weights have to be averaged."""
+        budget = self.budget
+        return self.stepsize.policy == "auto" and budget.steps is budget.epochs is budget.seconds is None
 
     def without_secrets(self) -> Config:
         """The same without the user and password that data.path may carry: what may be shown and stored."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from ops.step_clock import QueueWait, StepClock, StepTiming
 from pipeline.device import DevicePair
-from pipeline.errors import InterruptedWaitError
+from pipeline.errors import InterruptedWaitError, NoRowsYetError
 from stepsize.estimate import Estimate
 from stepsize.policies import Policy
 from stepsize.worker import StepSizeWorker
@@ -28,6 +28,7 @@ class Stop(Enum):
     BUDGET = (0, "the budget is reached")
     TARGET = (0, "the target is reached")
     DIVERGED = (3, "training diverged")
+    IDLE = (0, "no new rows came")
     INTERRUPTED = (143, "stopped by a signal; resumable")
     HUNG = (74, "stopped because it hung; resumable")
 
@@ -127,6 +128,13 @@ class Host(Protocol):
         """Whether a signal asked the run to stop."""
         ...
 
+    def await_rows(self, position: Position) -> bool:
+        """Waits until the log that is followed has grown, or there is something else to do.
+
+        False once it has waited for as long as it is to.
+        """
+        ...
+
     def broken_weights(self) -> int | None:
         """The step of a save that found weights that are not finite, since the last rollback; None if none did."""
         ...
@@ -194,6 +202,8 @@ class Loop:
     recovery: Recovery = field(default_factory=Recovery)
     """What rollbacks have left of every rate."""
     _unread: deque[_UnreadStep] = field(default_factory=deque, init=False)
+    _idle: bool = field(default=False, init=False)
+    """No new rows came for so long that the host wants to wait no more."""
 
     @property
     def clock(self) -> StepClock:
@@ -230,9 +240,25 @@ class Loop:
                 pair = next(self.feed)
         except InterruptedWaitError:  # by what the loop asks for before its next step
             self.clock.abandon_step()
+        except NoRowsYetError:
+            self._await_rows()
+        else:
+            self.clock.handed_over(self.feed.last_wait)
+            self._step(pair)
+
+    def _await_rows(self) -> None:
+        """Waits for the log to grow, or until the host has something else to do; what there is is saved before.
+
+        It is part of no step's time, nor of the training time that a budget counts."""
+        self.clock.abandon_step()
+        self._settle()
+        if self._stop_reason() is not None:
             return
-        self.clock.handed_over(self.feed.last_wait)
-        self._step(pair)
+        if self.position.step != self.position.last_checkpoint_step:
+            self._save()
+        with self.clock.pause_phase("data_wait"):
+            self._idle = not self.host.await_rows(self.position)
+        self.observer.on_pause(self.clock.finish_outside())
 
     def _step(self, pair: DevicePair) -> None:
         step = self.position.step
@@ -284,7 +310,10 @@ class Loop:
     def _stop_reason(self) -> Stop | None:
         if self._divergence() is not None:
             return Stop.DIVERGED
-        return self.timetable.end(self.position) or (Stop.INTERRUPTED if self.host.stopping() else None)
+        stop = self.timetable.end(self.position)
+        if stop is None and self.host.stopping():
+            stop = Stop.INTERRUPTED
+        return stop or (Stop.IDLE if self._idle else None)
 
     def _divergence(self) -> Divergence | None:
         """What shows that the run has diverged, of all that is known by now."""
@@ -336,7 +365,7 @@ class Loop:
         self._settle()
         if stop is not Stop.DIVERGED and self._divergence() is not None:
             return Stop.DIVERGED
-        if stop is Stop.BUDGET:
+        if stop in (Stop.BUDGET, Stop.IDLE):
             if not self._evaluated_here():
                 self._evaluate()
             return (self._stop_reason() or stop) if self._evaluated_here() else Stop.INTERRUPTED

@@ -15,7 +15,7 @@ from pipeline.device import DevicePair
 from stepsize.policies import set_learning_rate
 from stepsize.worker import StepSizeWorker
 from trainer.divergence import Checked, NumberCheck, step_unless
-from trainer.learner import TrainingPrecision, WeightAverage
+from trainer.learner import ProgressiveValidation, TrainingPrecision, WeightAverage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,8 @@ class TrainStep:
     average: WeightAverage | None
     clock: StepClock
     precision: TrainingPrecision = TrainingPrecision()  # noqa: RUF009 (frozen)
+    progressive: ProgressiveValidation | None = None
+    """Told of every batch before it moves the weights."""
 
     @cached_property
     def check(self) -> NumberCheck:
@@ -61,6 +63,9 @@ class TrainStep:
             with self.precision.forward(), self.check.forward():
                 logits = self.model(*inputs)
             loss = binary_cross_entropy_with_logits(logits.float(), pair.b2.label)
+            if self.progressive is not None:
+                epochs = {"epoch": pair.epoch, "next_epoch": pair.position.epoch}
+                self.progressive.add(logits, pair.b2.label, step=step, **epochs)
         with self.clock.phase("backward"):
             self.optimizer.zero_grad(set_to_none=True)
             with self.precision.backward():

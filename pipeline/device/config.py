@@ -18,7 +18,7 @@ MOST_READER_THREADS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The [data] section: which rows are trained on, in which order, and how they reach the device. The last six are
+    """The [data] section: which rows are trained on, in which order, and how they reach the device. The last seven are
     rarely set."""
 
     path: str
@@ -34,6 +34,12 @@ class DataConfig:
     """Seed of the order of rows."""
     shuffle: Shuffle = "rows"
     """none: file order; files: shards in random order; rows: row groups in random order, then rows within windows."""
+    follow: bool = False
+    """Whether the log grows: each generation that `preprocess --append` adds is trained on once, in order, shuffled
+    within itself, and at the end of the last the next is waited for, without end."""
+    follow_idle_seconds: float | None = None
+    """With follow: end the run once so many seconds passed without a new generation; 0 trains on those that are there.
+    By default it waits for as long as it takes."""
     damaged: OnDamage = "fail"
     """What happens at a damaged row group: fail, or skip its rows (of a remote folder: its shard's) and count them."""
     retry_seconds: float = 120.0
@@ -46,6 +52,8 @@ class DataConfig:
     """Threads that read, decode and shuffle; by default one for each core that may be used, at most 4."""
     feed: FeedKind = "ring"
     """ring: this project's own feed; dali: NVIDIA DALI (extra `dali`), same batches."""
+    follow_poll_seconds: float = 10.0
+    """With follow: how often the manifest is looked at for new generations."""
     cache_path: str | None = None
     """Folder for downloaded shards of a remote data.path, used by processes of one machine; by default
     $XDG_CACHE_HOME or ~/.cache, then alphastream."""
@@ -64,6 +72,12 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"data.{name} = {value}; give a whole number of at least 1")
+        for name, least in (("follow_idle_seconds", 0.0), ("follow_poll_seconds", 0.01)):
+            value = getattr(self, name)
+            if value is not None and not least <= value < math.inf:
+                raise InputError(f"data.{name} = {value}; give seconds from {least:g} on")
+        if self.follow and self.feed == "dali":
+            raise InputError('data.follow = true is not for data.feed = "dali", which cannot wait; set it to "ring"')
         if not 0 <= self.retry_seconds < math.inf:
             raise InputError(f"data.retry_seconds = {self.retry_seconds}; give seconds, or 0 to try nothing again")
         choices = {"pairing": Pairing, "shuffle": Shuffle, "feed": FeedKind, "damaged": OnDamage}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
@@ -16,9 +16,9 @@ from torchdata.nodes import BaseNode, Prefetcher
 from pipeline.device.model_inputs import ModelInputs
 from pipeline.device.ring import Uploader
 from pipeline.device.streams import hand_over
-from pipeline.errors import InputError, InterruptedWaitError
+from pipeline.errors import InputError, InterruptedWaitError, NoRowsYetError
 from pipeline.reads import POLL_SECONDS, never
-from pipeline.rows import BatchPair, HostPairs, OncePerBatch, PairSpans, RowPosition, RowReader
+from pipeline.rows import BatchPair, GrowingLog, OncePerBatch, RowPosition
 from pipeline.schema import LogFormat
 from pipeline.stages import StageTotals
 
@@ -86,7 +86,7 @@ class PairMaker(Protocol):
 class PairUploader:
     """Makes pairs by an uploader; with sliding pairs each row is uploaded once."""
 
-    def __init__(self, pairs: HostPairs, uploader: Uploader) -> None:
+    def __init__(self, pairs: Iterator[BatchPair], uploader: Uploader) -> None:
         self._pairs, self._uploader = pairs, uploader
         self._upload = OncePerBatch(uploader.upload)
 
@@ -99,12 +99,22 @@ class PairUploader:
         """Nothing to do: all it holds is memory."""
 
 
+class Closable(Protocol):
+    """What the rows of a node come from."""
+
+    def close(self) -> None:
+        """Ends it; a read under way raises an error."""
+        ...
+
+
 class PairNode(BaseNode["Made | Exception"]):
     """Node of the pairs of a maker; an error is its last item, so that it arrives as it was raised."""
 
-    def __init__(self, reader: RowReader, maker: PairMaker) -> None:
+    def __init__(self, reader: Closable, maker: PairMaker, *, dry: Callable[[], bool] = never) -> None:
+        """`dry`: whether the maker waits for rows that nobody has added yet."""
         super().__init__()
         self.made = 0
+        self.dry = dry
         self._reader, self._maker = reader, maker
         self._ended = False
         self._thread: threading.Thread | None = None
@@ -130,11 +140,13 @@ class PairNode(BaseNode["Made | Exception"]):
     def wait_for(self, items: int, interrupted: Callable[[], bool], *, seconds: float = math.inf) -> bool:
         """Waits until so many items, an error included, were given out; whether they were within `seconds`.
 
-        Raises: InterruptedWaitError once `interrupted` while they are waited for.
+        Raises: InterruptedWaitError once `interrupted` while they are waited for; NoRowsYetError once `dry` is.
         """
         end = time.monotonic() + seconds
         with self._another:
             while self._items < items:
+                if self.dry():
+                    raise NoRowsYetError
                 left = end - time.monotonic()
                 if left <= 0:
                     return False
@@ -171,24 +183,31 @@ class Feed:
         make_node: Callable[[RowPosition], PairNode],
         *,
         position: RowPosition,
-        spans: PairSpans,
+        rows_of: Callable[[int], int | None],
+        steps_per_epoch: int | None,
         log_format: LogFormat,
         stages: StageTotals,
         prefetch_batches: int,
+        log: GrowingLog | None = None,
         sources: Callable[[int, int, int], dict[str, int]] = lambda epoch, start, stop: {},
     ) -> None:
-        """`sources` is the method of that name; without it nothing is known of where rows come from."""
+        """`rows_of` an epoch by its number: None if it isn't known yet. `sources` is the method of that name; without
+        it nothing is known of where rows come from.
+        """
         self.sources = sources
         """Shards that rows [start, stop) of an epoch's sequence come from, each with how many of them: (epoch, start,
         stop) → name → rows."""
         self.format = log_format
-        self.rows_per_epoch = spans.rows
-        self.steps_per_epoch = spans.steps_per_epoch
+        self.steps_per_epoch = steps_per_epoch
+        """Pairs of an epoch; None for a log that is followed, whose generations differ."""
+        self.log = log
+        """The log whose generations are followed: each is one epoch, and the next is waited for."""
         self.skipped_rows = 0
         """Rows of damaged row groups passed over so far, those before a resume included."""
         self.last_wait: StreamWait | None = None
         """Of the caller's stream for the last pair; None: that was complete. The host waits for no copy."""
         self._make_node, self._stages, self._prefetch = make_node, stages, prefetch_batches
+        self._rows_of = rows_of
         self.interrupted: Callable[[], bool] = never
         """Whether a wait for rows, the caller's of `next` and `fill`, is to end before they come."""
         self._running: tuple[PairNode, Prefetcher[Made | Exception]] | None = None
@@ -207,12 +226,16 @@ class Feed:
         """Waits for the first pair, which `next` then gives: for what it costs to begin, compilation included.
 
         Returns whether it is there after `seconds`. Does nothing once the feed is going. An error waits for `next`.
-        Raises: InterruptedWaitError, as `next` does.
+        Raises: InterruptedWaitError and NoRowsYetError, as `next` does.
         """
         return self._handed_out > 0 or self._going()[0].wait_for(1, self.interrupted, seconds=seconds)
 
     def __next__(self) -> DevicePair:
-        """The next pair. Raises: InterruptedWaitError once `interrupted` while it is waited for; it comes next time."""
+        """The next pair.
+
+        Raises: InterruptedWaitError once `interrupted` while it is waited for, and NoRowsYetError if it has to wait for
+        a generation that isn't there yet; it comes next time.
+        """
         self._going()[0].wait_for(self._handed_out + 1, self.interrupted)
         item = next(self._going()[1])  # no name for the prefetcher, which `close` lets go of
         if isinstance(item, Exception):
@@ -224,6 +247,21 @@ class Feed:
         self._position = pair.position
         self.skipped_rows += pair.skipped
         return pair
+
+    def await_rows(self, seconds: float) -> bool:
+        """After NoRowsYetError: waits until rows are on their way for `next`; whether they are after `seconds`.
+
+        Raises: InterruptedWaitError once `interrupted`.
+        """
+        node, end = self._going()[0], time.monotonic() + seconds
+        while node.dry():
+            if self.interrupted():
+                raise InterruptedWaitError
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+            time.sleep(min(left, POLL_SECONDS))
+        return True
 
     def state_dict(self) -> dict[str, int]:
         """Where the last pair handed out ends, and the rows skipped until there, as JSON values."""
@@ -272,9 +310,10 @@ class Feed:
         return self._running
 
     def _checked(self, position: RowPosition) -> RowPosition:
-        if position.epoch < 0 or not 0 <= position.row < self.rows_per_epoch:
+        rows = self._rows_of(position.epoch) if position.epoch >= 0 else 0
+        if position.epoch < 0 or not 0 <= position.row < max(rows or 0, 1 if self.log else 0):
             raise InputError(
-                f"row {position.row} of epoch {position.epoch} is not in this data of {self.rows_per_epoch} rows; "
+                f"row {position.row} of epoch {position.epoch} is not in this data, where that has {rows or 0} rows; "
                 "continue with the data that the run was started on"
             )
         return position

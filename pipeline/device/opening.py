@@ -16,7 +16,9 @@ from pipeline.device.streams import hand_over
 from pipeline.errors import InputError
 from pipeline.reads import ReadRetries, never
 from pipeline.rows import (
+    GenerationPairs,
     GroupReader,
+    GrowingLog,
     HostPairs,
     Order,
     PairSpans,
@@ -42,20 +44,26 @@ def open_feed(
 ) -> Feed:
     """The pairs of `split` on `device` from `position` (by default the beginning) on, epoch after epoch.
 
+    With `config.follow` an epoch is one generation, and at the end of the last the next is waited for.
     `manifest` is that of the folder `config.path`, loaded once for all that is opened of it. With several ranks each
     gets its share of every batch of the same global sequence.
     Raises: InputError for data, split or batch sizes that cannot be used, or if `config.feed` is not installed;
     StorageError for damaged data.
     """
+    if config.follow:
+        return _open_following(
+            config,
+            manifest,
+            table_rows=table_rows,
+            device=device,
+            split=split,
+            start=position,
+            rank=rank,
+            ranks=ranks,
+            retries=retries,
+        )
     stages = StageTotals()
-    order = _order(manifest, split, seed=config.seed, shuffle=config.shuffle, window_groups=config.shuffle_row_groups)
-    check_cache(
-        manifest,
-        window_groups=order.window_groups,
-        split=split,
-        cache_path=config.cache_path,
-        cache_bytes=config.cache_bytes,
-    )
+    order = _training_order(config, manifest, split)
     spans = PairSpans(
         rows=order.rows,
         batch_rows=config.batch_rows,
@@ -77,11 +85,59 @@ def open_feed(
     return Feed(
         make_node,
         position=position or RowPosition(),
-        spans=spans,
+        rows_of=lambda epoch: spans.rows,
+        steps_per_epoch=spans.steps_per_epoch,
         log_format=manifest.format,
         stages=stages,
         prefetch_batches=config.prefetch_batches,
         sources=lambda epoch, start, stop: _sources(order, manifest, split, epoch, start, stop),
+    )
+
+
+def _open_following(
+    config: DataConfig,
+    manifest: Manifest,
+    *,
+    table_rows: int,
+    device: torch.device,
+    split: str,
+    start: RowPosition | None,
+    rank: int,
+    ranks: int,
+    retries: ReadRetries | None,
+) -> Feed:
+    """The pairs of each generation of `split` once, in order, and of those that are added."""
+    stages = StageTotals()
+    log = GrowingLog(manifest, data=config.path, poll_seconds=config.follow_poll_seconds)
+    encode_rows = table_rows if device.type == "cpu" else None
+
+    def open_generation(alone: Manifest, index: int) -> tuple[RowReader, HostPairs]:
+        order = _training_order(config, alone, split)
+        spans = PairSpans.within(
+            rows=order.rows,
+            batch_rows=config.batch_rows,
+            probe_rows=config.probe_rows or config.batch_rows,
+            pairing=config.pairing,
+        )
+        reader = _reader(
+            config, alone, split, order, encode_rows=encode_rows, last_epoch=index, stages=stages, retries=retries
+        )
+        return reader, HostPairs(reader, spans, RowPosition(epoch=index), rank=rank, ranks=ranks)
+
+    def make_node(position: RowPosition) -> PairNode:
+        pairs = GenerationPairs(log, open_generation, position, split=split)
+        maker = PairUploader(pairs, make_uploader(device, table_rows=table_rows, stages=stages))
+        return PairNode(pairs, maker, dry=lambda: pairs.waiting)
+
+    return Feed(
+        make_node,
+        position=start or RowPosition(),
+        rows_of=lambda epoch: log.rows(split, epoch),
+        steps_per_epoch=None,
+        log_format=manifest.format,
+        stages=stages,
+        prefetch_batches=config.prefetch_batches,
+        log=log,
     )
 
 
@@ -143,6 +199,19 @@ def _maker(
     return lambda pairs: PairUploader(pairs, make_uploader(device, table_rows=table_rows, stages=stages))
 
 
+def _training_order(config: DataConfig, manifest: Manifest, split: str) -> Order:
+    """The order in which the rows of a split are trained on, whose shards the cache must be able to hold."""
+    order = _order(manifest, split, seed=config.seed, shuffle=config.shuffle, window_groups=config.shuffle_row_groups)
+    check_cache(
+        manifest,
+        window_groups=order.window_groups,
+        split=split,
+        cache_path=config.cache_path,
+        cache_bytes=config.cache_bytes,
+    )
+    return order
+
+
 def _order(
     manifest: Manifest, split: str, *, seed: int, shuffle: Shuffle, window_groups: int, limit_rows: int | None = None
 ) -> Order:
@@ -166,6 +235,7 @@ def _reader(
     encode_rows: int | None,
     stages: StageTotals,
     retries: ReadRetries | None,
+    last_epoch: int | None = None,
 ) -> RowReader:
     """A reader of `split`; with `encode_rows` it encodes on the host for a table of so many rows."""
     retries = retries or ReadRetries(config.retry_seconds)
@@ -192,5 +262,6 @@ def _reader(
         threads=config.reader_threads,
         encoded=encode_rows is not None,
         on_damage=config.damaged,
+        last_epoch=last_epoch,
         stages=stages,
     )

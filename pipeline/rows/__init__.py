@@ -19,7 +19,9 @@ from pipeline.rows.choices import OnDamage, Pairing, Shuffle
 
 if TYPE_CHECKING:
     from pipeline.rows.buffers import BufferPool
+    from pipeline.rows.generations import GenerationPairs
     from pipeline.rows.groups import GroupReader
+    from pipeline.rows.growing import GrowingLog
     from pipeline.rows.order import Order, RowPosition
     from pipeline.rows.pairs import BatchPair, Gap, HostPairs, OncePerBatch, PairSpans
     from pipeline.rows.reader import RowBatch, RowReader
@@ -28,7 +30,9 @@ __all__ = [
     "BatchPair",
     "BufferPool",
     "Gap",
+    "GenerationPairs",
     "GroupReader",
+    "GrowingLog",
     "HostPairs",
     "OnDamage",
     "OncePerBatch",
@@ -45,7 +49,9 @@ _FILES = {
     "BatchPair": "pairs",
     "BufferPool": "buffers",
     "Gap": "pairs",
+    "GenerationPairs": "generations",
     "GroupReader": "groups",
+    "GrowingLog": "growing",
     "OncePerBatch": "pairs",
     "Order": "order",
     "PairSpans": "pairs",

@@ -59,7 +59,7 @@ class PairSpans:
 
     def __post_init__(self) -> None:
         need = self.batch_rows + self.probe_rows
-        if self.rows < need:
+        if self.rows < need and not self.rows == self.batch_rows == self.probe_rows == 1:
             raise InputError(
                 f"{self.rows} rows are too few for a pair of {self.probe_rows} + {self.batch_rows} rows; "
                 f"set data.batch_rows to {max(self.rows // 2, 1)} or less"
@@ -69,6 +69,19 @@ class PairSpans:
                 f"data.probe_rows = {self.probe_rows} is more than data.batch_rows = {self.batch_rows}; a sliding "
                 'probe is part of the next batch, so lower it or set data.pairing = "disjoint"'
             )
+
+    @classmethod
+    def within(cls, *, rows: int, batch_rows: int, probe_rows: int, pairing: Pairing) -> PairSpans:
+        """Of `rows` rows, 1 or more, in batches as large as given, or, where these would not make one pair of them, as
+        large as makes one: a generation may be of any size.
+
+        A row that is alone is trained on with itself as its stale probe, of which no estimate is made.
+        """
+        if rows < batch_rows + probe_rows:
+            share = rows // 2 if pairing == "sliding" else rows * probe_rows // (batch_rows + probe_rows)
+            probe_rows = min(probe_rows, max(share, 1))
+            batch_rows = min(batch_rows, max(rows - probe_rows, 1))
+        return cls(rows=rows, batch_rows=batch_rows, probe_rows=probe_rows, pairing=pairing)
 
     @property
     def stride(self) -> int:

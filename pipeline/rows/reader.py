@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
-from itertools import count, islice, pairwise
+from itertools import count, islice, pairwise, takewhile
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -74,13 +74,16 @@ class RowReader:
         threads: int,
         encoded: bool = False,
         on_damage: OnDamage = "fail",
+        last_epoch: int | None = None,
         stages: StageTotals | None = None,
     ) -> None:
+        """With `last_epoch` nothing is read ahead of what is asked for beyond that epoch."""
         self.order = order
         self.stages = stages if stages is not None else StageTotals()
         self.damaged: dict[int, str] = {}
         """Row groups found damaged and skipped, each with what was wrong."""
         self._groups, self._on_damage, self._threads = groups, on_damage, threads
+        self._last_epoch = last_epoch
         self._dense, self._columns = len(log_format.dense), len(log_format.dense) + len(log_format.sparse)
         self._label_type = np.float32 if encoded else np.uint8
         self._ahead = 1 if order.shuffle == "rows" else 2 * threads
@@ -130,8 +133,7 @@ class RowReader:
 
     def _keep(self, epoch: int, first: int, last: int) -> None:
         """Holds exactly the windows first..last and the next `ahead`, and starts to read those it does not hold."""
-        per_epoch = self.order.window_count()
-        windows = [divmod(epoch * per_epoch + index, per_epoch) for index in range(first, last + 1 + self._ahead)]
+        windows = list(islice(self._windows_from(epoch, first), last + 1 + self._ahead - first))
         with self._lock:
             if self._closed:
                 raise CancelledError
@@ -145,10 +147,15 @@ class RowReader:
 
     def _announce(self, windows: list[tuple[int, int]]) -> None:
         """Says which shards are read for the windows `windows`, and then in the epoch after them."""
-        per_epoch = self.order.window_count()
         epoch, last = windows[-1]
-        later = (divmod(epoch * per_epoch + index, per_epoch) for index in islice(count(last + 1), per_epoch))
+        later = islice(self._windows_from(epoch, last + 1), self.order.window_count())
         self._groups.expect(list(self._shards_of(windows)), self._shards_of(later))
+
+    def _windows_from(self, epoch: int, index: int) -> Iterator[tuple[int, int]]:
+        """Epoch and index of the windows from `index` of `epoch` on, up to the last epoch if there is one."""
+        per_epoch = self.order.window_count()
+        windows = (divmod(epoch * per_epoch + number, per_epoch) for number in count(index))
+        return takewhile(lambda window: self._last_epoch is None or window[0] <= self._last_epoch, windows)
 
     def _shards_of(self, windows: Iterable[tuple[int, int]]) -> Iterator[int]:
         """The shard of each row group of windows, each given by epoch and index."""

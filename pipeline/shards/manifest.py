@@ -194,6 +194,13 @@ class Manifest:
         assert isinstance(self.folder, Path), f"{self.folder} is not local"
         return self.folder
 
+    def stamp(self) -> object:
+        """What is another once the manifest where this one lies was replaced. Raises: OSError if there is none."""
+        if not isinstance(self.folder, Path):
+            return self.folder.stamp(MANIFEST)
+        found = (self.folder / MANIFEST).stat()
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
     @classmethod
     def load(cls, data: str | Path) -> Manifest:
         """The manifest of a data folder, a local one or a URI of one (see pipeline.shards.remote).

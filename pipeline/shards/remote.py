@@ -42,6 +42,13 @@ class RemoteFolder:
         """The content of a file. Raises: FileNotFoundError; FetchError if it cannot be fetched."""
         return self.retried(name, lambda: b"".join(self.chunks(name)))
 
+    def stamp(self, name: str) -> object:
+        """What is another once a file was replaced: its size and time. Raises: FileNotFoundError; FetchError."""
+        found = self.retried(name, lambda: self._files.get_file_info(self._where(name)))
+        if found.type != arrow_fs.FileType.File:
+            raise FileNotFoundError(f"{self.address_of(name)} is missing")
+        return found.size, found.mtime_ns
+
     def chunks(self, name: str) -> Iterator[pa.Buffer]:
         """The content of a file, piece by piece. Raises: OSError as pyarrow.fs does, without another attempt."""
         with self._files.open_input_stream(self._where(name), compression=None) as stream:

@@ -130,6 +130,9 @@ class _Outside:
     def on_estimate(self, estimate: Estimate) -> None:
         self.traces.estimates.append(estimate)
 
+    def await_rows(self, position: Any) -> bool:
+        return False
+
     def on_message(self, message: str, *, step: int) -> None:
         pass
 

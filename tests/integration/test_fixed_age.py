@@ -113,6 +113,9 @@ class Outside:
     def on_estimate(self, estimate: Estimate) -> None:
         self.ended.estimates.append(estimate)
 
+    def await_rows(self, position: Any) -> bool:
+        return False
+
     def on_message(self, message: str, *, step: int) -> None:
         self.ended.messages.append(message)
 

@@ -14,7 +14,7 @@ from ops.metrics import Metrics
 from ops.receivers import ServiceManager, TensorBoard
 from ops.server import Server
 from pipeline.addresses import without_secrets
-from pipeline.errors import InterruptedWaitError
+from pipeline.errors import InterruptedWaitError, NoRowsYetError
 from pipeline.shards import Manifest, warnings_of_labels
 from trainer.config import Config, MetricsConfig, config_errors
 from trainer.console import Console
@@ -23,6 +23,7 @@ from trainer.job.checkpointing import Checkpointing, open_checkpointing
 from trainer.job.decided import decided
 from trainer.job.device import device_memory, step_clock
 from trainer.job.ending import end_exported, exit_of, last_scrape_awaited, write_textfile
+from trainer.job.generations import LogWait, pinned, say_what_is_left_out
 from trainer.job.hangs import watched
 from trainer.job.lineage.best import follow_validation
 from trainer.job.lineage.rollback import roll_back
@@ -59,9 +60,9 @@ def train(
     manager = ServiceManager() if manager is None else manager
     config = decided(config, run)
     manager.starting("opening the data")
-    manifest = Manifest.load(config.data.path)
+    folder = Manifest.load(config.data.path)
     with (
-        open_training(config, manifest) as state,
+        open_training(config, pinned(folder, config, Path(run))) as state,
         RunDirectory(run, config) as directory,
         failures_recorded(directory),
     ):
@@ -75,6 +76,7 @@ def train(
         ):
             manager.starting("looking for a checkpoint")
             position = resume(config, state, outlets, from_checkpoint=from_checkpoint)
+            say_what_is_left_out(folder, state.manifest, outlets.console)
             with (
                 stop_signals(lambda name, request: _announce(name, request, outlets)) as requests,
                 console.progress("training", state.total_steps, unit="steps", start=position.step) as line,
@@ -84,9 +86,10 @@ def train(
                     config=config,
                     state=state,
                     outlets=outlets,
-                    observer=RunObserver(outlets, state.feed, line),
+                    observer=RunObserver(outlets, state.feed, line, progressive=state.progressive),
                     checkpointing=checkpointing,
                     requests=requests,
+                    log_wait=LogWait(feed=state.feed, outlets=outlets, idle_seconds=config.data.follow_idle_seconds),
                     watchdog=watchdog,
                 )
                 watchdog.saving_seconds = checkpointing.thread.seconds
@@ -224,6 +227,7 @@ class Job:
     observer: RunObserver
     checkpointing: Checkpointing
     requests: Requests
+    log_wait: LogWait
     watchdog: Watchdog
 
     def stopping(self) -> bool:
@@ -283,7 +287,7 @@ class Job:
         feed = self.state.feed
         feed.interrupted = self._interrupted
         self.state.retries.listen = self.outlets.retry
-        with suppress(InterruptedWaitError):  # the loop sees to what it was interrupted for
+        with suppress(InterruptedWaitError, NoRowsYetError):  # the loop sees to what it was interrupted for
             if not feed.fill(seconds=START_SECONDS):
                 with self.outlets.clock.pause_phase("data_wait"):
                     feed.fill()
@@ -292,12 +296,13 @@ class Job:
         """The loss of every split; None, and nothing recorded, if a signal came in between."""
         self.outlets.live.state("evaluating")
         found = []
-        for split in self.state.splits:
+        manifest = self.state.seen()
+        for split in (name for name in self.config.eval.splits if manifest.splits[name].rows):
             began = time.monotonic()
             try:
                 evaluation = self.state.learner.evaluate(
                     self.config.data,
-                    self.state.manifest,
+                    manifest,
                     self.config.eval,
                     split,
                     stopping=self._polling,
@@ -339,6 +344,9 @@ class Job:
 
     def drain_save(self) -> None:
         self.checkpointing.drain()
+
+    def await_rows(self, position: Position) -> bool:
+        return self.log_wait.wait(step=position.step)
 
     def broken_weights(self) -> int | None:
         return self.checkpointing.broken_weights

@@ -22,11 +22,14 @@ def decided(config: Config, run: str | Path) -> Config:
 
     Raises: as `Config.resolved`.
     """
+    open_average = config.optimizer.average is None
     config = config.resolved()
     with suppress(ConfigError):  # settings that cannot be read are refused as the run is opened
         before = kept_settings(Path(run))
         if before is not None and config.stepsize.delay is None:
             config = replace(config, stepsize=replace(config.stepsize, delay=before.stepsize.delay))
+        if before is not None and open_average:
+            config = replace(config, optimizer=replace(config.optimizer, average=before.optimizer.average))
     return with_delay(config, training_device())
 
 

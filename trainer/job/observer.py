@@ -20,7 +20,7 @@ from trainer.console import Console, ProgressLine
 from trainer.job.lineage.withheld_steps import WithheldSteps
 from trainer.job.recording.watch import RecordWatch
 from trainer.job.run_directory import RunDirectory
-from trainer.learner import Evaluation
+from trainer.learner import Evaluation, ProgressiveValidation
 
 FLUSH_STEPS, FLUSH_SECONDS = 50, 5.0
 """Records reach the operating system, and so a report of a run in progress, after at most so many steps, and after at
@@ -77,7 +77,15 @@ class Outlets:
 class RunObserver:
     """Writes RUN/*.jsonl and keeps metrics, live page and terminal up to date. It never decides anything."""
 
-    def __init__(self, outlets: Outlets, feed: Feed, line: ProgressLine) -> None:
+    def __init__(
+        self,
+        outlets: Outlets,
+        feed: Feed,
+        line: ProgressLine,
+        *,
+        progressive: ProgressiveValidation | None = None,
+    ) -> None:
+        self._progressive = progressive
         self._outlets, self._feed, self._line = outlets, feed, line
         self._directory, self._metrics, self._live = outlets.directory, outlets.metrics, outlets.live
         self._smooth_loss = math.nan
@@ -100,6 +108,8 @@ class RunObserver:
         self._metrics.step(timing.seconds, timing.phases, rows, loss, rate, self._feed.queued_batches())
         self._metrics.scheduled_rate(record.get("scheduled_rate", rate))
         self._metrics.stages(self._feed.stage_totals())
+        if (log := self._feed.log) is not None:
+            self._metrics.generations(record["epoch"], waiting=log.count - 1 - record["epoch"])
         self._count_skipped(step)
         self._withheld.on_step(record)
         self._live.step(
@@ -117,6 +127,9 @@ class RunObserver:
             step + 1, loss=loss, learning_rate=rate, seconds=timing.seconds, phases=timing.phases
         )
         self._show(step, loss, rate, rows, timing)
+        window = None if self._progressive is None else self._progressive.take(step)
+        if window is not None:
+            self.on_evaluation(window, step=step + 1, seconds=0.0, training_seconds=training_seconds)
 
     def _count_skipped(self, step: int) -> None:
         skipped = self._feed.skipped_rows - self._skipped_rows
@@ -192,7 +205,9 @@ class RunObserver:
             {"step": step, **values, "seconds": seconds, "training_seconds": training_seconds}
         )
         self._outlets.flush(step=step)
-        self._metrics.evaluation(evaluation.split, evaluation.loss, evaluation.auc, evaluation.normalized_entropy)
+        self._metrics.evaluation(
+            evaluation.split, evaluation.loss, evaluation.auc, evaluation.normalized_entropy, evaluation.calibration
+        )
         self._live.evaluation(step, evaluation.split, loss=evaluation.loss, auc=evaluation.auc)
         self._outlets.tensorboard.evaluation(
             step,

@@ -29,6 +29,8 @@ FREE_KEYS = (
     "data.read_threads",
     "data.feed",
     "data.damaged",
+    "data.follow_idle_seconds",
+    "data.follow_poll_seconds",
     "data.retry_seconds",
     "optimizer.table",
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -23,9 +22,10 @@ from trainer.config import Config, ConfigError, config_errors
 from trainer.divergence import DivergenceConfig, DivergenceWatch, Recovery, ValidationTrend
 from trainer.job.decided import with_delay
 from trainer.job.device import training_stream
-from trainer.job.learner import Learner, model_columns, training_device
+from trainer.job.generations import data_identity, refuse_other_rows, seen_by
+from trainer.job.learner import Learner, training_device
 from trainer.job.lineage.carried_over import carried_over, policy_settings
-from trainer.learner import TrainingPrecision, learning_rate, scheduled_rate
+from trainer.learner import ProgressiveValidation, TrainingPrecision, learning_rate, scheduled_rate
 from trainer.loop import Host, Loop, Observer, Pairs, Position, Timetable
 from trainer.records import Checkpoint, checkpoint_files, random_state, restore_random_state, write_checkpoint
 from trainer.step import TrainStep, first_click_rows
@@ -46,7 +46,7 @@ class TrainingState:
     splits: tuple[str, ...]
     """The splits to evaluate on, in order: those asked for that have rows."""
     manifest: Manifest
-    """Of the data folder."""
+    """Of the data folder; if that is followed, as it was at the start."""
     retries: ReadRetries
     """Of its readers."""
     config: Config
@@ -56,6 +56,12 @@ class TrainingState:
     recovery: Recovery = field(default_factory=Recovery)
     beginning: Mapping[str, Any] = field(default_factory=dict)
     """Of a checkpoint's state, what policy, measurements and the rest were before the first step."""
+    progressive: ProgressiveValidation | None = None
+    """None if the batches are not scored."""
+
+    def seen(self) -> Manifest:
+        """The data as far as the run has come, which is what it is evaluated on and what a checkpoint is of."""
+        return seen_by(self.feed, self.manifest)
 
     def loop(
         self,
@@ -78,6 +84,7 @@ class TrainingState:
                 average=learner.average,
                 clock=clock,
                 precision=learner.precision,
+                progressive=self.progressive,
             ),
             policy=self.policy,
             scheduled_rate=self.scheduled_rate,
@@ -95,11 +102,12 @@ class TrainingState:
         """What a checkpoint holds, without copies: all that the next step depends on, and how long the records are."""
         state = {
             "position": asdict(position),
-            "data": data_identity(self.manifest),
+            **data_identity(self.seen()),
             "total_steps": self.total_steps,
             "feed": self.feed.state_dict(),
             "optimizer": self.learner.optimizer.state_dict(),
             "stepsize": policy_settings(self.config),
+            "progressive": None if self.progressive is None else self.progressive.state_dict(),
             "random": random_state(),
             "records": records,
             **self._small(),
@@ -141,12 +149,11 @@ class TrainingState:
         Raises: ConfigError if the run was trained on other rows.
         """
         state = checkpoint.state
-        if state["data"] != data_identity(self.manifest):
-            raise ConfigError(
-                f"{run}: was trained on other rows than data.path holds now; give the data folder it was started "
-                "with, or another --run"
-            )
+        refuse_other_rows(state, self.manifest, run=run)
         self.feed.load_state_dict(state["feed"])
+        open_window = state.get("progressive")  # none of earlier versions
+        if self.progressive is not None and open_window is not None:
+            self.progressive.load_state_dict(open_window)
         return self.go_back(checkpoint, before=before)
 
     def go_back(self, checkpoint: Checkpoint, *, before: Config | None = None) -> Position:
@@ -225,6 +232,7 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
             total_steps=total_steps,
             splits=splits,
             manifest=manifest,
+            progressive=_progressive(config, learner),
             retries=retries,
             config=config,
             watch=watch,
@@ -232,6 +240,16 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
             recovery=recovery,
             beginning=_small(policy, worker, watch, trend, recovery),
         )
+
+
+def _progressive(config: Config, learner: Learner) -> ProgressiveValidation | None:
+    """What scores the training batches, if it is asked for, or by default where a log is followed."""
+    asked = config.data.follow if config.eval.progressive is None else config.eval.progressive
+    if not asked:
+        return None
+    return ProgressiveValidation(
+        window_rows=config.eval.progressive_rows, once=config.data.follow, device=learner.device
+    )
 
 
 def _small(
@@ -244,12 +262,6 @@ def _small(
         "trend": trend.state_dict(),
         "recovery": recovery.state_dict(),
     }
-
-
-def data_identity(manifest: Manifest) -> dict[str, Any]:
-    """What tells one training split from another wherever it lies: its columns and the content of its shards."""
-    content = hashlib.sha256("".join(shard.sha256 for shard in manifest.splits["train"].shards).encode())
-    return {"columns": model_columns(manifest.format), "train": content.hexdigest()}
 
 
 def _evaluated_splits(config: Config, manifest: Manifest) -> tuple[str, ...]:

@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from trainer.learner.model import build_model, count_parameters
     from trainer.learner.optimizers import build_optimizer, evaluation_mode, learning_rate
     from trainer.learner.precision import TrainingPrecision
-    from trainer.learner.scoring import Evaluation, HostCopy, evaluate
+    from trainer.learner.scoring import Evaluation, HostCopy, ProgressiveValidation, evaluate
 
 __all__ = [
     "Evaluation",
     "HostCopy",
     "ModelConfig",
     "OptimizerConfig",
+    "ProgressiveValidation",
     "ScheduleConfig",
     "TrainingPrecision",
     "WeightAverage",
@@ -44,6 +45,7 @@ __all__ = [
 _FILES = {
     "Evaluation": "scoring",
     "HostCopy": "scoring",
+    "ProgressiveValidation": "scoring",
     "TrainingPrecision": "precision",
     "WeightAverage": "averaging",
     "build_average": "averaging",

@@ -94,4 +94,5 @@ def _copy_to_average(parameter: Tensor) -> Tensor:
 
 def build_average(config: OptimizerConfig, model: nn.Module) -> WeightAverage | None:
     """The average that `optimizer.average` asks for, or None."""
-    return None if config.average == "none" else WeightAverage(model, config.average, decay=config.average_decay)
+    kind = config.average
+    return None if kind is None or kind == "none" else WeightAverage(model, kind, decay=config.average_decay)

@@ -134,8 +134,9 @@ class OptimizerConfig:
     looked at, which gives the same weights, bit for bit, and never makes the table's gradient whole. lazy needs nadamw,
     on the CPU or by Triton on CUDA, where it adds up gradients in another order. auto is lazy for large tables on the
     CPU, and dense for all others. A run may go on with another value (gains: `python -m tests.bench table`)."""
-    average: Literal["none", "ema", "polyak"] = "none"
-    """What is evaluated: the weights themselves, their exponential moving average, or their mean since the start."""
+    average: Literal["none", "ema", "polyak"] | None = None
+    """What is evaluated: the weights themselves, their exponential moving average, or their mean since the start. By
+    default none; ema where stepsize.policy = auto trains without a budget, and so without a cool-down."""
     average_decay: float = 0.99
     """Share of the old average that survives one step of "ema"."""
 

@@ -74,7 +74,11 @@ def _kept_by_rows(config: OptimizerConfig, model: nn.Module) -> list[nn.Embeddin
     if config.table == "auto":
         tables = [table for table in tables if pays_by_rows(table, model)]
     against += [reason for table in tables if (reason := reason_for_dense(table)) is not None]
-    if config.average != "none" and not against and any(average_rounding(t.weight.device) is None for t in tables):
+    if (
+        config.average not in {None, "none"}
+        and not against
+        and any(average_rounding(t.weight.device) is None for t in tables)
+    ):
         against.append("this build of torch rounds averages in a way of its own")
     if against and config.table == "lazy":
         raise ValueError(f'optimizer.table is "lazy", but {against[0]}; set it to "auto" or "dense"')

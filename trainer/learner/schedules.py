@@ -48,7 +48,7 @@ def scheduled_rate(config: ScheduleConfig, *, step: int, total_steps: int | None
     if length is None:
         raise ValueError(
             f"schedule {config.name!r} needs its length and the budget counts no steps; "
-            "set budget.steps or budget.epochs, or schedule.steps, or schedule.name = 'constant'"
+            "set schedule.name = 'constant', or schedule.steps, or budget.steps or budget.epochs"
         )
     warmup = int(config.warmup_fraction * length) if config.name.startswith("warmup_") else 0
     if step < warmup:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         restore_random_state,
         save_checkpoint,
         seed_generators,
+        stored_value,
         verify_checkpoints,
         write_checkpoint,
     )
@@ -61,6 +62,7 @@ __all__ = [
     "save_checkpoint",
     "seed_generators",
     "set_aside",
+    "stored_value",
     "thinning",
     "verify_checkpoints",
     "write_checkpoint",
@@ -90,6 +92,7 @@ _FILES = {
     "save_checkpoint": "checkpoint",
     "seed_generators": "checkpoint",
     "set_aside": "line_of_history",
+    "stored_value": "checkpoint",
     "verify_checkpoints": "checkpoint",
     "write_checkpoint": "checkpoint",
 }

@@ -190,6 +190,19 @@ def load_latest(
     return None
 
 
+def stored_value(run: str | Path, name: str) -> Any:
+    """What the state of the newest checkpoint that can be read has under `name`, without its tensors; None if nothing.
+
+    It is not verified: for what every checkpoint of a run agrees on, before one is loaded.
+    """
+    for _, path in listed(Path(run) / "checkpoints"):
+        try:
+            return deserialize(json.loads((path / STATE).read_bytes())["state"][name], {})
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
 def verify_checkpoints(run: str | Path) -> Iterator[CheckpointHealth]:
     """Re-hashes every checkpoint of the run, newest first; one that a run in progress removes meanwhile is left out.
 

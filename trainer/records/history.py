@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from trainer.records.columns import Column, read_estimates, read_steps
 from trainer.records.records import read_records
 
-EVALUATION_FIELDS = ("step", "loss", "auc", "normalized_entropy", "rows", "seconds", "training_seconds")
+EVALUATION_FIELDS = ("step", "loss", "auc", "normalized_entropy", "calibration", "rows", "seconds", "training_seconds")
 ENDS = {
     "budget": "the budget is reached",
     "target": "the target is reached",
+    "idle": "no new rows came",
     "diverged": "training diverged",
     "interrupted": "stopped by a signal; resumable",
 }

@@ -116,15 +116,19 @@ class Stopwatch:
     def drain_save(self) -> None:
         pass
 
+    def await_rows(self, position: Position) -> bool:
+        return False
+
 
 def measure_stall(
     config: Config, *, steps: int | None, seconds: float, warmup_steps: int, console: Console
 ) -> StallReport:
     """Where the time of `config`'s steps goes, from three trials of `steps` steps, or of about `seconds` each.
 
-    Reads the shards and writes nothing, except that shards of a remote folder are cached; their cold trial begins with
-    an empty cache of its own, removed afterwards. Raises: as `trainer.job.train`.
+    Reads the shards, those of all generations alike, and writes nothing, except that shards of a remote folder are
+    cached; their cold trial begins with an empty cache of its own, removed afterwards. Raises: as `trainer.job.train`.
     """
+    config = replace(config, data=replace(config.data, follow=False))  # rows that are not there yet have no speed
     manifest = Manifest.load(config.data.path)
     shards = manifest.splits["train"].shards
     remote = not isinstance(manifest.folder, Path)

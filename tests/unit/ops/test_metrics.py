@@ -15,6 +15,7 @@ from ops.series import EXIT_REASONS, OUTCOMES, PREFIX, SERIES
 from ops.step_clock import PHASES
 from pipeline import schema
 from stepsize.estimate import Outcome
+from trainer.learner.scoring.progressive import PROGRESSIVE
 
 CONTRACT = [
     "step_duration_seconds",
@@ -101,7 +102,7 @@ def test_the_contract_is_defined_and_exported() -> None:
 def test_labels_are_the_enumerations_of_their_owners() -> None:
     assert set(OUTCOMES) == {str(outcome) for outcome in Outcome}
     splits = next(series.values for series in SERIES if series.name == "evaluation_loss")
-    assert splits == schema.SPLITS
+    assert splits == (*schema.SPLITS, PROGRESSIVE)
 
 
 def test_every_bounded_label_is_exported_before_it_happens(metrics: Metrics) -> None:

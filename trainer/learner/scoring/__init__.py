@@ -10,5 +10,6 @@ from __future__ import annotations
 
 from trainer.learner.scoring.evaluation import Evaluation, evaluate
 from trainer.learner.scoring.host_copy import HostCopy
+from trainer.learner.scoring.progressive import ProgressiveValidation
 
-__all__ = ["Evaluation", "HostCopy", "evaluate"]
+__all__ = ["Evaluation", "HostCopy", "ProgressiveValidation", "evaluate"]

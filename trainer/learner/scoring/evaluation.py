@@ -1,4 +1,4 @@
-"""How good the predictions on a split are: log loss, area under the ROC curve, normalized entropy."""
+"""How good the predictions on a split are: log loss, area under the ROC curve, normalized entropy, calibration."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ class Evaluation:
     """The exact AUC differs from `auc` by at most this: 0 up to EXACT_ROWS rows."""
     normalized_entropy: float | None
     """Loss over the entropy of the label rate (1: no better than the rate alone); None if that is 0."""
+    calibration: float | None
+    """Mean prediction over the label rate (1: as many clicks as predicted, above: fewer); None without a click."""
 
 
 class Evaluator:
@@ -53,7 +55,8 @@ class Evaluator:
         self._exact_rows = exact_rows
         self._rows = 0
         self._positives = 0
-        self._loss: Tensor | None = None
+        self._sums: Tensor | None = None
+        """(2,) float64 on the device: of the losses, of the predicted probabilities."""
         self._coming: deque[HostCopy] = deque()
         self._nan = False
         self._kept: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]] = ([], [])
@@ -62,8 +65,10 @@ class Evaluator:
     def add(self, logits: Tensor, label: Tensor) -> None:
         """Takes in logits (R,) and labels 0 or 1 (R,)."""
         logits = logits.detach()
-        losses = functional.binary_cross_entropy_with_logits(logits.double(), label.double(), reduction="sum")
-        self._loss = losses if self._loss is None else self._loss + losses
+        values = logits.double()
+        loss = functional.binary_cross_entropy_with_logits(values, label.double(), reduction="sum")
+        sums = torch.stack([loss, values.sigmoid().sum()])
+        self._sums = sums if self._sums is None else self._sums + sums
         self._coming.append(HostCopy(logits.float(), label))
         self._take_in(keep=IN_FLIGHT_BATCHES if logits.is_cuda else 0)
 
@@ -90,18 +95,16 @@ class Evaluator:
         Raises: ValueError if there were none.
         """
         self._take_in(keep=0)
-        if self._loss is None:
+        if self._sums is None:
             raise ValueError(f"split {split!r} has no rows to evaluate on; leave it out of eval.splits")
-        loss = self._loss.item() / self._rows
-        auc, error = self._area()
-        entropy = _entropy(self._positives / self._rows)
-        return Evaluation(
+        loss, predicted = self._sums.cpu().tolist()
+        return evaluation_of(
             split=split,
             rows=self._rows,
+            positives=self._positives,
             loss=loss,
-            auc=auc,
-            auc_error=error,
-            normalized_entropy=loss / entropy if entropy else None,
+            predicted=predicted,
+            area=self._area(),
         )
 
     def _count(self, parts: tuple[NDArray[np.float32], NDArray[np.float32]]) -> None:
@@ -121,11 +124,7 @@ class Evaluator:
             return None, 0.0
         if self._counts is None:
             return _twice_ordered_pairs(*(np.concatenate(kept) for kept in self._kept)) / (2 * pairs), 0.0
-        negatives, positives = self._counts.astype(np.float64)
-        below = np.cumsum(negatives) - negatives
-        tied = positives @ negatives
-        # within a bin the order is unknown: each pair counts half, and is wrong by at most a half
-        return float((positives @ below + tied / 2) / pairs), float(tied / 2 / pairs)
+        return area_of_counts(self._counts)
 
 
 @torch.no_grad()
@@ -143,6 +142,37 @@ def evaluate(model: nn.Module, batches: Iterable[ModelInputs], *, split: str) ->
     finally:
         model.train(training)
     return evaluator.result(split)
+
+
+def evaluation_of(
+    *, split: str, rows: int, positives: int, loss: float, predicted: float, area: tuple[float | None, float]
+) -> Evaluation:
+    """The figures of `rows` rows, 1 or more: `loss`, `predicted` are sums over them, `area` the AUC and its error."""
+    entropy = _entropy(positives / rows)
+    return Evaluation(
+        split=split,
+        rows=rows,
+        loss=loss / rows,
+        auc=area[0],
+        auc_error=area[1],
+        normalized_entropy=loss / rows / entropy if entropy else None,
+        calibration=predicted / positives if positives else None,
+    )
+
+
+def area_of_counts(counts: NDArray[np.integer]) -> tuple[float | None, float]:
+    """The AUC from how many negative and positive rows each bin of logits holds (2, bins), ascending; and a bound of
+    its error, as within a bin the order is unknown: each pair counts half, and is wrong by at most a half.
+
+    None if one of the two is absent.
+    """
+    negatives, positives = counts.astype(np.float64)
+    pairs = negatives.sum() * positives.sum()
+    if pairs == 0:
+        return None, 0.0
+    below = np.cumsum(negatives) - negatives
+    tied = positives @ negatives
+    return float((positives @ below + tied / 2) / pairs), float(tied / 2 / pairs)
 
 
 def _twice_ordered_pairs(negatives: NDArray[np.float32], positives: NDArray[np.float32]) -> int:
