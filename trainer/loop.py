@@ -393,9 +393,6 @@ class Loop:
         return stop
 
     def report_undelivered(self) -> None:
-        """Tells the observer of estimates that are due after the last step, once the checkpoint has them.
-
-        The policy isn't told: a run that is continued hands them to it, and reports them, when they are due.
-        """
+        """Tells the observer of estimates due after the last step; a continued run hands them to its policy too."""
         for estimate in self.worker.flush(step=self.position.step - 1):
             self.observer.on_estimate(estimate)

@@ -58,6 +58,7 @@ class LogWait:
             self.outlets.metrics.waited_for_generation(now - since)
             self._waited += now - since if log.trouble is None else 0.0
             since = now
+            self.outlets.manager.alive()
             if log.trouble is not None and self._trouble is None:
                 self.outlets.warn(f"cannot look for new generations ({log.trouble}); trying again", step=step)
             self._trouble = log.trouble
