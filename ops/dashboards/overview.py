@@ -156,6 +156,15 @@ def _kept() -> list[AnyPanel]:
             {
                 named(f"increase({selector('checkpoint_failures_total')}[5m])"): "{{run}} failed checkpoints",
                 named(f"increase({selector('rejected_rows_total')}[5m])"): "{{run}} rows left out",
+                named(
+                    f"sum without (cause) (increase({selector('nonfinite_steps_total')}[5m]))"
+                ): "{{run}} steps withheld",
+                named(f"increase({selector('rollbacks_total')}[5m])"): "{{run}} rollbacks",
+                named(
+                    f"sum without (cause) (increase({selector('read_retries_total')}[5m]))"
+                ): "{{run}} reads tried again",
+                named(f"sum without (file) (increase({selector('records_lost_total')}[5m]))"): "{{run}} records lost",
+                metric("hung"): "{{run}} hangs",
             },
             description="Each has an alert that says what to do. Nothing here is as it should be.",
         ),
