@@ -1,1 +1,1 @@
-"""The Grafana dashboard and the module that generates it."""
+"""The Grafana dashboards and what generates them: overview, bottleneck and step size."""

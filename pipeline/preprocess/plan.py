@@ -191,7 +191,7 @@ def check_same_plan(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]
             raise InputError(f"{name} was modified since {out} was begun; {remedy}")
     for name in new:
         if name not in old:
-            raise InputError(f"{out} was made without {name}; {remedy}")
+            raise InputError(f"{out} was made without {name}; {remedy}, or add it to the complete folder with --append")
     if before["sources"] != now["sources"]:
         raise InputError(
             f"{out} was made from the same files in another order ({_names_in_order(before)}); give them in that order "

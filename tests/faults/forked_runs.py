@@ -39,7 +39,7 @@ WRITING_CALLS = (
 )  # fmt: skip
 """All that can change what is on a disk, or make it last; openat also opens what is read."""
 SAVES = (2, 4, 6)
-"""The steps that the small run saves; at the last once in the middle, and once more at its end."""
+"""The steps that the small run saves, the last at its end."""
 SETTINGS = """
 [data]
 path = "{data}"
@@ -123,6 +123,7 @@ class ForkedRuns:
         """A command; the exit code, negative for a signal. `log` has its standard error."""
         assert self._server.stdin
         assert self._server.stdout
+        self.trace.unlink(missing_ok=True)
         asked = {
             "arguments": arguments,
             "log": str(self.log),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.faults.forked_runs import SAVES, ForkedRuns, TracedSave, same_end, small_run, why_untraced
 
-MIDDLE = tuple(TracedSave(step=step, options=()) for step in SAVES)
+MIDDLE = tuple(TracedSave(step=step, options=()) for step in SAVES[:-1])
 FINAL = TracedSave(step=SAVES[-1], final=True, options=())
 
 
@@ -74,7 +74,7 @@ class Trials:
         """What was wrong with a run whose call, or calls `onwards`, gave `error`; None if nothing."""
         run = self._new()
         code = self.runs.train(self.config, run, traced=point.traced(f"error={error}", onwards=onwards))
-        if "(INJECTED)" not in self.runs.trace.read_text():
+        if not self.runs.trace.exists() or "(INJECTED)" not in self.runs.trace.read_text():
             return "nothing was refused"
         return self._difference(run, code)
 
@@ -99,7 +99,8 @@ class Trials:
         if not same_end(run, self.whole):
             return "the end differs"
         names = sorted(path.name for path in (run / "checkpoints").iterdir())
-        if SAVED not in names or any(name.startswith(".partial-") for name in names):
+        # what a finished run was about to delete stays until there is a next save
+        if SAVED not in names or any(name.startswith(".partial-step") for name in names):
             return f"left {names}"
         shutil.rmtree(run)
         return None
@@ -120,6 +121,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--error", default="ENOSPC", help="of the calls that are refused")
     parser.add_argument("--only", choices=("kill", "refuse"), help="by default both")
+    parser.add_argument("--last", action="store_true", help="the last save of the run alone")
     asked = parser.parse_args()
     if reason := why_untraced():
         print(reason)
@@ -127,7 +129,7 @@ def main() -> int:
     failed = 0
     with tempfile.TemporaryDirectory() as name, ForkedRuns(Path(name)) as runs:
         trials = Trials(runs, Path(name))
-        for save in (*MIDDLE, FINAL):
+        for save in (FINAL,) if asked.last else (*MIDDLE, FINAL):
             points, counts = trials.points(save), Counter[str]()
             for point in points:
                 found: dict[str, str | None] = {}

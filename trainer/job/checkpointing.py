@@ -230,7 +230,7 @@ class Checkpointing:
         """What people can do about a save that failed."""
         if not lacks_space(error):
             return "see to the disk"
-        needed, place = self._needed_bytes, self.outlets.directory.path
+        needed, place = self._needed_bytes, self.outlets.directory.path / "checkpoints"
         try:
             free = free_bytes(place)
         except OSError:

@@ -29,7 +29,7 @@ from trainer.job.lineage.best import follow_validation
 from trainer.job.lineage.rollback import roll_back
 from trainer.job.lineage.start import checkpoint_to_continue, divergence_advice, leave_later, tell_of_changes
 from trainer.job.observer import Outlets, RunObserver
-from trainer.job.recording.replay import replay
+from trainer.job.recording.replay import replay_history
 from trainer.job.run_directory import RunDirectory
 from trainer.job.saving import watched_disk
 from trainer.job.training_state import TrainingState, open_training
@@ -211,7 +211,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets, *, from_check
         rows=position.rows,
         training_seconds=position.training_seconds,
     )
-    outlets.estimates.extend(replay(RunHistory.load(directory.path), outlets.live))
+    outlets.estimates.extend(replay_history(RunHistory.load(directory.path), outlets.live))
     outlets.metrics.progress(position.step, total_steps=state.total_steps, seconds_left=None)
     outlets.console.say(f"continuing {directory.path} at step {position.step:,}")
     return position

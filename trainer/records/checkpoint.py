@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import re
 import shutil
@@ -312,10 +313,9 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         save_file(tensors, path)
     except SafetensorError as error:
         # the library wraps the system's error in its own, which is not an OSError
-        failed = StorageError(f"{path}: writing failed ({error}); make space or choose another disk")
         if number := _SYSTEM_ERROR.search(str(error)):
-            failed.errno = int(number[1])
-        raise failed from error
+            raise StorageError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise StorageError(f"{path}: writing failed ({error}); make space or choose another disk") from error
 
 
 def _publish(partial: Path, final: Path) -> None:

@@ -60,11 +60,12 @@ def test_the_managers_watchdog_is_the_last_resort() -> None:
     assert min(STOP_SECONDS, seconds(unit, "TimeoutStopSec")) > CheckpointConfig().final_retry_seconds
 
 
-def test_grafana_is_pointed_at_the_dashboard() -> None:
+def test_grafana_is_pointed_at_the_dashboards() -> None:
     provider = (DEPLOY / "grafana/provisioning/dashboards/alphastream.yml").read_text(encoding="utf-8")
     folder = re.search(r"path: /opt/alphastream/(\S+)", provider)
     assert folder is not None
-    assert [path.name for path in (ROOT / folder[1]).glob("*.json")] == ["alphastream.json"]
+    boards = {path.name for path in (ROOT / folder[1]).glob("*.json")}
+    assert boards == {"alphastream.json", "alphastream-bottleneck.json", "alphastream-step-size.json"}
 
 
 def test_every_file_the_guides_name_exists() -> None:

@@ -11,7 +11,7 @@ from trainer.job.observer import POOLED_ESTIMATES, pooled_factor
 from trainer.records import RunHistory
 
 
-def replay(history: RunHistory, live: LiveStatus) -> deque[tuple[float, float]]:
+def replay_history(history: RunHistory, live: LiveStatus) -> deque[tuple[float, float]]:
     """Tells `live` of the steps, estimates, evaluations and messages of `history`.
 
     Gives (slope, curvature) of the latest estimates with a number, for α* to be pooled over them and those to come.

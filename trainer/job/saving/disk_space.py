@@ -72,7 +72,7 @@ def forecast_of(run: Path, *, checkpoint_bytes: int, keep: int, steps_to_come: i
         keep=keep,
         held_bytes=held_bytes(run),
         records_bytes=STEP_RECORD_BYTES * (steps_to_come or 0),
-        free_bytes=free_bytes(run),
+        free_bytes=free_bytes(run / "checkpoints"),  # which may be a link to another disk
     )
 
 

@@ -6,7 +6,7 @@ Nothing here may be contracted into a fused multiply-add that is not written as 
 """
 
 # ruff: noqa: PLR0917
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportGeneralTypeIssues=false
 # (kernels take pointers and scalars one by one; Triton is an extra)
 
 from __future__ import annotations
@@ -91,9 +91,9 @@ def whole_steps(
         addend = tl.load(numbers + 2 * count + k)
         if MASKED:
             if tl.load(withheld + k) == 0.0:
-                theta, m, v = quiet_step(theta, m, v, decay, factor, addend, beta1, beta2)
+                theta, m, v = quiet_step(theta, m, v, decay, factor, addend, beta1, beta2)  # pyright: ignore
         else:
-            theta, m, v = quiet_step(theta, m, v, decay, factor, addend, beta1, beta2)
+            theta, m, v = quiet_step(theta, m, v, decay, factor, addend, beta1, beta2)  # pyright: ignore
         if AVERAGED:
             average = lerp(average, theta, tl.load(numbers + 3 * count + k), FUSED)
     return theta, m, v, average

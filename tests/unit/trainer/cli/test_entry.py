@@ -35,14 +35,14 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[list[str]], int
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
 def test_the_overview_has_every_verb(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(arguments) == 0
+    assert cli.run_command(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     for name, entry in cli.VERBS.items():
         assert any(line.split() == [name, *entry.help.split()] for line in lines)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--version"]) == 0
+    assert cli.run_command(["--version"]) == 0
     assert capsys.readouterr().out == f"alphastream {version('alphastream')}\n"
 
 
@@ -54,7 +54,7 @@ def test_a_verb_gets_its_arguments_and_gives_its_code(verb: Callable[[Any], None
         return 3
 
     verb(run)
-    assert cli.main(["try", "a", "--b", "c"]) == 3
+    assert cli.run_command(["try", "a", "--b", "c"]) == 3
     assert seen == ["a", "--b", "c"]
 
 
@@ -78,7 +78,7 @@ def test_errors_are_one_line_and_a_code(
         raise error
 
     verb(fail)
-    assert cli.main(["try"]) == code
+    assert cli.run_command(["try"]) == code
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("alphastream: ")
     assert said in line
@@ -92,7 +92,7 @@ def test_an_interruption_promises_no_more_than_the_verb_keeps(
         raise KeyboardInterrupt
 
     monkeypatch.setitem(cli.VERBS, name, cli.VERBS[name]._replace(run=stop))
-    assert cli.main([name]) == 143
+    assert cli.run_command([name]) == 143
     assert capsys.readouterr().err == f"alphastream: interrupted; run the same command {remedy}\n"
 
 
@@ -102,7 +102,7 @@ def test_a_fault_of_the_program_is_not_hidden(verb: Callable[[Any], None]) -> No
 
     verb(fail)
     with pytest.raises(PortInUseError):
-        cli.main(["try"])
+        cli.run_command(["try"])
 
 
 @dataclass(frozen=True, kw_only=True)

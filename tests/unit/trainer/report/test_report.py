@@ -14,7 +14,7 @@ import pytest
 from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
-from ops.dashboards import generate
+from ops.dashboards import bottleneck
 from ops.step_clock import PHASES
 from tests.synthetic_run import step_records, write_lines, write_run
 from trainer.records.history import RunHistory
@@ -369,10 +369,10 @@ def test_the_smoothed_estimators_are_not_drawn_across_a_pause(tmp_path: Path) ->
 
 
 def test_a_phase_has_one_color_in_the_report_the_dashboard_and_the_live_page() -> None:
-    page = (Path(generate.__file__).parents[1] / "live" / "page.html").read_text(encoding="utf-8")
+    page = (Path(bottleneck.__file__).parents[1] / "live" / "page.html").read_text(encoding="utf-8")
     light = page.split("prefers-color-scheme: dark")[0]
     values = dict(re.findall(r"(--\w+): (#[0-9a-f]{6});", light))
     [table] = re.findall(r"const COLOR = \{(.*?)\};", page, re.DOTALL)
     live = {phase: values[variable].upper() for phase, variable in re.findall(r'(\w+): "(--\w+)"', table)}
     assert live.keys() == set(PHASES)
-    assert live == generate.PHASE_COLORS == PHASE_COLORS
+    assert live == bottleneck.PHASE_COLORS == PHASE_COLORS

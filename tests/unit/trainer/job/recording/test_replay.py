@@ -15,7 +15,7 @@ from ops.live.curve import Curve
 from ops.step_clock import StepClock
 from tests.synthetic_run import alpha_records, evaluation_records, step_records, write_run
 from trainer.job.observer import POOLED_ESTIMATES, pooled_factor
-from trainer.job.recording.replay import replay
+from trainer.job.recording.replay import replay_history
 from trainer.records import Records, RunHistory, thinning
 
 STEPS = 3000
@@ -49,7 +49,7 @@ def shown(live: LiveStatus) -> dict[str, Any]:
 
 def test_a_continued_run_shows_what_one_that_never_stopped_does(tmp_path: Path) -> None:
     live = LiveStatus(StepClock(), run="run")
-    latest = replay(RunHistory.load(write_run(tmp_path, STEPS, variants=True)), live)
+    latest = replay_history(RunHistory.load(write_run(tmp_path, STEPS, variants=True)), live)
     expected, found = shown(undisturbed()), shown(live)
     for curve in ("loss_curve", "learning_rate_curve"):
         assert [step for step, _ in found[curve]] == [step for step, _ in expected[curve]]
@@ -70,7 +70,7 @@ def test_a_thinned_run_shows_the_same_curves(tmp_path: Path) -> None:
     history = RunHistory.load(tmp_path)
     assert len(history.steps["step"]) < STEPS / 2
     live = LiveStatus(StepClock(), run="run")
-    replay(history, live)
+    replay_history(history, live)
     expected, found = shown(undisturbed()), shown(live)
     assert found["outcomes"] == expected["outcomes"]
     assert found["evaluations"] == expected["evaluations"]
@@ -84,7 +84,7 @@ def test_a_thinned_run_shows_the_same_curves(tmp_path: Path) -> None:
 
 def test_a_run_without_records_shows_nothing(tmp_path: Path) -> None:
     live = LiveStatus(StepClock(), run="run")
-    assert list(replay(RunHistory.load(tmp_path), live)) == []
+    assert list(replay_history(RunHistory.load(tmp_path), live)) == []
     assert live.snapshot()["loss_curve"] == []
 
 

@@ -1,0 +1,150 @@
+"""What bounds the speed of a run: data or computing, which stage of the pipeline, and what to widen."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.models import dashboard as models
+
+from ops.dashboards.panels import AnyPanel, Board, latest, lines, stacked
+from ops.dashboards.queries import EACH, LEGEND, SELECTED, metric, named, per_run, quantile, rate
+from ops.series import PREFIX
+from ops.step_clock import DATA_BOUND_SHARE, PAUSE_BOUND_SHARE, PHASES
+
+# The same colors as the report and the live page, told apart with any kind of color vision.
+PHASE_COLORS = dict(
+    zip(
+        PHASES,
+        ("#D55E00", "#E69F00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#7A5CC0", "#8C6D46", "#A3ABB4"),
+        strict=True,
+    )
+)
+
+
+def _rows() -> list[tuple[str, int, list[AnyPanel]]]:
+    return [
+        ("Data or computing", 5, _verdict()),
+        ("Where the time goes", 10, _time()),
+        ("Which stage", 9, _stages()),
+        ("Room for more", 8, _room()),
+    ]
+
+
+def _share(phases: str, *, window: str = "5m") -> str:
+    spent = per_run(rate("step_phase_seconds_total", f'phase=~"{phases}"', window=window))
+    return f"{spent} / {per_run(rate('step_phase_seconds_total', window=window))}"
+
+
+def _verdict() -> list[AnyPanel]:
+    return [
+        latest(
+            "Waiting for data",
+            _share("data_wait"),
+            unit="percentunit",
+            decimals=1,
+            steps=[(None, "green"), (DATA_BOUND_SHARE, "orange")],
+            description=f"Of the latest five minutes. From {100 * DATA_BOUND_SHARE:.0f} % on the pipeline is the "
+            "bottleneck: rows are fetched ahead, so a wait that can be seen is a pipeline that cannot keep up.",
+        ),
+        latest(
+            "Evaluating and saving",
+            _share("evaluation|checkpoint"),
+            unit="percentunit",
+            decimals=1,
+            steps=[(None, "green"), (PAUSE_BOUND_SHARE, "orange")],
+            description="Of the latest five minutes. Less of it: a longer eval.every_steps, or fewer eval.rows.",
+        ),
+        latest(
+            "Measuring α*",
+            _share("alpha"),
+            unit="percentunit",
+            decimals=1,
+            description="Of the latest five minutes. Less of it: a longer stepsize.interval.",
+        ),
+        latest(
+            "Batches ready",
+            metric("queue_batches"),
+            unit="none",
+            decimals=0,
+            steps=[(None, "orange"), (1, "green")],
+            description="Batch pairs that wait for the trainer. None, while it waits: data-bound.",
+        ),
+    ]
+
+
+def _time() -> list[AnyPanel]:
+    phases = per_run(rate("step_phase_seconds_total"), by="phase")
+    everything = per_run(rate("step_phase_seconds_total"))
+    shares = stacked(
+        lines(
+            "Wall time by phase",
+            {f"{phases} / on {EACH} group_left () {everything}": "{{phase}}"},
+            unit="percentunit",
+            description="The phases of a run sum to its wall time: every moment belongs to exactly one, also the "
+            "one that is open now. One panel a run.",
+        )
+        .max(1)
+        .repeat("run")
+    )
+    for phase, color in PHASE_COLORS.items():
+        fixed = models.FieldColor(mode=models.FieldColorModeId.FIXED, fixed_color=color)
+        shares = shares.override_by_name(phase, [models.DynamicConfigValue(id_val="color", value=fixed)])
+    durations = {
+        quantile(share, "step_duration_seconds", window="$__rate_interval"): f"{{{{run}}}} {name}"
+        for share, name in ((0.5, "median"), (0.99, "99th percentile"))
+    }
+    description = "Quantiles of each run's own histogram. A median that is calm under a 99th percentile that is not: "
+    description += "single steps wait, for a shard's first row group or for a neighbor on the machine."
+    return [shares, lines("Time of a step", durations, unit="s", description=description)]
+
+
+def _stages() -> list[AnyPanel]:
+    seconds = per_run(rate("stage_seconds_total"), by="stage")
+    handled = per_run(rate("stage_rows_total"), by="stage")
+    return [
+        lines(
+            "Rows per busy second by stage",
+            {f"{handled} / {seconds}": "{{run}} {{stage}}"},
+            description="What one thread of a stage could do alone: the slowest one is worth widening. source_read, "
+            "decompress, decode and shuffle share data.read_threads; `alphastream stall CONFIG` tells what more would "
+            "gain.",
+        ),
+        lines(
+            "Busy threads by stage",
+            {seconds: "{{run}} {{stage}}"},
+            description="Busy seconds per second: a stage as busy as it has threads is the bottleneck.",
+        ),
+        lines(
+            "Rows per second by stage",
+            {handled: "{{run}} {{stage}}"},
+            description="What passes each stage. They are equal while nothing piles up between two.",
+        ),
+    ]
+
+
+def _room() -> list[AnyPanel]:
+    return [
+        lines(
+            "Batches ready",
+            {metric("queue_batches"): LEGEND},
+            description="A queue that is mostly full: computing is the bottleneck; mostly empty: the data.",
+        ),
+        lines(
+            "Busy cores",
+            {named(f"rate(process_cpu_seconds_total{{{SELECTED}}}[$__rate_interval])"): LEGEND},
+            description="Of this process. As many as the machine has: more data.read_threads gain nothing.",
+        ),
+        lines(
+            "GPU memory free",
+            {metric("device_memory_bytes", 'state="free"'): LEGEND},
+            unit="bytes",
+            description="Room for a larger data.batch_rows, which makes a row cheaper where kernels are small. "
+            "Empty without a GPU.",
+        ),
+    ]
+
+
+BOARD = Board(
+    uid=f"{PREFIX}-bottleneck",
+    title="Alphastream: bottleneck",
+    description="Is training bound by its data or by computing, by which stage, and what should be wider?",
+    rows=_rows(),
+)

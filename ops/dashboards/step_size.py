@@ -1,0 +1,137 @@
+"""Whether the learning rate is right: what α* says of it, how surely, and what the policy made of that."""
+
+from __future__ import annotations
+
+from ops.dashboards.panels import AnyPanel, Board, latest, lines, spread, stacked
+from ops.dashboards.queries import LEGEND, metric, named, per_run, quantile, rate, selector
+from ops.series import PREFIX
+
+BUCKETS = selector("alpha_relative_bucket")
+MEASURING = per_run(rate("step_phase_seconds_total", 'phase="alpha"', window="5m"))
+
+
+def _rows() -> list[tuple[str, int, list[AnyPanel]]]:
+    return [
+        ("Is the rate right", 5, _verdict()),
+        ("Rate", 10, _rate()),
+        ("Estimates", 10, _estimates()),
+        ("Measuring", 8, _measuring()),
+    ]
+
+
+def _verdict() -> list[AnyPanel]:
+    return [
+        latest(
+            "α*, times the applied step",
+            metric("alpha_pooled_relative"),
+            unit="none",
+            decimals=2,
+            description="The one factor by which the latest 200 measured steps should have been longer; 1 is right. "
+            "Nothing before the tenth estimate.",
+        ),
+        latest(
+            "± (95 %)",
+            named(f"1.96 * {selector('alpha_pooled_relative_standard_error')}"),
+            unit="none",
+            decimals=2,
+            description="Half the width of its confidence interval: while 1 lies inside, the rate may be right.",
+        ),
+        latest(
+            "Rate applied", metric("learning_rate"), unit="sci", description="The learning rate of the latest step."
+        ),
+        latest(
+            "Rate proposed by α*",
+            metric("learning_rate_proposed"),
+            unit="sci",
+            description="Pooled over the latest 200 estimates, each at the rate of its own step.",
+        ),
+    ]
+
+
+def _rate() -> list[AnyPanel]:
+    error = f"1.96 * {selector('learning_rate_proposed_standard_error')}"
+    return [
+        lines(
+            "Learning rate: applied, scheduled, proposed by α*",
+            {
+                metric("learning_rate"): "{{run}} applied",
+                metric("learning_rate_scheduled"): "{{run}} scheduled",
+                metric("learning_rate_proposed"): "{{run}} by α*",
+                named(f"{selector('learning_rate_proposed')} - {error}"): "{{run}} by α*, low",
+                named(f"{selector('learning_rate_proposed')} + {error}"): "{{run}} by α*, high",
+            },
+            unit="sci",
+            from_zero=False,
+            description="Where the proposed rate runs above the applied one, longer steps would pay. Low and high: its "
+            "95 % interval.",
+        ),
+        lines(
+            "α* pooled, times the applied step",
+            {
+                metric("alpha_pooled_relative"): LEGEND,
+                named(
+                    f"{selector('alpha_pooled_relative')} - 1.96 * {selector('alpha_pooled_relative_standard_error')}"
+                ): "{{run}} low",
+                named(
+                    f"{selector('alpha_pooled_relative')} + 1.96 * {selector('alpha_pooled_relative_standard_error')}"
+                ): "{{run}} high",
+            },
+            from_zero=False,
+            description="Long above 1: a higher optimizer.lr; long below: a lower one; stepsize.policy = 'auto' "
+            "follows it by itself.",
+        ),
+    ]
+
+
+def _estimates() -> list[AnyPanel]:
+    quartiles = {
+        quantile(share, "alpha_relative", window="30m"): f"{{{{run}}}} {name}"
+        for share, name in ((0.25, "lower quartile"), (0.5, "median"), (0.75, "upper quartile"))
+    }
+    return [
+        spread(
+            "Spread of single estimates",
+            f"sum by (le) ({named(f'increase({BUCKETS}[$__rate_interval])')})",
+            description="α* relative to the step, all chosen runs together; 1: the step was just right; below 0: it "
+            "climbed on fresh rows.",
+        ),
+        lines(
+            "Quartiles of single estimates",
+            quartiles,
+            from_zero=False,
+            description="Over 30 minutes, of each run's own histogram. They scatter widely: the pooled number is the "
+            "one to go by.",
+        ),
+    ]
+
+
+def _measuring() -> list[AnyPanel]:
+    return [
+        stacked(
+            lines(
+                "Estimates per second by outcome",
+                {per_run(rate("alpha_estimates_total", window="5m"), by="outcome"): "{{run}} {{outcome}}"},
+                description="ok and ascent carry a number. flat: the rate is near 0; nonfinite: the loss soon; "
+                "stale and dropped: the estimate came too late, or what it read was changed.",
+            )
+        ),
+        lines(
+            "Age of an estimate",
+            {metric("alpha_age_steps"): LEGEND},
+            description="Steps between an estimate's own step and its hand-over: stepsize.delay.",
+        ),
+        lines(
+            "Time for measuring",
+            {f"{MEASURING} / {per_run(rate('step_phase_seconds_total', window='5m'))}": LEGEND},
+            unit="percentunit",
+            description="Share of wall time that training waits for measurements. Less: a longer stepsize.interval.",
+        ),
+    ]
+
+
+BOARD = Board(
+    uid=f"{PREFIX}-step-size",
+    title="Alphastream: step size",
+    description="Is the learning rate right, by what α* measures, and how sure is that?",
+    rows=_rows(),
+)
