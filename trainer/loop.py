@@ -129,10 +129,7 @@ class Host(Protocol):
         ...
 
     def await_rows(self, position: Position) -> bool:
-        """Waits until the log that is followed has grown, or there is something else to do.
-
-        False once it has waited for as long as it is to.
-        """
+        """Waits for a followed log to grow, or for something else to do; False once it has waited long enough."""
         ...
 
     def broken_weights(self) -> int | None:

@@ -24,6 +24,7 @@ class NoRows:
     """A feed that the observer asks for its state, and that has none."""
 
     skipped_rows = 0
+    log = None
 
     def queued_batches(self) -> int:
         return 0

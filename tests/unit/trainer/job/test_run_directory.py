@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from trainer.budget import BudgetConfig
 from trainer.config import Config, ConfigError, config_from, load_config
+from trainer.job.decided import decided
 from trainer.job.run_directory import RunDirectory
 from trainer.records.records import read_records
 
@@ -109,8 +112,8 @@ def test_what_a_run_learns_from_and_with_may_not_change(
         ("schedule", {"name": "constant"}, [("schedule.name", "constant", "warmup_cosine")]),
         (
             "stepsize",
-            {"policy": "auto", "interval": 50},
-            [("stepsize.policy", "auto", "observe"), ("stepsize.interval", 50, 100)],
+            {"policy": "ema", "interval": 50},
+            [("stepsize.policy", "ema", "observe"), ("stepsize.interval", 50, 100)],
         ),
         ("divergence", {"rollbacks": 6}, [("divergence.rollbacks", 6, 3)]),
         ("checkpoint", {"keep": 1}, [("checkpoint.keep", 1, 3)]),
@@ -199,3 +202,11 @@ def test_a_record_that_cannot_be_closed_keeps_no_lock(run: Path, monkeypatch: py
         directory.close()
     monkeypatch.undo()
     RunDirectory(run, settings()).close()
+
+
+def test_auto_without_a_budget_averages_unless_the_run_began_without(run: Path) -> None:
+    endless = config_from({"data": {"path": "DATA"}, "stepsize": {"policy": "auto"}}, where="test")
+    assert decided(endless, run).optimizer.average == "ema"
+    assert decided(replace(endless, budget=BudgetConfig(steps=9)), run).optimizer.average == "none"
+    begun(run, settings(), checkpoint=True)
+    assert decided(endless, run).optimizer.average == "none"
