@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ops.metrics import Metrics
+from ops.receivers import ServiceManager
 from pipeline.errors import InterruptedWaitError
 from trainer.job.generations import LogWait
 from trainer.job.generations.waiting import WAITING
@@ -33,6 +34,7 @@ class Scene:
             live=SimpleNamespace(state=self.states.append),
             directory=SimpleNamespace(event=lambda event, **values: self.said.append(values["message"])),
             console=SimpleNamespace(say=lambda text: None),
+            manager=ServiceManager(),
             warn=lambda text, step: self.said.append(text),
         )
 
