@@ -22,6 +22,7 @@ ENDS = {
     "idle": "no new rows came",
     "diverged": "training diverged",
     "interrupted": "stopped by a signal; resumable",
+    "hung": "stopped because it hung; resumable",
 }
 """Reasons of the event `stop`, in the words of `trainer.loop.Stop`."""
 
