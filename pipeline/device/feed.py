@@ -310,11 +310,12 @@ class Feed:
         return self._running
 
     def _checked(self, position: RowPosition) -> RowPosition:
-        rows = self._rows_of(position.epoch) if position.epoch >= 0 else 0
-        if position.epoch < 0 or not 0 <= position.row < max(rows or 0, 1 if self.log else 0):
+        rows = self._rows_of(max(position.epoch, 0)) or 0
+        if position.epoch < 0 or not 0 <= position.row < max(rows, 1 if self.log else 0):
+            where = f"generation of {rows} rows" if self.log else f"data of {rows} rows"
             raise InputError(
-                f"row {position.row} of epoch {position.epoch} is not in this data, where that has {rows or 0} rows; "
-                "continue with the data that the run was started on"
+                f"row {position.row} of epoch {position.epoch} is not in this {where}; continue with the data that the "
+                "run was started on"
             )
         return position
 
