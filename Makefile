@@ -38,7 +38,7 @@ demo: $(VENV)/installed  ## the main job: sample, preprocess, train with α* app
 extras: $(VENV)/installed-extras  ## Ray, DALI and Triton as well, whose tests are skipped without them
 
 test: $(VENV)/installed-dev  ## the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/installed-dev  ## format, lint, types, import rules, duplicate code
 	$(BIN)/ruff format --check .

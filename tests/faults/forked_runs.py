@@ -62,6 +62,7 @@ every_steps = 3
 [checkpoint]
 every_steps = 2
 keep = 1
+keep_best = false
 [metrics]
 port = -1
 """

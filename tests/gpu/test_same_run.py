@@ -52,8 +52,8 @@ def test_measured_or_not(data: Path, device: str, monkeypatch: pytest.MonkeyPatc
     assert measured_and_not(data, device)
     after_step = StepSizeWorker.after_step
 
-    def drawing(worker: StepSizeWorker) -> None:
-        after_step(worker)
+    def drawing(worker: StepSizeWorker, **options: Any) -> None:
+        after_step(worker, **options)
         torch.rand(1, device=device)
 
     monkeypatch.setattr(StepSizeWorker, "after_step", drawing)

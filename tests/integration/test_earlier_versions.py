@@ -69,7 +69,8 @@ def test_an_earlier_run_goes_on_as_it_would_have(run: Path) -> None:
         [record["slope"] for record in estimates], rel=1e-3, abs=1e-6
     )
     assert all("biased" in record for record in found)
-    assert [event["event"] for event in records(run, "events")][-4:] == ["stop", "resume", "checkpoint", "stop"]
+    told = [event["event"] for event in records(run, "events") if event["event"] != "pause"]
+    assert told[-4:] == ["stop", "resume", "checkpoint", "stop"]
     assert (run / "checkpoints" / "step-00000014").is_dir()
 
 

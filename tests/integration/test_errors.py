@@ -95,7 +95,7 @@ def test_used_port(fails: Callable[..., None], write_config: Callable[..., Path]
 def test_changed_configuration(fails: Callable[..., None], write_config: Callable[..., Path], tmp_path: Path) -> None:
     config, run = write_config("[budget]\nsteps = 3"), str(tmp_path / "run")
     assert main(["train", str(config), "--run", run]) == 0
-    fails(["train", str(config), "--run", run, "--optimizer.lr", "0.5"], "optimizer.lr", "0.5")
+    fails(["train", str(config), "--run", run, "--data.seed", "5"], "data.seed", "5")
 
 
 def test_unknown_verb(fails: Callable[..., None]) -> None:

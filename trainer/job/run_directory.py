@@ -35,6 +35,8 @@ FREE_KEYS = (
     "optimizer.table",
 )
 """Where the rows lie, how they are read, how tables are moved; whether the rows are the same, the checkpoint tells."""
+FIXED_KEYS = ("stepsize.delay",)
+"""What no continued run may change although other keys of the section may."""
 SANCTIONED_KEYS = ("optimizer.lr",)
 """Of the fixed sections, what a continued run may change, so that a rate that was wrong can be put right."""
 
@@ -111,10 +113,11 @@ class RunDirectory:
         sections = tuple(section.name for section in fields(Config))
         changes = [change for change in differing_keys(config, before, sections=sections) if change[0] not in FREE_KEYS]
         for key, now, then in changes:
-            if key.split(".")[0] in FIXED_SECTIONS and key not in SANCTIONED_KEYS:
+            if key in FIXED_KEYS or (key.split(".")[0] in FIXED_SECTIONS and key not in SANCTIONED_KEYS):
+                what = "hand estimates over at other steps" if key in FIXED_KEYS else "be another model or other rows"
                 raise ConfigError(
-                    f"{self.path}: was started with {key} = {then!r}, now it is {now!r}, which would be another "
-                    "model or other rows; change it back to continue, or give another --run"
+                    f"{self.path}: was started with {key} = {then!r}, now it is {now!r}, which would {what}; change it "
+                    "back to continue, or give another --run"
                 )
         return changes
 

@@ -26,6 +26,7 @@ def as_program(work: Callable[[], int]) -> int:
         code = work()
         desk.end()
     except KeyboardInterrupt:  # at most once
+        desk.wait_until_said()  # the signal's own stacks, for one
         desk.end()
         say_at_once("alphastream: interrupted; run the same command again\n")
         code = EXIT_INTERRUPTED

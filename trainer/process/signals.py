@@ -41,7 +41,7 @@ UNWIND_SECONDS = 15.0
 """So long the work may take to end where the first signal ends it; then the process ends without it."""
 LEAVE_SECONDS = 5.0
 """The same for the second signal."""
-SPEAK_SECONDS = 1.0
+SPEAK_SECONDS = 3.0
 """So long the end of the work waits for what is still being said of signals."""
 
 

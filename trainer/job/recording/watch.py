@@ -49,6 +49,8 @@ class RecordWatch:
 
     def end(self, *, step: int) -> None:
         """Tells of records that still wait: nobody will write them when this process has ended."""
+        for file in self._records.values():
+            file.flush()
         self.look(step=step)
         for name, file in self._records.items():
             if file.waiting:

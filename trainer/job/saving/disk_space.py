@@ -15,6 +15,8 @@ STEP_RECORD_BYTES = 400
 """About what one step adds to the records."""
 SAMPLE_SECONDS = 15.0
 """The free space is looked at so often."""
+JOIN_SECONDS = 1.0
+"""So long its end is waited for; a disk that hangs is left alone."""
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -91,11 +93,13 @@ def watched_disk(path: Path, tell: Callable[[float], None]) -> Iterator[None]:
             if ended.wait(SAMPLE_SECONDS):
                 return
 
-    threading.Thread(target=watch, name="disk-space", daemon=True).start()
+    thread = threading.Thread(target=watch, name="disk-space", daemon=True)
+    thread.start()
     try:
         yield
     finally:
         ended.set()
+        thread.join(JOIN_SECONDS)
 
 
 def size_text(size: float) -> str:

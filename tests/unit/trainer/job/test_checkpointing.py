@@ -241,7 +241,8 @@ def test_a_full_disk_is_counted_and_the_next_save_made(
     first, *others = saved_steps(tmp_path / "run")
     assert first in (3, 4)
     assert [step for step in others if step > 4] == [6, 7]
-    warnings = [line["message"] for line in read_records(tmp_path / "run" / "events.jsonl") if "message" in line]
+    told = [line["message"] for line in read_records(tmp_path / "run" / "events.jsonl") if "message" in line]
+    warnings = [text for text in told if "no checkpoint" in text]  # records may meet the limit as well
     assert len(warnings) == 1
     assert "no checkpoint at step 2" in warnings[0]
     assert "training goes on" in warnings[0]
