@@ -268,6 +268,14 @@ class StepClock:
         with self._lock:
             return self._open_wait(self._now()) / NANOSECONDS
 
+    def leave_out(self, seconds: float) -> None:
+        """Leave so much of the latest `data_wait` out of `bound`: a log that grows was waited for, not a reader."""
+        spent = round(seconds * NANOSECONDS)
+        with self._lock:
+            self._marks = deque(
+                (at + spent, {**totals, "data_wait": totals["data_wait"] + spent}) for at, totals in self._marks
+            )
+
     def _step_ended(self) -> None:
         self._ended_steps += 1
         self._host_phase = (self._host_phase[0], self._now())
@@ -300,7 +308,7 @@ class StepClock:
         now = sum(totals.values())
         before = _at(now - self._window, [*self._marks, (now, totals)])
         first = self._first.phase_nanoseconds if self._steps == 1 else self._nothing()
-        return {name: totals[name] - before[name] + first[name] for name in PHASES}
+        return {name: max(totals[name] - before[name], 0) + first[name] for name in PHASES}
 
     def _note(self) -> None:
         """Let the totals be remembered as they are now; the caller holds the lock."""

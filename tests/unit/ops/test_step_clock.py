@@ -288,6 +288,29 @@ def test_a_wait_for_rows_that_is_open_is_in_the_verdict_and_the_shares(clock: St
         assert clock.recent_phases()["data_wait"] == 6.0
 
 
+def test_a_wait_for_a_log_to_grow_is_in_no_verdict(clock: StepClock, time: FakeTime) -> None:
+    def steps(count: int) -> None:
+        for _ in range(count):
+            with clock.phase("data_wait"):
+                time.now += NANOSECONDS // 100
+            with clock.phase("forward"):
+                time.now += NANOSECONDS
+            clock.finish_step()
+
+    steps(30)
+    before = clock.bound().data_share
+    for _ in range(1000):
+        with clock.pause_phase("data_wait"):
+            time.now += NANOSECONDS
+        clock.leave_out(1.0)
+        assert clock.bound().kind is BoundKind.COMPUTE
+    clock.finish_outside()
+    assert clock.bound().data_share == pytest.approx(before)
+    assert clock.totals()["data_wait"] == pytest.approx(1000.3)
+    steps(400)
+    assert clock.bound().data_share == pytest.approx(before, rel=0.05)
+
+
 def test_a_run_that_never_got_its_first_rows_is_bound_by_data(clock: StepClock, time: FakeTime) -> None:
     with clock.pause_phase("data_wait"):
         time.now += NANOSECONDS

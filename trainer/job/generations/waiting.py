@@ -55,15 +55,20 @@ class LogWait:
         assert log is not None, "only a log that is followed lets wait"
         while not (came := self._rows_came()) and not self._waited_enough():
             now = self.monotonic()
-            self.outlets.metrics.waited_for_generation(now - since)
+            self._count(now - since)
             self._waited += now - since if log.trouble is None else 0.0
             since = now
             self.outlets.manager.alive()
             if log.trouble is not None and self._trouble is None:
                 self.outlets.warn(f"cannot look for new generations ({log.trouble}); trying again", step=step)
             self._trouble = log.trouble
-        self.outlets.metrics.waited_for_generation(self.monotonic() - since)
+        self._count(self.monotonic() - since)
         return came
+
+    def _count(self, seconds: float) -> None:
+        """What was waited is counted by itself, and no verdict on data or compute takes it for a slow reader's."""
+        self.outlets.metrics.waited_for_generation(seconds)
+        self.outlets.clock.leave_out(seconds)
 
     def _rows_came(self) -> bool:
         """Whether they are on their way within a slice, which is a phase of its own: one that is open for long is taken

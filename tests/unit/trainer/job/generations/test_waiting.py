@@ -23,6 +23,7 @@ class Scene:
         self.trouble, self.interrupted_at = trouble, interrupted_at
         self.states: list[str] = []
         self.said: list[str] = []
+        self.left_out: list[float] = []
         self.metrics = Metrics()
         self.seen: list[float] = []
         self.feed: Any = SimpleNamespace(
@@ -30,7 +31,7 @@ class Scene:
         )
         self.outlets: Any = SimpleNamespace(
             metrics=self.metrics,
-            clock=SimpleNamespace(pause_phase=lambda phase: nullcontext()),
+            clock=SimpleNamespace(pause_phase=lambda phase: nullcontext(), leave_out=self.left_out.append),
             live=SimpleNamespace(state=self.states.append),
             directory=SimpleNamespace(event=lambda event, **values: self.said.append(values["message"])),
             console=SimpleNamespace(say=lambda text: None),
@@ -60,6 +61,7 @@ def test_without_a_limit_it_waits_until_rows_come_and_counts_it() -> None:
     scene = Scene(looks=500)
     assert scene.wait(None).wait(step=7)
     assert scene.value("generation_wait_seconds_total") == pytest.approx(501)
+    assert sum(scene.left_out) == pytest.approx(501)
     assert set(scene.seen) == {1.0}
     assert scene.value("waiting_for_generation") == 0.0
     assert scene.states == [WAITING, "training"]
