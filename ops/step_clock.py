@@ -155,6 +155,7 @@ class StepClock:
         self._window = round(window_seconds * NANOSECONDS)
         self._marks: deque[tuple[int, dict[str, int]]] = deque()
         """When the totals since the first step stood at what, along the window and once before it."""
+        self._left_out = 0
         self._steps = 0
         self._first: StepTiming | None = None
         self._mark = self._now()
@@ -272,6 +273,7 @@ class StepClock:
         """Leave so much of the latest `data_wait` out of `bound`: a log that grows was waited for, not a reader."""
         spent = round(seconds * NANOSECONDS)
         with self._lock:
+            self._left_out += spent
             self._marks = deque(
                 (at + spent, {**totals, "data_wait": totals["data_wait"] + spent}) for at, totals in self._marks
             )
@@ -302,7 +304,7 @@ class StepClock:
         evaluation or save.
         """
         if self._first is None:
-            waiting = self._open_wait(self._now())
+            waiting = self._open_wait(self._now()) - self._left_out
             return self._nothing() | {"data_wait": waiting if waiting >= LONG_WAIT_SECONDS * NANOSECONDS else 0}
         totals = {name: self._totals[name] + spent for name, spent in self._open_nanoseconds(self._now()).items()}
         now = sum(totals.values())
