@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
@@ -17,8 +18,8 @@ MAY_BE_STUCK = ("alphastream-", "checkpoint")
 def as_program(work: Callable[[], int]) -> int:
     """The exit code of `work`, which hears the process's signals; 143 and a line if one ends it and it doesn't say so.
 
-    Does not return if a thread is left in a read or a write that does not end: the interpreter's own end could wait
-    for it, or break on it.
+    Does not return if a signal ended the work, or if a thread is left in a read or a write that does not end: the
+    interpreter's own end could wait for that, or break on it.
     """
     desk = SignalDesk(of_program=True)
     try:
@@ -30,7 +31,13 @@ def as_program(work: Callable[[], int]) -> int:
         desk.end()
         say_at_once("alphastream: interrupted; run the same command again\n")
         code = EXIT_INTERRUPTED
-    if any(thread.name.startswith(MAY_BE_STUCK) for thread in threading.enumerate()):
+    stuck = any(thread.name.startswith(MAY_BE_STUCK) for thread in threading.enumerate())
+    if desk.interrupted and not stuck:
+        # Where the interruption passed through code that an extension runs, as some do when they are imported, Python
+        # would end by SIGINT, not with `code`.
+        with suppress(Exception):
+            atexit._run_exitfuncs()
+    if desk.interrupted or stuck:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()

@@ -132,6 +132,11 @@ class SignalDesk:
         self._speaking: list[threading.Thread] = []
         self._before: dict[int, object] = {}
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal has ended the work by KeyboardInterrupt."""
+        return self._raised
+
     def open(self) -> None:
         """Takes over from whoever heard the signals so far."""
         self._bytes, writer = os.pipe()
