@@ -107,6 +107,8 @@ class NumberCheck:
 
     def _hook(self, index: int) -> Any:
         def on_gradient(gradient: Tensor) -> None:
+            if not gradient.numel():
+                return
             rows = max(gradient.numel() // max(gradient.shape[-1], 1), 1)
             size = _size(gradient) * rows
             before = self._found.get(index)
@@ -132,10 +134,10 @@ class NumberCheck:
         given = torch.stack([_size(value) for value in floats]).amax() if floats else zero
         gradients = [parameter.grad for parameter in self._parameters]
         dense = [gradient for gradient in gradients if gradient is not None and not gradient.is_sparse]
-        norms = iter(torch._foreach_norm([g.detach() for g in dense], math.inf) if dense else ())
+        norms = iter(_sizes([gradient.detach() for gradient in dense if gradient.numel()]))
         others = [
             zero
-            if gradient is None or not gradient.numel()
+            if gradient is None or not (gradient._values() if gradient.is_sparse else gradient).numel()
             else _size(gradient._values())
             if gradient.is_sparse
             else next(norms)
@@ -169,6 +171,16 @@ def _own(module: nn.Module) -> Iterator[nn.Parameter]:
     return module.parameters(recurse=False)
 
 
+def _sizes(tensors: list[Tensor]) -> Sequence[Tensor]:
+    """The size of each, in one launch where the device has one for many tensors."""
+    if not tensors or tensors[0].device.type == "cpu":
+        return [_size(tensor) for tensor in tensors]
+    return torch._foreach_norm(tensors, math.inf)
+
+
 def _size(values: Tensor) -> Tensor:
-    """The largest absolute value, nan if one is."""
+    """The largest absolute value of some, nan if one is."""
+    if values.device.type == "cpu":  # whose infinity norm takes 16 times as long as this
+        low, high = torch.aminmax(values.detach())
+        return torch.maximum(-low, high)
     return torch.linalg.vector_norm(values.detach(), math.inf)
