@@ -156,6 +156,7 @@ class StepClock:
         self._marks: deque[tuple[int, dict[str, int]]] = deque()
         """When the totals since the first step stood at what, along the window and once before it."""
         self._left_out = 0
+        """Of the interval that is open."""
         self._steps = 0
         self._first: StepTiming | None = None
         self._mark = self._now()
@@ -332,7 +333,7 @@ class StepClock:
         """End the interval; the caller holds the lock."""
         self._charge()
         spent = self._interval
-        self._interval = self._nothing()
+        self._interval, self._left_out = self._nothing(), 0
         self._add(spent)
         return StepTiming(nanoseconds=sum(spent.values()), phase_nanoseconds=spent)
 

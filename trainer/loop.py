@@ -244,14 +244,12 @@ class Loop:
             self._step(pair)
 
     def _await_rows(self) -> None:
-        """Waits for the log to grow, or until the host has something else to do; what there is is saved before.
-
-        It is part of no step's time, nor of the training time that a budget counts."""
+        """Saves and waits, in no step's time nor the budget's, until rows come or the host has something else to do."""
         self.clock.abandon_step()
         self._settle()
         if self._stop_reason() is not None:
             return
-        if self.position.step != self.position.last_checkpoint_step:
+        if self.position.step != self.position.last_checkpoint_step and not self.watch.suspicious:
             self._save()
         with self.clock.pause_phase("data_wait"):
             self._idle = not self.host.await_rows(self.position)

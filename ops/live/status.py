@@ -44,21 +44,28 @@ class LiveStatus:
         self._now: dict[str, Any] = {"run": run, "state": "starting", "step": 0, "epoch": 0, "rows": 0}
         self._training_seconds = 0.0
         self._recent: deque[tuple[float, int]] = deque(maxlen=200)
-        self._loss = Curve()
-        self._learning_rate = Curve()
-        self._alphas: list[tuple[int, float, float, float]] = []
-        self._alpha_stride = 1
-        self._estimates = 0
-        self._outcomes: dict[str, int] = {}
-        self._relative: deque[float] = deque(maxlen=200)
-        self._factor = AlphaFactor(estimates=0, factor=None, standard_error=None)
+        self._draw_anew()
         self._steps_seen = 0
         self._first_ended, self._step_seconds = 0.0, 0.0
         """When the first step had ended, and what the ones since took."""
-        self._evaluations: dict[str, dict[str, Any]] = {}
         self._hung: str | None = None
-        self._evaluation_curves: dict[str, Curve] = {}
         self._messages: deque[dict[str, Any]] = deque(maxlen=MESSAGES)
+
+    def _draw_anew(self) -> None:
+        """Nothing is drawn of steps, estimates and evaluations."""
+        self._loss, self._learning_rate = Curve(), Curve()
+        self._alphas: list[tuple[int, float, float, float]] = []
+        self._alpha_stride, self._estimates = 1, 0
+        self._outcomes: dict[str, int] = {}
+        self._relative: deque[float] = deque(maxlen=200)
+        self._factor = AlphaFactor(estimates=0, factor=None, standard_error=None)
+        self._evaluations: dict[str, dict[str, Any]] = {}
+        self._evaluation_curves: dict[str, Curve] = {}
+
+    def forget(self) -> None:
+        """The run has gone back: what was drawn is drawn anew, of the steps that count, by who calls this."""
+        with self._lock:
+            self._draw_anew()
 
     def state(self, text: str) -> None:
         """What the run is doing: starting, training, evaluating, saving, stopping, finished ..."""

@@ -25,13 +25,17 @@ most."""
 
 
 @contextmanager
-def open_checkpointing(state: TrainingState, outlets: Outlets, config: CheckpointConfig) -> Iterator[Checkpointing]:
+def open_checkpointing(
+    state: TrainingState, outlets: Outlets, config: CheckpointConfig, *, goes_on_from: int = 0
+) -> Iterator[Checkpointing]:
     """The checkpoints of a run; a save that is under way at an error is finished and told of before the error goes on.
 
     Only a KeyboardInterrupt, which shall end the process at once, abandons it; as `SaveThread` has it.
     """
     with SaveThread() as thread:
-        checkpointing = Checkpointing(state=state, outlets=outlets, config=config, thread=thread)
+        checkpointing = Checkpointing(
+            state=state, outlets=outlets, config=config, thread=thread, goes_on_from=goes_on_from
+        )
         try:
             yield checkpointing
         except Exception as error:
@@ -60,6 +64,8 @@ class Checkpointing:
     memory: HostMemory = field(default_factory=HostMemory)
     broken_weights: int | None = None
     """The step of the latest save that found weights that are not finite; whoever mends that sets it back."""
+    goes_on_from: int = 0
+    """Where this process began, or last went back to: what was set aside is kept until a later step is saved."""
     retries: Backoff = field(
         default_factory=lambda: Backoff(first_seconds=RETRY_SECONDS, most_seconds=MOST_RETRY_SECONDS)
     )
@@ -261,7 +267,7 @@ class Checkpointing:
         self.outlets.metrics.checkpoint(ok=True, unix_time=unix_time, seconds=seconds, size_bytes=size)
         self.outlets.metrics.set("last_checkpoint_step", step)
         self.outlets.directory.event("checkpoint", step=step, checkpoint=path.name)
-        if step != self.state.recovery.step:
+        if step > self.goes_on_from:
             delete_set_aside(self.outlets.directory.path)
         self._tell_notes(step)
 
@@ -291,7 +297,8 @@ class Checkpointing:
             forecast = forecast_of(
                 self.outlets.directory.path,
                 checkpoint_bytes=size,
-                keep=self.config.keep,
+                keep=self.config.keep + self.config.keep_best,
+                full_steps=self.outlets.directory.full_steps,
                 steps_to_come=None if total is None else total - position.step,
             )
         except OSError as error:

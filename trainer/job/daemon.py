@@ -34,7 +34,7 @@ from trainer.job.run_directory import RunDirectory
 from trainer.job.saving import watched_disk
 from trainer.job.training_state import TrainingState, open_training
 from trainer.loop import Position, Stop, Timetable
-from trainer.process import Request, Requests, Watchdog, stop_signals
+from trainer.process import Requests, Watchdog, stop_signals
 from trainer.records import Checkpoint, RunHistory
 
 START_SECONDS = 30.0
@@ -78,9 +78,9 @@ def train(
             position = resume(config, state, outlets, from_checkpoint=from_checkpoint)
             say_what_is_left_out(folder, state.manifest, outlets.console)
             with (
-                stop_signals(lambda name, request: _announce(name, request, outlets)) as requests,
+                stop_signals(outlets.heard) as requests,
                 console.progress("training", state.total_steps, unit="steps", start=position.step) as line,
-                open_checkpointing(state, outlets, config.checkpoint) as checkpointing,
+                open_checkpointing(state, outlets, config.checkpoint, goes_on_from=position.step) as checkpointing,
             ):
                 job = Job(
                     config=config,
@@ -200,7 +200,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets, *, from_check
         leave_later(directory.path, position.step, outlets)
     directory.begin(config, records=found.state["records"])
     directory.event("resume", step=position.step, checkpoint=found.path.name)
-    tell_of_changes(directory.changes, state, outlets, step=position.step)
+    tell_of_changes(directory.changes, found, state, outlets, step=position.step)
     outlets.metrics.set("last_checkpoint_step", position.step)
     outlets.metrics.set("rate_factor", state.recovery.rate_factor)
     outlets.flush(step=position.step)
@@ -243,7 +243,8 @@ class Job:
     def _interrupted(self) -> bool:
         """Whether a wait for rows is to end, because the loop has something else to do; asked while it waits."""
         self.poll_save()
-        return self.stopping() or (self.requests.save_asked() and not self.checkpointing.busy)
+        saves = self.checkpointing
+        return self.stopping() or saves.retries.due(scheduled=False) or (self.requests.save_asked() and not saves.busy)
 
     def run(self, position: Position, mark_ready: Callable[[], None]) -> Stop:
         """Trains from `position` to the end of the budget, the target, divergence or a signal."""
@@ -352,8 +353,10 @@ class Job:
         return self.checkpointing.broken_weights
 
     def roll_back(self, position: Position, divergence: Divergence) -> bool:
+        if not roll_back(self.config, self.state, self.checkpointing, position, divergence):
+            return False
         self.observer.on_rollback()
-        return roll_back(self.config, self.state, self.checkpointing, position, divergence)
+        return True
 
     def _warn_of_splits(self) -> None:
         missing = [name for name in self.config.eval.splits if name not in self.state.splits]
@@ -390,11 +393,3 @@ def _warn_of_changes(found: Checkpoint, state: TrainingState, outlets: Outlets) 
             f"the budget was {before} steps and is {now}; a schedule or policy that counts on it changes with it",
             step=found.step,
         )
-
-
-def _announce(signal_name: str, request: Request, outlets: Outlets) -> None:
-    if request is Request.SAVE:
-        outlets.console.say(f"{signal_name}: saving, then going on")
-        return
-    outlets.console.say(f"{signal_name}: stopping after this step, then saving; again to stop at once")
-    outlets.manager.stopping(signal_name)

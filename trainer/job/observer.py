@@ -21,6 +21,7 @@ from trainer.job.lineage.withheld_steps import WithheldSteps
 from trainer.job.recording.watch import RecordWatch
 from trainer.job.run_directory import RunDirectory
 from trainer.learner import Evaluation, ProgressiveValidation
+from trainer.process import Request
 
 FLUSH_STEPS, FLUSH_SECONDS = 50, 5.0
 """Records reach the operating system, and so a report of a run in progress, after at most so many steps, and after at
@@ -44,6 +45,8 @@ class Outlets:
     console: Console
     manager: ServiceManager = field(default_factory=ServiceManager)
     tensorboard: TensorBoard = field(default_factory=TensorBoard)
+    estimates: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=POOLED_ESTIMATES))
+    """(slope, curvature) of the latest estimates of α* with a number, those of earlier processes included."""
     told_of_retries: list[str] = field(default_factory=list)
 
     def retry(self, cause: str, text: str) -> None:
@@ -52,9 +55,6 @@ class Outlets:
         if not self.told_of_retries:
             self.told_of_retries.append(text)
             self.warn(f"{text}; further ones are counted in read_retries_total", step=self.live.steps_done)
-
-    estimates: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=POOLED_ESTIMATES))
-    """(slope, curvature) of the latest estimates of α* with a number, those of earlier processes included."""
 
     @cached_property
     def watch(self) -> RecordWatch:
@@ -67,6 +67,14 @@ class Outlets:
         """Hands the records of the first `step` steps to the operating system, and says what keeps it from that."""
         self.directory.flush()
         self.watch.look(step=step)
+
+    def heard(self, signal_name: str, request: Request) -> None:
+        """Says what a signal asked for; a service manager is told of a stop."""
+        if request is Request.SAVE:
+            self.console.say(f"{signal_name}: saving, then going on")
+            return
+        self.console.say(f"{signal_name}: stopping after this step, then saving; again to stop at once")
+        self.manager.stopping(signal_name)
 
     def warn(self, message: str, *, step: int) -> None:
         """A sentence that people should see, in the event log and on the terminal."""
@@ -155,9 +163,13 @@ class RunObserver:
         )
 
     def on_rollback(self) -> None:
-        """The run goes back: what is shown as an average of the latest steps begins anew."""
+        """The run has gone back: what is shown as an average of the latest steps is one of those that count."""
         self._smooth_loss = math.nan
-        self._estimates.clear()
+        self._factor = pooled_factor(self._estimates) if self._estimates else None
+        self._rates.clear()
+        shown = self._factor or pooled_factor(())
+        self._metrics.pooled_alpha(shown.factor, shown.standard_error)
+        self._metrics.proposed_rate(None, None)
 
     def on_pause(self, timing: StepTiming) -> None:
         """Time between steps: an evaluation or a checkpoint, which the event log keeps for the report; or the start."""

@@ -154,6 +154,10 @@ class RunDirectory:
         What is missing of those records `notices` tell.
         """
         write_atomically(self.path / CONFIG, config_to_toml(config).encode())
+        self.cut(records)
+
+    def cut(self, records: Mapping[str, Any]) -> None:
+        """Cuts the records back to a checkpoint's `lengths`."""
         for name, file in self.records.items():
             if name == "events":
                 file.cut(file.length())
@@ -161,12 +165,17 @@ class RunDirectory:
                 extent = records.get("extents", {}).get(name)  # checkpoints of earlier versions have none
                 file.cut(records.get(name, 0), extent and Extent(*extent))
 
+    @property
+    def full_steps(self) -> int:
+        """The newest steps that keep a line each; 0: all do."""
+        return self._config.records.full_steps
+
     def thin(self, *, done: int) -> None:
         """Merges old lines after `done` steps, if that is due: each time that `records.full_steps` more are.
 
         Merged or not, every checkpoint is continued from with exactly the records before it.
         """
-        full_steps = self._config.records.full_steps
+        full_steps = self.full_steps
         if not full_steps or done % full_steps:
             return
         checkpoints = [self._saved_at, *checkpoint_steps(self.path)]

@@ -24,7 +24,7 @@ from trainer.job.decided import with_delay
 from trainer.job.device import training_stream
 from trainer.job.generations import data_identity, refuse_other_rows, seen_by
 from trainer.job.learner import Learner, training_device
-from trainer.job.lineage.carried_over import carried_over, policy_settings
+from trainer.job.lineage.carried_over import carried_over, policy_settings, rate_settings
 from trainer.learner import ProgressiveValidation, TrainingPrecision, learning_rate, scheduled_rate
 from trainer.loop import Host, Loop, Observer, Pairs, Position, Timetable
 from trainer.records import Checkpoint, checkpoint_files, random_state, restore_random_state, write_checkpoint
@@ -107,6 +107,7 @@ class TrainingState:
             "feed": self.feed.state_dict(),
             "optimizer": self.learner.optimizer.state_dict(),
             "stepsize": policy_settings(self.config),
+            "rate": rate_settings(self.config),
             "progressive": None if self.progressive is None else self.progressive.state_dict(),
             "random": random_state(),
             "records": records,
@@ -154,7 +155,11 @@ class TrainingState:
         open_window = state.get("progressive")  # none of earlier versions
         if self.progressive is not None and open_window is not None:
             self.progressive.load_state_dict(open_window)
-        return self.go_back(checkpoint, before=before)
+        position = self.go_back(checkpoint, before=before)
+        given = rate_settings(self.config)
+        if state.get("rate", given) != given:  # a rate given anew is a whole one
+            self.recovery.load_state_dict(None)
+        return position
 
     def go_back(self, checkpoint: Checkpoint, *, before: Config | None = None) -> Position:
         """As `load`, of everything but the stream, which goes on where it is."""

@@ -139,6 +139,8 @@ def _read_pauses(events: Iterator[dict[str, Any]], evaluations: Mapping[str, Map
                 kept.clear()
             case "resume":
                 kept = [pause for pause in kept if pause[0] <= step]
+            case "rollback":
+                kept = [pause for pause in kept if pause[0] <= _number(record.get("to"))]
             case "pause":
                 kept.append((step, record.get("phases") or {}))
                 first = min(first, step)

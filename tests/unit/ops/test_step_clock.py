@@ -303,6 +303,10 @@ def test_a_wait_for_a_log_to_grow_is_in_no_verdict(clock: StepClock, time: FakeT
         clock.leave_out(1.0)
         assert clock.bound().kind is BoundKind.UNKNOWN
     clock.finish_outside()
+    with clock.pause_phase("data_wait"):
+        time.now += 60 * NANOSECONDS
+        assert clock.bound().kind is BoundKind.DATA, "that one is a reader's"
+    clock.finish_outside()
     steps(30)
     before = clock.bound().data_share
     for _ in range(1000):
@@ -312,7 +316,7 @@ def test_a_wait_for_a_log_to_grow_is_in_no_verdict(clock: StepClock, time: FakeT
         assert clock.bound().kind is BoundKind.COMPUTE
     clock.finish_outside()
     assert clock.bound().data_share == pytest.approx(before)
-    assert clock.totals()["data_wait"] == pytest.approx(1100.3)
+    assert clock.totals()["data_wait"] == pytest.approx(1160.3)
     steps(400)
     assert clock.bound().data_share == pytest.approx(before, rel=0.05)
 

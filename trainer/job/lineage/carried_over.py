@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from trainer.config import Config
@@ -15,6 +17,12 @@ def policy_settings(config: Config) -> dict[str, Any]:
     """What a policy's state depends on, as JSON values, kept with it in a checkpoint."""
     series = {name: getattr(config.stepsize, name) for name in SERIES}
     return {"policy": config.stepsize.policy, "lr": config.optimizer.lr, **series}
+
+
+def rate_settings(config: Config) -> dict[str, Any]:
+    """The settings that give a run its rate, as JSON values: where one changes, what rollbacks took is given back."""
+    given = {"lr": config.optimizer.lr, "policy": config.stepsize.policy, "schedule": asdict(config.schedule)}
+    return json.loads(json.dumps(given))
 
 
 def carried_over(state: Mapping[str, Any], then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from pipeline.errors import StorageError
 from trainer.config import Config
 from trainer.divergence import Divergence
 from trainer.job.checkpointing import Checkpointing
+from trainer.job.recording.replay import replay_history
 from trainer.job.training_state import TrainingState
 from trainer.loop import Position
-from trainer.records import Checkpoint, all_finite, checkpoint_steps, load_latest, set_aside
+from trainer.records import Checkpoint, RunHistory, all_finite, checkpoint_steps, load_latest, set_aside
 
 
 def roll_back(
@@ -46,7 +48,7 @@ def roll_back(
     recovery.roll_back(reached.step, rows=skipped, sound=sound)
     state.watch.calm()
     _move(position, reached, seconds=came_from.training_seconds)
-    outlets.directory.begin(config, records=records)
+    outlets.directory.cut(records)
     set_aside(run, after=position.step)
     event = {
         "from": came_from.step,
@@ -61,6 +63,9 @@ def roll_back(
     outlets.console.warn(event["message"])
     outlets.metrics.rolled_back()
     outlets.metrics.set("rate_factor", recovery.rate_factor)
+    outlets.live.forget()
+    outlets.estimates.clear()
+    outlets.estimates.extend(replay_history(RunHistory.load(run), outlets.live))
     outlets.live.message(position.step, event["message"])
     outlets.live.resume(
         step=position.step,
@@ -68,7 +73,7 @@ def roll_back(
         rows=position.rows,
         training_seconds=position.training_seconds,
     )
-    checkpointing.broken_weights = None
+    checkpointing.broken_weights, checkpointing.goes_on_from = None, position.step
     checkpointing.save_rollback(position)
     return True
 
@@ -85,7 +90,10 @@ def _good_checkpoint(state: TrainingState, run: Path, divergence: Divergence) ->
 
 def _finite_before(state: TrainingState, run: Path, step: int) -> Checkpoint | None:
     while checkpoint_steps(run) and min(checkpoint_steps(run)) < step:
-        found = load_latest(run, device=state.learner.device, wanted=step.__gt__)
+        try:
+            found = load_latest(run, device=state.learner.device, wanted=step.__gt__)
+        except StorageError:  # all of them are damaged
+            return None
         if found is None:
             return None
         buffers = {name for name, _ in state.learner.model.named_buffers()}
@@ -99,7 +107,7 @@ def _move(position: Position, reached: Position, *, seconds: float) -> None:
     """`position` at `reached`, but for the training time, which is spent."""
     vars(position).update(asdict(reached))
     position.training_seconds = position.last_checkpoint_seconds = seconds
-    position.last_evaluation_seconds = seconds if reached.step else 0.0
+    position.last_evaluation_seconds = seconds
     position.last_checkpoint_step = position.step
 
 

@@ -12,9 +12,6 @@ from trainer.job.training_state import TrainingState
 from trainer.learner import learning_rate
 from trainer.records import Checkpoint, checkpoint_steps, load_latest, set_aside
 
-ANSWERS = ("optimizer.lr", "schedule.", "stepsize.policy")
-"""Settings that give the rate anew: what rollbacks took from it is given back."""
-
 
 def checkpoint_to_continue(run: Path, *, step: int | None, device: Any) -> Checkpoint | None:
     """The newest whole checkpoint, or the one of `step`; None if nothing was saved and no step is asked for.
@@ -45,16 +42,18 @@ def leave_later(run: Path, step: int, outlets: Outlets) -> None:
         outlets.console.say(message)
 
 
-def tell_of_changes(changes: list[tuple[str, Any, Any]], state: TrainingState, outlets: Outlets, *, step: int) -> None:
-    """Records what is set otherwise than it was, and does what follows from it: a rate given anew is a whole one."""
+def tell_of_changes(
+    changes: list[tuple[str, Any, Any]], found: Checkpoint, state: TrainingState, outlets: Outlets, *, step: int
+) -> None:
+    """Records what is set otherwise than it was, and what followed from it when `found` was loaded."""
     if not changes:
         return
     words = ", ".join(f"{key} {_value(then)} → {_value(now)}" for key, now, then in changes)
     message = f"from step {step:,} on: {words}"
     if any(key in ("stepsize.policy", "optimizer.lr") for key, _, _ in changes):
         message += "; the policy begins anew"
-    if state.recovery.rate_factor != 1.0 and any(key.startswith(ANSWERS) for key, _, _ in changes):
-        state.recovery.load_state_dict(None)
+    left = (found.state.get("recovery") or {}).get("rate_factor", 1.0)
+    if left != state.recovery.rate_factor:
         message += "; the rate is a whole one again, and its rollbacks are forgotten"
     values = {key: {"from": then, "to": now} for key, now, then in changes}
     outlets.directory.event("settings", step=step, changes=values, message=message)

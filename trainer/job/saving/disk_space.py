@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -63,8 +64,12 @@ class DiskForecast:
         )
 
 
-def forecast_of(run: Path, *, checkpoint_bytes: int, keep: int, steps_to_come: int | None) -> DiskForecast:
+def forecast_of(
+    run: Path, *, checkpoint_bytes: int, keep: int, steps_to_come: int | None, full_steps: int = 0
+) -> DiskForecast:
     """The forecast for a run as its disk is now; without an end to its steps, records are left out.
+
+    Of the steps to come beyond `full_steps` records are merged (`trainer.records.lines`), unless that is 0.
 
     Raises: OSError if the disk cannot be asked.
     """
@@ -73,7 +78,7 @@ def forecast_of(run: Path, *, checkpoint_bytes: int, keep: int, steps_to_come: i
         checkpoint_bytes=checkpoint_bytes,
         keep=keep,
         held_bytes=held_bytes(run),
-        records_bytes=STEP_RECORD_BYTES * (steps_to_come or 0),
+        records_bytes=STEP_RECORD_BYTES * _lines_of(steps_to_come or 0, full_steps),
         free_bytes=free_bytes(run / "checkpoints"),  # which may be a link to another disk
     )
 
@@ -100,6 +105,13 @@ def watched_disk(path: Path, tell: Callable[[float], None]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join(JOIN_SECONDS)
+
+
+def _lines_of(steps: int, full_steps: int) -> int:
+    """About how many lines so many steps leave: those of `full_steps`, and half as many for each doubling of them."""
+    if not full_steps or steps <= full_steps:
+        return steps
+    return round(full_steps * (1 + 0.5 * math.log2(steps / full_steps)))
 
 
 def size_text(size: float) -> str:

@@ -14,7 +14,20 @@ SUMMED = ("rows", "seconds")
 AVERAGED = ("learning_rate", "scheduled_rate")
 SPREAD = ("learning_rate", "seconds")
 """Fields whose distribution is kept."""
-OWN = {"step", "steps", "last_step", "epoch", "start", "phases", "loss", "nonfinite", "spread", *SUMMED, *AVERAGED}
+OWN = {
+    "step",
+    "steps",
+    "last_step",
+    "epoch",
+    "start",
+    "phases",
+    "loss",
+    "nonfinite",
+    "spread",
+    "withheld",
+    *SUMMED,
+    *AVERAGED,
+}
 
 
 def merge_steps(early: Mapping[str, Any], late: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,7 +37,7 @@ def merge_steps(early: Mapping[str, Any], late: Mapping[str, Any]) -> dict[str, 
     missing; `rows`, `seconds`, `phases`: sums;
     `learning_rate`, `scheduled_rate`: means; `loss`: mean of the finite ones, `nonfinite`: how many are not, if any.
     `spread`: by field `least`, `most`, `bins` (steps by ⌊ln x / ln 1.02⌋), and for a rate `squares`, Σ (x − mean)².
-    Other fields stay if both lines agree on them.
+    `withheld`: how many steps were, by cause. Other fields stay if both lines agree on them.
     """
     counts = early.get("steps", 1), late.get("steps", 1)
     merged: dict[str, Any] = {}
@@ -48,6 +61,9 @@ def merge_steps(early: Mapping[str, Any], late: Mapping[str, Any]) -> dict[str, 
         merged["last_step"] = last
     if any(lost):
         merged["nonfinite"] = sum(lost)
+    withheld = [_withheld(line) for line in (early, late)]
+    if any(withheld):
+        merged["withheld"] = {cause: _sum(*(one.get(cause) for one in withheld)) for cause in withheld[0] | withheld[1]}
     merged["spread"] = _merged_spread(early, late, counts)
     return merged
 
@@ -64,6 +80,12 @@ def bin_middle(number: int) -> float:
 
 def _nonfinite(line: Mapping[str, Any]) -> int:
     return line.get("nonfinite", 0 if line.get("loss") is not None else line.get("steps", 1))
+
+
+def _withheld(line: Mapping[str, Any]) -> dict[str, int]:
+    """Withheld steps by cause, of a merged line or of that of a single step."""
+    found = line.get("withheld") or {}
+    return {found["cause"]: 1} if "cause" in found else found
 
 
 def _merged_spread(early: Mapping[str, Any], late: Mapping[str, Any], counts: tuple[int, int]) -> dict[str, Any]:

@@ -112,9 +112,20 @@ def test_losses_that_are_not_finite_are_counted_and_left_out(tmp_path: Path) -> 
 
 def test_fields_that_are_not_known_stay_where_both_agree() -> None:
     one, other = step_records(2)
-    merged = merge_steps({**one, "generation": 3, "withheld": True}, {**other, "generation": 3})
+    merged = merge_steps({**one, "generation": 3, "another": True}, {**other, "generation": 3})
     assert merged["generation"] == 3
-    assert "withheld" not in merged
+    assert "another" not in merged
+
+
+def test_withheld_steps_are_counted_by_cause() -> None:
+    lines = [{"step": step, "rows": 8, "loss": 0.5, "seconds": 0.1} for step in range(4)]
+    lines[0]["withheld"] = {"cause": "input", "what": "an input is inf"}
+    lines[3]["withheld"] = {"cause": "gradient", "what": "the gradient of table.weight is nan"}
+    assert merge_steps(lines[1], lines[2]).get("withheld") is None
+    halves = merge_steps(lines[0], lines[1]), merge_steps(lines[2], lines[3])
+    assert merge_steps(*halves)["withheld"] == {"input": 1, "gradient": 1}
+    lines[1]["withheld"] = lines[0]["withheld"]
+    assert merge_steps(lines[0], lines[1])["withheld"] == {"input": 2}
 
 
 @pytest.mark.parametrize("name", ["steps", "alpha"])
