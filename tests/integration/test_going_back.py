@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_divergence import begin, events, settings
+from tests.integration.test_divergence import BAD, begin, events, plant, settings
 from trainer.cli import main
 from trainer.config import ConfigError, config_to_toml
+from trainer.job.daemon import Job
 from trainer.loop import Stop
 from trainer.records import read_records
 from trainer.step import TrainStep
 
+__all__ = ["plant"]
 RULES = Path(__file__).parents[2] / "ops" / "rules" / "alphastream.yml"
 
 
@@ -59,6 +61,39 @@ def test_later_checkpoints_are_set_aside_until_then(
     with pytest.raises(RuntimeError, match="stopped"):
         begin(settings(small_data, stepsize={"policy": "median_hold"}), run, from_checkpoint=20)
     assert checkpoints(run) == ["left-step-00000040", "left-step-00000060", "step-00000020"]
+
+
+def test_a_stop_before_any_step_keeps_what_was_set_aside(
+    small_data: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is stopped saves, but no later step; nor does the one that continues it and is stopped at once."""
+    config = settings(small_data, stepsize={"policy": "median_hold"})
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "stopping", lambda job: True)
+        assert begin(config, run, from_checkpoint=20) is Stop.INTERRUPTED
+        assert begin(config, run) is Stop.INTERRUPTED
+    assert checkpoints(run) == ["left-step-00000040", "left-step-00000060", "step-00000020"]
+    assert begin(config, run) is Stop.BUDGET
+    assert checkpoints(run) == ["step-00000020", "step-00000040", "step-00000060"]
+
+
+def test_a_rate_given_anew_is_whole_also_if_the_run_dies_before_it_saves(
+    small_data: Path, tmp_path: Path, plant: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, answer = tmp_path / "run", {"optimizer": {"lr": 0.02}, "budget": {"steps": 70}}
+    plant(lambda epoch, start: start // 64 in BAD)
+    assert begin(settings(small_data), run) is Stop.BUDGET
+    assert list(read_records(run / "steps.jsonl"))[-1]["learning_rate"] == 0.005, "half of the rate"
+
+    def died(*_: Any, **__: Any) -> None:
+        raise RuntimeError("died")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainStep, "__call__", died)
+        with pytest.raises(RuntimeError, match="died"):
+            begin(settings(small_data, **answer), run)
+    assert begin(settings(small_data, **answer), run) is Stop.BUDGET
+    assert [record["learning_rate"] for record in read_records(run / "steps.jsonl")][60:] == [0.02] * 10
 
 
 @pytest.mark.parametrize("policy", ["none", "observe", "ema", "auto"])
