@@ -287,7 +287,7 @@ SERIES = (
     Series(
         name="exit_code",
         kind="gauge",
-        help="Exit code of a run that ended: 0, 2, 3, 74 or 143; NaN before.",
+        help="Exit code of a run that ended: 0, 1, 2, 3, 74 or 143; NaN before.",
         initial=math.nan,
     ),
     Series(

@@ -166,7 +166,7 @@ def _kept() -> list[AnyPanel]:
                 named(f"sum without (file) (increase({selector('records_lost_total')}[5m]))"): "{{run}} records lost",
                 metric("hung"): "{{run}} hangs",
             },
-            description="Each has an alert that says what to do. Nothing here is as it should be.",
+            description="Zero everywhere is as it should be; the alerts say what to do about most of it.",
         ),
         lines(
             "Memory",
