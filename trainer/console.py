@@ -6,6 +6,7 @@ import io
 import math
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import IO, TextIO, cast
@@ -125,17 +126,17 @@ class ProgressLine:
             self._task: TaskID = self._progress.add_task(title, total=total, completed=start, detail=PREPARING)  # pyright: ignore[reportArgumentType]
             self._progress.start()
 
-    def update(self, completed: float, detail: str = "") -> None:
-        """`completed` units are done; `detail` is the rest of the line."""
+    def update(self, completed: float, detail: str | Callable[[], str] = "") -> None:
+        """`completed` units are done; `detail` is the rest of the line, or makes it where the line is shown."""
         if self._progress is not None:
-            self._progress.update(self._task, completed=completed, detail=detail)
+            self._progress.update(self._task, completed=completed, detail=_made(detail))
             return
         now = time.monotonic()
         self._first = self._first or (completed, now)
         if now - self._last_line >= PLAIN_LINE_SECONDS:
             self._last_line = now
             left = self._time_left(completed, now)
-            self._console.print(f"{self._title}: {self._counted(completed)} {detail}{left}", markup=False)
+            self._console.print(f"{self._title}: {self._counted(completed)} {_made(detail)}{left}", markup=False)
 
     def _time_left(self, completed: float, now: float) -> str:
         """From the mean speed since the first update; nothing while that, or the end, is not known.
@@ -198,3 +199,7 @@ class _TimeLeft(TimeRemainingColumn):
         if task.finished or task.time_remaining is None:
             return Text("")
         return super().render(task) + Text(" left")
+
+
+def _made(detail: str | Callable[[], str]) -> str:
+    return detail if isinstance(detail, str) else detail()

@@ -42,8 +42,8 @@ def _verdict() -> list[AnyPanel]:
             decimals=1,
             steps=[(None, "green"), (DATA_BOUND_SHARE, "orange")],
             description=f"Of the latest five minutes. From {100 * DATA_BOUND_SHARE:.0f} % on the pipeline is the "
-            "bottleneck: rows are fetched ahead, so a wait that can be seen is a pipeline that cannot keep up. The wait of a "
-            "followed log for new rows is in it too; no alert and no verdict takes it for a slow pipeline.",
+            "bottleneck: rows are fetched ahead, so a wait that can be seen is a pipeline that cannot keep up. "
+            "The wait of a followed log for new rows is in it too; no alert and no verdict takes it for a slow one.",
         ),
         latest(
             "Evaluating and saving",

@@ -154,12 +154,12 @@ class RunObserver:
         self._shown += 1
         # The first step waits for the pipeline to fill and for compilation: it says nothing of the speed.
         self._recent_seconds = _smooth(math.nan if self._shown <= 2 else self._recent_seconds, timing.seconds)
-        speed = rows / self._recent_seconds
-        wait = self._outlets.clock.bound().data_share
         self._line.update(
             step + 1,
-            f"loss {_loss(self._smooth_loss)}  lr {rate:.2e}{_alpha(self._factor)}  {speed:,.0f} rows/s  "
-            f"data wait {wait:.0%}",
+            lambda: (
+                f"loss {_loss(self._smooth_loss)}  lr {rate:.2e}{_alpha(self._factor)}  "
+                f"{rows / self._recent_seconds:,.0f} rows/s  data wait {self._outlets.clock.bound().data_share:.0%}"
+            ),
         )
 
     def on_rollback(self) -> None:
