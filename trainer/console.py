@@ -129,14 +129,14 @@ class ProgressLine:
     def update(self, completed: float, detail: str | Callable[[], str] = "") -> None:
         """`completed` units are done; `detail` is the rest of the line, or makes it where the line is shown."""
         if self._progress is not None:
-            self._progress.update(self._task, completed=completed, detail=_made(detail))
+            self._progress.update(self._task, completed=completed, detail=detail_text(detail))
             return
         now = time.monotonic()
         self._first = self._first or (completed, now)
         if now - self._last_line >= PLAIN_LINE_SECONDS:
             self._last_line = now
             left = self._time_left(completed, now)
-            self._console.print(f"{self._title}: {self._counted(completed)} {_made(detail)}{left}", markup=False)
+            self._console.print(f"{self._title}: {self._counted(completed)} {detail_text(detail)}{left}", markup=False)
 
     def _time_left(self, completed: float, now: float) -> str:
         """From the mean speed since the first update; nothing while that, or the end, is not known.
@@ -201,5 +201,6 @@ class _TimeLeft(TimeRemainingColumn):
         return super().render(task) + Text(" left")
 
 
-def _made(detail: str | Callable[[], str]) -> str:
+def detail_text(detail: str | Callable[[], str]) -> str:
+    """What `ProgressLine.update` is given, as text."""
     return detail if isinstance(detail, str) else detail()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import rich.console
 
-from trainer.console import Console, ProgressLine
+from trainer.console import Console, ProgressLine, detail_text
 from trainer.study.definition import StudyRun
 
 SAID_SECONDS = 0.2
@@ -71,7 +71,7 @@ class _RunLine(ProgressLine):
         self._send, self._budget_seconds = send, budget_seconds
         self._said = -SAID_SECONDS
 
-    def update(self, completed: float, detail: str = "") -> None:
+    def update(self, completed: float, detail: str | Callable[[], str] = "") -> None:
         """Sends the share of the budget that is used, by steps or by time, and the first figure of `detail`."""
         now = time.monotonic()
         if now - self._said < SAID_SECONDS:
@@ -80,7 +80,7 @@ class _RunLine(ProgressLine):
         shares = [completed / self.total] if self.total else []
         if self._budget_seconds is not None:
             shares.append((now - self._started) / self._budget_seconds)
-        figure, _, _ = detail.partition("  ")
+        figure, _, _ = detail_text(detail).partition("  ")
         self._send(RunProgress(share=min(max(shares, default=0.0), 1.0), detail=f"{self._counted(completed)} {figure}"))
 
 
