@@ -166,7 +166,7 @@ def time_figure(log: RunHistory) -> Figure:
     totals = time_by_phase(log)
     shown = sorted(totals, key=lambda name: totals[name])
     spent = sum(totals.values())
-    style(total, "In all, with evaluations and checkpoints", "")
+    style(total, "In all, pauses included", "")
     total.barh(_words(shown), [totals[name] for name in shown], color=[PHASE_COLORS.get(name, GREY) for name in shown])
     for index, name in enumerate(shown):
         text = f" {_duration(totals[name])}, {100 * totals[name] / spent:.1f} %"
