@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 _FILES = {
+    "rates_study": "rates",
     "run_study": "runner",
     "write_study_report": "report",
 }
