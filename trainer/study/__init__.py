@@ -12,16 +12,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from trainer.study.definition import is_study, read_study
+from trainer.study.definition import StudyFile, is_study, read_study
+from trainer.study.scaling import ScaledSetting, scale_of
 
 if TYPE_CHECKING:
     from trainer.study.report import write_study_report
     from trainer.study.runner import run_study
 
 __all__ = [
+    "ScaledSetting",
+    "StudyFile",
     "is_study",
     "read_study",
     "run_study",
+    "scale_of",
     "write_study_report",
 ]
 

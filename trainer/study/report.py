@@ -14,7 +14,7 @@ from trainer.study.alpha import Estimates, burst_figure, statistics
 from trainer.study.definition import RESOLVED, Study, read_study
 from trainer.study.figures import heat_map, loss_along_training, losses_by_cell, losses_by_rate, rates_along_training
 from trainer.study.grid import value_text
-from trainer.study.results import Cell, Result, RunOutcome, cells, collect, correlations
+from trainer.study.results import Cell, Result, RunOutcome, cells, collect, correlations, study_on_this_machine
 
 CAPTIONS = {
     "learning_rate": "Best validation loss over the learning rate that each run was given: lines are means over seeds, "
@@ -33,6 +33,7 @@ def write_study_report(out: Path) -> Path:
     Raises: ConfigError if `out` holds no study; OSError if it cannot be written.
     """
     study = read_study(out / RESOLVED).unfold()
+    study = study_on_this_machine(study, out) or study
     results = list(collect(study, out).values())
     tables = write_results(study, out, results) + _written(out, [_alpha_table(study, out)])
     pictures = []

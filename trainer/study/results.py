@@ -15,6 +15,7 @@ from trainer.config import Config
 from trainer.records import Column, RunHistory, read_records
 from trainer.report import best_evaluation, evaluation_at
 from trainer.study.definition import Study, StudyRun
+from trainer.study.scaling import timed
 
 NOTHING = np.zeros(0)
 
@@ -97,6 +98,15 @@ class Result:
 def collect(study: Study, out: Path) -> dict[str, Result]:
     """The result of every run by its name, in the study's order."""
     return {run.name: collect_run(study, run, out) for run in study.runs}
+
+
+def study_on_this_machine(study: Study, out: Path) -> Study | None:
+    """The study with its seconds turned into this machine's by the runs in `out`, if it has a clock; None as long as
+    none of the runs that it goes by is finished."""
+    if study.settings.clock is None:
+        return study
+    ours = [collect_run(study, run, out) for run in study.runs if run.arm == study.settings.clock.arm]
+    return timed(study, [result.training_seconds for result in ours if result.outcome is RunOutcome.FINISHED])
 
 
 def collect_run(study: Study, run: StudyRun, out: Path) -> Result:

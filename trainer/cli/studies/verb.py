@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from pipeline.shards import Manifest
 from trainer.cli.arguments import UsageError, parse_arguments, parse_first
 from trainer.cli.settings import asks_for_help, current_arguments, settings_for_help
 from trainer.cli.studies.programs import PROGRAMS
-from trainer.config import Config
+from trainer.config import MISSING_PATH, Config, ConfigError
 from trainer.console import Console
-from trainer.study import read_study
+from trainer.study import ScaledSetting, StudyFile, read_study, scale_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,9 @@ class StudyFileArguments:
     same number; the last bits of a loss may differ between numbers."""
     arms: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: all)")] = ()
     """Make only the runs of these arms."""
+    scale: str | None = None
+    """Make the study smaller by this factor, such as 1/100, where its file says how (thesis-observe and thesis-apply):
+    steps, intervals, batches and table together. The page and the console say what became what."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +65,35 @@ def study_verb(arguments: list[str]) -> int:
     if str(known.config) in PROGRAMS:
         raise UsageError(f"study {known.config} has options of its own; write alphastream study {known.config} first")
     file = read_study(known.config)
-    default = StudyArguments(config=known.config, out=known.out, jobs=known.jobs, arms=known.arms, settings=file.base)
-    given = parse_arguments(StudyArguments, arguments, "study", default=default, underscores=True)
+
+    def settings_over(base: Config) -> StudyArguments:
+        """The arguments, whose settings are those of `base` where none is given."""
+        default = StudyArguments(config=known.config, out=known.out, settings=base)
+        return parse_arguments(StudyArguments, arguments, "study", default=default, underscores=True)
+
+    given = settings_over(file.base)
+    if given.scale is not None:
+        file = _scaled(file, scale_of(given.scale), given.settings.data.path)
+        given = settings_over(file.base)
     from trainer.study import run_study, write_study_report
 
     console = Console()
+    if file.settings.scaled:
+        console.say(f"scaled by {file.settings.scaled_by}: {'; '.join(map(_said, file.settings.scaled))}")
     end = run_study(file.unfold(given.settings), given.out, jobs=given.jobs, arms=given.arms, console=console)
     page = write_study_report(given.out)
     console.say(f"{end}; report {page.resolve().as_uri()}")
     return end.exit_code
+
+
+def _scaled(file: StudyFile, scale: Fraction, path: str) -> StudyFile:
+    """The study at `scale`, of the rows in the folder at `path`."""
+    if file.settings.scale is not None and not path:
+        raise ConfigError(f"{file.path}: {MISSING_PATH}")
+    rows = Manifest.load(path).splits["train"].rows if file.settings.scale is not None else 0
+    return file.scaled(scale, train_rows=rows)
+
+
+def _said(setting: ScaledSetting) -> str:
+    where = f" of {setting.arm}" if setting.arm else ""
+    return f"{setting.key}{where} {setting.was} → {setting.now}"
