@@ -15,7 +15,7 @@ from trainer.cli.settings import asks_for_help, current_arguments, settings_for_
 from trainer.cli.studies.programs import PROGRAMS
 from trainer.config import MISSING_PATH, Config, ConfigError
 from trainer.console import Console
-from trainer.study import ScaledSetting, StudyFile, read_study, scale_of
+from trainer.study import StudyFile, read_study, scale_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,9 @@ def study_verb(arguments: list[str]) -> int:
 
     console = Console()
     if file.settings.scaled:
-        console.say(f"scaled by {file.settings.scaled_by}: {'; '.join(map(_said, file.settings.scaled))}")
+        console.say(f"scaled by {file.settings.scaled_by}:")
+        for line in dict.fromkeys(f"  {each.key} {each.was} → {each.now}" for each in file.settings.scaled):
+            console.say(line)
     end = run_study(file.unfold(given.settings), given.out, jobs=given.jobs, arms=given.arms, console=console)
     page = write_study_report(given.out)
     console.say(f"{end}; report {page.resolve().as_uri()}")
@@ -92,8 +94,3 @@ def _scaled(file: StudyFile, scale: Fraction, path: str) -> StudyFile:
         raise ConfigError(f"{file.path}: {MISSING_PATH}")
     rows = Manifest.load(path).splits["train"].rows if file.settings.scale is not None else 0
     return file.scaled(scale, train_rows=rows)
-
-
-def _said(setting: ScaledSetting) -> str:
-    where = f" of {setting.arm}" if setting.arm else ""
-    return f"{setting.key}{where} {setting.was} → {setting.now}"

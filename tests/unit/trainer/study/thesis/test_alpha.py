@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from tests.synthetic_run import write_lines
-from trainer.study.alpha import Estimates, burst_figure, statistics
+from trainer.study.thesis.alpha import Estimates, burst_figure, statistics
 
 RNG = np.random.default_rng(0)
 
