@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.config import ConfigError
+
 
 @dataclass(frozen=True, kw_only=True)
 class CostConfig:
@@ -27,6 +29,6 @@ class CostConfig:
     def __post_init__(self) -> None:
         for name in ("table_rows", "batch_rows", "rounds"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give at least 1")
+                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give at least 1")
         if self.threads is not None and self.threads < 1:
-            raise ValueError(f"--threads is {self.threads}; give at least 1")
+            raise ConfigError(f"--threads is {self.threads}; give at least 1")
