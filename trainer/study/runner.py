@@ -110,6 +110,7 @@ def _make_runs(study: Study, out: Path, jobs: int, arms: tuple[str, ...], consol
                 if stopping.is_set():
                     break
                 raise _no_clock(study)
+            results = collect(now or study, out)
             names = {run.name for run in part}
             waiting = [run for run in (now or study).runs if run.name in names and not results[run.name].outcome.final]
             try:
