@@ -136,7 +136,7 @@ def heat_map(title: str, keys: Sequence[str], cells: Sequence[Cell], losses: Seq
     axes.set_yticks(range(len(rows)), [value_text(value) for value in rows])
     axes.set_xlabel(keys[1])
     axes.tick_params(length=0)
-    figure.colorbar(image, ax=axes, label=LOSS)
+    figure.colorbar(image, ax=axes, label=f"best {LOSS}")
     return figure
 
 

@@ -183,7 +183,7 @@ def _heat_maps(
             yield (
                 stem,
                 caption,
-                heat_map(f"{arm}: mean best validation loss within {budget.name}", keys, grouped, losses),
+                heat_map(f"{arm}, within {budget.name}", keys, grouped, losses),
             )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -120,8 +119,8 @@ def ratio_figure(table: Table) -> Figure:
             _bar(axes, place - 0.18, published, GREY, "published" if name == PLAIN else None)
     axes.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=9)
     axes.set_xscale("log")
-    largest = max(value for row in rows for value in (row[2], row[6] or 0.0) if math.isfinite(value))
-    axes.set_xlim(right=largest * 2.5)
+    ratios = [value for row in rows for value in (row[2], row[6]) if value is not None]
+    axes.set_xlim(min(ratios) / 2, max(ratios) * 2.5)
     axes.set_xlabel("times a plain step")
     axes.legend(frameon=False, fontsize=9, loc="upper right")
     return figure

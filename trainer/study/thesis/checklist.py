@@ -92,7 +92,7 @@ def checklist(published: str, there: Collection[str]) -> Table:
     rows: list[tuple[str, str, str]] = []
     for item in items:
         found = [fnmatch.filter(there, stem) for stem in item.stems]
-        here = ", ".join(itertools.chain.from_iterable(found)) if all(found) else ""
+        here = ", ".join(dict.fromkeys(itertools.chain.from_iterable(found))) if all(found) else ""
         rows.append((item.name, here, "✓" if here else f"not yet: {item.missing}"))
     rows += [(name, where, what) for name, where, what in ELSEWHERE]
     rows.append(("the other experiment", f"alphastream study {other}", "a study of its own"))

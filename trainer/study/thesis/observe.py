@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from trainer.records import RunHistory
-from trainer.report import BLUE, GREEN, GREY, ORANGE, Table, legend, new_figure
+from trainer.report import BLUE, GREEN, GREY, ORANGE, Table, bin_means, legend, new_figure
 from trainer.study.definition import StudyRun
 from trainer.study.thesis.alpha import SPREAD, Estimates, burst_figure, decomposition_figure, statistics
 from trainer.study.thesis.published import BATCH_ROWS, BEST_LOSS, OBSERVED, PEAK_RATE, SCHEDULE
@@ -35,6 +35,8 @@ TOGETHER = {
     "cosine_b1_mean": "mean cosine of d2 and g1",
     "cosine_b2_mean": "mean cosine of d2 and g2",
 }
+BATCH_POINTS = 100
+"""Means of the batches' own losses that the picture shows at most."""
 SPLIT_COLORS = {"train": BLUE, "validation": ORANGE, "test": GREEN}
 
 
@@ -126,11 +128,14 @@ def observed_notes(run: StudyRun, history: RunHistory) -> list[str]:
     if config.optimizer.lr is not None and not math.isclose(config.optimizer.lr, PEAK_RATE):
         notes.append(
             f"Suggested rates are in the unit of the schedule's, whose peak is {config.optimizer.lr:.3g} here and was "
-            f"{PEAK_RATE:.3g}: compare them over the peak. Means of α* are made by the first steps of the warm-up, "
-            "where the rate is next to nothing; medians are not."
+            f"{PEAK_RATE:.3g}: compare them over the peak."
         )
-    entropy = history.evaluations.get("validation", {})
-    if entropy:
+    notes.append(
+        "Mean, spread and correlation of α* as a factor are made by the few steps whose rate is next to nothing, where "
+        "the warm-up begins and the cosine ends; how many of them are measured goes with the length of the run. Even "
+        "the sign of the unbiased mean may be theirs. Medians and suggested rates are not."
+    )
+    if history.evaluations.get("validation"):
         notes.append("Losses are those of this log; another one has another label rate, and losses of its own.")
     return notes
 
@@ -158,7 +163,8 @@ def observed_figures(run: StudyRun, history: RunHistory, estimates: Estimates) -
 def losses_figure(run: StudyRun, history: RunHistory) -> Figure:
     """Train, validation and test loss along training, over the batches' own."""
     figure, axes = new_figure(f"{run.name}: the three losses", "loss (nats)")
-    axes.plot(history.steps["step"], history.steps["loss"], color=GREY, linewidth=0.6, alpha=0.6, label="of each batch")
+    step, loss = (bin_means(history.steps[name], BATCH_POINTS) for name in ("step", "loss"))
+    axes.plot(step, loss, color=GREY, linewidth=1.0, label="of the batches trained on")
     evaluated = []
     for split, color in SPLIT_COLORS.items():
         table = history.evaluations.get(split)
