@@ -7,7 +7,7 @@ from typing import Any
 from stepsize.estimate import Estimate, Outcome
 from stepsize.policies.cadence import Cadence
 from stepsize.policies.few_rows import ENOUGH_ROWS, FewRows, steps_a_block
-from stepsize.policies.horizon_plan import SingleSteps
+from stepsize.policies.horizon import SingleSteps
 from stepsize.policies.rate_filter import RateFilter
 from stepsize.policies.rates import Bounds, format_rate, moved
 from stepsize.policies.repeats import Repeats

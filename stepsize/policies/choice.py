@@ -12,7 +12,7 @@ from stepsize.policies.auto import Auto
 from stepsize.policies.auto_single import AutoSingle
 from stepsize.policies.cadence import Cadence
 from stepsize.policies.ema import Ema
-from stepsize.policies.horizon_plan import HorizonPlan
+from stepsize.policies.horizon import HorizonPlan
 from stepsize.policies.median_hold import MedianHold
 from stepsize.policies.observe import NoMeasurements, Observe
 
@@ -177,8 +177,13 @@ def make_policy(config: StepSizeConfig, *, initial_rate: float, total_steps: int
         case "ema":
             return Ema(cadence=cadence)
         case "auto":
-            cooldown = _cooldown_steps(config.cooldown, total_steps)
-            return Auto(guess=initial_rate, start=start, warmup=config.warmup, cooldown=cooldown)
+            return Auto(
+                guess=initial_rate,
+                start=start,
+                warmup=config.warmup,
+                cooldown=_cooldown_steps(config.cooldown, total_steps),
+                endless=total_steps is None,
+            )
         case "auto_single":
             return AutoSingle(
                 guess=initial_rate,

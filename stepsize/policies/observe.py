@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stepsize.estimate import Estimate
-from stepsize.policies.horizon_plan import SingleSteps
+from stepsize.policies.horizon import SingleSteps
 from stepsize.policies.repeats import Repeats
 
 
