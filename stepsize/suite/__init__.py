@@ -1,14 +1,16 @@
 """A suite of small training tasks on which rules for the learning rate are compared, each with the best tuned rate.
 
+python -m stepsize.suite --out DIR --data FOLDER  # alphastream study rates
+
 problem = task("digits-mlp", seed=0)
+batches = problem.batches()
 for step in range(problem.steps):
-    batch = problem.batches().at(step)
+    batch = batches.at(step)
 """
 
 from __future__ import annotations
 
-from stepsize.suite.rows import Examples, SuiteError
-from stepsize.suite.task import Batches, Problem, Task
-from stepsize.suite.tasks import TASKS, task
+from stepsize.suite.command import main
+from stepsize.suite.problems import TASKS, Batches, Examples, Problem, SuiteError, Task, task
 
-__all__ = ["TASKS", "Batches", "Examples", "Problem", "SuiteError", "Task", "task"]
+__all__ = ["TASKS", "Batches", "Examples", "Problem", "SuiteError", "Task", "main", "task"]

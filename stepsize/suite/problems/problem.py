@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from stepsize.suite.models import (
+from stepsize.suite.problems.models import (
     CharacterGRU,
     CharacterTransformer,
     ClickMLP,
@@ -19,7 +19,7 @@ from stepsize.suite.models import (
     SmallDLRM,
     layers,
 )
-from stepsize.suite.rows import (
+from stepsize.suite.problems.rows import (
     CLASSES,
     ON_ONE_SCALE,
     TABLES,
@@ -111,7 +111,11 @@ class Batches:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A task drawn with a seed: initial weights and the order of the rows are the seed's, the splits are not."""
+    """A task drawn with a seed: initial weights and the order of the rows are the seed's.
+
+    So is the split of the small sets (classification and regression), whose few test rows would else be all that a
+    study knows; the logs and the text are split in one way.
+    """
 
     task: Task
     seed: int
@@ -154,7 +158,7 @@ def draw(task: Task, seed: int, folder: Path | None = None) -> Problem:
     else:
         features, targets = TABLES[task.source]()
         classes = CLASSES.get(task.source)
-        places = places_at_random(len(features), task.rows, task.held)
+        places = places_at_random(len(features), task.rows, task.held, seed=seed)
         one_by_one = task.source not in ON_ONE_SCALE
         parts = numeric_examples(features, targets, places, classes=classes is not None, standardize=one_by_one)
         make = _table_model(task, features.shape[1], classes)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 EXTRA = "suite"
 SPLIT_SEED = 20_261
-"""Splits and generated rows are the same for every seed of a study, so that all runs are told by the same rows."""
+"""Of splits and generated rows."""
 CRITEO_INTEGERS, CRITEO_CATEGORIES = 13, 26
 
 
@@ -72,9 +72,9 @@ def places_in_time(rows: int, train: int, held: int) -> Places:
     return Places(train=_evenly(rows - 2 * held, train), validation=later[0::2], test=later[1::2])
 
 
-def places_at_random(rows: int, train: int, held: int) -> Places:
-    """`train` and twice `held` rows of one fixed permutation."""
-    order = np.random.default_rng(SPLIT_SEED).permutation(rows)
+def places_at_random(rows: int, train: int, held: int, *, seed: int = 0) -> Places:
+    """`train` and twice `held` rows of a permutation, which is `seed`'s."""
+    order = np.random.default_rng(SPLIT_SEED + seed).permutation(rows)
     return Places(train=order[2 * held : 2 * held + train], validation=order[:held], test=order[held : 2 * held])
 
 

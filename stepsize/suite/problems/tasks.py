@@ -5,8 +5,8 @@ from __future__ import annotations
 from difflib import get_close_matches
 from pathlib import Path
 
-from stepsize.suite.rows import SuiteError
-from stepsize.suite.task import Problem, Task, draw
+from stepsize.suite.problems.problem import Problem, Task, draw
+from stepsize.suite.problems.rows import SuiteError
 
 CLICK_LOGS = (
     Task(
