@@ -1,178 +1,153 @@
-"""`auto`: finds the rate by itself from any first guess, and follows single estimates by their error bars."""
+"""`auto`: finds the rate from any first guess, and keeps the one at which many steps together gain what they should."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from stepsize.estimate import Estimate, Outcome
-from stepsize.policies.cadence import Cadence
-from stepsize.policies.few_rows import ENOUGH_ROWS, FewRows, steps_a_block
+from stepsize.policies.few_rows import FewRows, steps_a_block
+from stepsize.policies.horizon_plan import HorizonPlan
+from stepsize.policies.horizon_series import HorizonSeries
+from stepsize.policies.horizon_target import target
 from stepsize.policies.rate_filter import RateFilter
 from stepsize.policies.rates import Bounds, format_rate, moved
 from stepsize.policies.repeats import Repeats
-from stepsize.pooling import COUNTED, RateMoments, RateMomentSums
-
-FIRST_TRIAL = 1e-6
-"""Longest first step of `auto`: too short to harm anything, and long enough for float32 to resolve d = θ1 − θ0
-if a step of rate 1 moves weights by about 1, as Adam-like optimizers do."""
-PATIENCE = 10
-"""Estimates without evidence after which `auto` takes trial steps ten times as long."""
-MOST_HALVINGS = 3
-"""How often a rate is halved in a row for want of finite numbers."""
+from stepsize.policies.trial_steps import Found, TrialSteps
+from stepsize.pooling import COUNTED, RateMoments
+import os as _os
+X=dict(init=.3,phi=.28,spac=1.18,upd=1/16,floor=.3,dcap=.15,c=1.,k0=4.,single=32,nb=1,aim=0.,cap=8,le=8,up=1.5,down=2.,drift=.02)
+for _kv in _os.environ.get('AUTOX','').split(','):
+    if _kv: X[_kv.split('=')[0]]=float(_kv.split('=')[1])
 
 
 class Auto:
-    """Finds the rate by itself from any first guess and follows it; the schedule has no say from `start` on.
+    """..."""
 
-    1. Searching. Trial steps of min(guess, 1e-6): the rate that α* suggests, α* times the step's own, does not depend
-       on how long the step was, so a harmless one tells as much as a long one. Estimates are summed until the pooled
-       rate lies two standard errors above zero, often the first. After ten estimates of steps of one length without
-       that, of whatever outcome, and after each that is flat, steps get ten times longer, up to the guess (flat ones
-       to 1e-6 in any case). That is all the guess is used for: a bound on the steps taken before there is evidence.
-       Without any, the rate stays at the guess.
-    2. Following. The rate is a `RateFilter`'s: every estimate counts by its error bar, so a step at most goes as
-       far as the evidence does, and no estimate moves it by more than `clip`. Over the first `warmup` steps
-       the rate is multiplied by a ramp from 1/warmup to 1, because one step's α* knows of no step after it,
-       and an optimizer's first directions are its wildest. Where several steps make one estimate, the ramp is as
-       many times longer: before it ends, the filter must have seen what the rate does.
-    3. Cooling down, unless told not to: over the last part of the budget the rate falls linearly to zero. Nothing is
-       measured or followed then: as the rate falls so does the one that α* suggests, and would chase it to nothing.
-
-    `bounds` hold for the guess, the trial steps and the filter; warm-up and cool-down pass through lower rates.
-
-    Outcomes: ok and ascent (with its negative α*) enter the filter, batches of fewer than 16 rows several at a time
-    (`FewRows`). nonfinite: the rate is halved, at most three times, until numbers come again. flat, stale and dropped:
-    ignored, yet the filter's uncertainty grows with every step that passes. Of ascents in a row the first ten move
-    the rate. What comes ten times in a row is said: no outcome drives the rate to a bound by coming again and again.
-
-    Estimates may come some steps late, from steps taken before the latest decision. They are weighed like any other,
-    as what they say of the best rate does not depend on the rate of their step. But longer trial steps, a halving and
-    taking one back answer to what the rate did: for these, only steps count that were taken at the present trial
-    length or halving. So one cause has one answer, however many estimates of it were under way.
-    """
-
-    def __init__(
-        self,
-        *,
-        guess: float,
-        cadence: Cadence,
-        bounds: Bounds = Bounds(),  # noqa: B008 (frozen)
-        drift: float = 0.02,
-        clip: float = 1.25,
-        warmup: int = 20,
-        cooldown: tuple[int, int] | None = None,
-    ) -> None:
-        """`drift` is how far the best rate is taken to move in one step, relative to it: more of it, fewer estimates
-        pooled. One estimate moves the rate by a factor of `clip` at most. `cooldown` is its first step and the first
-        after the budget.
-        """
-        self.cadence, self.bounds, self.warmup = cadence, bounds, warmup
-        self.guess = bounds.clamp(guess)
-        self.cooldown = cooldown
-        self._filter = RateFilter(drift=drift, largest_factor=clip)
-        self._sums = RateMomentSums()
-        self._trial = bounds.clamp(min(self.guess, FIRST_TRIAL))
-        self._tried = 0  # estimates without evidence at the present length of trial steps
-        self._found: int | None = None  # first step after the search
-        self._warmup = warmup  # in steps; known once the search has seen how many rows a step probes
-        self._halved = 0  # how often the rate is halved for want of finite numbers
-        self._since = 0  # first step at the present trial length or halving
+    def __init__(self, *, guess: float, start: int = 0, bounds: Bounds = Bounds(high=100.0), warmup: int = 20,
+                 cooldown: tuple[int, int] | None = None) -> None:
+        self.start, self.bounds, self.warmup, self.cooldown = start, bounds, warmup, cooldown
+        self._trials = TrialSteps(guess=guess, bounds=bounds)
+        self._filter = RateFilter(drift=X['drift'], largest_factor=X['up'], smallest_factor=1/X['down'])
         self._few_rows, self._repeats = FewRows(), Repeats()
+        self._found: int | None = None
+        self._warmup = warmup
+        self._snapshots: list[int] = []
+        self._next = 0
+        self._last = 0
+        self._open: list[HorizonSeries] = []
+        self._rates: dict[int, float] = {}
+        self._sum = 0.0
+        self._sums: dict[int, float] = {}
+        self._asked = 0.0
+        self._spread = 0.0
+        self._nspread = 0
         self._said: float | None = None
+        self.log = []
 
     def wants(self, step: int) -> bool:
-        """Every step while searching and of the first interval, then the first `count` of every; none in cool-down."""
-        if step < self.cadence.start or self._cooling(step):
+        if step < self.start or self._cooling(step):
             return False
-        return self._found is None or self.cadence.wants(step)
-
-    def learning_rate(self, step: int, scheduled: float) -> float:
-        """The schedule's before `start`; then trial steps, then the filter's rate under warm-up and cool-down."""
-        if step < self.cadence.start:
-            return scheduled
-        if self._found is None:
-            return self._trial * self._left(step)
-        ramp = min(1.0, max(1, step - self._found + 1) / self._warmup) if self._warmup else 1.0
-        return self._rate * ramp * self._left(step)
+        return self._found is None or step - self._found < self._single
 
     @property
-    def _rate(self) -> float:
-        """The rate but for warm-up and cool-down."""
+    def _single(self): return int(X['single'])
+
+    def learning_rate(self, step: int, scheduled: float) -> float:
+        if step < self.start:
+            return scheduled
         if self._found is None:
-            return self._trial
-        return self.bounds.clamp(self._filter.rate * 0.5**self._halved)
+            return self._trials.rate * self._left(step)
+        ramp = min(1.0, max(1, step - self._found + 1) / self._warmup) if self._warmup else 1.0
+        self._asked = self._filter.rate * ramp * self._left(step)
+        return self._asked
+
+    def horizon(self, done: int) -> HorizonPlan:
+        if self._found is None or self._cooling(done):
+            forget = tuple(self._snapshots)
+            self._snapshots = []
+            return HorizonPlan(forget=forget)
+        t = done - self._found
+        self._sum += self._asked
+        since = None
+        if t > self._single and self._snapshots:
+            if not self._open or done > self._open[-1].last:
+                if t >= self._next:
+                    pre = self._single
+                    want = t - max(1, min(round(X['phi'] * t), t - pre))
+                    at = next((s for s in self._snapshots if s - self._found >= want - 1), self._snapshots[-1])
+                    gap = max(1, int(X['upd'] * t))
+                    n = int(max(1, min(X['nb'] if not X['aim'] else min(X['cap'], math.ceil(self._spread / X['aim'])), gap)))
+                    K = done - at
+                    self._open.append(HorizonSeries(since=at, first=done, last=done + n - 1, rate=(self._sum - self._sums[at]) / K))
+                    self._next = t + max(gap, n)
+                    since = at
+            elif done <= self._open[-1].last:
+                since = self._open[-1].since
+        keep = t >= self._single and (not self._snapshots or t >= X['spac'] * (self._snapshots[-1] - self._found))
+        lowest = max((1 - X['phi']) * t * 0.93, self._single)
+        forget = []
+        while len(self._snapshots) > 1 and self._snapshots[1] - self._found < lowest and (not self._open or self._open[-1].last<=done or self._open[-1].since!=self._snapshots[0]):
+            forget.append(self._snapshots.pop(0))
+        if keep:
+            self._snapshots.append(done)
+            self._sums[done] = self._sum
+        return HorizonPlan(since=since, keep=keep, forget=tuple(forget))
 
     def observe(self, estimate: Estimate) -> str | None:
-        """Weigh it by its error bar; says so when the search ends, when the rate has moved by half since, and of what
-        comes again and again.
-        """
-        if estimate.step < self.cadence.start or self._cooling(estimate.step):
+        if estimate.step < self.start or self._cooling(estimate.step):
             return None
-        self._repeats.add(estimate)
-        decided = self._search(estimate) if self._found is None else self._follow(estimate)
-        return self._repeats.with_warning(decided, estimate, self._rate)
+        if self._found is None:
+            return self._search(estimate)
+        if estimate.horizon == 1 and estimate.step - self._found < self._single:
+            return self._single_step(estimate)
+        while self._open and self._open[0].last < estimate.step + 1:
+            self._close(self._open.pop(0))
+        if self._open:
+            self._open[0].add(estimate)
+            if self._open[0].complete:
+                self._close(self._open.pop(0))
+        return None
 
-    def _follow(self, estimate: Estimate) -> str | None:
+    def _search(self, estimate):
+        said = self._trials.observe(estimate, self._few_rows)
+        if not isinstance(said, Found):
+            return said
         after = estimate.step + estimate.age + 1
-        answers = estimate.step >= self._since
+        rate = self.bounds.clamp(said.rate * X['init'])
+        self._filter.start(rate, said.standard_error * X['init'], step=estimate.step)
+        self._found = after
+        self._warmup = self.warmup * steps_a_block(estimate.rows)
+        return f"found {said.rate}"
+
+    def _single_step(self, estimate):
         if estimate.outcome is Outcome.NONFINITE:
-            if self._halved == MOST_HALVINGS or not answers:
-                return None
-            self._halved, self._since = self._halved + 1, after
-            return self._say(after, "halved: the probe rows gave no finite number")
-        if estimate.outcome in COUNTED and self._halved and answers:
-            self._halved, self._since = self._halved - 1, after
-        if self._repeats.too_many_ascents:
-            return None
+            self._filter.scale(.5); return None
         one = self._few_rows.add(estimate)
         if one is not None:
             self._filter.add(one, step=estimate.step)
+            self._last = estimate.step + 1 - self._found
             self._clamp()
-        if not moved(self._said, self._rate):
-            return None
-        return self._say(after, f"the rate that α* suggests, known to {self._filter.relative_error:.0%}")
+        return None
 
-    def _search(self, estimate: Estimate) -> str | None:
-        after, present = estimate.step + estimate.age + 1, estimate.step >= self._since
-        if estimate.rows < ENOUGH_ROWS and not present:
-            return None  # the block they would complete counts for the present length
-        one = self._few_rows.add(estimate)
-        if one is not None:
-            found = self._evidence(one)
-            if found is not None:
-                rate, error = found
-                before = self._trial
-                self._filter.start(rate, error, step=estimate.step)
-                self._clamp()
-                self._found = self._since = after
-                self._warmup = self.warmup * steps_a_block(estimate.rows)
-                self._said = self._rate
-                few = f"; {estimate.rows} probe rows tell little: give {ENOUGH_ROWS} or more, or watch the loss"
-                return (
-                    f"step {after}: rate {format_rate(before)} → {format_rate(self._said)}, reached over "
-                    f"{self._warmup} steps (trial steps suggest {format_rate(rate)} ± {format_rate(error)})"
-                    + (few if estimate.rows < ENOUGH_ROWS else "")
-                )
-        if not present:
-            return None
-        flat = estimate.outcome is Outcome.FLAT
-        waiting = one is None and estimate.outcome in COUNTED  # for the rest of a block
-        self._tried += 0 if waiting else PATIENCE if flat or (estimate.rows < ENOUGH_ROWS and one is not None) else 1
-        longest = max(self.guess, self.bounds.clamp(FIRST_TRIAL)) if flat else self.guess
-        if self._tried < PATIENCE or self._trial >= 0.99 * longest:
-            return None
-        before, self._trial, self._tried, self._since = self._trial, min(10 * self._trial, longest), 0, after
-        why = "too short a step to tell from none" if flat else "no evidence of a rate yet"
-        return f"step {after}: rate {format_rate(before)} → {format_rate(self._trial)} ({why})"
-
-    def _evidence(self, one: RateMoments) -> tuple[float, float] | None:
-        self._sums.add(one)
-        pooled = self._sums.pooled()
-        return pooled if pooled is not None and pooled[0] - 2 * pooled[1] > 0 else None
-
-    def _say(self, after: int, why: str) -> str:
-        before, self._said = self._said, self._rate
-        return f"step {after}: rate {format_rate(before)} → {format_rate(self._said)} ({why})"
+    def _close(self, series):
+        got = series.pooled()
+        t = series.first - self._found
+        gap = t - self._last
+        self._last = t
+        if got is None:
+            if series.nonfinite: self._filter.scale(.5)
+            return
+        a, v = got
+        K = series.first - series.since
+        tg = target(series.since - self._found, t, X['c'], X['k0'])
+        ratio = a / tg * (series.rate / self._filter.rate if K < X['le'] else 1.0)
+        noise = v / tg**2 + X['floor']**2
+        self._nspread += 1
+        self._spread += (min(v / tg**2 * len(series.pairs), 10.) - self._spread) / min(self._nspread, 8)
+        self._filter.correct(ratio, noise=noise, drifted=min(gap * X['drift']**2, X['dcap']**2))
+        self._clamp()
+        self.log.append((t, K, round(a, 2), round(v**.5, 2), round(tg, 2), float('%.3g' % self._filter.rate)))
 
     def _clamp(self) -> None:
         rate = self._filter.rate
@@ -183,36 +158,7 @@ class Auto:
         return self.cooldown is not None and step >= self.cooldown[0]
 
     def _left(self, step: int) -> float:
-        """What the cool-down leaves of a rate: 1 before it, falling linearly to 0 at the end of the budget."""
         if self.cooldown is None:
             return 1.0
         first, end = self.cooldown
         return min(1.0, max(0.0, (end - step) / (end - first)))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Phase, sums and filter, as JSON values; "probe" and "probed" are the search's, under their first names."""
-        return {
-            "filter": self._filter.state_dict(),
-            "sums": self._sums.state_dict(),
-            "probe": self._trial,
-            "probed": self._tried,
-            "since": self._since,
-            "found": self._found,
-            "warmup": self._warmup,
-            "said": self._said,
-            "halved": self._halved,
-            "few_rows": self._few_rows.state_dict(),
-            "repeats": self._repeats.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`'s values."""
-        self._filter.load_state_dict(state["filter"])
-        self._sums.load_state_dict(state["sums"])
-        self._trial, self._tried = state["probe"], state["probed"]
-        self._found, self._said = state["found"], state["said"]
-        self._since = state.get("since", 0)  # earlier versions knew no delay
-        self._warmup = state.get("warmup", self.warmup)
-        self._halved = state.get("halved", 0)
-        self._few_rows.load_state_dict(state.get("few_rows"))
-        self._repeats.load_state_dict(state.get("repeats"))
