@@ -139,11 +139,11 @@ def _tuned(factor: Callable[[int], Callable[[int], float]], *, averaged: bool, n
     return begin
 
 
-def _measured(policy: str):
+def _measured(policy: Literal["auto", "auto_single"]):
     def begin(problem: Problem, rate: float) -> tuple[Pace, Average | None]:
         average = ExponentialAverage(problem.model)  # before anything hooks into the model
         optimizer = make_optimizer(problem.task.optimizer, problem.model.parameters(), rate)
-        return Controlled(problem, optimizer, policy=policy, guess=rate), average
+        return Controlled(problem, optimizer, policy=policy), average
 
     return begin
 

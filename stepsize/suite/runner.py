@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -39,6 +40,7 @@ def make_run(task: Task, planned: PlannedRun, data: Path | None) -> dict[str, An
 def _work(orders: Connection, data: Path | None) -> None:
     """Make one run after another until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the study decides
+    warnings.filterwarnings("ignore", message="TF32 acceleration")  # of GPUs that are not here
     torch.set_num_threads(1)
     while True:
         try:

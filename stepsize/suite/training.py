@@ -33,7 +33,7 @@ def run(problem: Problem, method: Method, rate: float) -> dict[str, Any]:
     the learning rate of the first parameter group in the step after each evaluation.
     """
     pace, average = method.begin(problem, rate)
-    batches = problem.batches()
+    batches = problem.batches(held_out=getattr(pace, "held_out", 0.0))
     watch = _Watch(problem, method, pace, average)
     at = set(evaluation_steps(problem.steps))
     rates: list[list[float]] = []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from stepsize.suite.methods import METHODS
 from stepsize.suite.problems.rows import EXTRA, SuiteError
 from stepsize.suite.report.scores import Entry, Scores, TaskScores, summarize_method
-from stepsize.suite.report.tables import profile
+from stepsize.suite.report.tables import percent, profile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,18 +63,19 @@ def new_suite_figure(width: float, height: float, rows: int = 1, columns: int = 
 def regret_heat_map(scores: Scores) -> Figure:
     """Tasks × methods and first guesses, regret in per cent; fitted tasks below the others."""
     tasks, entries = [*scores.reported, *scores.fitted], scores.entries
-    figure, [axes] = new_suite_figure(2.8 + 0.78 * len(entries), 2.2 + 0.36 * len(tasks))
+    figure, [axes] = new_suite_figure(2.8 + 0.78 * len(entries), 2.4 + 0.34 * len(tasks))
     values = [[task.scores[entry].regret for entry in entries] for task in tasks]
-    image = axes.imshow(values, cmap="RdBu_r", vmin=-CLIPPED, vmax=CLIPPED, aspect="auto")
+    shown = [[100 * value for value in several] for several in values]
+    image = axes.imshow(shown, cmap="RdBu_r", vmin=-100 * CLIPPED, vmax=100 * CLIPPED, aspect="auto")
     for row, several in enumerate(values):
         for column, value in enumerate(several):
             color = "white" if abs(value) > 0.7 * CLIPPED else "black"
-            axes.text(column, row, f"{100 * value:+.1f}", ha="center", va="center", fontsize=8, color=color)
+            axes.text(column, row, percent(value), ha="center", va="center", fontsize=8, color=color)
     axes.set_xticks(range(len(entries)), [entry.title for entry in entries], rotation=40, ha="right", fontsize=8)
     axes.set_yticks(range(len(tasks)), [_name(task) for task in tasks], fontsize=8)
     axes.grid(visible=False)
-    figure.colorbar(image, ax=axes, label="ln(loss / best tuned cosine)", shrink=0.7)
-    axes.set_title("Regret, per cent", loc="left", fontweight="bold")
+    figure.colorbar(image, ax=axes, fraction=0.03)
+    axes.set_title("Regret, per cent of the best tuned cosine's loss", loc="left", fontweight="bold")
     return figure
 
 
@@ -107,9 +108,10 @@ def mean_and_worst(scores: Scores) -> Figure:
     for row, (name, summary) in enumerate(found.items()):
         for offset, value, alpha in ((-0.2, summary.mean, 1.0), (0.2, summary.worst, 0.45)):
             axes.barh(row + offset, 100 * value, height=0.36, color=COLORS[name], alpha=alpha)
-            axes.annotate(f"{100 * value:+.1f}", (100 * value, row + offset), va="center", fontsize=8)
+            axes.annotate(percent(value), (100 * value, row + offset), va="center", fontsize=8)
     axes.axvline(0, color="#16191D", linewidth=1)
     axes.set_xscale("symlog", linthresh=5)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_yticks(range(len(found)), [METHODS[name].title for name in found])
     axes.invert_yaxis()
     axes.set_xlabel("regret, per cent: mean over tasks (solid), worst task and first guess (pale)")
@@ -130,7 +132,12 @@ def loss_over_guess(several: Sequence[TaskScores], title: str) -> Figure:
         for name in dict.fromkeys(entry.method for entry in found.scores):
             if METHODS[name].kind in ("measured", "fixed"):
                 points = {score.rate: score.loss for score in found.of(name).values()}
-                style: dict[str, Any] = {"color": COLORS[name], "markersize": 7, "label": METHODS[name].title}
+                style: dict[str, Any] = {
+                    "color": COLORS[name],
+                    "markersize": 7,
+                    "label": METHODS[name].title,
+                    "zorder": 5,
+                }
                 axes.plot(list(points), list(points.values()), marker="D" if name == "auto" else "s", **style)
         lowest = min(score.loss for score in found.scores.values())
         highest = max(test for curve in found.curves.values() for _, test in curve.values())

@@ -10,7 +10,7 @@ from stepsize.suite.methods import METHODS
 from stepsize.suite.problems.problem import Task
 from stepsize.suite.report.figures import write_figures
 from stepsize.suite.report.scores import Scores, TaskScores, summarize_method
-from stepsize.suite.report.tables import SuiteTable, Value, all_tables, guesses_table, shown_value, troubles
+from stepsize.suite.report.tables import SuiteTable, Value, all_tables, guesses_table, percent, shown_value, troubles
 from stepsize.suite.store import write_whole
 
 MEAN_ASKED, WORST_ASKED = 0.02, 0.10
@@ -57,12 +57,12 @@ def targets(scores: Scores) -> list[tuple[bool, str]]:
     found = [
         (
             ours.mean <= MEAN_ASKED,
-            f"Mean regret {100 * ours.mean:+.1f} % over {ours.tasks} tasks; at most {100 * MEAN_ASKED:g} % is asked "
+            f"Mean regret {percent(ours.mean)} % over {ours.tasks} tasks; at most {100 * MEAN_ASKED:g} % is asked "
             f"for, {100 * MEAN_AIMED:g} % aimed at.",
         ),
         (
             ours.worst <= WORST_ASKED,
-            f"Worst task {100 * ours.worst:+.1f} % ({ours.worst_task}); at most {100 * WORST_ASKED:g} % is asked for, "
+            f"Worst task {percent(ours.worst)} % ({ours.worst_task}); at most {100 * WORST_ASKED:g} % is asked for, "
             f"{100 * WORST_AIMED:g} % aimed at.",
         ),
         (
@@ -78,8 +78,8 @@ def targets(scores: Scores) -> list[tuple[bool, str]]:
             found.append(
                 (
                     ours.mean < theirs.mean and ours.worst < theirs.worst,
-                    f"Against {METHODS[name].title}: mean {100 * ours.mean:+.1f} % and {100 * theirs.mean:+.1f} %, "
-                    f"worst {100 * ours.worst:+.1f} % and {100 * theirs.worst:+.1f} %.",
+                    f"Against {METHODS[name].title}: mean {percent(ours.mean)} % and {percent(theirs.mean)} %, "
+                    f"worst {percent(ours.worst)} % and {percent(theirs.worst)} %.",
                 )
             )
     return sorted(found, key=lambda target: target[0])
@@ -143,8 +143,8 @@ def _summary(scores: Scores) -> Iterable[str]:
     rows = []
     for name in scores.methods:
         found = summarize_method(scores.reported, name)
-        percents = [f"{100 * value:+.1f}" for value in (found.mean, found.worst)]
-        timed = [f"{100 * value:+.1f}" for value in (found.timed_mean, found.timed_worst)]
+        percents = [percent(value) for value in (found.mean, found.worst)]
+        timed = [percent(value) for value in (found.timed_mean, found.timed_worst)]
         rows.append((METHODS[name].title, *percents, found.worst_task, *timed, f"{found.diverged} of {found.runs}"))
     head = ("method", "mean", "worst", "worst task", "mean, equal time", "worst, equal time", "diverged")
     yield from _table(head, rows, text=(0, 3))
@@ -155,7 +155,7 @@ def _summary(scores: Scores) -> Iterable[str]:
         for optimizer in optimizers:
             several = [found for found in scores.reported if found.task.optimizer == optimizer]
             summary = summarize_method(several, name)
-            cells.append(f"{100 * summary.mean:+.1f} / {100 * summary.worst:+.1f}")
+            cells.append(f"{percent(summary.mean)} / {percent(summary.worst)}")
         by_optimizer.append((METHODS[name].title, *cells))
     counts = [sum(found.task.optimizer == optimizer for found in scores.reported) for optimizer in optimizers]
     head = [f"{optimizer} ({count})" for optimizer, count in zip(optimizers, counts, strict=True)]
@@ -171,10 +171,10 @@ def _regrets(scores: Scores, several: Sequence[TaskScores], *, timed: bool) -> I
         for entry in entries:
             score = found.scores[entry]
             if timed:
-                cells.append(f"{100 * score.timed_regret:+.1f}")
+                cells.append(percent(score.timed_regret))
             else:
                 error = "" if score.error != score.error else f" ± {100 * score.error:.1f}"
-                cells.append(f"{100 * score.regret:+.1f}{error}")
+                cells.append(f"{percent(score.regret)}{error}")
         rows.append((found.task.name, found.task.optimizer, *cells))
     yield from _table(("task", "optimizer", *(entry.title for entry in entries)), rows, text=(0, 1))
 

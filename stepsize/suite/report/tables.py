@@ -40,6 +40,11 @@ def shown_value(value: Value, digits: int = 6) -> str:
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
+def percent(regret: float) -> str:
+    """A regret in per cent, with its sign."""
+    return f"{round(100 * regret, 1) + 0.0:+.1f}"  # + 0.0 makes −0 a 0
+
+
 def summary_table(scores: Scores) -> SuiteTable:
     """A row for each method: mean and worst regret in per cent, over all reported tasks and over each optimizer's."""
     rows: list[tuple[Value, ...]] = []
