@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 from ops.live import LEAST_ESTIMATES, AlphaFactor, LiveStatus
@@ -47,13 +48,13 @@ class Outlets:
     tensorboard: TensorBoard = field(default_factory=TensorBoard)
     estimates: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=POOLED_ESTIMATES))
     """(slope, curvature) of the latest estimates of α* with a number, those of earlier processes included."""
-    told_of_retries: list[str] = field(default_factory=list)
+    first_retry: Lock = field(default_factory=Lock)
+    """Taken by the first read of this process that is tried again, and never given back."""
 
     def retry(self, cause: str, text: str) -> None:
         """Counts a read that is tried again; the first of a process is said. In any thread."""
         self.metrics.read_retry(cause)
-        if not self.told_of_retries:
-            self.told_of_retries.append(text)
+        if self.first_retry.acquire(blocking=False):
             self.warn(f"{text}; further ones are counted in read_retries_total", step=self.live.steps_done)
 
     @cached_property
@@ -129,7 +130,7 @@ class RunObserver:
             seconds=timing.seconds,
             training_seconds=training_seconds,
         )
-        self._metrics.progress(step + 1, total_steps=self._live.total_steps, seconds_left=self._live.seconds_left())
+        self._metrics.progress(step + 1, total_steps=self._live.total_steps)
         self._outlets.manager.step(step + 1, loss=loss)
         self._outlets.tensorboard.step(
             step + 1, loss=loss, learning_rate=rate, seconds=timing.seconds, phases=timing.phases
