@@ -30,7 +30,7 @@ disable_created_metrics()
 
 PLAIN_GAUGES = (
     *("rate_factor", "validation_worsening", "validation_best_step", "last_checkpoint_step"),
-    *("generation", "generations_waiting", "waiting_for_generation"),
+    *("generation", "generations_waiting", "waiting_for_generation", "log_rows", "log_rows_waiting"),
 )
 """What `Metrics.set` sets."""
 
@@ -205,10 +205,14 @@ class Metrics:
         for name, value in values.items():
             self._evaluation[name].labels(split).set(_or_nan(value))
 
-    def generations(self, current: int, *, waiting: int) -> None:
-        """Set which generation is trained on, and how many are there after it."""
+    def generations(self, current: int, *, waiting: int, rows: int, waiting_rows: int) -> None:
+        """Set which generation of a log is trained on, how many are there after it, and the same in training rows:
+        those of the log, and those not trained on yet.
+        """
         self.set("generation", current)
         self.set("generations_waiting", waiting)
+        self.set("log_rows", rows)
+        self.set("log_rows_waiting", waiting_rows)
 
     def waiting_for_generation(self, waits: bool) -> None:
         """Set whether the run waits for a generation that isn't there."""

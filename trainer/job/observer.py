@@ -19,6 +19,7 @@ from stepsize import per_rate, pool
 from stepsize.estimate import Estimate
 from trainer.console import Console, ProgressLine
 from trainer.job.lineage.withheld_steps import WithheldSteps
+from trainer.job.recording.log_progress import LogProgress
 from trainer.job.recording.watch import RecordWatch
 from trainer.job.run_directory import RunDirectory
 from trainer.learner import Evaluation, ProgressiveValidation
@@ -105,6 +106,7 @@ class RunObserver:
         self._skipped_rows, self._warned = feed.skipped_rows, False
         self._flushed_seconds = -math.inf
         self._withheld = WithheldSteps(outlets, feed)
+        self._log = None if feed.log is None else LogProgress(feed.log)
 
     def on_step(self, record: Mapping[str, Any], timing: StepTiming, training_seconds: float) -> None:
         """One finished step: the fields of steps.jsonl, its timing, and the run's training time after it."""
@@ -117,8 +119,8 @@ class RunObserver:
         self._metrics.step(timing.seconds, timing.phases, rows, loss, rate, self._feed.queued_batches())
         self._metrics.scheduled_rate(record.get("scheduled_rate", rate))
         self._metrics.stages(self._feed.stage_totals())
-        if (log := self._feed.log) is not None:
-            self._metrics.generations(record["epoch"], waiting=log.count - 1 - record["epoch"])
+        if self._log is not None:
+            self._log.tell(self._metrics, generation=record["epoch"], rows=record["start"] + rows)
         self._count_skipped(step)
         self._withheld.on_step(record)
         self._live.step(

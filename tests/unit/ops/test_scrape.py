@@ -107,5 +107,5 @@ def test_a_real_prometheus_reads_every_series(api: str, metrics: Metrics) -> Non
     # OpenMetrics has no count of a histogram that has no sum.
     assert exported - names == {"alphastream_alpha_relative_count"}
     rules = [rule for group in ask(api, "rules")["groups"] for rule in group["rules"]]
-    assert len(rules) == 26
+    assert len(rules) == 28
     assert not [rule["name"] for rule in rules if rule.get("lastError")]
