@@ -16,11 +16,11 @@ from trainer.study.figures import heat_map, loss_along_training, losses_by_cell,
 from trainer.study.results import Cell, Result, RunOutcome, Spread, cells, collect, study_on_this_machine
 from trainer.study.tables import (
     alpha_table,
+    cell_table,
     correlation_table,
     readable,
     result_table,
     scaling_table,
-    summary_table,
 )
 from trainer.study.thesis import Estimates, Section, burst_figure, thesis_section
 from trainer.study.thesis.checklist import checklist
@@ -82,7 +82,7 @@ def write_results(study: Study, out: Path, results: Sequence[Result]) -> list[Ta
     return _written(
         out,
         [
-            summary_table(study, grouped),
+            cell_table(study, grouped),
             correlation_table(correlations(study, results)),
             result_table(study, results),
         ],

@@ -77,7 +77,7 @@ def scaling_table(study: Study) -> Table:
     )
 
 
-def summary_table(study: Study, grouped: Sequence[Cell]) -> Table:
+def cell_table(study: Study, grouped: Sequence[Cell]) -> Table:
     """One row a cell."""
     first = study.settings.arm[0].name
     columns = (

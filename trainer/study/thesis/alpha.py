@@ -83,7 +83,7 @@ def statistics(estimates: Estimates) -> dict[str, float]:
         if kind == "hybrid":
             continue
         for name in ("absolute", "relative"):
-            figures |= {f"{kind}_{name}_{figure}": value for figure, value in spread(numbers[name]).items()}
+            figures |= {f"{kind}_{name}_{figure}": value for figure, value in spread_figures(numbers[name]).items()}
         absolute = numbers["absolute"]
         figures[f"{kind}_negative"] = int((absolute < 0).sum())
         figures[f"{kind}_negative_share"] = float((absolute < 0).mean())
@@ -92,12 +92,15 @@ def statistics(estimates: Estimates) -> dict[str, float]:
         for name in NUMBERS:
             figures[f"correlation_{name}"] = _correlation(biased[name], unbiased[name])
     if unbiased and biased and hybrid:
-        figures["hybrid_less_biased"] = float(np.nanmean(hybrid["relative"] - biased["relative"]))
-        figures["unbiased_less_hybrid"] = float(np.nanmean(unbiased["relative"] - hybrid["relative"]))
+        of_slope, of_curvature = hybrid["relative"] - biased["relative"], unbiased["relative"] - hybrid["relative"]
+        figures["hybrid_less_biased"] = float(np.nanmean(of_slope))
+        figures["unbiased_less_hybrid"] = float(np.nanmean(of_curvature))
+        figures["hybrid_less_biased_median"] = float(np.nanmedian(of_slope))
+        figures["unbiased_less_hybrid_median"] = float(np.nanmedian(of_curvature))
     return figures | {f"{name}_mean": float(np.nanmean(column)) for name, column in estimates.cosines.items()}
 
 
-def spread(values: Column) -> dict[str, float]:
+def spread_figures(values: Column) -> dict[str, float]:
     """Mean, median, sd (of the sample), extremes and range, sd over mean (coefficient of variation) and over range."""
     finite = values[np.isfinite(values)]
     if len(finite) == 0:

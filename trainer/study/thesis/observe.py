@@ -32,6 +32,8 @@ TOGETHER = {
     "correlation_curvature": "correlation of the denominators dᵀGd",
     "hybrid_less_biased": "mean of hybrid − biased, the slope's share",
     "unbiased_less_hybrid": "mean of unbiased − hybrid, the curvature's share",
+    "hybrid_less_biased_median": "median of hybrid − biased",
+    "unbiased_less_hybrid_median": "median of unbiased − hybrid",
     "cosine_b1_mean": "mean cosine of d2 and g1",
     "cosine_b2_mean": "mean cosine of d2 and g2",
 }
