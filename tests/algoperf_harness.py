@@ -60,8 +60,8 @@ class Workload:
     """What a submission may call of a workload."""
 
     loss_type = LossType.SIGMOID_CROSS_ENTROPY
-    step_hint = 300
-    rows = 128
+    step_hint = 150
+    rows = 64
     features = 8
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class Workload:
         while True:
             yield self.batch(generator)
 
-    def model_fn(
+    def model_fn(  # noqa: PLR0917
         self,
         params: nn.Module,
         augmented_and_preprocessed_input_batch: Batch,
@@ -136,6 +136,25 @@ class DropoutAndNorm(nn.Module):
     def forward(self, x: Tensor, dropout_rate: float) -> Tensor:
         hidden = torch.relu(self.norm(self.first(x)))
         return self.last(functional.dropout(hidden, dropout_rate, self.training))
+
+
+class PartsInAList(nn.Module):
+    """A table whose parts are read from a plain list, as AlgoPerf's DLRM does, or as attributes."""
+
+    def __init__(self, features: int, *, plain: bool = True) -> None:
+        super().__init__()
+        self.parts = []
+        for index in range(4):
+            part = nn.Parameter(torch.randn(5, 6))
+            self.register_parameter(f"part_{index}", part)
+            self.parts.append(part)
+        self.plain = plain
+        self.last = nn.Sequential(nn.Linear(6 + features, 16), nn.ReLU(inplace=True), nn.Linear(16, 1))
+
+    def forward(self, x: Tensor, dropout_rate: float) -> Tensor:
+        ids = (x[:, 0] * 7).round().to(torch.int32) % 20
+        table = torch.cat(self.parts if self.plain else [getattr(self, f"part_{index}") for index in range(4)])
+        return self.last(functional.dropout(torch.cat([table[ids], x], dim=1), dropout_rate, self.training))
 
 
 class Clicks(Workload):

@@ -15,11 +15,14 @@ Refused: JAX, several devices, hyperparameters of the external ruleset, and loss
 error, which has no curvature in the logits, and CTC, which torch cannot differentiate twice).
 """
 
+# ruff: noqa: PLR0917
+# (the harness calls some of these functions by position)
+
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,9 +154,7 @@ def update_params(
     train = {key: value for key, value in batch.items() if key != PROBE}
     optimizer.zero_grad()
     logits, new_state = alpha.forward(current_param_container, train, model_state, rng)
-    losses = workload.loss_fn(
-        label_batch=train["targets"], logits_batch=logits, mask_batch=train.get("weights")
-    )
+    losses = workload.loss_fn(label_batch=train["targets"], logits_batch=logits, mask_batch=train.get("weights"))
     loss = losses["summed"] / losses["n_valid_examples"]
     loss.backward()
     alpha.step(current_param_container, batch[PROBE], model_state, rng, step=global_step)
@@ -218,15 +219,40 @@ class _ReadAhead:
 
 
 class _WorkloadModel(nn.Module):
-    """A workload's forward pass as a module of its own: called with a batch, the model's state and the step's seed."""
+    """A workload's forward pass as a module of its own: called with a batch, the model's state and the step's seed.
+
+    It is for measuring. AlgoPerf's DLRM keeps its table's parts in a plain list, past which no other weights can take
+    their place, so within a call such lists hold what the parameters' attributes hold.
+    """
 
     def __init__(self, module: nn.Module, forward: Callable[..., tuple[Tensor, Any]]) -> None:
         super().__init__()
         self.module = module
         self._forward = forward
+        self._lists = tuple(_lists_of_parameters(module))
 
     def forward(self, batch: dict[str, Any], model_state: Any, rng: Any) -> Tensor:
-        return self._forward(self.module, batch, model_state, rng)[0]
+        kept = [(owner, name, getattr(owner, name)) for owner, name, _ in self._lists]
+        try:
+            for owner, name, places in self._lists:
+                setattr(owner, name, type(getattr(owner, name))(getattr(*place) for place in places))
+            return self._forward(self.module, batch, model_state, rng)[0]
+        finally:
+            for owner, name, value in kept:
+                setattr(owner, name, value)
+
+
+def _lists_of_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, list[tuple[nn.Module, str]]]]:
+    """Attributes that are plain lists or tuples of the model's parameters: owner, name, where each is registered."""
+    registered = {
+        id(parameter): (module, name)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+    }
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if type(value) in (list, tuple) and value and all(id(item) in registered for item in value):
+                yield module, name, [registered[id(item)] for item in value]
 
 
 @dataclass(kw_only=True)
@@ -289,7 +315,7 @@ class _AlphaRate:
             label, mask = targets.unpacked(packed)
             found = loss_fn(label_batch=label, logits_batch=logits, mask_batch=mask)
             rows = len(packed)
-            return found["per_example"].reshape(rows, -1).sum(1) * (rows / found["n_valid_examples"])
+            return found["per_example"].reshape(rows, -1).sum(1) * rows / found["n_valid_examples"]
 
         self.forward, self._targets = forward, targets
         delay = CUDA_DELAY if next(module.parameters()).is_cuda else 0
@@ -329,8 +355,8 @@ class _AlphaRate:
 class _NAdamW(Optimizer):
     """NAdamW as AlgoPerf defines it, for dense gradients. Step t, counted from 1, with g the gradient:
 
-        θ ← θ(1 − lr·λ);  m ← β1·m + (1−β1)·g;  v ← β2·v + (1−β2)·g²
-        θ ← θ − lr/(1−β1ᵗ) · (β1·m + (1−β1)·g) / (√v/√(1−β2ᵗ) + ε)
+    θ ← θ(1 − lr·λ);  m ← β1·m + (1−β1)·g;  v ← β2·v + (1−β2)·g²
+    θ ← θ − lr/(1−β1ᵗ) · (β1·m + (1−β1)·g) / (√v/√(1−β2ᵗ) + ε)
     """
 
     def __init__(
