@@ -12,9 +12,17 @@ from matplotlib.figure import Figure
 from trainer.report import DPI, Table, duration, write_page, write_table
 from trainer.study.alpha import Estimates, burst_figure, statistics
 from trainer.study.definition import RESOLVED, Study, read_study
-from trainer.study.figures import heat_map, loss_along_training, losses_by_cell, losses_by_rate, rates_along_training
+from trainer.study.figures import (
+    arm_colors,
+    heat_map,
+    loss_along_training,
+    losses_by_cell,
+    losses_by_rate,
+    rates_along_training,
+)
 from trainer.study.grid import value_text
 from trainer.study.results import Cell, Result, RunOutcome, cells, collect, correlations
+from trainer.study.targets.pages import TargetPages
 
 CAPTIONS = {
     "learning_rate": "Best validation loss over the learning rate that each run was given: lines are means over seeds, "
@@ -34,13 +42,18 @@ def write_study_report(out: Path) -> Path:
     """
     study = read_study(out / RESOLVED).unfold()
     results = list(collect(study, out).values())
-    tables = write_results(study, out, results) + _written(out, [_alpha_table(study, out)])
+    reached = TargetPages.of(study, out, results, colors=arm_colors(study))
+    tables = _written(out, reached.tables()) + write_results(study, out, results)
+    tables += _written(out, [_alpha_table(study, out)])
     pictures = []
-    for stem, caption, figure in itertools.chain(_figures(study, results), _alpha_figures(study, out)):
+    figures = itertools.chain(reached.figures(), _figures(study, results), _alpha_figures(study, out))
+    for stem, caption, figure in figures:
         figure.savefig(out / f"{stem}.png", dpi=DPI, facecolor="white")
         pictures.append((stem, caption))
     page = out / "index.html"
-    write_page(page, title=str(out), said=sentences(study, results), pictures=pictures, tables=tables)
+    write_page(
+        page, title=str(out), said=[*sentences(study, results), *reached.sentences()], pictures=pictures, tables=tables
+    )
     return page
 
 
