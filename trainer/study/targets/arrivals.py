@@ -63,7 +63,7 @@ class Arrival:
 
 
 def targets_of(study: Study, results: Sequence[Result]) -> list[Target]:
-    """The study's targets; none while the baseline that is to set them has no finished run."""
+    """The study's targets; none while the baseline that is to set them has no finished cell."""
     config = study.settings.targets
     if config is None:
         return []
@@ -144,11 +144,6 @@ class CellArrivals:
     def seconds(self) -> float:
         """Median, likewise."""
         return _median([one.seconds for one in self.arrivals])
-
-    def range_of(self, number: str) -> tuple[float, float]:
-        """The earliest and the latest, those that never arrive included."""
-        values = [getattr(one, number) for one in self.arrivals]
-        return (min(values), max(values)) if values else (math.nan, math.nan)
 
     @property
     def rows_per_second(self) -> float:

@@ -58,7 +58,7 @@ class TargetPages:
         if config is None:
             return
         if not self.arrivals:
-            yield f"No targets yet: they are the losses of {config.baseline}, none of whose runs has finished."
+            yield f"No targets yet: they are the losses of {config.baseline}, no cell of which has finished."
             return
         losses = " and ".join(f"{target.split} loss {target.loss:.6f}" for target in self.targets)
         if config.baseline is None:
@@ -78,9 +78,11 @@ class TargetPages:
         return [table for table in found if table.rows]
 
     def _cell_table(self) -> Table:
+        """Medians over seeds; the single runs are in the next table."""
+        first = self._first
         columns = (
-            *("arm", "cell", "split", "target", "runs", "reached", "median_steps", "earliest_steps", "latest_steps"),
-            *("median_seconds", "earliest_seconds", "latest_seconds", "steps_over_baseline", "seconds_over_baseline"),
+            *("arm", "cell", "split", "target", "runs", "reached", "median_steps", "median_seconds"),
+            *(f"steps_over_{first}", f"seconds_over_{first}"),
         )
         rows = [
             (
@@ -91,15 +93,14 @@ class TargetPages:
                 len(one.arrivals),
                 one.arrived,
                 one.steps,
-                *one.range_of("steps"),
                 one.seconds,
-                *one.range_of("seconds"),
-                _ratio(one.steps, self._baseline(one.target.split, "steps")),
-                _ratio(one.seconds, self._baseline(one.target.split, "seconds")),
+                _ratio(one.steps, self._of_first(one.target.split, "steps")),
+                _ratio(one.seconds, self._of_first(one.target.split, "seconds")),
             )
             for one in self.arrivals
         ]
-        return Table(stem="targets", title=f"When the targets are reached{self._over()}", columns=columns, rows=rows)
+        title = f"When the targets are reached, and how much later than by the best cell of {first}"
+        return Table(stem="targets", title=title, columns=columns, rows=rows)
 
     def _run_table(self) -> Table:
         columns = ("arm", "cell", "seed", "split", "target", "steps", "seconds", "share_of_budget", "loss", "best_loss")
@@ -148,7 +149,7 @@ class TargetPages:
                 one.seconds,
                 one.steps,
                 one.rows_per_second,
-                _ratio(one.seconds, self._baseline(one.target.split, "seconds")),
+                _ratio(one.seconds, self._of_first(one.target.split, "seconds")),
             )
             for one in self.arrivals
             if one.cell.arm in arms and one.cell.best_of_arm
@@ -158,16 +159,16 @@ class TargetPages:
         rows = sorted([*theirs, *ours], key=lambda row: arms.index(row[0])) if theirs else []
         return Table(stem="published", title=title, columns=columns, rows=rows)
 
-    def _baseline(self, split: TargetSplit, number: str) -> float:
-        """Of the best cell of the arm that sets the targets, or else of the first."""
+    @property
+    def _first(self) -> str:
+        """The arm that the others are compared with: the one that sets the targets, or else the first."""
         config = self.study.settings.targets
-        arm = (config and config.baseline) or self.study.settings.arm[0].name
-        mine = (one for one in self.arrivals if one.cell.arm == arm and one.cell.best_of_arm)
-        return next((getattr(one, number) for one in mine if one.target.split == split), math.nan)
+        return (config and config.baseline) or self.study.settings.arm[0].name
 
-    def _over(self) -> str:
-        config = self.study.settings.targets
-        return f" (and how much later than by {(config and config.baseline) or self.study.settings.arm[0].name})"
+    def _of_first(self, split: TargetSplit, number: str) -> float:
+        """`number` of its best cell."""
+        mine = (one for one in self.arrivals if one.cell.arm == self._first and one.cell.best_of_arm)
+        return next((getattr(one, number) for one in mine if one.target.split == split), math.nan)
 
     def figures(self) -> Iterator[tuple[str, str, Figure]]:
         """Stem, caption and the picture, of a study with targets."""
