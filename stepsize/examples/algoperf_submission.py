@@ -292,9 +292,7 @@ class _AlphaRate:
 
     def __init__(self, workload: spec.Workload, module: nn.Module, optimizer: Optimizer) -> None:
         self._module, self._optimizer = module, optimizer
-        # torch.compile makes loss functions that cannot be differentiated twice of those that can
-        loss_fn = getattr(workload.loss_fn, "_torchdynamo_orig_callable", workload.loss_fn)
-        model_fn = workload.model_fn
+        loss_fn, model_fn = workload.loss_fn, workload.model_fn
         dropout = inspect.signature(model_fn).parameters.get("dropout_rate")
         required = {"dropout_rate": 0.0} if dropout is not None and dropout.default is inspect.Parameter.empty else {}
         targets = _MaskedTargets()
