@@ -1,11 +1,11 @@
-"""What each outcome does to `auto` in each of its phases."""
+"""What each outcome does to `auto_single` in each of its phases."""
 
 from __future__ import annotations
 
 import pytest
 
 from stepsize.estimate import Estimate, Outcome
-from stepsize.policies.auto import Auto
+from stepsize.policies.auto_single import AutoSingle
 from stepsize.policies.choice import StepSizeConfig, make_policy
 from tests.estimates import auto, estimate, following
 
@@ -202,14 +202,14 @@ def test_a_cool_down_that_begins_during_the_search_ends_it():
     [(0.2, 1000, (800, 1000)), (0.001, 10, (9, 10)), (None, 1000, (850, 1000)), (None, None, None), (0.0, 1000, None)],
 )
 def test_the_cool_down_is_a_share_of_the_budget(share, total, expected):
-    policy = make_policy(StepSizeConfig(policy="auto", cooldown=share), initial_rate=1e-3, total_steps=total)
-    assert isinstance(policy, Auto)
+    policy = make_policy(StepSizeConfig(policy="auto_single", cooldown=share), initial_rate=1e-3, total_steps=total)
+    assert isinstance(policy, AutoSingle)
     assert policy.cooldown == expected
 
 
 def test_a_cool_down_needs_a_budget_in_steps():
     with pytest.raises(ValueError, match=r"stepsize\.cooldown: 0\.2 .*set budget\.steps"):
-        make_policy(StepSizeConfig(policy="auto", cooldown=0.2), initial_rate=1e-3, total_steps=None)
+        make_policy(StepSizeConfig(policy="auto_single", cooldown=0.2), initial_rate=1e-3, total_steps=None)
 
 
 @pytest.mark.parametrize(
