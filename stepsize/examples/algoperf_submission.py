@@ -8,8 +8,11 @@ In a checkout of mlcommons/algorithmic-efficiency, with this library installed b
 The optimizer is that of the self-tuning baseline with the same moments and decay for every workload; the rate is the
 policy's, from one first guess for all. Batches are the input queue's, in its order and each trained on once: the batch
 after the one of a step probes it. The workload's own forward and loss are what is measured, so masks, dropout, batch
-normalisation and autocast are what they are in training. The rate falls to zero at `workload.step_hint`; what comes
-then, up to three times the time limit, could change nothing and is not asked for (`TrainingCompleteError`).
+normalisation and autocast are what they are in training. Memory beside the optimizer's: a few earlier copies of the
+weights, from which many steps are measured at once, and the batch that is read ahead.
+
+The rate falls to zero at `workload.step_hint`; what comes then, up to three times the time limit, could change nothing
+and is not asked for (`TrainingCompleteError`).
 
 Refused: JAX, several devices, hyperparameters of the external ruleset, and losses that α* is not defined for (absolute
 error, which has no curvature in the logits, and CTC, which torch cannot differentiate twice).
@@ -31,14 +34,7 @@ from algoperf import spec  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stepsize import (
-    AutogradLoss,
-    MeasurementError,
-    StepSizeConfig,
-    StepSizeWorker,
-    make_policy,
-    set_learning_rate,
-)
+from stepsize import AutogradLoss, MeasurementError, RateController, StepSizeConfig
 from stepsize.measuring import unwrapped
 
 BETAS, EPS, WEIGHT_DECAY = (0.93266073836, 0.9955159689799007), 1e-8, 0.08121616522670176
@@ -316,38 +312,34 @@ class _AlphaRate:
             return found["per_example"].reshape(rows, -1).sum(1) * rows / found["n_valid_examples"]
 
         self.forward, self._targets = forward, targets
-        delay = CUDA_DELAY if next(module.parameters()).is_cuda else 0
-        config = StepSizeConfig(policy="auto", delay=delay)
-        self._policy = make_policy(config, initial_rate=FIRST_GUESS, total_steps=workload.step_hint)
-        self._worker = StepSizeWorker(
-            _WorkloadModel(module, forward), optimizer, AutogradLoss(row_losses), config.measuring, delay=delay
+        self._controller = RateController(
+            _WorkloadModel(module, forward),
+            optimizer,
+            AutogradLoss(row_losses),
+            StepSizeConfig(policy="auto", delay=CUDA_DELAY if next(module.parameters()).is_cuda else 0),
+            total_steps=workload.step_hint,
         )
 
     def step(
         self, model: spec.ParameterContainer, probe: dict[str, Any], model_state: Any, rng: Any, *, step: int
     ) -> None:
-        """Takes the optimizer's step, measured on `probe` where the policy wants it.
+        """Takes the optimizer's step at the policy's rate, measured on `probe` where the policy wants it.
 
         Raises: MeasurementError for another model than the one that was given first.
         """
         if unwrapped(model) is not self._module:
             raise MeasurementError("current_param_container: is another model than init_optimizer_state was given")
-        set_learning_rate(self._optimizer, self._policy.learning_rate(step, FIRST_GUESS))
-        if self._policy.wants(step):
-            self._worker.before_step((probe, model_state, rng), self._targets.packed(probe), step=step)
-        self._optimizer.step()
-        self._worker.after_step()
-        for estimate in self._worker.poll(step=step):
-            self._policy.observe(estimate)
+        inputs, targets = (probe, model_state, rng), self._targets.packed(probe)
+        with self._controller.around_step(inputs, targets, step=step):
+            self._optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything learned so far, as JSON values."""
-        return {"policy": self._policy.state_dict(), "worker": self._worker.state_dict()}
+        """Everything learned so far: JSON values, and the snapshots' tensors."""
+        return self._controller.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`'s values."""
-        self._policy.load_state_dict(state["policy"])
-        self._worker.load_state_dict(state["worker"])
+        self._controller.load_state_dict(state)
 
 
 class _NAdamW(Optimizer):

@@ -126,8 +126,17 @@ def test_every_batch_probes_the_step_before_it_and_is_trained_on_once(submission
     workload = Prices()
     model, _ = workload.init_model_fn(0)
     state = submission.init_optimizer_state(workload, model, None, None, 0)
-    batches = [{"inputs": torch.full((4, 8), float(index)), "targets": torch.zeros(4, 1)} for index in range(5)]
-    queue, seen = iter(batches), []
+    batches = [
+        {"inputs": torch.full((4, 8), float(index)), "targets": torch.full((4, 1), index / 8)} for index in range(5)
+    ]
+    queue, seen, measured = iter(batches), [], []
+    controller, around_step = state["rate"]._controller, state["rate"]._controller.around_step
+
+    def probed(inputs: Any, targets: Tensor, *, step: int) -> Any:
+        measured.append((float(inputs[0]["inputs"][0, 0]), float(targets[0, 0]), step))
+        return around_step(inputs, targets, step=step)
+
+    controller.around_step = probed
     for step in range(4):
         chosen = submission.data_selection(workload, queue, state, model, None, None, step, 0)
         seen.append((float(chosen["inputs"][0, 0]), float(chosen[submission.PROBE]["inputs"][0, 0])))
@@ -136,6 +145,7 @@ def test_every_batch_probes_the_step_before_it_and_is_trained_on_once(submission
         assert again.keys() == batches[step].keys()
         assert all(again[key] is batches[step][key] for key in again)
     assert seen == [(0.0, 1.0), (1.0, 2.0), (2.0, 3.0), (3.0, 4.0)]
+    assert measured == [(1.0, 1 / 8, 0), (2.0, 2 / 8, 1), (3.0, 3 / 8, 2), (4.0, 4 / 8, 3)]
 
 
 def update(
@@ -158,7 +168,7 @@ def test_what_is_measured_is_what_is_trained(submission: Any, kind: type[Workloa
     batch = next(workload.input_queue(3))
     model, _ = workload.init_model_fn(0)
     state = submission.init_optimizer_state(workload, model, None, None, 0)
-    loss, packed = state["rate"]._worker.loss, state["rate"]._targets.packed(batch)
+    loss, packed = state["rate"]._controller.worker.loss, state["rate"]._targets.packed(batch)
     shape = (16, 12, 11) if kind is Tokens else (64, 1)
     z, t = torch.randn(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     labels, mask = batch["targets"], batch.get("weights", torch.ones(64))
@@ -237,7 +247,8 @@ def test_a_compiled_loss_function_is_measured(submission: Any) -> None:
 
 def test_the_harness_can_restart_it_from_a_checkpoint(submission: Any) -> None:
     workload = Prices()
-    model, state, steps = run_submission(submission, workload, resume=75)
+    workload.step_hint = 90
+    model, state, steps = run_submission(submission, workload, resume=60)
     assert steps == workload.step_hint
     whole, _, _ = run_submission(submission, workload)
     assert workload.evaluate(model) == pytest.approx(workload.evaluate(whole), rel=0.02)
@@ -245,9 +256,12 @@ def test_the_harness_can_restart_it_from_a_checkpoint(submission: Any) -> None:
 
 
 def test_what_it_has_learned_survives_a_restart(submission: Any) -> None:
-    _, one, _ = run_submission(submission, Prices(), steps=40)
-    _, other, _ = run_submission(submission, Prices(), steps=40, resume=40)
-    assert other["rate"].state_dict() == one["rate"].state_dict()
+    _, one, _ = run_submission(submission, Prices(), steps=60)
+    _, other, _ = run_submission(submission, Prices(), steps=60, resume=60)
+    mine, theirs = other["rate"].state_dict(), one["rate"].state_dict()
+    assert (mine["policy"], mine["worker"]) == (theirs["policy"], theirs["worker"])
+    assert mine["horizon"].keys() == theirs["horizon"].keys() != set()
+    assert all(torch.equal(tensor, theirs["horizon"][name]) for name, tensor in mine["horizon"].items())
     assert other["ahead"].batch is None
 
 
