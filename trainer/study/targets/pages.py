@@ -125,10 +125,10 @@ class TargetPages:
         )
 
     def _published_table(self) -> Table:
-        """Published medians, each beside the same arm here."""
+        """Published medians beside the best cell of every arm here; nothing where nothing is published."""
         config = self.study.settings.targets
         published = () if config is None else config.published
-        arms = list(dict.fromkeys(one.arm for one in published))
+        arms = list(self.study.varied)
         theirs = [
             (
                 one.arm,
@@ -152,7 +152,7 @@ class TargetPages:
                 _ratio(one.seconds, self._of_first(one.target.split, "seconds")),
             )
             for one in self.arrivals
-            if one.cell.arm in arms and one.cell.best_of_arm
+            if one.cell.best_of_arm
         ]
         columns = ("arm", "where", "split", "median_seconds", "steps", "rows_per_second", "seconds_over_first_arm")
         title = "Published times to a target, and ours (published steps follow from their rows/s)"
@@ -211,10 +211,15 @@ class TargetPages:
 
 
 def _in_words(one: CellArrivals) -> str:
-    text = f"reached by {one.arrived} of {len(one.arrivals)} runs"
+    several = len(one.arrivals) > 1
+    text = (
+        f"reached by {one.arrived} of {len(one.arrivals)} runs"
+        if several
+        else f"{'' if one.arrived else 'not '}reached"
+    )
     if not math.isfinite(one.steps):
         return text
-    middle = ", the middle one" if len(one.arrivals) > 1 else ""
+    middle = ", the middle one" if several else ""
     return f"{text}{middle} after {one.steps:,.0f} steps and {duration(one.seconds)} of training"
 
 

@@ -245,6 +245,32 @@ def test_the_report_has_the_targets_in_words_tables_and_a_picture(made: Any, tmp
     assert float(published[5]["rows_per_second"]) == pytest.approx(100 / 0.05)
 
 
+def test_an_arm_that_nobody_published_stands_beside_those_that_were(made: Any, tmp_path: Path) -> None:
+    study = made(NUMBERS + "[[" + PUBLISHED.split("[[")[1])
+    write_all(study, tmp_path)
+    pages = TargetPages.of(study, tmp_path, list(collect(study, tmp_path).values()), colors={})
+    [published] = [table for table in pages.tables() if table.stem == "published"]
+    assert [row[:2] for row in published.rows] == [
+        ("tuned", "8 × V100"),
+        ("tuned", "here"),
+        ("tuned", "here"),
+        ("free", "here"),
+        ("free", "here"),
+    ]
+
+
+def test_one_run_is_said_to_reach_a_target_or_not(tmp_path: Path) -> None:
+    (tmp_path / "my.toml").write_text(HEAD.replace("[0, 1, 2]", "[1]") + NUMBERS + ARMS, encoding="utf-8")
+    study = read_study(tmp_path / "my.toml").unfold()
+    write_all(study, tmp_path)
+    pages = TargetPages.of(study, tmp_path, list(collect(study, tmp_path).values()), colors={})
+    assert list(pages.sentences())[1:] == [
+        "tuned lr=0.01: validation target reached after 30 steps and 3.0 s of training; "
+        "test target reached after 30 steps and 3.0 s of training.",
+        "free: validation target not reached; test target not reached.",
+    ]
+
+
 def test_a_study_without_targets_says_nothing_of_them(made: Any, tmp_path: Path) -> None:
     study = made("")
     write_all(study, tmp_path)
@@ -284,6 +310,7 @@ def test_the_shipped_study_is_algoperfs() -> None:
     assert (base.data.batch_rows, base.budget.steps, base.eval.every_seconds) == (262_144, 10_666, 120)
     assert base.budget.seconds == 3 * 7703
     assert base.budget.target_loss is None
+    assert base.optimizer.table == "dense"  # what evaluations would bring up to date is not timed
     assert isinstance(targets, TargetsConfig)
     assert (targets.validation, targets.test) == (0.123735, 0.126041)
     published = {(one.arm, one.machine): one.seconds for one in targets.published}
