@@ -35,7 +35,7 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
+class LossCurve:
     """One run's evaluations of one split, in their order."""
 
     steps: Column
@@ -86,7 +86,7 @@ def targets_of(study: Study, results: Sequence[Result]) -> list[Target]:
     ]
 
 
-def curves_of(run: Path) -> Mapping[str, Curve]:
+def curves_of(run: Path) -> Mapping[str, LossCurve]:
     """The evaluations of each split in RUN/evals.jsonl; of one that was repeated after a resume, the latest."""
     latest: dict[str, dict[int, tuple[float, float]]] = {}
     for record in read_records(run / "evals.jsonl", damaged=lambda _: None):
@@ -97,13 +97,13 @@ def curves_of(run: Path) -> Mapping[str, Curve]:
     return {split: _curve(by_step) for split, by_step in latest.items()}
 
 
-def _curve(by_step: Mapping[int, tuple[float, float]]) -> Curve:
+def _curve(by_step: Mapping[int, tuple[float, float]]) -> LossCurve:
     steps = sorted(by_step)
     values = np.array([by_step[step] for step in steps], dtype=np.float64).reshape(-1, 2)
-    return Curve(steps=np.array(steps, dtype=np.float64), losses=values[:, 0], seconds=values[:, 1])
+    return LossCurve(steps=np.array(steps, dtype=np.float64), losses=values[:, 0], seconds=values[:, 1])
 
 
-def arrival(result: Result, target: Target, curve: Curve | None) -> Arrival:
+def arrival(result: Result, target: Target, curve: LossCurve | None) -> Arrival:
     """When the run of `result` reached `target`. What comes after the budget's seconds does not count."""
     limit = result.run.config.budget.seconds
     found = np.zeros(0, dtype=np.int64)
@@ -164,7 +164,7 @@ def _median(values: Sequence[float]) -> float:
 
 
 def cell_arrivals(
-    grouped: Sequence[Cell], targets: Sequence[Target], curves: Mapping[str, Mapping[str, Curve]]
+    grouped: Sequence[Cell], targets: Sequence[Target], curves: Mapping[str, Mapping[str, LossCurve]]
 ) -> list[CellArrivals]:
     """Every cell on its way to every target; `curves` by the name of the run and the split."""
     found = []

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from trainer.report import GREY, INK, Table, duration, style
 from trainer.study.results import Result, cells
-from trainer.study.targets.arrivals import CellArrivals, Curve, Target, cell_arrivals, curves_of, targets_of
+from trainer.study.targets.arrivals import CellArrivals, LossCurve, Target, cell_arrivals, curves_of, targets_of
 from trainer.study.targets.config import TargetSplit
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class TargetPages:
 
     study: Study
     arrivals: Sequence[CellArrivals]
-    curves: Mapping[str, Mapping[str, Curve]]
+    curves: Mapping[str, Mapping[str, LossCurve]]
     """By name of the run, and split."""
     colors: Mapping[str, str]
     """One an arm."""
@@ -236,5 +236,5 @@ def _range(numbers: tuple[float, float] | None) -> float | str | None:
     return low if low == high else f"{low:,.0f} to {high:,.0f}"
 
 
-def _lowest(curve: Curve | None) -> float:
+def _lowest(curve: LossCurve | None) -> float:
     return float(np.nanmin(curve.losses)) if curve is not None and np.isfinite(curve.losses).any() else math.nan
