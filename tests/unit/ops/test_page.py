@@ -100,7 +100,7 @@ def test_a_run_in_progress_is_shown(open_page: Open) -> None:
     assert "data wait 25.0 %" in page
     assert "0.48765" in page
     assert "learning rate 9.1e-4 to 1.4e-3" in page
-    assert text(page, "factor") == "2.0 ± 0.20 ×"
+    assert text(page, "factor") == "2.0 ± 0.20\u00a0×"
     assert "pooled over 200; middle half of single ones 1.3 to 2.7" in text(page, "spread")
     assert text(page, "firststep").startswith("Left out: the first step, 0.020 s, of which 0.0050 s waiting for data")
     # Loss raw and smoothed, the evaluation, the rate, and the suggested rate on either side of the pause in measuring.
