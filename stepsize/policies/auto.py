@@ -7,13 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from stepsize.estimate import Estimate, Outcome
-from stepsize.policies.few_rows import ENOUGH_ROWS, FewRows, steps_a_block
+from stepsize.policies.evidence import ENOUGH_ROWS, FewRows, FirstRate, RateFilter, Repeats, TrialSteps, steps_a_block
 from stepsize.policies.horizon import NO_HORIZON, HorizonPlan, HorizonSeries, HorizonWindows, target_of
 from stepsize.policies.horizon.windows import FIRST
-from stepsize.policies.rate_filter import RateFilter
 from stepsize.policies.rates import Bounds, format_rate, moved
-from stepsize.policies.repeats import Repeats
-from stepsize.policies.trial_steps import Found, TrialSteps
 
 BEGINNING = 0.3
 """Share of the rate found by trial steps at which training begins: what lands one step at the minimum along it is too
@@ -136,7 +133,7 @@ class Auto:
 
     def _search(self, estimate: Estimate) -> str | None:
         said = self._trials.observe(estimate, self._few_rows)
-        if not isinstance(said, Found):
+        if not isinstance(said, FirstRate):
             return said
         after = estimate.step + estimate.age + 1
         self._found = after

@@ -114,15 +114,15 @@ def losses_by_cell(study: Study, cells: Sequence[Cell]) -> Figure:
     return figure
 
 
-def heat_map(arm: str, keys: Sequence[str], cells: Sequence[Cell]) -> Figure:
-    """Mean best validation loss over two keys, the first along the rows, the second along the columns."""
+def heat_map(title: str, keys: Sequence[str], cells: Sequence[Cell], losses: Sequence[float]) -> Figure:
+    """The cells' losses over two keys, the first along the rows, the second along the columns."""
     rows, columns = (_distinct(cells, key) for key in keys)
     table = np.full((len(rows), len(columns)), math.nan)
-    for cell in cells:
-        table[rows.index(cell.values[keys[0]]), columns.index(cell.values[keys[1]])] = cell.best_loss.mean
+    for cell, loss in zip(cells, losses, strict=True):
+        table[rows.index(cell.values[keys[0]]), columns.index(cell.values[keys[1]])] = loss
     figure = Figure(figsize=(max(5.6, 2.6 + 1.0 * len(columns)), max(3.0, 1.8 + 0.5 * len(rows))), layout="constrained")
     axes = figure.subplots()
-    style(axes, f"{arm}: mean best validation loss", keys[0])
+    style(axes, title, keys[0])
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     finite = table[np.isfinite(table)]

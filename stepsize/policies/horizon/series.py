@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from stepsize.estimate import Estimate, Outcome, delta_method_variance
-from stepsize.policies.few_rows import ENOUGH_ROWS
+from stepsize.policies.evidence import ENOUGH_ROWS
 from stepsize.pooling import COUNTED
 
 
@@ -55,8 +55,8 @@ class HorizonSeries:
         """α_K and the variance that it would have were the true one `expected`; None where no measurement counts.
 
         The variance of what was found would make a wild estimate count less for being wild, and so bias what many of
-        them amount to. By the delta method, from the spread of the rows within each batch; or, where batches have too few rows for
-        that, from how the batches scatter, if that is more: a single such batch tells nothing.
+        them amount to. By the delta method, from the spread of the rows within each batch; or, where batches have too
+        few rows for that, from how the batches scatter, if that is more: a single such batch tells nothing.
         """
         if not self.moments:
             return None

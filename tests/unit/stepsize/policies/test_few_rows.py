@@ -11,7 +11,7 @@ from torch import nn
 
 from stepsize import StepSizeConfig, StepSizeWorker, make_policy, set_learning_rate
 from stepsize.estimate import Estimate
-from stepsize.policies.few_rows import FewRows
+from stepsize.policies.evidence import FewRows
 from stepsize.pooling import rate_moments
 from tests.estimates import estimate
 from tests.resume import assert_resumes
