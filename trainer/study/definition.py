@@ -29,6 +29,7 @@ from trainer.config import (
 from trainer.earlier_keys import renewed_choices
 from trainer.study.grid import assign, cell_name, combinations, leaves, settings_of, short_names, value_of
 from trainer.study.scaling import ClockConfig, ScaleConfig, ScaledSetting, scaled
+from trainer.study.targets import PublishedConfig, TargetsConfig
 
 STUDIES_FOLDER = Path(__file__).with_name("studies")
 RESOLVED = "study.toml"
@@ -66,6 +67,8 @@ class StudyConfig:
     """Also report the best validation loss within so many steps."""
     within_seconds: tuple[float, ...] = ()
     """Also report steps and best validation loss within so many seconds of training."""
+    targets: TargetsConfig | None = None
+    """Losses to reach: the report says how soon every run does. By default none."""
     keep_checkpoints: bool = True
     """Whether finished runs keep their checkpoints; without them a run can be reported, not evaluated again."""
     published: Literal["", "thesis-observe", "thesis-apply"] = ""
@@ -87,6 +90,8 @@ class StudyConfig:
             raise ValueError(f"study.arm.name: {_first_double(names)!r} is there twice; name every arm differently")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"study.seeds is {list(self.seeds)}; give at least one, all different")
+        if self.targets is not None:
+            self.targets.refuse_arms(names)
         for name in ("within_steps", "within_seconds"):
             if any(not value > 0 for value in getattr(self, name)):
                 raise ValueError(f"study.{name} is {list(getattr(self, name))}; give positive numbers")
@@ -203,6 +208,8 @@ class StudyFile:
             raise ConfigError(f"{self.path}: {MISSING_PATH}")
         try:
             shown = {key: value_of(config, key) for key in keys}
+            if self.settings.targets is not None:
+                self.settings.targets.refuse_unseen(config.eval.splits)
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from None
         return StudyRun(arm=arm.name, cell=cell, values=shown, seed=seed, config=config)
@@ -227,6 +234,9 @@ def read_study(path: str | Path) -> StudyFile:
     if not isinstance(section, dict):
         raise ConfigError(f"{path}: has no [study] section; add it, with seeds and at least one [[study.arm]]")
     _refuse_unknown(section, StudyConfig, "study", path)
+    _refuse_unknown(targets := section.get("targets"), TargetsConfig, "study.targets", path)
+    for published in targets.get("published", ()) if isinstance(targets, dict) else ():
+        _refuse_unknown(published, PublishedConfig, "study.targets.published", path)
     for arm in section.get("arm", ()):
         _refuse_unknown(arm, ArmConfig, "study.arm", path)
         if isinstance(arm, dict) and isinstance(arm.get("set"), dict):

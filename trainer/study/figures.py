@@ -97,7 +97,7 @@ def losses_by_cell(study: Study, cells: Sequence[Cell]) -> Figure:
     axes = figure.subplots()
     left_out = f", the best {len(shown)} of {len(ranked)}" if len(ranked) > len(shown) else ""
     style(axes, f"Best validation loss by cell{left_out}", "")
-    colors = dict(zip(study.varied, _colors(), strict=False))
+    colors = arm_colors(study)
     left, right = _frame(_best_losses(shown))
     axes.set_xlim(left, right)
     for place, cell in enumerate(shown):
@@ -211,6 +211,11 @@ def _best_losses(cells: Sequence[Cell]) -> list[float]:
 
 def _nan_last(value: float) -> float:
     return math.inf if math.isnan(value) else value
+
+
+def arm_colors(study: Study) -> dict[str, str]:
+    """One color an arm, the same in every picture of its best cells."""
+    return dict(zip(study.varied, _colors(), strict=False))
 
 
 def _colors() -> Iterator[str]:

@@ -12,7 +12,14 @@ from matplotlib.figure import Figure
 from trainer.report import DPI, Table, duration, write_page, write_table
 from trainer.study.comparison import budgets_of, correlations
 from trainer.study.definition import RESOLVED, Study, read_study
-from trainer.study.figures import heat_map, loss_along_training, losses_by_cell, losses_by_rate, rates_along_training
+from trainer.study.figures import (
+    arm_colors,
+    heat_map,
+    loss_along_training,
+    losses_by_cell,
+    losses_by_rate,
+    rates_along_training,
+)
 from trainer.study.results import Cell, Result, RunOutcome, Spread, cells, collect, study_on_this_machine
 from trainer.study.tables import (
     alpha_table,
@@ -22,6 +29,7 @@ from trainer.study.tables import (
     result_table,
     scaling_table,
 )
+from trainer.study.targets.pages import TargetPages
 from trainer.study.thesis import Estimates, Section, burst_figure, thesis_section
 from trainer.study.thesis.checklist import checklist
 
@@ -45,15 +53,20 @@ def write_study_report(out: Path) -> Path:
     study = study_on_this_machine(study, out) or study
     results = list(collect(study, out).values())
     section = thesis_section(study, results, out)
+    reached = TargetPages.of(study, out, results, colors=arm_colors(study))
     pictures = []
     for stem, caption, figure in itertools.chain(
-        section.pictures, _figures(study, results), () if section.pictures else _alpha_figures(study, out)
+        section.pictures,
+        reached.figures(),
+        _figures(study, results),
+        () if section.pictures else _alpha_figures(study, out),
     ):
         figure.savefig(out / f"{stem}.png", dpi=DPI, facecolor="white")
         pictures.append((stem, caption))
-    tables = _page_tables(study, out, results, section, [stem for stem, _ in pictures])
+    tables = [part for table in _written(out, reached.tables()) for part in readable(table, 3)]
+    tables += _page_tables(study, out, results, section, [stem for stem, _ in pictures])
     page = out / "index.html"
-    said = [*sentences(study, results), *section.said]
+    said = [*sentences(study, results), *reached.sentences(), *section.said]
     write_page(page, title=str(out), said=said, pictures=pictures, tables=tables)
     return page
 

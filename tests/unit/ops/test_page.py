@@ -161,6 +161,24 @@ def test_a_run_that_mostly_evaluates_says_so_and_draws_its_evaluations(open_page
     assert text(page, "losslegend").split() == ["training,", "smoothed", "training", "validation"]
 
 
+def test_a_loss_that_is_not_finite_is_no_number_of_before(open_page: Open) -> None:
+    """The curve ends where it was known; the tile, and the state, are of now."""
+    live = LiveStatus(StepClock(), run="runs/one")
+    live.state("training")
+    for step in range(60):
+        loss = 0.5 if step < 50 else math.nan
+        live.step(step, epoch=0, rows=256, loss=loss, learning_rate=1e-3, seconds=0.1)
+    live.message(50, "diverged at step 55: the last 5 steps were not finite; back to step 40")
+    for step in range(50, 60):
+        live.message(step, f"step {step} withheld: the loss is nan")
+    page = open_page(live)
+    assert text(page, "loss") == "not finite"
+    assert text(page, "state") == "training, loss not finite"
+    assert re.search(r'class="pill bad" id="state"', page)
+    assert "diverged at step 55: the last 5 steps were not finite; back to step 40" in page
+    assert "NaN" not in page.split("<script>")[0]
+
+
 def test_a_run_that_waits_for_rows_says_so_while_it_waits(open_page: Open) -> None:
     now = [0]
     clock = StepClock(nanosecond_time=lambda: now[0])
