@@ -19,7 +19,7 @@ from trainer.job.decided import CONFIG, kept_settings, with_delay
 from trainer.job.learner import training_device
 from trainer.records import Extent, Records, checkpoint_steps, read_records, thinning
 
-RECORD_FILES = ("steps", "alpha", "evals", "events")
+RECORD_FILES = ("steps", "alpha", "horizon", "evals", "events")
 ONE_A_STEP = ("steps", "alpha")
 FREE_KEYS = (
     "data.path",

@@ -23,7 +23,7 @@ BUFFER_BYTES = 1 << 16
 """So much is written at once, unless somebody asks earlier."""
 WAITING_BYTES = 64 << 20
 """So much of what cannot be written waits in memory: some 150,000 steps."""
-UNITS = {"steps": "steps", "alpha": "estimates", "evals": "evaluations", "events": "events"}
+UNITS = {"steps": "steps", "alpha": "estimates", "horizon": "measurements", "evals": "evaluations", "events": "events"}
 """What one record of a file is."""
 
 
