@@ -29,18 +29,21 @@ class StepSizeConfig:
     """What estimates lead to. none: nothing is measured. observe: measured and logged, the schedule rules.
     median_hold: at the start of every interval the rate becomes the median of `count` estimates and is held.
     ema: the rate follows the ratio of exponential averages. auto: the rate is found from any first guess
-    (optimizer.lr) and follows the estimates as far as their error bars go."""
+    (optimizer.lr), and kept where the latest quarter of all steps gain together what they should (stepsize/HORIZON.md);
+    it holds up to three copies of the weights for that. auto_single: what auto was before, which follows single steps;
+    for comparison."""
     interval: int = 100
     """Steps from the start of one series of measurements to the next."""
     count: int = 10
-    """Consecutive steps measured at the start of every interval; ema and auto measure all of the first interval."""
+    """Consecutive steps measured at the start of every interval; ema and auto_single measure all of the first interval. auto
+    knows neither: it measures its first 32 steps, and ever more seldom from then on."""
     start: int | None = None
     """First step measured; before it the schedule rules. Default: 0, and for median_hold and ema, which begin at the
     schedule's rate, a fortieth of the budget's steps, just past the warm-up (2000 if the budget is not in steps)."""
     warmup: int = 20
-    """Steps over which auto comes up to the rate it found."""
+    """Steps over which auto and auto_single come up to the rate they found."""
     cooldown: float | None = None
-    """Last share of the budget's steps over which auto lets its rate fall linearly to zero. Default: 0.15, and 0 if
+    """Last share of the budget's steps over which auto and auto_single let their rate fall linearly to zero. Default: 0.15, and 0 if
     the budget is not in steps. Weights that are not averaged need it; averaged ones lose nothing by it."""
     delay: int | None = None
     """Steps after its own at which an estimate is handed to the policy, no earlier and no later: with the same delay
