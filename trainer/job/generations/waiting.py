@@ -87,5 +87,6 @@ class LogWait:
         count = self._generation
         rows = f"all rows of {count} generation{'s' if count > 1 else ''} are trained on"
         until = "" if self.idle_seconds is None else f" for {self.idle_seconds:g} s"
-        self.outlets.directory.event("waiting", step=step, message=f"{rows}; waiting for the next{until}")
-        self.outlets.console.say(f"step {step:,}: {rows}; waiting for the next{until}")
+        message = f"{rows}; waiting for the next{until}"
+        self.outlets.directory.event("waiting", step=step, generations=count, message=message)
+        self.outlets.console.say(f"step {step:,}: {message}")
