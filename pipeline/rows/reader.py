@@ -97,8 +97,9 @@ class RowReader:
         """Rows [start, stop) of `epoch`.
 
         Raises: StorageError naming shard and row group if a row group is damaged, and damage is not to be skipped;
-        ReadFailedError naming them if reading fails for longer than it is tried again; FetchError if a shard cannot be fetched; InputError if the cache is too small for one;
-        InterruptedWaitError once `interrupted` while they are waited for.
+        ReadFailedError naming them if reading fails for longer than it is tried again; FetchError if a shard cannot be
+        fetched; InputError if the cache is too small for one; InterruptedWaitError once `interrupted` while they are
+        waited for.
         """
         first = self.order.window_at(epoch, start)
         last = self.order.window_at(epoch, stop - 1)

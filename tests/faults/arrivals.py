@@ -52,8 +52,10 @@ every_steps = 17
 [metrics]
 port = -1
 """
-MOST_ROWS = 1500
+MOST_ROWS = 800
 """Of a generation; the fewest are less than a pair of batches."""
+MOST_SECONDS = 3600
+"""A run over all generations takes less."""
 MOMENTS = ("trains", "waits")
 FATAL = ("is dead", "dies")
 
@@ -184,7 +186,7 @@ def grow(folder: Path, *, generations: int, kills: int, chance: random.Random) -
     whole = Run(write_settings(folder, folder / "complete", ends=True), folder / "whole")
     data = folder / "data"
     append(days[0], data)
-    assert whole.end() == 0, whole.said()
+    assert whole.end(at_most_seconds=MOST_SECONDS) == 0, whole.said()
     moments = [chance.choice(FATAL) for _ in range(kills)]
     moments += [chance.choice(MOMENTS) for _ in range(generations - 1 - kills)]
     chance.shuffle(moments)
@@ -196,7 +198,7 @@ def grow(folder: Path, *, generations: int, kills: int, chance: random.Random) -
     last = Run(write_settings(folder, data, ends=True), folder / "run")
     counts = Counter(f"came while it {when}" for when in moments)
     counts["kills"] = growth.kills
-    if last.end() != 0:
+    if last.end(at_most_seconds=MOST_SECONDS) != 0:
         return f"the last process failed: {last.said()}", counts
     epochs = [step[1] for step in lasting(folder / "run")[1]]
     if any(now < before for before, now in pairwise(epochs)) or set(epochs) != set(range(generations)):
