@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import ExitStack, closing, suppress
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pipeline.reads import CLOSE_SECONDS, ReaderThreads
 from pipeline.shards import MANIFEST, write_atomically
 from trainer.config import FIXED_SECTIONS, Config, ConfigError, config_to_toml, differing_keys
 from trainer.job.decided import CONFIG, kept_settings, with_delay
@@ -88,6 +90,9 @@ class RunDirectory:
             self._config = config
             self._saved_at = 0
             """Step of the latest checkpoint that was begun; it may not have its name yet."""
+            self._threads = ReaderThreads(1, name="thinning")
+            stack.callback(self._threads.close)
+            self._thinning = list[Future[None]]()
             self._open = stack.pop_all()
 
     def _stranger(self) -> str | None:
@@ -173,7 +178,8 @@ class RunDirectory:
     def thin(self, *, done: int) -> None:
         """Merges old lines after `done` steps, if that is due: each time that `records.full_steps` more are.
 
-        Merged or not, every checkpoint is continued from with exactly the records before it.
+        In a thread, which takes the files as they are now: what is appended meanwhile waits in memory, and a checkpoint
+        for its end. Merged or not, every checkpoint is continued from with exactly the records before it.
         """
         full_steps = self.full_steps
         if not full_steps or done % full_steps:
@@ -181,16 +187,29 @@ class RunDirectory:
         checkpoints = [self._saved_at, *checkpoint_steps(self.path)]
         # an estimate is recorded that many steps after its own
         delays = {"steps": 0, "alpha": self._config.stepsize.delay or 0}
+        self._thinned()  # the time before's, which has long ended unless the disk holds it
+        works = list[Callable[[], None]]()
         for name in ONE_A_STEP:
             path, kept = self.records[name].path, [step - delays[name] for step in checkpoints]
-            self.records[name].rewrite(partial(thinning, path, done=done, full_steps=full_steps, checkpoints=kept))
+            plan = partial(thinning, path, done=done, full_steps=full_steps, checkpoints=kept)
+            if (work := self.records[name].rewriting(plan)) is not None:
+                works.append(work)
+        self._thinning = [self._threads.submit(work) for work in works]
+
+    def _thinned(self, seconds: float | None = None) -> None:
+        """Waits for what `thin` began, `seconds` at most. Raises: its errors, which are none of the system."""
+        for work in self._thinning:
+            with suppress(TimeoutError):
+                work.result(seconds)
+        self._thinning = []
 
     def flush(self) -> None:
         for records in self.records.values():
             records.flush()
 
     def close(self) -> None:
-        self._open.close()
+        with self._open:
+            self._thinned(CLOSE_SECONDS)
 
     def __enter__(self) -> RunDirectory:
         return self
