@@ -89,7 +89,12 @@ def train(
                     observer=RunObserver(outlets, state.feed, line, progressive=state.progressive),
                     checkpointing=checkpointing,
                     requests=requests,
-                    log_wait=LogWait(feed=state.feed, outlets=outlets, idle_seconds=config.data.follow_idle_seconds),
+                    log_wait=LogWait(
+                        feed=state.feed,
+                        outlets=outlets,
+                        idle_seconds=config.data.follow_idle_seconds,
+                        budget_seconds=config.watchdog.data_wait_seconds,
+                    ),
                     watchdog=watchdog,
                 )
                 watchdog.saving_seconds = checkpointing.thread.seconds
