@@ -22,6 +22,8 @@ from trainer.job.learner import training_device
 from trainer.records import Extent, Records, checkpoint_steps, read_records, thinning
 
 RECORD_FILES = ("steps", "alpha", "evals", "events")
+TEXTFILE = "metrics.prom"
+"""What Prometheus would read, as it was when the run ended."""
 ONE_A_STEP = ("steps", "alpha")
 FREE_KEYS = (
     "data.path",
@@ -51,7 +53,7 @@ class RunDirectory:
     """RUN, held by this process from construction to `close`.
 
     `config` is resolved; if there is a checkpoint, it must learn from and with what RUN/config.toml does. `begin` keeps
-    it there.
+    it there. A directory that was made for a run that did not begin is removed again.
     Raises: ConfigError if another process holds the run, its checkpoints come from other settings, or the path cannot
     be a run directory.
     """
@@ -68,6 +70,8 @@ class RunDirectory:
             raise ConfigError(f"{self.path}: is a data folder; give another directory for the run")
         if stranger := self._stranger():
             raise ConfigError(f"{self.path}: holds {stranger} and no run; give another directory for the run")
+        self._made_for_nothing = not self.path.exists()
+        """So far: it was made by this process, and its run has not begun."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (NotADirectoryError, FileExistsError) as error:
@@ -79,6 +83,7 @@ class RunDirectory:
                 raise ConfigError(
                     f"{self.path}: another process is writing this run; wait for it, or give another --run"
                 ) from None
+            stack.callback(self._remove_if_unbegun)
             self.before = self._kept()
             """The settings so far, of a run that has checkpoints; else None."""
             self.changes = self._sanctioned_changes(config)
@@ -94,6 +99,14 @@ class RunDirectory:
             stack.callback(self._threads.close)
             self._thinning = list[Future[None]]()
             self._open = stack.pop_all()
+
+    def _remove_if_unbegun(self) -> None:
+        """While the lock is held still."""
+        if self._made_for_nothing:
+            with suppress(OSError):
+                for name in ("lock", TEXTFILE, *(f"{name}.jsonl" for name in RECORD_FILES)):
+                    (self.path / name).unlink(missing_ok=True)
+                self.path.rmdir()
 
     def _stranger(self) -> str | None:
         """A file of a folder that is somebody's data: the run's files do not belong beside it."""
@@ -159,6 +172,7 @@ class RunDirectory:
         What is missing of those records `notices` tell.
         """
         write_atomically(self.path / CONFIG, config_to_toml(config).encode())
+        self._made_for_nothing = False
         self.cut(records)
 
     def cut(self, records: Mapping[str, Any]) -> None:
