@@ -185,6 +185,18 @@ SERIES = (
         help="Generations of a followed log that are there, after the one trained on.",
     ),
     Series(
+        name="log_rows",
+        kind="gauge",
+        help="Training rows of all generations of a followed log that are there.",
+        initial=math.nan,
+    ),
+    Series(
+        name="log_rows_waiting",
+        kind="gauge",
+        help="Training rows of a followed log that are there and not trained on yet.",
+        initial=math.nan,
+    ),
+    Series(
         name="waiting_for_generation",
         kind="gauge",
         help="1 while a followed log has no more rows and the next generation is waited for: no fault of the pipeline.",

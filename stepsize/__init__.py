@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stepsize.losses import AutogradLoss, BCEWithLogits, CrossEntropy, Loss, SquaredError
     from stepsize.measuring import Lane, Pending
     from stepsize.policies import L4, PAL, SGDBB, SPS
-    from stepsize.worker import Horizon, StepSizeWorker, first_rows
+    from stepsize.worker import Horizon, RateController, StepSizeWorker, first_rows
 
 __all__ = [
     "L4",
@@ -44,6 +44,7 @@ __all__ = [
     "Pending",
     "Policy",
     "PooledRate",
+    "RateController",
     "RatioSums",
     "SquaredError",
     "StepSizeConfig",
@@ -69,6 +70,7 @@ _FILES = {
     "Lane": "measuring",
     "Loss": "losses",
     "Pending": "measuring",
+    "RateController": "worker",
     "SquaredError": "losses",
     "StepSizeWorker": "worker",
     "first_rows": "worker",

@@ -262,7 +262,8 @@ class Loop:
         scheduled = self.scheduled_rate(step)
         rate = self.recovery.rate_factor * self.policy.learning_rate(step, scheduled)
         measure = pair.fresh and self.policy.wants(step)
-        trained = self.train_step(pair, step=step, learning_rate=rate, measure=measure)
+        plan = self.policy.horizon(step + 1)
+        trained = self.train_step(pair, step=step, learning_rate=rate, measure=measure, plan=plan)
         numbers = HostCopy(trained.loss, trained.checked.sizes)
         with self.clock.phase("alpha"):  # an estimate that is due is waited for
             estimates = self.worker.poll(step=step)

@@ -12,8 +12,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ops.step_clock import StepClock
 from pipeline.device import DevicePair
-from stepsize.policies import set_learning_rate
-from stepsize.worker import StepSizeWorker
+from stepsize.policies import NO_HORIZON, HorizonPlan, set_learning_rate
+from stepsize.worker import Horizon, StepSizeWorker
 from trainer.divergence import Checked, NumberCheck, step_unless
 from trainer.learner import ProgressiveValidation, TrainingPrecision, WeightAverage
 
@@ -35,6 +35,8 @@ class TrainStep:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     worker: StepSizeWorker
+    horizon: Horizon
+    """Of the worker: what measures many steps at once."""
     average: WeightAverage | None
     clock: StepClock
     precision: TrainingPrecision = TrainingPrecision()  # noqa: RUF009 (frozen)
@@ -46,7 +48,15 @@ class TrainStep:
         """What looks at the step's numbers."""
         return NumberCheck(self.model)
 
-    def __call__(self, pair: DevicePair, *, step: int, learning_rate: float, measure: bool) -> Trained:
+    def __call__(
+        self,
+        pair: DevicePair,
+        *,
+        step: int,
+        learning_rate: float,
+        measure: bool,
+        plan: HorizonPlan = NO_HORIZON,
+    ) -> Trained:
         """Trains on `pair.b2` at `learning_rate`; nothing of what it returns is waited for.
 
         Where an input, the loss or a gradient is not finite the step is withheld: weights, moments and tables stay as
@@ -55,7 +65,7 @@ class TrainStep:
         the step left them.
 
         With `measure`, B1 is handed to the worker around the optimizer's step; B1 never touches the
-        gradients, so the step itself is the same with and without it.
+        gradients, so the step itself is the same with and without it. `plan` is carried out after the step, on B1.
         """
         inputs = (pair.b2.dense, pair.b2.ids)
         set_learning_rate(self.optimizer, learning_rate)
@@ -87,6 +97,10 @@ class TrainStep:
         if measure:
             with self.clock.phase("alpha"):
                 self.worker.after_step(void=checked.withheld)
+        if plan != NO_HORIZON:
+            with self.clock.phase("alpha"):
+                b1 = (pair.b1.dense, pair.b1.ids)
+                self.horizon.carry_out(plan, b1, pair.b1.label, step=step + 1, fresh=pair.fresh)
         return Trained(loss=loss.detach(), checked=checked)
 
 

@@ -15,7 +15,8 @@ from ops.live.curve import Curve, finite
 from ops.step_clock import LONG_WAIT_SECONDS, StepClock
 
 ALPHAS = 2_880
-MESSAGES = 8
+MESSAGES = 24
+"""More than the steps withheld that are told one by one, so that these push no rollback out of sight."""
 LONG_WAIT = "waiting for data"
 """The state of a run that trains, in the time that it has been waiting for rows for `LONG_WAIT_SECONDS`."""
 

@@ -11,12 +11,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from stepsize.policies.choice import Policy, StepSizeConfig, make_policy
+from stepsize.policies.horizon import NO_HORIZON, HorizonPlan
 from stepsize.policies.rates import set_learning_rate
 
 if TYPE_CHECKING:
     from stepsize.policies.baselines import L4, PAL, SGDBB, SPS
 
-__all__ = ["L4", "PAL", "SGDBB", "SPS", "Policy", "StepSizeConfig", "make_policy", "set_learning_rate"]
+__all__ = [
+    "L4",
+    "NO_HORIZON",
+    "PAL",
+    "SGDBB",
+    "SPS",
+    "HorizonPlan",
+    "Policy",
+    "StepSizeConfig",
+    "make_policy",
+    "set_learning_rate",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,183 +1,240 @@
-"""`auto`: finds the rate by itself from any first guess, and follows single estimates by their error bars."""
+"""`auto`: finds the rate from any first guess, and keeps it where many steps together gain what they should."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 from stepsize.estimate import Estimate, Outcome
-from stepsize.policies.cadence import Cadence
-from stepsize.policies.few_rows import ENOUGH_ROWS, FewRows, steps_a_block
-from stepsize.policies.rate_filter import RateFilter
+from stepsize.policies.evidence import ENOUGH_ROWS, FewRows, FirstRate, RateFilter, Repeats, TrialSteps, steps_a_block
+from stepsize.policies.horizon import NO_HORIZON, HorizonPlan, HorizonSeries, HorizonWindows, target_of
+from stepsize.policies.horizon.windows import FIRST
 from stepsize.policies.rates import Bounds, format_rate, moved
-from stepsize.policies.repeats import Repeats
-from stepsize.pooling import COUNTED, RateMoments, RateMomentSums
 
-FIRST_TRIAL = 1e-6
-"""Longest first step of `auto`: too short to harm anything, and long enough for float32 to resolve d = θ1 − θ0
-if a step of rate 1 moves weights by about 1, as Adam-like optimizers do."""
-PATIENCE = 10
-"""Estimates without evidence after which `auto` takes trial steps ten times as long."""
-MOST_HALVINGS = 3
-"""How often a rate is halved in a row for want of finite numbers."""
+BEGINNING = 0.3
+"""Share of the rate found by trial steps at which training begins: what lands one step at the minimum along it is too
+long for the steps that follow."""
+SINGLE_DRIFT = 0.02
+"""How far the best rate moves in one of the first steps, relative to it."""
+DRIFT = 0.15
+"""How far it moves at most between two series, relative to it."""
+TARGET_ERROR = 0.3
+"""How well the target is known, relative to it: no series counts for more than that, however many rows it probed."""
+UP, DOWN = 1.5, 0.5
+"""By how much one measurement changes the rate at most."""
+SHORTEST = 8
+"""Steps of a horizon below which α_K times the rate of its steps, not the present rate, is what counts."""
+AIMED_VARIANCE = TARGET_ERROR**2 / 2
+"""Of α_K relative to its target: a series has as many measurements as it takes, but at most MOST_MEASUREMENTS."""
+MOST_MEASUREMENTS = 8
+SPREADS = 8
+"""Series over which the variance of one measurement is averaged."""
+LOSING, ERRORS = 3, 2.0
+"""So many series in a row, each so many standard errors below zero, are steps that raise the loss."""
 
 
 class Auto:
-    """Finds the rate by itself from any first guess and follows it; the schedule has no say from `start` on.
+    """Finds the rate by itself from any first guess and holds it on target; the schedule has no say from `start` on.
 
-    1. Searching. Trial steps of min(guess, 1e-6): the rate that α* suggests, α* times the step's own, does not depend
-       on how long the step was, so a harmless one tells as much as a long one. Estimates are summed until the pooled
-       rate lies two standard errors above zero, often the first. After ten estimates of steps of one length without
-       that, of whatever outcome, and after each that is flat, steps get ten times longer, up to the guess (flat ones
-       to 1e-6 in any case). That is all the guess is used for: a bound on the steps taken before there is evidence.
-       Without any, the rate stays at the guess.
-    2. Following. The rate is a `RateFilter`'s: every estimate counts by its error bar, so a step at most goes as
-       far as the evidence does, and no estimate moves it by more than `clip`. Over the first `warmup` steps
-       the rate is multiplied by a ramp from 1/warmup to 1, because one step's α* knows of no step after it,
-       and an optimizer's first directions are its wildest. Where several steps make one estimate, the ramp is as
-       many times longer: before it ends, the filter must have seen what the rate does.
-    3. Cooling down, unless told not to: over the last part of the budget the rate falls linearly to zero. Nothing is
-       measured or followed then: as the rate falls so does the one that α* suggests, and would chase it to nothing.
+    1. Searching, by `TrialSteps`: a first rate, from steps too short to harm.
+    2. Single steps: from 0.3 times that rate on, α* of each of the next 32 steps is followed by a `RateFilter`. Over
+       the first `warmup` steps the rate is multiplied by a ramp from 1/warmup to 1.
+    3. Horizon: from then on α_K of the latest quarter or so of all steps is measured again whenever these have grown
+       by a sixteenth (`HorizonWindows`), and compared with its target (`target_of`): above it the steps were too short
+       for what is left to gain, below it they rattle more than they gain. The rate is multiplied by the ratio of the
+       two, damped by a Kalman gain of the measured variance and of how well the target is known, and by no more than
+       1.5 up and 2 down. Where one measurement tells too little, the next series has more of them.
+    4. Cooling down, unless told not to: over the last part of the budget the rate falls linearly to zero, and nothing
+       is measured.
 
-    `bounds` hold for the guess, the trial steps and the filter; warm-up and cool-down pass through lower rates.
+    `bounds` hold for the guess, the trial steps and what is followed; warm-up and cool-down pass through lower rates.
 
-    Outcomes: ok and ascent (with its negative α*) enter the filter, batches of fewer than 16 rows several at a time
-    (`FewRows`). nonfinite: the rate is halved, at most three times, until numbers come again. flat, stale and dropped:
-    ignored, yet the filter's uncertainty grows with every step that passes. Of ascents in a row the first ten move
-    the rate. What comes ten times in a row is said: no outcome drives the rate to a bound by coming again and again.
+    Outcomes of single steps: ok and ascent count. Of many: ok and ascent are pooled; a series of which nothing counts
+    halves the rate if numbers were not finite, and leaves it alone if they were flat, stale or dropped. Three series in
+    a row that lie two standard errors below zero are said to raise the loss, as they do on rows that a model overfits.
 
-    Estimates may come some steps late, from steps taken before the latest decision. They are weighed like any other,
-    as what they say of the best rate does not depend on the rate of their step. But longer trial steps, a halving and
-    taking one back answer to what the rate did: for these, only steps count that were taken at the present trial
-    length or halving. So one cause has one answer, however many estimates of it were under way.
+    Estimates may come some steps late. They are weighed as of the steps that they measured.
     """
 
     def __init__(
         self,
         *,
         guess: float,
-        cadence: Cadence,
-        bounds: Bounds = Bounds(),  # noqa: B008 (frozen)
-        drift: float = 0.02,
-        clip: float = 1.25,
+        start: int = 0,
+        bounds: Bounds = Bounds(high=100.0),  # noqa: B008 (frozen)
         warmup: int = 20,
         cooldown: tuple[int, int] | None = None,
+        endless: bool = False,
     ) -> None:
-        """`drift` is how far the best rate is taken to move in one step, relative to it: more of it, fewer estimates
-        pooled. One estimate moves the rate by a factor of `clip` at most. `cooldown` is its first step and the first
-        after the budget.
+        """`cooldown` is its first step and the first after the budget; `endless` that there is no budget, so that K
+        is bounded.
         """
-        self.cadence, self.bounds, self.warmup = cadence, bounds, warmup
-        self.guess = bounds.clamp(guess)
-        self.cooldown = cooldown
-        self._filter = RateFilter(drift=drift, largest_factor=clip)
-        self._sums = RateMomentSums()
-        self._trial = bounds.clamp(min(self.guess, FIRST_TRIAL))
-        self._tried = 0  # estimates without evidence at the present length of trial steps
+        self.start, self.bounds, self.warmup, self.cooldown = start, bounds, warmup, cooldown
+        self._trials = TrialSteps(guess=guess, bounds=bounds)
+        self._filter = RateFilter(drift=SINGLE_DRIFT, largest_factor=UP, smallest_factor=DOWN)
+        self._windows = HorizonWindows(endless=endless)
+        self._few_rows, self._repeats = FewRows(), Repeats()
         self._found: int | None = None  # first step after the search
         self._warmup = warmup  # in steps; known once the search has seen how many rows a step probes
-        self._halved = 0  # how often the rate is halved for want of finite numbers
-        self._since = 0  # first step at the present trial length or halving
-        self._few_rows, self._repeats = FewRows(), Repeats()
+        self._open: list[HorizonSeries] = []  # whose measurements have not all come, oldest first
+        self._last = 0  # t of the latest series that counted
+        self._spread, self._spreads = 0.0, 0  # relative variance of one measurement, and of how many series
+        self._losing, self._losing_since = 0, 0  # series in a row that lost, and the step of the first one's snapshot
         self._said: float | None = None
 
     def wants(self, step: int) -> bool:
-        """Every step while searching and of the first interval, then the first `count` of every; none in cool-down."""
-        if step < self.cadence.start or self._cooling(step):
+        """Every step while searching, and the 32 after that; none in cool-down."""
+        if step < self.start or self._cooling(step):
             return False
-        return self._found is None or self.cadence.wants(step)
+        return self._found is None or step - self._found < FIRST
 
     def learning_rate(self, step: int, scheduled: float) -> float:
-        """The schedule's before `start`; then trial steps, then the filter's rate under warm-up and cool-down."""
-        if step < self.cadence.start:
+        """The schedule's before `start`; then trial steps, then the rate under warm-up and cool-down."""
+        if step < self.start:
             return scheduled
         if self._found is None:
-            return self._trial * self._left(step)
+            return self._trials.rate * self._left(step)
         ramp = min(1.0, max(1, step - self._found + 1) / self._warmup) if self._warmup else 1.0
-        return self._rate * ramp * self._left(step)
+        return self._filter.rate * ramp * self._left(step)
 
-    @property
-    def _rate(self) -> float:
-        """The rate but for warm-up and cool-down."""
-        if self._found is None:
-            return self._trial
-        return self.bounds.clamp(self._filter.rate * 0.5**self._halved)
+    def horizon(self, done: int) -> HorizonPlan:
+        """Snapshots and series as `HorizonWindows` plans them; in cool-down all snapshots are let go."""
+        found = self._found
+        if found is None or done <= found:
+            return NO_HORIZON
+        if self._cooling(done):
+            plan = self._windows.clear()
+        else:
+            latest = self._windows.series_end
+            wished = math.ceil(self._spread / AIMED_VARIANCE)
+            t, rate = done - found, self.learning_rate(done - 1, 0.0)
+            plan = self._windows.plan(t, rate=rate, wished=min(wished, MOST_MEASUREMENTS))
+            if plan.since is not None and t > latest:
+                last, mean = self._windows.series_end, self._windows.mean_rate
+                self._open.append(HorizonSeries(since=plan.since, first=t, last=last, mean_rate=mean))
+        since = None if plan.since is None else plan.since + found
+        return replace(plan, since=since, forget=tuple(t + found for t in plan.forget))
 
     def observe(self, estimate: Estimate) -> str | None:
-        """Weigh it by its error bar; says so when the search ends, when the rate has moved by half since, and of what
-        comes again and again.
+        """Weigh it; says so when the search ends, when the rate has moved by half since, and of what comes again and
+        again.
         """
-        if estimate.step < self.cadence.start or self._cooling(estimate.step):
+        if estimate.step < self.start or self._cooling(estimate.step):
             return None
         self._repeats.add(estimate)
-        decided = self._search(estimate) if self._found is None else self._follow(estimate)
-        return self._repeats.with_warning(decided, estimate, self._rate)
+        if self._found is None:
+            decided = self._search(estimate)
+        elif estimate.horizon == 1:
+            decided = self._follow(estimate)
+        else:
+            decided = self._pool(estimate)
+        return self._repeats.with_warning(decided, estimate, self.learning_rate(estimate.step, estimate.learning_rate))
+
+    def _search(self, estimate: Estimate) -> str | None:
+        said = self._trials.observe(estimate, self._few_rows)
+        if not isinstance(said, FirstRate):
+            return said
+        after = estimate.step + estimate.age + 1
+        self._found = after
+        self._warmup = self.warmup * steps_a_block(estimate.rows)
+        self._filter.start(BEGINNING * said.rate, BEGINNING * said.standard_error, step=estimate.step)
+        self._clamp()
+        self._said = self._filter.rate
+        few = f"; {estimate.rows} probe rows tell little: give {ENOUGH_ROWS} or more, or watch the loss"
+        return (
+            f"step {after}: rate {format_rate(said.trial)} → {format_rate(self._said)}, reached over {self._warmup} "
+            f"steps ({BEGINNING:g} of the {format_rate(said.rate)} ± {format_rate(said.standard_error)} that trial "
+            "steps suggest)" + (few if estimate.rows < ENOUGH_ROWS else "")
+        )
 
     def _follow(self, estimate: Estimate) -> str | None:
         after = estimate.step + estimate.age + 1
-        answers = estimate.step >= self._since
-        if estimate.outcome is Outcome.NONFINITE:
-            if self._halved == MOST_HALVINGS or not answers:
-                return None
-            self._halved, self._since = self._halved + 1, after
-            return self._say(after, "halved: the probe rows gave no finite number")
-        if estimate.outcome in COUNTED and self._halved and answers:
-            self._halved, self._since = self._halved - 1, after
-        if self._repeats.too_many_ascents:
+        if self._found is None or estimate.step < self._found:
             return None
+        if estimate.outcome is Outcome.NONFINITE:
+            self._filter.scale(DOWN)
+            self._clamp()
+            return self._say(after, "halved: the probe rows gave no finite number")
         one = self._few_rows.add(estimate)
         if one is not None:
             self._filter.add(one, step=estimate.step)
+            self._last = estimate.step + 1 - self._found
             self._clamp()
-        if not moved(self._said, self._rate):
-            return None
-        return self._say(after, f"the rate that α* suggests, known to {self._filter.relative_error:.0%}")
+        return self._say_if_moved(after, "the rate that α* of single steps suggests")
 
-    def _search(self, estimate: Estimate) -> str | None:
-        after, present = estimate.step + estimate.age + 1, estimate.step >= self._since
-        if estimate.rows < ENOUGH_ROWS and not present:
-            return None  # the block they would complete counts for the present length
-        one = self._few_rows.add(estimate)
-        if one is not None:
-            found = self._evidence(one)
-            if found is not None:
-                rate, error = found
-                before = self._trial
-                self._filter.start(rate, error, step=estimate.step)
-                self._clamp()
-                self._found = self._since = after
-                self._warmup = self.warmup * steps_a_block(estimate.rows)
-                self._said = self._rate
-                few = f"; {estimate.rows} probe rows tell little: give {ENOUGH_ROWS} or more, or watch the loss"
-                return (
-                    f"step {after}: rate {format_rate(before)} → {format_rate(self._said)}, reached over "
-                    f"{self._warmup} steps (trial steps suggest {format_rate(rate)} ± {format_rate(error)})"
-                    + (few if estimate.rows < ENOUGH_ROWS else "")
-                )
-        if not present:
-            return None
-        flat = estimate.outcome is Outcome.FLAT
-        waiting = one is None and estimate.outcome in COUNTED  # for the rest of a block
-        self._tried += 0 if waiting else PATIENCE if flat or (estimate.rows < ENOUGH_ROWS and one is not None) else 1
-        longest = max(self.guess, self.bounds.clamp(FIRST_TRIAL)) if flat else self.guess
-        if self._tried < PATIENCE or self._trial >= 0.99 * longest:
-            return None
-        before, self._trial, self._tried, self._since = self._trial, min(10 * self._trial, longest), 0, after
-        why = "too short a step to tell from none" if flat else "no evidence of a rate yet"
-        return f"step {after}: rate {format_rate(before)} → {format_rate(self._trial)} ({why})"
+    def _pool(self, estimate: Estimate) -> str | None:
+        """Completes one series at most: estimates come in the order of their steps."""
+        t = estimate.step + 1 - (self._found or 0)
+        after = estimate.step + estimate.age + 1
+        while self._open and self._open[0].last < t:  # of which a measurement was never made
+            self._close(self._open.pop(0))
+        if self._open and self._open[0].first <= t:
+            self._open[0].add(estimate)
+            if self._open[0].complete:
+                return self._close(self._open.pop(0), after)
+        return None
 
-    def _evidence(self, one: RateMoments) -> tuple[float, float] | None:
-        self._sums.add(one)
-        pooled = self._sums.pooled()
-        return pooled if pooled is not None and pooled[0] - 2 * pooled[1] > 0 else None
+    def _close(self, series: HorizonSeries, after: int | None = None) -> str | None:
+        """Move the rate by what a whole series says."""
+        after = series.last + (self._found or 0) if after is None else after
+        target = target_of(self._windows.bounded(series.first), self._since(series))
+        pooled = series.pooled(target)
+        if pooled is None:
+            if not series.nonfinite:
+                return None
+            self._filter.scale(DOWN)
+            self._clamp()
+            return self._say(after, "halved: the probe rows gave no finite number")
+        relative, variance = pooled
+        self._keep_spread(variance / target**2 * len(series.moments))
+        ratio = relative / target
+        if series.horizon < SHORTEST:
+            ratio *= series.mean_rate / self._filter.rate
+        drifted = min((series.first - self._last) * SINGLE_DRIFT**2, DRIFT**2)
+        self._filter.correct(ratio, noise=variance / target**2 + TARGET_ERROR**2, drifted=drifted)
+        self._last = series.first
+        self._clamp()
+        losing = self._lost(series, relative, math.sqrt(variance))
+        why = f"α* of {series.horizon} steps is {relative:.2f} ± {math.sqrt(variance):.2f}, and should be {target:.2f}"
+        return losing or self._say_if_moved(after, why)
 
-    def _say(self, after: int, why: str) -> str:
-        before, self._said = self._said, self._rate
-        return f"step {after}: rate {format_rate(before)} → {format_rate(self._said)} ({why})"
+    def _since(self, series: HorizonSeries) -> int:
+        """Its snapshot's t, counted as `bounded` counts."""
+        return max(0, self._windows.bounded(series.first) - series.horizon)
+
+    def _keep_spread(self, variance: float) -> None:
+        self._spreads = min(self._spreads + 1, SPREADS)
+        self._spread += (min(variance, MOST_MEASUREMENTS * AIMED_VARIANCE) - self._spread) / self._spreads
+
+    def _lost(self, series: HorizonSeries, relative: float, error: float) -> str | None:
+        """What to say once series after series raised the loss."""
+        if relative + ERRORS * error >= 0:
+            self._losing = 0
+            return None
+        self._losing += 1
+        if self._losing == 1:
+            self._losing_since = series.since + (self._found or 0)
+        if self._losing != LOSING:
+            return None
+        return (
+            f"step {series.last + (self._found or 0)}: the steps since step {self._losing_since} raise the loss on the "
+            f"probe rows (α* of {series.horizon} steps is {relative:.2f} ± {error:.2f}, below zero {LOSING} times in a "
+            "row): if these rows are kept from training the model overfits since then, and the best weights are of "
+            "before; else the log changes faster than the model learns"
+        )
 
     def _clamp(self) -> None:
         rate = self._filter.rate
         if (bounded := self.bounds.clamp(rate)) != rate:
             self._filter.scale(bounded / rate)
+
+    def _say(self, after: int, why: str) -> str:
+        before, self._said = self._said, self._filter.rate
+        return f"step {after}: rate {format_rate(before)} → {format_rate(self._said)} ({why})"
+
+    def _say_if_moved(self, after: int, why: str) -> str | None:
+        return self._say(after, why) if moved(self._said, self._filter.rate) else None
 
     def _cooling(self, step: int) -> bool:
         return self.cooldown is not None and step >= self.cooldown[0]
@@ -190,29 +247,34 @@ class Auto:
         return min(1.0, max(0.0, (end - step) / (end - first)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Phase, sums and filter, as JSON values; "probe" and "probed" are the search's, under their first names."""
+        """Phase, search, filter, windows and what is under way, as JSON values."""
         return {
             "filter": self._filter.state_dict(),
-            "sums": self._sums.state_dict(),
-            "probe": self._trial,
-            "probed": self._tried,
-            "since": self._since,
+            "trials": self._trials.state_dict(),
+            "windows": self._windows.state_dict(),
+            "open": [series.state_dict() for series in self._open],
             "found": self._found,
             "warmup": self._warmup,
+            "last": self._last,
+            "spread": [self._spread, self._spreads],
+            "losing": [self._losing, self._losing_since],
             "said": self._said,
-            "halved": self._halved,
             "few_rows": self._few_rows.state_dict(),
             "repeats": self._repeats.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`'s values."""
+        """Continue from `state_dict`'s values; or, of a version whose `auto` followed single steps, from its rate."""
         self._filter.load_state_dict(state["filter"])
-        self._sums.load_state_dict(state["sums"])
-        self._trial, self._tried = state["probe"], state["probed"]
+        self._trials.load_state_dict(state.get("trials", state))
         self._found, self._said = state["found"], state["said"]
-        self._since = state.get("since", 0)  # earlier versions knew no delay
         self._warmup = state.get("warmup", self.warmup)
-        self._halved = state.get("halved", 0)
         self._few_rows.load_state_dict(state.get("few_rows"))
         self._repeats.load_state_dict(state.get("repeats"))
+        if "windows" not in state:
+            return
+        self._windows.load_state_dict(state["windows"])
+        self._open = [HorizonSeries(**values) for values in state["open"]]
+        self._last = state["last"]
+        self._spread, self._spreads = state["spread"]
+        self._losing, self._losing_since = state["losing"]

@@ -9,12 +9,14 @@ from typing import Any, Literal, Protocol, get_args
 from stepsize.estimate import Estimate
 from stepsize.options import MeasuringOptions
 from stepsize.policies.auto import Auto
+from stepsize.policies.auto_single import AutoSingle
 from stepsize.policies.cadence import Cadence
 from stepsize.policies.ema import Ema
+from stepsize.policies.horizon import HorizonPlan
 from stepsize.policies.median_hold import MedianHold
 from stepsize.policies.observe import NoMeasurements, Observe
 
-PolicyName = Literal["none", "observe", "median_hold", "ema", "auto"]
+PolicyName = Literal["none", "observe", "median_hold", "ema", "auto", "auto_single"]
 STUDY_START = 2000
 COOLDOWN = 0.15
 
@@ -126,6 +128,13 @@ class Policy(Protocol):
         """Whether to measure α* of this step; asking changes nothing."""
         ...
 
+    def horizon(self, done: int) -> HorizonPlan:
+        """What to measure over many steps, asked once after each step, before its estimates are observed.
+
+        `done` steps have been made. `Horizon.carry_out` does it.
+        """
+        ...
+
     def observe(self, estimate: Estimate) -> str | None:
         """Take in one estimate; returns a sentence for the log when it decided something."""
         ...
@@ -169,6 +178,14 @@ def make_policy(config: StepSizeConfig, *, initial_rate: float, total_steps: int
             return Ema(cadence=cadence)
         case "auto":
             return Auto(
+                guess=initial_rate,
+                start=start,
+                warmup=config.warmup,
+                cooldown=_cooldown_steps(config.cooldown, total_steps),
+                endless=total_steps is None,
+            )
+        case "auto_single":
+            return AutoSingle(
                 guess=initial_rate,
                 cadence=cadence,
                 warmup=config.warmup,

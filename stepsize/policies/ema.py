@@ -6,12 +6,13 @@ from typing import Any
 
 from stepsize.estimate import Estimate
 from stepsize.policies.cadence import Cadence
+from stepsize.policies.evidence import Repeats
+from stepsize.policies.horizon import SingleSteps
 from stepsize.policies.rates import Bounds, format_rate, moved
-from stepsize.policies.repeats import Repeats
 from stepsize.pooling import RatioSums, per_rate
 
 
-class Ema:
+class Ema(SingleSteps):
     """The ratio of exponential averages, η = −EMA(dᵀg/η) / EMA(dᵀGd/η²), the first idea for future work of
     Suckrow 2025 (see stepsize/README.md).
 

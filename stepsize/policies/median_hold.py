@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from stepsize.estimate import Estimate
+from stepsize.policies.horizon import SingleSteps
 from stepsize.policies.rates import format_rate
 from stepsize.pooling import COUNTED, median_rate
 
 
-class MedianHold:
+class MedianHold(SingleSteps):
     """Hold the rate; once an interval it becomes the median of those that `count` estimates suggest.
 
     The protocol of experiment 2 of Suckrow 2025 (see stepsize/README.md).

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from stepsize.estimate import Estimate
-from stepsize.policies.repeats import Repeats
+from stepsize.policies.evidence import Repeats
+from stepsize.policies.horizon import SingleSteps
 
 
-class NoMeasurements:
+class NoMeasurements(SingleSteps):
     """Measures nothing; the schedule rules."""
 
     def wants(self, step: int) -> bool:

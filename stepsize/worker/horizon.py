@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from stepsize.errors import MeasurementError
 from stepsize.measuring import Batch, Snapshot, Tracker, refuse_evaluating
 from stepsize.options import MeasuringOptions
+from stepsize.policies import HorizonPlan
 from stepsize.worker.worker import StepSizeWorker
 
 
@@ -95,6 +96,12 @@ class Horizon:
         held = {id(tensor): tensor.nbytes for kept in self._kept.values() for tensor in kept.tensors()}
         return sum(held.values())
 
+    @property
+    def most_bytes(self) -> int:
+        """What they hold at most, in bytes, with tables kept whole."""
+        held = [*self.worker._tracker.moving().values(), *self.worker.model.buffers()]
+        return self.most * sum(tensor.numel() * tensor.element_size() for tensor in held)
+
     def keep(self, inputs: Tensor | tuple[Any, ...] | None = None, targets: Tensor | None = None, *, step: int) -> None:
         """Keep the present weights, those after `step` steps; with the rows that will probe them, if these are known.
 
@@ -147,6 +154,52 @@ class Horizon:
             horizon=step - since,
             step=step - 1,
         )
+
+    def carry_out(
+        self, plan: HorizonPlan, inputs: Tensor | tuple[Any, ...], targets: Tensor, *, step: int, fresh: bool = True
+    ) -> bool:
+        """Do what a policy plans after `step` steps; (`inputs`, `targets`) is the probe batch, of rows not trained on.
+
+        A probe that is not `fresh`, or whose snapshot is not there, is not measured. Returns whether one was.
+        """
+        measured = fresh and plan.since in self._kept and self.measure(inputs, targets, step=step, since=plan.since)
+        for old in plan.forget:
+            self.forget(old)
+        if plan.keep:
+            self.keep(step=step)
+        return measured
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The snapshots, without copies, as `STEP/values/NAME` and `STEP/buffers/NAME`.
+
+        Raises: MeasurementError for a snapshot whose probe rows were given ahead, of which only these are kept.
+        """
+        found = {}
+        for step, kept in self._kept.items():
+            if kept.batches:
+                raise MeasurementError(
+                    f"state_dict: of the snapshot of step {step} only the rows that will be probed are kept; measure "
+                    "and forget it first, or keep() it without them"
+                )
+            for kind, named in (("values", kept.snapshot.values), ("buffers", kept.snapshot.buffers)):
+                found |= {f"{step}/{kind}/{name}": tensor for name, tensor in named.items()}
+        return found
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Hold the snapshots of `state_dict`, in copies on the model's device, and no others.
+
+        Raises: MeasurementError where they are of another model or more than `most`.
+        """
+        self._kept = {}
+        for step in sorted({int(name.split("/", 1)[0]) for name in state}):
+            self.keep(step=step)
+            snapshot = self._kept[step].snapshot
+            for kind, named in (("values", snapshot.values), ("buffers", snapshot.buffers)):
+                for name, tensor in named.items():
+                    found = state.get(f"{step}/{kind}/{name}")
+                    if found is None or found.shape != tensor.shape:
+                        raise MeasurementError(f"load_state_dict: the snapshot of step {step} has no {name!r} like it")
+                    tensor.detach().copy_(found)
 
     def _snapshot(self, since: int | None) -> tuple[_Kept, int]:
         if not self._kept:

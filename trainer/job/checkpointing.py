@@ -94,7 +94,7 @@ class Checkpointing:
         Raises: StorageError if the last cannot be written for as long as the configuration has patience.
         """
         self.drain()
-        self._needed_bytes = self.state.learner.saved_bytes()
+        self._needed_bytes = self.state.saved_bytes()
         with self._live_saving():
             if final:
                 self._save_last(position)
@@ -120,7 +120,7 @@ class Checkpointing:
 
         A failure is told as in the middle of a run: until a later save is made, it would go back again.
         """
-        self._needed_bytes = self.state.learner.saved_bytes()
+        self._needed_bytes = self.state.saved_bytes()
         with self._live_saving():
             try:
                 self._save_now(position)
@@ -291,7 +291,7 @@ class Checkpointing:
         )
 
     def _tell_of_disk(self, position: Position) -> None:
-        size, total = self.state.learner.saved_bytes(), self.state.total_steps
+        size, total = self.state.saved_bytes(), self.state.total_steps
         self.outlets.metrics.expect_checkpoint(size)
         try:
             forecast = forecast_of(

@@ -138,7 +138,11 @@ def open_outlets(
     live = LiveStatus(
         clock, run=str(directory.path), total_steps=state.total_steps, budget_seconds=config.budget.seconds
     )
-    metrics = Metrics(open_phases=clock.open_phases, device_memory=device_memory(state.learner.device))
+    metrics = Metrics(
+        open_phases=clock.open_phases,
+        device_memory=device_memory(state.learner.device),
+        seconds_left=live.seconds_left,
+    )
     metrics.run(str(directory.path), starts=directory.starts() + 1)
     return Outlets(
         directory=directory,
@@ -204,7 +208,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets, *, from_check
     if found is None:
         directory.begin(config, records={})
         directory.event("start", step=0)
-        outlets.metrics.progress(0, total_steps=state.total_steps, seconds_left=None)
+        outlets.metrics.progress(0, total_steps=state.total_steps)
         return Position()
     position = state.load(found, run=directory.path, before=directory.before)
     if from_checkpoint is not None:
@@ -223,7 +227,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets, *, from_check
         training_seconds=position.training_seconds,
     )
     outlets.estimates.extend(replay_history(RunHistory.load(directory.path), outlets.live))
-    outlets.metrics.progress(position.step, total_steps=state.total_steps, seconds_left=None)
+    outlets.metrics.progress(position.step, total_steps=state.total_steps)
     outlets.console.say(f"continuing {directory.path} at step {position.step:,}")
     return position
 

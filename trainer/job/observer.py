@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 from ops.live import LEAST_ESTIMATES, AlphaFactor, LiveStatus
@@ -18,6 +19,7 @@ from stepsize import per_rate, pool
 from stepsize.estimate import Estimate
 from trainer.console import Console, ProgressLine
 from trainer.job.lineage.withheld_steps import WithheldSteps
+from trainer.job.recording.log_progress import LogProgress
 from trainer.job.recording.watch import RecordWatch
 from trainer.job.run_directory import RunDirectory
 from trainer.learner import Evaluation, ProgressiveValidation
@@ -47,13 +49,13 @@ class Outlets:
     tensorboard: TensorBoard = field(default_factory=TensorBoard)
     estimates: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=POOLED_ESTIMATES))
     """(slope, curvature) of the latest estimates of α* with a number, those of earlier processes included."""
-    told_of_retries: list[str] = field(default_factory=list)
+    first_retry: Lock = field(default_factory=Lock)
+    """Taken by the first read of this process that is tried again, and never given back."""
 
     def retry(self, cause: str, text: str) -> None:
         """Counts a read that is tried again; the first of a process is said. In any thread."""
         self.metrics.read_retry(cause)
-        if not self.told_of_retries:
-            self.told_of_retries.append(text)
+        if self.first_retry.acquire(blocking=False):
             self.warn(f"{text}; further ones are counted in read_retries_total", step=self.live.steps_done)
 
     @cached_property
@@ -104,6 +106,7 @@ class RunObserver:
         self._skipped_rows, self._warned = feed.skipped_rows, False
         self._flushed_seconds = -math.inf
         self._withheld = WithheldSteps(outlets, feed)
+        self._log = None if feed.log is None else LogProgress(feed.log)
 
     def on_step(self, record: Mapping[str, Any], timing: StepTiming, training_seconds: float) -> None:
         """One finished step: the fields of steps.jsonl, its timing, and the run's training time after it."""
@@ -116,8 +119,8 @@ class RunObserver:
         self._metrics.step(timing.seconds, timing.phases, rows, loss, rate, self._feed.queued_batches())
         self._metrics.scheduled_rate(record.get("scheduled_rate", rate))
         self._metrics.stages(self._feed.stage_totals())
-        if (log := self._feed.log) is not None:
-            self._metrics.generations(record["epoch"], waiting=log.count - 1 - record["epoch"])
+        if self._log is not None:
+            self._log.tell(self._metrics, generation=record["epoch"], rows=record["start"] + rows)
         self._count_skipped(step)
         self._withheld.on_step(record)
         self._live.step(
@@ -129,7 +132,7 @@ class RunObserver:
             seconds=timing.seconds,
             training_seconds=training_seconds,
         )
-        self._metrics.progress(step + 1, total_steps=self._live.total_steps, seconds_left=self._live.seconds_left())
+        self._metrics.progress(step + 1, total_steps=self._live.total_steps)
         self._outlets.manager.step(step + 1, loss=loss)
         self._outlets.tensorboard.step(
             step + 1, loss=loss, learning_rate=rate, seconds=timing.seconds, phases=timing.phases

@@ -17,7 +17,7 @@ from pipeline.shards import Manifest
 from stepsize import Lane
 from stepsize.losses import BCEWithLogits
 from stepsize.policies import Policy, make_policy
-from stepsize.worker import StepSizeWorker
+from stepsize.worker import Horizon, StepSizeWorker
 from trainer.config import Config, ConfigError, config_errors
 from trainer.divergence import DivergenceConfig, DivergenceWatch, Recovery, ValidationTrend
 from trainer.job.decided import with_delay
@@ -39,6 +39,7 @@ class TrainingState:
     feed: Feed
     policy: Policy
     worker: StepSizeWorker
+    horizon: Horizon
     scheduled_rate: Callable[[int], float]
     """The schedule's learning rate by step."""
     total_steps: int | None
@@ -81,6 +82,7 @@ class TrainingState:
                 model=learner.model,
                 optimizer=learner.optimizer,
                 worker=self.worker,
+                horizon=self.horizon,
                 average=learner.average,
                 clock=clock,
                 precision=learner.precision,
@@ -113,7 +115,12 @@ class TrainingState:
             "records": records,
             **self._small(),
         }
-        return self.learner.tensors(), state
+        snapshots = self.horizon.state_dict()
+        return self.learner.tensors() | ({"snapshots": snapshots} if snapshots else {}), state
+
+    def saved_bytes(self) -> int:
+        """Bytes of a checkpoint's tensors, with as many snapshots as the policy may come to hold."""
+        return self.learner.saved_bytes() + self.horizon.most_bytes * (self.config.stepsize.policy == "auto")
 
     def _small(self) -> dict[str, Any]:
         """What decides beside the weights, as JSON values."""
@@ -165,6 +172,7 @@ class TrainingState:
         then = state.get("stepsize") or policy_settings(before or self.config)
         policy = carried_over(state["policy"], then, policy_settings(self.config))
         self.policy.load_state_dict(self.beginning["policy"] if policy is None else policy)
+        self.horizon.load_state_dict({} if policy is None else checkpoint.tensors.get("snapshots", {}))
         self._load_small(state)
         if self.progressive is not None:  # of what the weights had been trained on by then; earlier versions kept none
             self.progressive.load_state_dict(state.get("progressive"))
@@ -178,6 +186,7 @@ class TrainingState:
         state = {"optimizer": fresh.optimizer.state_dict()}
         self.learner.load(Checkpoint(path=Path(), step=0, tensors=fresh.tensors(), state=state))
         self.policy.load_state_dict(self.beginning["policy"])
+        self.horizon.load_state_dict({})
         self._load_small(self.beginning)
         if self.progressive is not None:
             self.progressive.load_state_dict(None)
@@ -234,6 +243,7 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
             feed=feed,
             policy=policy,
             worker=worker,
+            horizon=Horizon(worker),
             scheduled_rate=lambda step: scheduled_rate(config.schedule, step=step, total_steps=total_steps, peak=peak),
             total_steps=total_steps,
             splits=splits,

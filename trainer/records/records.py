@@ -20,7 +20,7 @@ from pipeline.shards import sync_folder
 from trainer.records.lines import Extent, LineIndex, index_lines
 
 Line = TypeVar("Line")
-Plan = Callable[[LineIndex], Callable[[BinaryIO], None] | None]
+Rewrite = Callable[[LineIndex], Callable[[BinaryIO], None] | None]
 """Told where the lines of a file lie, gives what writes it anew; None where it is to stay."""
 BUFFER_BYTES = 1 << 16
 """So much is written at once, unless somebody asks earlier."""
@@ -145,13 +145,13 @@ class Records:
             with self._troubles():
                 self._found()
 
-    def rewrite(self, plan: Plan) -> None:
+    def rewrite(self, plan: Rewrite) -> None:
         """Replaces the file by what `plan` gives, now; as `rewriting` has it."""
         work = self.rewriting(plan)
         if work is not None:
             work()
 
-    def rewriting(self, plan: Plan) -> Callable[[], None] | None:
+    def rewriting(self, plan: Rewrite) -> Callable[[], None] | None:
         """The work of replacing the file as it is now by what `plan`, told where its lines lie, gives a function to
         write; whole or not at all. None while lines wait to be written.
 
@@ -166,7 +166,7 @@ class Records:
             self._frozen = True
         return partial(self._rewrite, plan)
 
-    def _rewrite(self, plan: Plan) -> None:
+    def _rewrite(self, plan: Rewrite) -> None:
         partial_file = self.path.with_name(f".{self.path.name}.partial")
         try:
             with self._lock:

@@ -94,4 +94,5 @@ class LogWait:
         until = "" if self.idle_seconds is None else f" for {self.idle_seconds:g} s"
         message = f"{rows}; waiting for the next{until}"
         self.outlets.directory.event("waiting", step=step, generations=count, message=message)
+        self.outlets.live.message(step, message)
         self.outlets.console.say(f"step {step:,}: {message}")

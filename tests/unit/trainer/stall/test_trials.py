@@ -21,7 +21,7 @@ from pipeline.rows.order import RowPosition
 from pipeline.shards.manifest import Manifest
 from stepsize.losses import BCEWithLogits
 from stepsize.policies.choice import PolicyName, StepSizeConfig, make_policy
-from stepsize.worker import StepSizeWorker
+from stepsize.worker import Horizon, StepSizeWorker
 from trainer.config import Config, ConfigError
 from trainer.console import Console
 from trainer.job.learner import Learner
@@ -138,6 +138,7 @@ class Rig:
         self.models[rows] = model = SlowModel(self.time, self.compute, start=math.nan if self.broken else 0.0)
         optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
         config = StepSizeConfig(policy=self.policy, interval=4, count=4)
+        worker = StepSizeWorker(model, optimizer, BCEWithLogits())
         yield TrainingState(
             learner=Learner(
                 model=model,
@@ -149,7 +150,8 @@ class Rig:
             ),
             feed=cast(Feed, feed),
             policy=make_policy(config, initial_rate=RATE, total_steps=None),
-            worker=StepSizeWorker(model, optimizer, BCEWithLogits()),
+            worker=worker,
+            horizon=Horizon(worker),
             scheduled_rate=lambda step: RATE,
             total_steps=None,
             splits=(),

@@ -23,6 +23,7 @@ class Scene:
         self.trouble, self.interrupted_at = trouble, interrupted_at
         self.states: list[str] = []
         self.said: list[str] = []
+        self.shown: list[str] = []
         self.left_out: list[float] = []
         self.metrics = Metrics()
         self.seen: list[float] = []
@@ -32,7 +33,7 @@ class Scene:
         self.outlets: Any = SimpleNamespace(
             metrics=self.metrics,
             clock=SimpleNamespace(pause_phase=lambda phase: nullcontext(), leave_out=self.left_out.append),
-            live=SimpleNamespace(state=self.states.append),
+            live=SimpleNamespace(state=self.states.append, message=lambda step, text: self.shown.append(text)),
             directory=SimpleNamespace(event=lambda event, **values: self.said.append(values["message"])),
             console=SimpleNamespace(say=lambda text: None),
             manager=ServiceManager(),
@@ -71,7 +72,7 @@ def test_without_a_limit_it_waits_until_rows_come_and_counts_it() -> None:
     assert set(scene.seen) == {1.0}
     assert scene.value("waiting_for_generation") == 0.0
     assert scene.states == [WAITING, "training"]
-    assert scene.said == ["all rows of 2 generations are trained on; waiting for the next"]
+    assert scene.said == scene.shown == ["all rows of 2 generations are trained on; waiting for the next"]
 
 
 @pytest.mark.parametrize(("idle_seconds", "waited"), [(0, 0), (2.5, 2.5)])

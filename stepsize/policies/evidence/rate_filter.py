@@ -21,11 +21,12 @@ class RateFilter:
     averaged, so small noisy batches pool long and large ones short. For the log loss at a calibrated model
     E[(σ − y)²] = σ(1 − σ), hence V ≈ 1/(R·c): the weights 1/V are those of a ratio of averages, and unlike
     an exponential average the filter is not held back by the huge curvatures of a run's first steps.
-    No estimate moves the rate by more than `largest_factor`.
+    No estimate moves the rate by more than `largest_factor`, nor below `smallest_factor` times what it was.
     """
 
-    def __init__(self, *, drift: float, largest_factor: float) -> None:
+    def __init__(self, *, drift: float, largest_factor: float, smallest_factor: float | None = None) -> None:
         self.drift, self.largest_factor = drift, largest_factor
+        self.smallest_factor = 1 / largest_factor if smallest_factor is None else smallest_factor
         self._log_rate = 0.0
         self._variance = math.inf
         self._step = 0
@@ -59,15 +60,25 @@ class RateFilter:
         gain = self._variance * self.rate / (prior + noise)
         moved = gain * (-one.slope / one.curvature - self.rate)
         self._variance *= noise / (prior + noise)
-        self.scale(math.exp(min(max(moved, -self._bound), self._bound)))
+        self._move(moved)
+
+    def correct(self, ratio: float, *, noise: float, drifted: float) -> None:
+        """Take in that the best rate is `ratio` times the present one, known to the variance `noise` of that ratio.
+
+        `drifted` is what the variance of the best rate's logarithm has grown by since the last estimate.
+        """
+        self._variance += drifted
+        gain = self._variance / (self._variance + noise)
+        self._variance *= noise / (self._variance + noise)
+        self._move(gain * (ratio - 1))
+
+    def _move(self, moved: float) -> None:
+        low, high = math.log(self.smallest_factor), math.log(self.largest_factor)
+        self.scale(math.exp(min(max(moved, low), high)))
 
     def scale(self, factor: float) -> None:
         """Multiply the rate by `factor`, leaving its uncertainty as it is."""
         self._log_rate += math.log(factor)
-
-    @property
-    def _bound(self) -> float:
-        return math.log(self.largest_factor)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values."""

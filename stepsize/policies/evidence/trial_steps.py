@@ -1,0 +1,84 @@
+"""The search for a first rate: trial steps too short to harm, until α* has evidence of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from stepsize.estimate import Estimate, Outcome
+from stepsize.policies.evidence.few_rows import ENOUGH_ROWS, FewRows
+from stepsize.policies.rates import Bounds, format_rate
+from stepsize.pooling import COUNTED, RateMoments, RateMomentSums
+
+FIRST_TRIAL = 1e-6
+"""Longest first trial step: too short to harm anything, and long enough for float32 to resolve d = θ1 − θ0
+if a step of rate 1 moves weights by about 1, as Adam-like optimizers do."""
+PATIENCE = 10
+"""Estimates without evidence after which trial steps get ten times as long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstRate:
+    """What the trial steps suggest."""
+
+    rate: float
+    standard_error: float
+    trial: float
+    """The rate of the last trial step."""
+
+
+class TrialSteps:
+    """Tries steps of min(guess, 1e-6) until the rate that α* suggests lies two standard errors above zero.
+
+    That rate, α* times the step's own, does not depend on how long the step was, so a harmless one tells as much as a
+    long one. Estimates are summed, and the first is often enough. After ten of steps of one length without evidence,
+    of whatever outcome, and after each that is flat, steps get ten times longer, up to the guess (flat ones to 1e-6
+    in any case). That is all the guess is used for: a bound on the steps taken before there is evidence. Without any,
+    the rate stays at the guess.
+
+    Only steps that were taken at the present length make it longer.
+    """
+
+    def __init__(self, *, guess: float, bounds: Bounds) -> None:
+        self.guess, self.bounds = bounds.clamp(guess), bounds
+        self.rate = bounds.clamp(min(self.guess, FIRST_TRIAL))
+        """Of the coming step."""
+        self._sums = RateMomentSums()
+        self._tried = 0  # estimates without evidence at the present length
+        self._since = 0  # first step at the present length
+
+    def observe(self, estimate: Estimate, few_rows: FewRows) -> FirstRate | str | None:
+        """Takes in one estimate; says what was found, or what changed."""
+        after, present = estimate.step + estimate.age + 1, estimate.step >= self._since
+        if estimate.rows < ENOUGH_ROWS and not present:
+            return None  # the block they would complete counts for the present length
+        one = few_rows.add(estimate)
+        if one is not None and (found := self._evidence(one)) is not None:
+            return found
+        if not present:
+            return None
+        flat = estimate.outcome is Outcome.FLAT
+        waiting = one is None and estimate.outcome in COUNTED  # for the rest of a block
+        self._tried += 0 if waiting else PATIENCE if flat or (estimate.rows < ENOUGH_ROWS and one is not None) else 1
+        longest = max(self.guess, self.bounds.clamp(FIRST_TRIAL)) if flat else self.guess
+        if self._tried < PATIENCE or self.rate >= 0.99 * longest:
+            return None
+        before, self.rate, self._tried, self._since = self.rate, min(10 * self.rate, longest), 0, after
+        why = "too short a step to tell from none" if flat else "no evidence of a rate yet"
+        return f"step {after}: rate {format_rate(before)} → {format_rate(self.rate)} ({why})"
+
+    def _evidence(self, one: RateMoments) -> FirstRate | None:
+        self._sums.add(one)
+        pooled = self._sums.pooled()
+        if pooled is None or pooled[0] - 2 * pooled[1] <= 0:
+            return None
+        return FirstRate(rate=pooled[0], standard_error=pooled[1], trial=self.rate)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON values, under the names that `AutoSingle`'s state has had for them."""
+        return {"sums": self._sums.state_dict(), "probe": self.rate, "probed": self._tried, "since": self._since}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`'s values."""
+        self._sums.load_state_dict(state["sums"])
+        self.rate, self._tried, self._since = state["probe"], state["probed"], state.get("since", 0)

@@ -1,0 +1,16 @@
+"""A suite of small training tasks on which rules for the learning rate are compared, each with the best tuned rate.
+
+python -m stepsize.suite --out DIR --data FOLDER  # alphastream study rates
+
+problem = task("digits-mlp", seed=0)
+batches = problem.batches()
+for step in range(problem.steps):
+    batch = batches.at(step)
+"""
+
+from __future__ import annotations
+
+from stepsize.suite.command import main
+from stepsize.suite.problems import TASKS, Batches, Examples, Problem, SuiteError, Task, task
+
+__all__ = ["TASKS", "Batches", "Examples", "Problem", "SuiteError", "Task", "main", "task"]

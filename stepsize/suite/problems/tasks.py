@@ -1,0 +1,325 @@
+"""The tasks of the suite, by name."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from stepsize.suite.problems.problem import Problem, Task, draw
+from stepsize.suite.problems.rows import SuiteError
+
+CLICK_LOGS = (
+    Task(
+        name="kaggle-dlrm",
+        group="click logs",
+        title="Criteo Kaggle, DLRM, NAdamW, batch 256, one epoch",
+        apart="other data, and a DLRM",
+        source="criteo-kaggle",
+        rows=64_000,
+        held=4_000,
+        split="time",
+        model="dlrm",
+        shape={"table": 32_768, "embedding": 8, "hidden": (48,)},
+        optimizer="nadamw",
+        batch=256,
+    ),
+    Task(
+        name="kaggle-mlp-epochs",
+        group="click logs",
+        title="Criteo Kaggle, MLP, AdamW, batch 1,024, five epochs",
+        apart="other data, read five times",
+        source="criteo-kaggle",
+        rows=24_576,
+        held=4_000,
+        split="time",
+        model="mlp",
+        shape={"table": 16_384, "embedding": 4, "hidden": (32,)},
+        optimizer="adamw",
+        batch=1024,
+        epochs=5,
+    ),
+    Task(
+        name="kaggle-logistic",
+        group="click logs",
+        title="Criteo Kaggle, logistic regression, SGD, batch 64, one epoch",
+        apart="other data",
+        source="criteo-kaggle",
+        rows=64_000,
+        held=4_000,
+        split="time",
+        model="logistic",
+        shape={"table": 65_536},
+        optimizer="sgd",
+        batch=64,
+    ),
+    Task(
+        name="kaggle-rare",
+        group="click logs",
+        title="Criteo Kaggle with 0.4 % positives, MLP, AdamW, batch 256, one epoch",
+        apart="other data, with rare labels",
+        source="criteo-kaggle",
+        rows=70_000,
+        held=12_000,
+        split="time",
+        model="mlp",
+        shape={"table": 16_384, "embedding": 4, "hidden": (32,)},
+        optimizer="adamw",
+        batch=256,
+        positives=0.004,
+    ),
+    Task(
+        name="1tb-logistic-epochs",
+        group="click logs",
+        title="Criteo 1TB day 0 (2.7 % positives), logistic regression, momentum, batch 64, five epochs",
+        apart="other data, read five times, with few positives",
+        source="criteo-1tb",
+        rows=6_016,
+        held=1_990,
+        split="time",
+        model="logistic",
+        shape={"table": 32_768},
+        optimizer="momentum",
+        batch=64,
+        epochs=5,
+    ),
+    Task(
+        name="movielens-mlp",
+        group="click logs",
+        title="MovieLens, MLP, momentum, batch 128, one epoch",
+        apart="rows of all users instead of the latest, embeddings of 8 instead of 16, one hidden layer, batch 128",
+        source="movielens",
+        rows=76_800,
+        held=5_000,
+        split="random",
+        model="mlp",
+        shape={"table": 16_384, "embedding": 8, "hidden": (48,)},
+        optimizer="momentum",
+        batch=128,
+    ),
+    Task(
+        name="movielens-dlrm-epochs",
+        group="click logs",
+        title="MovieLens, DLRM, NAdamW, batch 512, five epochs",
+        apart="another model, few rows read five times",
+        source="movielens",
+        rows=25_600,
+        held=5_000,
+        split="random",
+        model="dlrm",
+        shape={"table": 16_384, "embedding": 8, "hidden": (32,)},
+        optimizer="nadamw",
+        batch=512,
+        epochs=5,
+    ),
+    Task(
+        name="frappe-large-batch",
+        group="click logs",
+        title="Frappe, MLP, NAdamW, batch 4,096, five epochs",
+        apart="75 steps of 4,096 rows, five epochs, embeddings of 8 instead of 16",
+        source="frappe",
+        rows=61_440,
+        held=5_000,
+        split="random",
+        model="mlp",
+        shape={"table": 8_192, "embedding": 8, "hidden": (32,)},
+        optimizer="nadamw",
+        batch=4096,
+        epochs=5,
+    ),
+    Task(
+        name="frappe-dlrm",
+        group="click logs",
+        title="Frappe, DLRM, SGD, batch 128, one epoch",
+        apart="another model",
+        source="frappe",
+        rows=64_000,
+        held=5_000,
+        split="random",
+        model="dlrm",
+        shape={"table": 8_192, "embedding": 8, "hidden": (32,)},
+        optimizer="sgd",
+        batch=128,
+    ),
+)
+TABLES_AND_PICTURES = (
+    Task(
+        name="digits-convolution",
+        group="classification and regression",
+        title="Digits, two convolutions with BatchNorm, momentum, batch 32, ten epochs",
+        apart="another model, with BatchNorm",
+        source="digits",
+        rows=1_056,
+        held=360,
+        split="random",
+        model="convolution",
+        shape={"channels": (8, 16)},
+        optimizer="momentum",
+        batch=32,
+        epochs=10,
+    ),
+    Task(
+        name="digits-mlp",
+        group="classification and regression",
+        title="Digits, MLP with tanh, SGD, batch 16, twelve epochs",
+        apart="one hidden layer of 96 with tanh instead of two of 64, batch 16 instead of 64, other splits",
+        source="digits",
+        rows=1_056,
+        held=360,
+        split="random",
+        model="mlp",
+        shape={"hidden": (96,), "activation": "tanh"},
+        optimizer="sgd",
+        batch=16,
+        epochs=12,
+    ),
+    Task(
+        name="teacher-classes",
+        group="classification and regression",
+        title="8 classes drawn by a random network, MLP, AdamW, batch 64, ten epochs",
+        apart="other data",
+        source="teacher",
+        rows=4_800,
+        held=1_500,
+        split="random",
+        model="mlp",
+        shape={"hidden": (64, 64)},
+        optimizer="adamw",
+        batch=64,
+        epochs=10,
+    ),
+    Task(
+        name="friedman2-sgd",
+        group="classification and regression",
+        title="Friedman 2, MLP, SGD, batch 32, ten epochs",
+        apart="another function",
+        source="friedman2",
+        rows=3_200,
+        held=900,
+        split="random",
+        model="mlp",
+        shape={"hidden": (48, 48)},
+        optimizer="sgd",
+        batch=32,
+        epochs=10,
+    ),
+    Task(
+        name="diabetes-mlp",
+        group="classification and regression",
+        title="Diabetes, MLP with ReLU, NAdamW, batch 16, twenty epochs",
+        apart="two hidden layers of 48 with ReLU instead of one of 32 with tanh, batch 16 instead of 32, NAdamW",
+        source="diabetes",
+        rows=240,
+        held=100,
+        split="random",
+        model="mlp",
+        shape={"hidden": (48, 48)},
+        optimizer="nadamw",
+        batch=16,
+        epochs=20,
+    ),
+)
+TEXT = (
+    Task(
+        name="text-transformer",
+        group="text",
+        title="Shakespeare by characters, transformer of one block, AdamW, batch 16, 240 steps",
+        apart="one block of width 48 instead of two of 64, windows of 48 instead of 64",
+        source="shakespeare",
+        rows=3_840,
+        held=160,
+        split="time",
+        model="transformer",
+        shape={"window": 48, "width": 48, "heads": 4, "blocks": 1},
+        optimizer="adamw",
+        batch=16,
+    ),
+    Task(
+        name="text-gru",
+        group="text",
+        title="Shakespeare by characters, GRU, momentum, batch 16, 256 steps",
+        apart="another model",
+        source="shakespeare",
+        rows=4_096,
+        held=160,
+        split="time",
+        model="gru",
+        shape={"window": 32, "width": 64},
+        optimizer="momentum",
+        batch=16,
+    ),
+)
+FITTED = (
+    Task(
+        name="flights-mlp",
+        group="click logs",
+        title="Flights from New York, MLP, NAdamW, batch 256, one epoch",
+        apart="one of the data sets that the constants were chosen on",
+        source="flights",
+        rows=76_800,
+        held=5_000,
+        split="random",
+        model="mlp",
+        shape={"table": 16_384, "embedding": 16, "hidden": (64, 32)},
+        optimizer="nadamw",
+        batch=256,
+        fitted=True,
+    ),
+    Task(
+        name="frappe-logistic",
+        group="click logs",
+        title="Frappe, logistic regression, SGD, batch 256, one epoch",
+        apart="one of the tasks that the constants were chosen on",
+        source="frappe",
+        rows=64_000,
+        held=5_000,
+        split="random",
+        model="logistic",
+        shape={"table": 16_384},
+        optimizer="sgd",
+        batch=256,
+        fitted=True,
+    ),
+    Task(
+        name="friedman1-momentum",
+        group="classification and regression",
+        title="Friedman 1, MLP, momentum, batch 32, 1,000 steps",
+        apart="one of the tasks that the constants were chosen on",
+        source="friedman1",
+        rows=3_200,
+        held=900,
+        split="random",
+        model="mlp",
+        shape={"hidden": (64, 64)},
+        optimizer="momentum",
+        batch=32,
+        epochs=10,
+        fitted=True,
+    ),
+)
+TASKS: dict[str, Task] = {task.name: task for task in (*CLICK_LOGS, *TABLES_AND_PICTURES, *TEXT, *FITTED)}
+"""Every task, reported ones first."""
+
+
+def named_task(name: str) -> Task:
+    """The task of this name.
+
+    Raises: SuiteError for an unknown one, with the nearest.
+    """
+    if name not in TASKS:
+        near = get_close_matches(name, TASKS, 1)
+        known = f"perhaps {near[0]}" if near else f"there are {', '.join(TASKS)}"
+        raise SuiteError(f"there is no task {name!r}; {known}")
+    return TASKS[name]
+
+
+def task(name: str, seed: int, folder: Path | None = None) -> Problem:
+    """The problem of this task and seed: model, loss and rows; `folder` has the logs and the text.
+
+    >>> problem = task("teacher-classes", seed=0)
+    >>> batches = problem.batches()
+    >>> batches.at(0).targets.shape, problem.steps
+    (torch.Size([64]), 750)
+
+    Raises: what `named_task` and `draw` raise.
+    """
+    return draw(named_task(name), seed, folder)

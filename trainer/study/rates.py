@@ -1,0 +1,12 @@
+"""`alphastream study rates`: the suite of `stepsize`, which runs without the trainer, too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stepsize.suite import main
+
+
+def rates_study(arguments: Sequence[str]) -> int:
+    """Run the suite with the command's arguments after `rates`; returns the exit code."""
+    return main(arguments, program="alphastream study rates")
