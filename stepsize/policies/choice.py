@@ -44,7 +44,7 @@ class StepSizeConfig:
     """Steps over which auto and auto_single come up to the rate they found."""
     cooldown: float | None = None
     """Last share of the budget's steps over which auto and auto_single let their rate fall linearly to zero. Default:
-    0.15, and 0 if the budget is not in steps. Weights that are not averaged need it; averaged ones lose nothing by it."""
+    0.15, and 0 if the budget is not in steps. Weights that are not averaged need it; averaged ones lose nothing."""
     delay: int | None = None
     """Steps after its own at which an estimate is handed to the policy, no earlier and no later: with the same delay
     the same estimates act at the same steps on any device. Default: 0 on the CPU, and 4 on CUDA, where an estimate
