@@ -11,7 +11,14 @@ from stepsize.suite.plan import Lookup, wanted
 from stepsize.suite.store import FinishedRun, PlannedRun
 
 TINY: Task = replace(
-    TASKS["teacher-classes"], name="tiny", rows=320, held=64, batch=32, epochs=2, shape={"hidden": (8,)}, optimizer="sgd"
+    TASKS["teacher-classes"],
+    name="tiny",
+    rows=320,
+    held=64,
+    batch=32,
+    epochs=2,
+    shape={"hidden": (8,)},
+    optimizer="sgd",
 )
 Losses = Callable[[PlannedRun], tuple[float, float]]
 
