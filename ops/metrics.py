@@ -30,7 +30,7 @@ disable_created_metrics()
 
 PLAIN_GAUGES = (
     *("rate_factor", "validation_worsening", "validation_best_step", "last_checkpoint_step"),
-    *("generation", "generations_waiting", "waiting_for_generation"),
+    *("generation", "generations_waiting", "waiting_for_generation", "log_rows", "log_rows_waiting"),
 )
 """What `Metrics.set` sets."""
 
@@ -48,10 +48,12 @@ class Metrics:
         unix_time: Callable[[], float] = time.time,
         open_phases: Callable[[], Mapping[str, float]] = dict,
         device_memory: Callable[[], Mapping[str, float]] = dict,
+        seconds_left: Callable[[], float | None] = lambda: None,
     ) -> None:
         """`open_phases`: seconds by phase that have passed since what `step` and `phase` were last told of.
 
-        `device_memory`: bytes by state, as of `device_memory_bytes`. Both are asked at every scrape, in its thread.
+        `device_memory`: bytes by state, as of `device_memory_bytes`. `seconds_left`: of the run; None while that is not
+        known. All three are asked at every scrape, in its thread.
         """
         self.registry = registry or CollectorRegistry(auto_describe=True)
         self._unix_time = unix_time
@@ -70,10 +72,12 @@ class Metrics:
         self._proposed_rate = self._gauge("learning_rate_proposed")
         self._proposed_rate_error = self._gauge("learning_rate_proposed_standard_error")
         self._alpha_relative = self._histogram("alpha_relative")
-        self._alpha_estimates = self._counter("alpha_estimates_total")
+        self._estimates = {what: self._counter(f"{what}_estimates_total") for what in ("alpha", "horizon")}
         self._alpha_age = self._gauge("alpha_age_steps")
-        self._alpha_pooled = self._gauge("alpha_pooled_relative")
-        self._alpha_pooled_error = self._gauge("alpha_pooled_relative_standard_error")
+        self._alpha_pooled = [self._gauge(f"alpha_pooled_relative{name}") for name in ("", "_standard_error")]
+        self._horizon = [
+            self._gauge(f"horizon_{name}") for name in ("alpha_relative", "alpha_relative_standard_error", "steps")
+        ]
         self._evaluation = {
             name: self._gauge(f"evaluation_{name}") for name in ("loss", "auc", "normalized_entropy", "calibration")
         }
@@ -98,7 +102,7 @@ class Metrics:
         self.registry.register(_DeviceMemory(device_memory))
         self._run_step = self._gauge("run_step")
         self._run_total_steps = self._gauge("run_total_steps")
-        self._run_seconds_left = self._gauge("run_seconds_left")
+        self._gauge("run_seconds_left").set_function(lambda: _or_nan(seconds_left()))
         self._run_starts = self._counter("run_starts_total")
         self._exit_code = self._gauge("exit_code")
         self._exit_reason = self._gauge("exit_reason")
@@ -113,11 +117,10 @@ class Metrics:
         info.info({"run": name})
         self._run_starts.inc(starts)
 
-    def progress(self, step: int, *, total_steps: int | None, seconds_left: float | None) -> None:
-        """Set how far the run has come, in steps of all its processes; None for what is not known."""
+    def progress(self, step: int, *, total_steps: int | None) -> None:
+        """Set how far the run has come, in steps of all its processes, and its last step; None if that is not known."""
         self._run_step.set(step)
-        self._run_total_steps.set(math.nan if total_steps is None else total_steps)
-        self._run_seconds_left.set(math.nan if seconds_left is None else seconds_left)
+        self._run_total_steps.set(_or_nan(total_steps))
 
     def exit(self, code: int, reason: str) -> None:
         """Set how the run ended; `reason` is one of `EXIT_REASONS`."""
@@ -170,16 +173,24 @@ class Metrics:
     def estimate(self, outcome: str, relative: float | None, age_steps: int | None) -> None:
         """Count one α* estimate; `relative` and `age_steps` are None if the outcome leaves them undefined."""
         assert outcome in OUTCOMES, f"unknown outcome {outcome!r}"
-        self._alpha_estimates.labels(outcome).inc()
+        self._estimates["alpha"].labels(outcome).inc()
         if relative is not None and math.isfinite(relative):
             self._alpha_relative.observe(relative)
         if age_steps is not None:
             self._alpha_age.set(age_steps)
 
+    def horizon(self, outcome: str, steps: int, relative: float | None, standard_error: float | None) -> None:
+        """Count one measurement of so many steps as a whole, and set what came of it where it has a number."""
+        assert outcome in OUTCOMES, f"unknown outcome {outcome!r}"
+        self._estimates["horizon"].labels(outcome).inc()
+        if relative is not None and math.isfinite(relative):
+            for gauge, value in zip(self._horizon, (relative, _or_nan(standard_error), steps), strict=True):
+                gauge.set(value)
+
     def pooled_alpha(self, factor: float | None, standard_error: float | None) -> None:
         """Set α* as pooled over the latest estimates, and its standard error; None while they say nothing."""
-        self._alpha_pooled.set(math.nan if factor is None else factor)
-        self._alpha_pooled_error.set(math.nan if standard_error is None else standard_error)
+        for gauge, value in zip(self._alpha_pooled, (factor, standard_error), strict=True):
+            gauge.set(_or_nan(value))
 
     def scheduled_rate(self, rate: float) -> None:
         """Set the rate that the schedule alone gave the latest step."""
@@ -187,8 +198,8 @@ class Metrics:
 
     def proposed_rate(self, rate: float | None, standard_error: float | None) -> None:
         """Set the rate that α* proposes, pooled over the latest estimates; None while they say nothing."""
-        self._proposed_rate.set(math.nan if rate is None else rate)
-        self._proposed_rate_error.set(math.nan if standard_error is None else standard_error)
+        self._proposed_rate.set(_or_nan(rate))
+        self._proposed_rate_error.set(_or_nan(standard_error))
 
     def evaluation(
         self,
@@ -202,12 +213,16 @@ class Metrics:
         assert split in EVALUATED, f"unknown split {split!r}"
         values = {"loss": loss, "auc": auc, "normalized_entropy": normalized_entropy, "calibration": calibration}
         for name, value in values.items():
-            self._evaluation[name].labels(split).set(math.nan if value is None else value)
+            self._evaluation[name].labels(split).set(_or_nan(value))
 
-    def generations(self, current: int, *, waiting: int) -> None:
-        """Set which generation is trained on, and how many are there after it."""
+    def generations(self, current: int, *, waiting: int, rows: int, waiting_rows: int) -> None:
+        """Set which generation of a log is trained on, how many are there after it, and the same in training rows:
+        those of the log, and those not trained on yet.
+        """
         self.set("generation", current)
         self.set("generations_waiting", waiting)
+        self.set("log_rows", rows)
+        self.set("log_rows_waiting", waiting_rows)
 
     def waiting_for_generation(self, waits: bool) -> None:
         """Set whether the run waits for a generation that isn't there."""
@@ -359,6 +374,11 @@ class _DeviceMemory(Collector):
         for state, size in self._memory().items():
             families[0].add_metric([state], size)
         return families
+
+
+def _or_nan(value: float | None) -> float:
+    """What a gauge shows; NaN for what is not known."""
+    return math.nan if value is None else value
 
 
 def _labels(series: Series) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ OUTCOMES = ("ok", "ascent", "flat", "nonfinite", "stale", "dropped")
 """What can come of one α* estimate."""
 CAUSES = ("input", "loss", "gradient")
 """What a step is withheld for if it is not finite."""
-RECORD_FILES = ("steps", "alpha", "evals", "events")
+RECORD_FILES = ("steps", "alpha", "horizon", "evals", "events")
 """What a run writes down line by line."""
 EXIT_REASONS = ("budget", "target", "idle", "diverged", "interrupted", "hung", "input", "io", "error")
 """Why a run ended: `input` is a bad configuration or input (2), `io` a failure of reading or writing (74)."""
@@ -124,6 +124,27 @@ SERIES = (
         initial=math.nan,
     ),
     Series(
+        name="horizon_alpha_relative",
+        kind="gauge",
+        help="α* of the latest steps as a whole, as measured last: at ½ they gained nothing, at 1 they landed at the "
+        "minimum along their sum.",
+        initial=math.nan,
+    ),
+    Series(
+        name="horizon_alpha_relative_standard_error",
+        kind="gauge",
+        help="Standard error of horizon_alpha_relative.",
+        initial=math.nan,
+    ),
+    Series(name="horizon_steps", kind="gauge", help="How many steps that was.", initial=math.nan),
+    Series(
+        name="horizon_estimates_total",
+        kind="counter",
+        help="Measurements of many steps as a whole by what came of them.",
+        label="outcome",
+        values=OUTCOMES,
+    ),
+    Series(
         name="nonfinite_steps_total",
         kind="counter",
         help="Steps that were withheld, weights and moments left as they were, by what was not finite.",
@@ -183,6 +204,18 @@ SERIES = (
         name="generations_waiting",
         kind="gauge",
         help="Generations of a followed log that are there, after the one trained on.",
+    ),
+    Series(
+        name="log_rows",
+        kind="gauge",
+        help="Training rows of all generations of a followed log that are there.",
+        initial=math.nan,
+    ),
+    Series(
+        name="log_rows_waiting",
+        kind="gauge",
+        help="Training rows of a followed log that are there and not trained on yet.",
+        initial=math.nan,
     ),
     Series(
         name="waiting_for_generation",

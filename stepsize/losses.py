@@ -5,9 +5,11 @@ Letters: R rows, C logits a row. `z` logits, `y` targets, `t` the logits' direct
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -163,7 +165,7 @@ class AutogradLoss:
 
     Row i of the result may depend on row i of the logits alone; of a result (R, T, ...) every row's mean is taken.
     The curvature is negative if the loss is concave. The function may read no parameter that the optimizer moves;
-    it gets copies, which it may write into.
+    it gets copies, which it may write into. Compiled functions in it run as written here.
     """
 
     function: Callable[[Tensor, Tensor], Tensor]
@@ -192,7 +194,7 @@ class AutogradLoss:
 
         Raises: MeasurementError where the function has no second derivative, such as torch's CTC loss.
         """
-        with torch.enable_grad():
+        with torch.enable_grad(), _as_written():
             leaf = z.detach().requires_grad_()
             total = self.per_sample(leaf, y).sum()
             try:
@@ -209,6 +211,13 @@ class AutogradLoss:
                     "and α* needs its curvature; write it in operations that can, such as log_softmax, clamp and sums"
                 ) from error
         return slopes.detach(), t * product
+
+
+def _as_written() -> AbstractContextManager[Any]:
+    """Within it nothing runs compiled: of a compiled function torch takes the second derivative for zero, silently."""
+    if "torch._dynamo" not in sys.modules:  # only with it can anything be compiled, and importing it takes a second
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def curvature_along(loss: Loss, z: Tensor, y: Tensor) -> AlongTangent:

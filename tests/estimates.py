@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stepsize.estimate import Estimate, Outcome
-from stepsize.policies.auto import Auto
+from stepsize.policies.auto_single import AutoSingle
 from stepsize.policies.cadence import Cadence
 from stepsize.policies.rates import Bounds
 
@@ -55,8 +55,8 @@ def auto(
     clip: float = 1.25,
     warmup: int = 0,
     cooldown: tuple[int, int] | None = None,
-) -> Auto:
-    return Auto(
+) -> AutoSingle:
+    return AutoSingle(
         guess=guess,
         cadence=Cadence(interval=100, count=10, start=start),
         bounds=Bounds(low=low, high=high),
@@ -67,8 +67,8 @@ def auto(
     )
 
 
-def following(rate: float = 1e-2, **options: Any) -> Auto:
-    """An `auto` that found `rate` from step 0's estimate, one tenth of it its error bar."""
+def following(rate: float = 1e-2, **options: Any) -> AutoSingle:
+    """An `auto_single` that found `rate` from step 0's estimate, one tenth of it its error bar."""
     policy = auto(**options)
     assert policy.observe(estimate(0, rate, error=0.1 * rate, rate=1e-6)) is not None
     return policy

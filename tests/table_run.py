@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from stepsize import StepSizeWorker
+from stepsize import Horizon, StepSizeWorker
 from stepsize.losses import BCEWithLogits
 from stepsize.policies import StepSizeConfig, make_policy, set_learning_rate
 from trainer.learner.averaging import build_average
@@ -48,6 +48,7 @@ class TableRun:
         )
         self.policy = make_policy(StepSizeConfig(policy=policy, **every_step), initial_rate=1e-3, total_steps=steps)
         self.worker = StepSizeWorker(self.model, self.optimizer, BCEWithLogits(), **measuring)
+        self.horizon = Horizon(self.worker)
         self.seen: list[Any] = []
 
     def advance(self, steps: range) -> None:
@@ -68,6 +69,7 @@ class TableRun:
                 self.average.update()
             if measured:
                 self.worker.after_step()
+            self.horizon.carry_out(self.policy.horizon(step + 1), tuple(b1), b1_label, step=step + 1)
             estimates = self.worker.poll(step=step)
             for estimate in estimates:
                 self.policy.observe(estimate)
@@ -84,6 +86,7 @@ class TableRun:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict() if self.average else None,
             "policy": self.policy.state_dict(),
+            "horizon": {name: value.clone() for name, value in self.horizon.state_dict().items()},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -92,3 +95,4 @@ class TableRun:
         if self.average:
             self.average.load_state_dict(state["average"])
         self.policy.load_state_dict(state["policy"])
+        self.horizon.load_state_dict(state["horizon"])

@@ -325,10 +325,10 @@ def what(kind: Any, *, plural: bool = False) -> str:
 
 
 def without_none(values: Any) -> Any:
-    """Nested tables without the keys that are None, as TOML has no null."""
+    """Nested tables, and lists of them, without the keys that are None, as TOML has no null."""
     if isinstance(values, dict):
         return {key: without_none(value) for key, value in values.items() if value is not None}
-    return values
+    return [without_none(value) for value in values] if isinstance(values, list | tuple) else values
 
 
 @contextmanager

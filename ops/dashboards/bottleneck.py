@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.models import dashboard as models
 
-from ops.dashboards.panels import AnyPanel, Board, latest, lines, stacked
-from ops.dashboards.queries import EACH, LEGEND, SELECTED, metric, named, per_run, quantile, rate
-from ops.series import PREFIX
+from ops.dashboards.panels import AnyPanel, Board, Row, latest, lines, stacked
+from ops.dashboards.queries import (
+    BOTTLENECK,
+    EACH,
+    LEGEND,
+    OVERVIEW,
+    SELECTED,
+    STEP_SIZE,
+    metric,
+    named,
+    per_run,
+    quantile,
+    rate,
+)
 from ops.step_clock import DATA_BOUND_SHARE, PAUSE_BOUND_SHARE, PHASES
 
 # The same colors as the report and the live page, told apart with any kind of color vision.
@@ -19,12 +30,12 @@ PHASE_COLORS = dict(
 )
 
 
-def _rows() -> list[tuple[str, int, list[AnyPanel]]]:
+def _rows() -> list[Row]:
     return [
-        ("Data or computing", 5, _verdict()),
-        ("Where the time goes", 10, _time()),
-        ("Which stage", 9, _stages()),
-        ("Room for more", 8, _room()),
+        Row(title="Data or computing", height=5, further=OVERVIEW, panels=_verdict()),
+        Row(title="Where the time goes", height=10, further=STEP_SIZE, panels=_time()),
+        Row(title="Which stage", height=9, further=OVERVIEW, panels=_stages()),
+        Row(title="Room for more", height=8, further=OVERVIEW, panels=_room()),
     ]
 
 
@@ -144,7 +155,7 @@ def _room() -> list[AnyPanel]:
 
 
 BOARD = Board(
-    uid=f"{PREFIX}-bottleneck",
+    uid=BOTTLENECK,
     title="Alphastream: bottleneck",
     description="Is training bound by its data or by computing, by which stage, and what should be wider?",
     rows=_rows(),

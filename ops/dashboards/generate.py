@@ -16,6 +16,10 @@ from ops.series import PREFIX
 
 BOARDS = (overview.BOARD, bottleneck.BOARD, step_size.BOARD)
 WIDTH = 24
+NOT_DRAWN = {
+    "build_info": "the versions a process runs on say nothing over time; for people, and for joins of their own",
+}
+"""Series that are exported, and neither drawn nor alerted on, and why."""
 DATASOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 TAG = PREFIX
 
@@ -47,13 +51,14 @@ def build(board: Board) -> dict[str, Any]:
     ):
         made = made.with_variable(_variable(name, label, within))
     row_top = 0
-    for title, height, panels in board.rows:
-        made = made.with_row(dashboard.Row(title).grid_pos(models.GridPos(h=1, w=WIDTH, x=0, y=row_top)))
-        width = WIDTH // len(panels)
-        for column, panel in enumerate(panels):
-            position = models.GridPos(h=height, w=width, x=column * width, y=row_top + 1)
-            made = made.with_panel(panel.datasource(DATASOURCE).grid_pos(position))
-        row_top += height + 1
+    for row in board.rows:
+        made = made.with_row(dashboard.Row(row.title).grid_pos(models.GridPos(h=1, w=WIDTH, x=0, y=row_top)))
+        width = WIDTH // len(row.panels)
+        for column, panel in enumerate(row.panels):
+            position = models.GridPos(h=row.height, w=width, x=column * width, y=row_top + 1)
+            placed = panel.datasource(DATASOURCE).grid_pos(position).links([_link_further(row.further)])
+            made = made.with_panel(placed)
+        row_top += row.height + 1
     values = json.loads(json.dumps(made.build(), cls=JSONEncoder))
     for number, panel in enumerate(values["panels"], start=1):
         panel["id"] = number
@@ -69,6 +74,13 @@ def _link_to_the_others() -> dashboard.DashboardLink:
     """To all boards of the tag, with the runs and the time that are looked at."""
     link = dashboard.DashboardLink("Alphastream").type(models.DashboardLinkType.DASHBOARDS).tags([TAG])
     return link.include_vars(True).keep_time(True).as_dropdown(False)
+
+
+def _link_further(uid: str) -> dashboard.DashboardLink:
+    """From a panel to a board, with the runs and the time that are looked at."""
+    title = next(board.title for board in BOARDS if board.uid == uid)
+    link = dashboard.DashboardLink(title).type(models.DashboardLinkType.LINK)
+    return link.url(f"/d/{uid}?${{__url_time_range}}&${{__all_variables}}")
 
 
 def _alerts() -> dashboard.AnnotationQuery:

@@ -18,15 +18,32 @@ Steps = Sequence[tuple[float | None, str]]
 """Colors from values on, the first one's None."""
 
 
+NAMES = "ABCDEFG"
+"""Of a panel's queries."""
+LIVE_PAGE = "http://${__field.labels.instance}/"
+"""Of the run that a curve or number is of, where its address can be reached."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Panels of one height side by side, each with a link to the board that goes further into what they show."""
+
+    title: str
+    height: int
+    further: str
+    """Address of that board."""
+    panels: list[AnyPanel]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Board:
-    """One dashboard: rows of panels of one height, each with a title."""
+    """One dashboard."""
 
     uid: str
     """Its address in Grafana, /d/UID, and its file's name."""
     title: str
     description: str
-    rows: list[tuple[str, int, list[AnyPanel]]]
+    rows: list[Row]
 
 
 def lines(
@@ -48,10 +65,12 @@ def lines(
             .show_legend(True)
         )
         .tooltip(common.VizTooltipOptions().mode(common_models.TooltipDisplayMode.MULTI))
+        .data_links([_live_page()])
     )
     if from_zero:
         panel = panel.min(0)
-    for name, (expression, legend) in zip("ABCDEFG", targets.items(), strict=False):
+    assert len(targets) <= len(NAMES), f"{title}: too many curves"
+    for name, (expression, legend) in zip(NAMES, targets.items(), strict=False):
         panel = panel.with_target(prometheus.Dataquery().expr(expression).legend_format(legend).ref_id(name))
     return panel
 
@@ -72,8 +91,12 @@ def latest(
     steps: Steps = ((None, "text"),),
     texts: dict[str, tuple[str, str]] | None = None,
     legend: str = LEGEND,
+    legend_alone: bool = False,
 ) -> stat.Panel:
-    """The latest value of every run beside the others; `texts` gives values a text and a color."""
+    """The latest value of every run beside the others; `texts` gives values a text and a color.
+
+    With `legend_alone` the legend is shown and not the value.
+    """
     thresholds = [models.Threshold(value=value, color=color) for value, color in steps]
     panel = (
         stat.Panel()
@@ -84,12 +107,21 @@ def latest(
         .color_mode(common_models.BigValueColorMode.VALUE)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .thresholds(dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(thresholds))
+        .data_links([_live_page()])
         .with_target(prometheus.Dataquery().expr(expression).legend_format(legend).ref_id("A"))
     )
+    if legend_alone:
+        panel = panel.text_mode(common_models.BigValueTextMode.NAME)
     if texts is not None:
         results = {value: models.ValueMappingResult(text=text, color=color) for value, (text, color) in texts.items()}
         panel = panel.mappings([models.ValueMap(options=results)])
     return panel if decimals is None else panel.decimals(decimals)
+
+
+def _live_page() -> dashboard.DashboardLink:
+    """From a run's curve or number to the page that the run itself serves."""
+    link = dashboard.DashboardLink("Live page of ${__field.labels.run}").type(models.DashboardLinkType.LINK)
+    return link.url(LIVE_PAGE).target_blank(True)
 
 
 def spread(title: str, expression: str, *, description: str) -> heatmap.Panel:

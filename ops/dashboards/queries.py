@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from ops.series import PREFIX
 
+OVERVIEW, BOTTLENECK, STEP_SIZE = PREFIX, f"{PREFIX}-bottleneck", f"{PREFIX}-step-size"
+"""Addresses of the boards in Grafana, /d/ADDRESS."""
+
 SELECTED = 'job=~"$job", instance=~"$instance"'
 EACH = "(job, instance, run)"
 """What one run is told from another by."""
@@ -28,6 +31,11 @@ def named(expression: str) -> str:
 def metric(name: str, labels: str = "") -> str:
     """A gauge, or a counter's own value."""
     return named(selector(name, labels))
+
+
+def known(name: str, labels: str = "") -> str:
+    """A gauge that is never negative, where it is known: without NaN, whose legend would stand for no curve."""
+    return named(f"{selector(name, labels)} >= 0")
 
 
 def rate(name: str, labels: str = "", *, window: str = "$__rate_interval") -> str:

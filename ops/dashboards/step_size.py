@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from ops.dashboards.panels import AnyPanel, Board, latest, lines, spread, stacked
-from ops.dashboards.queries import LEGEND, metric, named, per_run, quantile, rate, selector
-from ops.series import PREFIX
+from ops.dashboards.panels import AnyPanel, Board, Row, latest, lines, spread, stacked
+from ops.dashboards.queries import (
+    BOTTLENECK,
+    LEGEND,
+    OVERVIEW,
+    STEP_SIZE,
+    metric,
+    named,
+    per_run,
+    quantile,
+    rate,
+    selector,
+)
 
 BUCKETS = selector("alpha_relative_bucket")
 MEASURING = per_run(rate("step_phase_seconds_total", 'phase="alpha"', window="5m"))
 
 
-def _rows() -> list[tuple[str, int, list[AnyPanel]]]:
+def _rows() -> list[Row]:
     return [
-        ("Is the rate right", 5, _verdict()),
-        ("Rate", 10, _rate()),
-        ("Estimates", 10, _estimates()),
-        ("Measuring", 8, _measuring()),
+        Row(title="Is the rate right", height=5, further=OVERVIEW, panels=_verdict()),
+        Row(title="Rate", height=10, further=OVERVIEW, panels=_rate()),
+        Row(title="Estimates", height=10, further=OVERVIEW, panels=_estimates()),
+        Row(title="Measuring", height=8, further=BOTTLENECK, panels=_measuring()),
     ]
 
 
@@ -80,6 +90,33 @@ def _rate() -> list[AnyPanel]:
             description="Long above 1: a higher optimizer.lr; long below: a lower one; stepsize.policy = 'auto' "
             "follows it by itself.",
         ),
+        lines(
+            "α* of the latest steps as a whole",
+            {
+                metric("horizon_alpha_relative"): LEGEND,
+                named(
+                    f"{selector('horizon_alpha_relative')} - 1.96 * {selector('horizon_alpha_relative_standard_error')}"
+                ): "{{run}} low",
+                named(
+                    f"{selector('horizon_alpha_relative')} + 1.96 * {selector('horizon_alpha_relative_standard_error')}"
+                ): "{{run}} high",
+            },
+            from_zero=False,
+            description="Of the latest quarter or so of all steps, which stepsize.policy = 'auto' keeps a little above "
+            "½. At ½ they gained nothing, below it they lost; at 1 their sum landed at the minimum along it.",
+        ),
+        lines(
+            "Steps measured as a whole",
+            {metric("horizon_steps"): LEGEND},
+            description="How many steps the latest of these measurements was of; none of policies that look at single "
+            "steps.",
+        ),
+        lines(
+            "What rollbacks left of the rate",
+            {metric("rate_factor"): LEGEND},
+            description="A factor on every rate, the schedule's and the policy's: 1 until the run diverges and goes "
+            "back to a checkpoint, lower from then on.",
+        ),
     ]
 
 
@@ -115,6 +152,14 @@ def _measuring() -> list[AnyPanel]:
                 "stale and dropped: the estimate came too late, or what it read was changed.",
             )
         ),
+        stacked(
+            lines(
+                "Measurements of many steps per second by outcome",
+                {per_run(rate("horizon_estimates_total", window="15m"), by="outcome"): "{{run}} {{outcome}}"},
+                description="stepsize.policy = 'auto' measures each time that a run is a sixteenth longer, so ever "
+                "more seldom.",
+            )
+        ),
         lines(
             "Age of an estimate",
             {metric("alpha_age_steps"): LEGEND},
@@ -130,7 +175,7 @@ def _measuring() -> list[AnyPanel]:
 
 
 BOARD = Board(
-    uid=f"{PREFIX}-step-size",
+    uid=STEP_SIZE,
     title="Alphastream: step size",
     description="Is the learning rate right, by what α* measures, and how sure is that?",
     rows=_rows(),

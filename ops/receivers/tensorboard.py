@@ -69,7 +69,10 @@ class TensorBoard:
         self._window: list[tuple[float, float, Mapping[str, float]]] = []
 
     def begin(self, *, steps: int) -> None:
-        """Goes on after `steps` steps: what an earlier process drew beyond them is not shown any more."""
+        """Goes on after `steps` steps: what was drawn beyond them, by an earlier process or by this one before it went
+        back, is not shown any more.
+        """
+        self._window.clear()
         if self._events is not None:
             self._events.start(steps + 1)
 
@@ -114,8 +117,9 @@ class TensorBoard:
 class EventFiles:
     """A folder of event files, one for each process and for each failure of the disk, written in a thread.
 
-    `put` only leaves the event in a bounded queue. A file whose writing failed is left as it is, since nothing can be
-    read behind half a record; what it held back is lost, and told once.
+    `put` only leaves the event in a bounded queue, `start` only the step from which points are drawn anew; both are
+    called by one thread. A file whose writing failed is left as it is, since nothing can be read behind half a record;
+    what it held back is lost, and told once.
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
@@ -123,16 +127,28 @@ class EventFiles:
         self._waiting: deque[Event] = deque(maxlen=MOST_WAITING)
         self._ending, self._warned = threading.Event(), False
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        """Of `_first_step` with `_waiting`: which points wait depends on where they are drawn anew from."""
         self._first_step: int | None = None
+        """Points from here on that lie in the files so far are not to be shown; None if that is written down."""
         self._file: tuple[BinaryIO, Any] | None = None
         self._retry_at = -math.inf
 
     def start(self, first_step: int) -> None:
-        """Begin to write; points of earlier files from `first_step` on are not shown any more."""
-        self._first_step = first_step
-        # a daemon: a disk that hangs must not keep the process
-        self._thread = threading.Thread(target=self._run, name="tensorboard", daemon=True)
-        self._thread.start()
+        """Begin to write, or go back: points so far from `first_step` on are not shown any more."""
+        with self._lock:
+            self._draw_anew_from(first_step)
+            kept = [event for event in self._waiting if event[1] < first_step]
+            self._waiting.clear()
+            self._waiting.extend(kept)
+        if self._thread is None:
+            # a daemon: a disk that hangs must not keep the process
+            self._thread = threading.Thread(target=self._run, name="tensorboard", daemon=True)
+            self._thread.start()
+
+    def _draw_anew_from(self, first_step: int) -> None:
+        """The caller holds the lock."""
+        self._first_step = first_step if self._first_step is None else min(first_step, self._first_step)
 
     def put(self, steps: int, values: Mapping[str, float]) -> None:
         """One point of each tag's curve."""
@@ -157,17 +173,26 @@ class EventFiles:
     def _write_waiting(self) -> None:
         if time.monotonic() < self._retry_at:
             return
+        begun: list[int] = []
         try:
             file, writer = self._file or self._begin_file()
-            for _ in range(len(self._waiting)):
-                writer.write(_encoded(*self._waiting.popleft()))
+            for _ in range(len(self._waiting) + 1):
+                with self._lock:
+                    first_step, self._first_step = self._first_step, None
+                    event = self._waiting.popleft() if first_step is None and self._waiting else None
+                if first_step is not None:
+                    begun.append(first_step)
+                    writer.write(_session_start(first_step))
+                if event is not None:
+                    writer.write(_encoded(*event))
             file.flush()
         except (OSError, ImportError) as error:
+            with self._lock:
+                for first_step in begun:
+                    self._draw_anew_from(first_step)
             self._leave_file()
             self._retry_at = time.monotonic() + RETRY_SECONDS
             self._tell(str(error))
-        else:
-            self._first_step = None
 
     def _begin_file(self) -> tuple[BinaryIO, Any]:
         messages = import_module("tensorboard.compat.proto.event_pb2")
@@ -177,10 +202,6 @@ class EventFiles:
         file = self._new_path().open("xb")
         self._file = file, records.RecordWriter(file)
         self._file[1].write(messages.Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
-        if self._first_step is not None:
-            session = messages.SessionLog(status=messages.SessionLog.SessionStatus.START)
-            begun = messages.Event(wall_time=now, step=self._first_step, session_log=session)
-            self._file[1].write(begun.SerializeToString())
         return self._file
 
     def _new_path(self) -> Path:
@@ -202,6 +223,13 @@ class EventFiles:
         if not self._warned:
             self._warned = True
             self._warn(f"{self._folder}: TensorBoard will not see all of this run ({reason}); training goes on")
+
+
+def _session_start(first_step: int) -> bytes:
+    """From where TensorBoard drops the points that it has read so far, of every curve."""
+    events = import_module("tensorboard.compat.proto.event_pb2")
+    session = events.SessionLog(status=events.SessionLog.SessionStatus.START)
+    return events.Event(wall_time=time.time(), step=first_step, session_log=session).SerializeToString()
 
 
 def _encoded(unix_time: float, steps: int, values: Mapping[str, float]) -> bytes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from stepsize.policies.choice import Policy, StepSizeConfig, make_policy
-from stepsize.policies.horizon_plan import NO_HORIZON, HorizonPlan
+from stepsize.policies.horizon import NO_HORIZON, HorizonPlan
 from stepsize.policies.rates import set_learning_rate
 
 if TYPE_CHECKING:

@@ -1,164 +1,280 @@
-"""`auto`: finds the rate from any first guess, and keeps the one at which many steps together gain what they should."""
+"""`auto`: finds the rate from any first guess, and keeps it where many steps together gain what they should."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from stepsize.estimate import Estimate, Outcome
-from stepsize.policies.few_rows import FewRows, steps_a_block
-from stepsize.policies.horizon_plan import HorizonPlan
-from stepsize.policies.horizon_series import HorizonSeries
-from stepsize.policies.horizon_target import target
-from stepsize.policies.rate_filter import RateFilter
+from stepsize.policies.evidence import ENOUGH_ROWS, FewRows, FirstRate, RateFilter, Repeats, TrialSteps, steps_a_block
+from stepsize.policies.horizon import NO_HORIZON, HorizonPlan, HorizonSeries, HorizonWindows, target_of
+from stepsize.policies.horizon.windows import FIRST
 from stepsize.policies.rates import Bounds, format_rate, moved
-from stepsize.policies.repeats import Repeats
-from stepsize.policies.trial_steps import Found, TrialSteps
-from stepsize.pooling import COUNTED, RateMoments
-import os as _os
-X=dict(init=.3,phi=.28,spac=1.18,upd=1/16,floor=.3,dcap=.15,c=1.,k0=4.,single=32,nb=1,aim=0.,cap=8,le=8,up=1.5,down=2.,drift=.02)
-for _kv in _os.environ.get('AUTOX','').split(','):
-    if _kv: X[_kv.split('=')[0]]=float(_kv.split('=')[1])
+
+BEGINNING = 0.3
+"""Share of the rate found by trial steps at which training begins: what lands one step at the minimum along it is too
+long for the steps that follow."""
+SINGLE_DRIFT = 0.02
+"""How far the best rate moves in one of the first steps, relative to it."""
+DRIFT = 0.15
+"""How far it moves at most between two series, relative to it."""
+TARGET_ERROR = 0.3
+"""How well the target is known, relative to it: no series counts for more than that, however many rows it probed."""
+UP, DOWN = 1.5, 0.5
+"""By how much one measurement changes the rate at most."""
+SHORTEST = 8
+"""Steps of a horizon below which α_K times the rate of its steps, not the present rate, is what counts."""
+AIMED_VARIANCE = TARGET_ERROR**2 / 2
+"""Of α_K relative to its target: a series has as many measurements as it takes, but at most MOST_MEASUREMENTS."""
+MOST_MEASUREMENTS = 8
+SPREADS = 8
+"""Series over which the variance of one measurement is averaged."""
+LOSING, ERRORS = 3, 2.0
+"""So many series in a row, each so many standard errors below zero, are steps that raise the loss."""
 
 
 class Auto:
-    """..."""
+    """Finds the rate by itself from any first guess and holds it on target; the schedule has no say from `start` on.
 
-    def __init__(self, *, guess: float, start: int = 0, bounds: Bounds = Bounds(high=100.0), warmup: int = 20,
-                 cooldown: tuple[int, int] | None = None) -> None:
+    1. Searching, by `TrialSteps`: a first rate, from steps too short to harm.
+    2. Single steps: from 0.3 times that rate on, α* of each of the next 32 steps is followed by a `RateFilter`. Over
+       the first `warmup` steps the rate is multiplied by a ramp from 1/warmup to 1.
+    3. Horizon: from then on α_K of the latest quarter or so of all steps is measured again whenever these have grown
+       by a sixteenth (`HorizonWindows`), and compared with its target (`target_of`): above it the steps were too short
+       for what is left to gain, below it they rattle more than they gain. The rate is multiplied by the ratio of the
+       two, damped by a Kalman gain of the measured variance and of how well the target is known, and by no more than
+       1.5 up and 2 down. Where one measurement tells too little, the next series has more of them.
+    4. Cooling down, unless told not to: over the last part of the budget the rate falls linearly to zero, and nothing
+       is measured.
+
+    `bounds` hold for the guess, the trial steps and what is followed; warm-up and cool-down pass through lower rates.
+
+    Outcomes of single steps: ok and ascent count. Of many: ok and ascent are pooled; a series of which nothing counts
+    halves the rate if numbers were not finite, and leaves it alone if they were flat, stale or dropped. Three series in
+    a row that lie two standard errors below zero are said to raise the loss, as they do on rows that a model overfits.
+
+    Estimates may come some steps late. They are weighed as of the steps that they measured.
+    """
+
+    def __init__(
+        self,
+        *,
+        guess: float,
+        start: int = 0,
+        bounds: Bounds = Bounds(high=100.0),  # noqa: B008 (frozen)
+        warmup: int = 20,
+        cooldown: tuple[int, int] | None = None,
+        endless: bool = False,
+    ) -> None:
+        """`cooldown` is its first step and the first after the budget; `endless` that there is no budget, so that K
+        is bounded.
+        """
         self.start, self.bounds, self.warmup, self.cooldown = start, bounds, warmup, cooldown
         self._trials = TrialSteps(guess=guess, bounds=bounds)
-        self._filter = RateFilter(drift=X['drift'], largest_factor=X['up'], smallest_factor=1/X['down'])
+        self._filter = RateFilter(drift=SINGLE_DRIFT, largest_factor=UP, smallest_factor=DOWN)
+        self._windows = HorizonWindows(endless=endless)
         self._few_rows, self._repeats = FewRows(), Repeats()
-        self._found: int | None = None
-        self._warmup = warmup
-        self._snapshots: list[int] = []
-        self._next = 0
-        self._last = 0
-        self._open: list[HorizonSeries] = []
-        self._rates: dict[int, float] = {}
-        self._sum = 0.0
-        self._sums: dict[int, float] = {}
-        self._asked = 0.0
-        self._spread = 0.0
-        self._nspread = 0
+        self._found: int | None = None  # first step after the search
+        self._warmup = warmup  # in steps; known once the search has seen how many rows a step probes
+        self._open: list[HorizonSeries] = []  # whose measurements have not all come, oldest first
+        self._last = 0  # t of the latest series that counted
+        self._spread, self._spreads = 0.0, 0  # relative variance of one measurement, and of how many series
+        self._losing, self._losing_since = 0, 0  # series in a row that lost, and the step of the first one's snapshot
         self._said: float | None = None
-        self.log = []
 
     def wants(self, step: int) -> bool:
+        """Every step while searching, and the 32 after that; none in cool-down."""
         if step < self.start or self._cooling(step):
             return False
-        return self._found is None or step - self._found < self._single
-
-    @property
-    def _single(self): return int(X['single'])
+        return self._found is None or step - self._found < FIRST
 
     def learning_rate(self, step: int, scheduled: float) -> float:
+        """The schedule's before `start`; then trial steps, then the rate under warm-up and cool-down."""
         if step < self.start:
             return scheduled
         if self._found is None:
             return self._trials.rate * self._left(step)
         ramp = min(1.0, max(1, step - self._found + 1) / self._warmup) if self._warmup else 1.0
-        self._asked = self._filter.rate * ramp * self._left(step)
-        return self._asked
+        return self._filter.rate * ramp * self._left(step)
 
     def horizon(self, done: int) -> HorizonPlan:
-        if self._found is None or self._cooling(done):
-            forget = tuple(self._snapshots)
-            self._snapshots = []
-            return HorizonPlan(forget=forget)
-        t = done - self._found
-        self._sum += self._asked
-        since = None
-        if t > self._single and self._snapshots:
-            if not self._open or done > self._open[-1].last:
-                if t >= self._next:
-                    pre = self._single
-                    want = t - max(1, min(round(X['phi'] * t), t - pre))
-                    at = next((s for s in self._snapshots if s - self._found >= want - 1), self._snapshots[-1])
-                    gap = max(1, int(X['upd'] * t))
-                    n = int(max(1, min(X['nb'] if not X['aim'] else min(X['cap'], math.ceil(self._spread / X['aim'])), gap)))
-                    K = done - at
-                    self._open.append(HorizonSeries(since=at, first=done, last=done + n - 1, rate=(self._sum - self._sums[at]) / K))
-                    self._next = t + max(gap, n)
-                    since = at
-            elif done <= self._open[-1].last:
-                since = self._open[-1].since
-        keep = t >= self._single and (not self._snapshots or t >= X['spac'] * (self._snapshots[-1] - self._found))
-        lowest = max((1 - X['phi']) * t * 0.93, self._single)
-        forget = []
-        while len(self._snapshots) > 1 and self._snapshots[1] - self._found < lowest and (not self._open or self._open[-1].last<=done or self._open[-1].since!=self._snapshots[0]):
-            forget.append(self._snapshots.pop(0))
-        if keep:
-            self._snapshots.append(done)
-            self._sums[done] = self._sum
-        return HorizonPlan(since=since, keep=keep, forget=tuple(forget))
+        """Snapshots and series as `HorizonWindows` plans them; in cool-down all snapshots are let go."""
+        found = self._found
+        if found is None or done <= found:
+            return NO_HORIZON
+        if self._cooling(done):
+            plan = self._windows.clear()
+        else:
+            latest = self._windows.series_end
+            wished = math.ceil(self._spread / AIMED_VARIANCE)
+            t, rate = done - found, self.learning_rate(done - 1, 0.0)
+            plan = self._windows.plan(t, rate=rate, wished=min(wished, MOST_MEASUREMENTS))
+            if plan.since is not None and t > latest:
+                last, mean = self._windows.series_end, self._windows.mean_rate
+                self._open.append(HorizonSeries(since=plan.since, first=t, last=last, mean_rate=mean))
+        since = None if plan.since is None else plan.since + found
+        return replace(plan, since=since, forget=tuple(t + found for t in plan.forget))
 
     def observe(self, estimate: Estimate) -> str | None:
+        """Weigh it; says so when the search ends, when the rate has moved by half since, and of what comes again and
+        again.
+        """
         if estimate.step < self.start or self._cooling(estimate.step):
             return None
+        self._repeats.add(estimate)
         if self._found is None:
-            return self._search(estimate)
-        if estimate.horizon == 1 and estimate.step - self._found < self._single:
-            return self._single_step(estimate)
-        while self._open and self._open[0].last < estimate.step + 1:
-            self._close(self._open.pop(0))
-        if self._open:
-            self._open[0].add(estimate)
-            if self._open[0].complete:
-                self._close(self._open.pop(0))
-        return None
+            decided = self._search(estimate)
+        elif estimate.horizon == 1:
+            decided = self._follow(estimate)
+        else:
+            decided = self._pool(estimate)
+        return self._repeats.with_warning(decided, estimate, self.learning_rate(estimate.step, estimate.learning_rate))
 
-    def _search(self, estimate):
+    def _search(self, estimate: Estimate) -> str | None:
         said = self._trials.observe(estimate, self._few_rows)
-        if not isinstance(said, Found):
+        if not isinstance(said, FirstRate):
             return said
         after = estimate.step + estimate.age + 1
-        rate = self.bounds.clamp(said.rate * X['init'])
-        self._filter.start(rate, said.standard_error * X['init'], step=estimate.step)
         self._found = after
         self._warmup = self.warmup * steps_a_block(estimate.rows)
-        return f"found {said.rate}"
+        self._filter.start(BEGINNING * said.rate, BEGINNING * said.standard_error, step=estimate.step)
+        self._clamp()
+        self._said = self._filter.rate
+        few = f"; {estimate.rows} probe rows tell little: give {ENOUGH_ROWS} or more, or watch the loss"
+        return (
+            f"step {after}: rate {format_rate(said.trial)} → {format_rate(self._said)}, reached over {self._warmup} "
+            f"steps ({BEGINNING:g} of the {format_rate(said.rate)} ± {format_rate(said.standard_error)} that trial "
+            "steps suggest)" + (few if estimate.rows < ENOUGH_ROWS else "")
+        )
 
-    def _single_step(self, estimate):
+    def _follow(self, estimate: Estimate) -> str | None:
+        after = estimate.step + estimate.age + 1
+        if self._found is None or estimate.step < self._found:
+            return None
         if estimate.outcome is Outcome.NONFINITE:
-            self._filter.scale(.5); return None
+            self._filter.scale(DOWN)
+            self._clamp()
+            return self._say(after, "halved: the probe rows gave no finite number")
         one = self._few_rows.add(estimate)
         if one is not None:
             self._filter.add(one, step=estimate.step)
             self._last = estimate.step + 1 - self._found
             self._clamp()
+        return self._say_if_moved(after, "the rate that α* of single steps suggests")
+
+    def _pool(self, estimate: Estimate) -> str | None:
+        """Completes one series at most: estimates come in the order of their steps."""
+        t = estimate.step + 1 - (self._found or 0)
+        after = estimate.step + estimate.age + 1
+        while self._open and self._open[0].last < t:  # of which a measurement was never made
+            self._close(self._open.pop(0))
+        if self._open and self._open[0].first <= t:
+            self._open[0].add(estimate)
+            if self._open[0].complete:
+                return self._close(self._open.pop(0), after)
         return None
 
-    def _close(self, series):
-        got = series.pooled()
-        t = series.first - self._found
-        gap = t - self._last
-        self._last = t
-        if got is None:
-            if series.nonfinite: self._filter.scale(.5)
-            return
-        a, v = got
-        K = series.first - series.since
-        tg = target(series.since - self._found, t, X['c'], X['k0'])
-        ratio = a / tg * (series.rate / self._filter.rate if K < X['le'] else 1.0)
-        noise = v / tg**2 + X['floor']**2
-        self._nspread += 1
-        self._spread += (min(v / tg**2 * len(series.pairs), 10.) - self._spread) / min(self._nspread, 8)
-        self._filter.correct(ratio, noise=noise, drifted=min(gap * X['drift']**2, X['dcap']**2))
+    def _close(self, series: HorizonSeries, after: int | None = None) -> str | None:
+        """Move the rate by what a whole series says."""
+        after = series.last + (self._found or 0) if after is None else after
+        target = target_of(self._windows.bounded(series.first), self._since(series))
+        pooled = series.pooled(target)
+        if pooled is None:
+            if not series.nonfinite:
+                return None
+            self._filter.scale(DOWN)
+            self._clamp()
+            return self._say(after, "halved: the probe rows gave no finite number")
+        relative, variance = pooled
+        self._keep_spread(variance / target**2 * len(series.moments))
+        ratio = relative / target
+        if series.horizon < SHORTEST:
+            ratio *= series.mean_rate / self._filter.rate
+        drifted = min((series.first - self._last) * SINGLE_DRIFT**2, DRIFT**2)
+        self._filter.correct(ratio, noise=variance / target**2 + TARGET_ERROR**2, drifted=drifted)
+        self._last = series.first
         self._clamp()
-        self.log.append((t, K, round(a, 2), round(v**.5, 2), round(tg, 2), float('%.3g' % self._filter.rate)))
+        losing = self._lost(series, relative, math.sqrt(variance))
+        why = f"α* of {series.horizon} steps is {relative:.2f} ± {math.sqrt(variance):.2f}, and should be {target:.2f}"
+        return losing or self._say_if_moved(after, why)
+
+    def _since(self, series: HorizonSeries) -> int:
+        """Its snapshot's t, counted as `bounded` counts."""
+        return max(0, self._windows.bounded(series.first) - series.horizon)
+
+    def _keep_spread(self, variance: float) -> None:
+        self._spreads = min(self._spreads + 1, SPREADS)
+        self._spread += (min(variance, MOST_MEASUREMENTS * AIMED_VARIANCE) - self._spread) / self._spreads
+
+    def _lost(self, series: HorizonSeries, relative: float, error: float) -> str | None:
+        """What to say once series after series raised the loss."""
+        if relative + ERRORS * error >= 0:
+            self._losing = 0
+            return None
+        self._losing += 1
+        if self._losing == 1:
+            self._losing_since = series.since + (self._found or 0)
+        if self._losing != LOSING:
+            return None
+        return (
+            f"step {series.last + (self._found or 0)}: the steps since step {self._losing_since} raise the loss on the "
+            f"probe rows (α* of {series.horizon} steps is {relative:.2f} ± {error:.2f}, below zero {LOSING} times in a "
+            "row): if these rows are kept from training the model overfits since then, and the best weights are of "
+            "before; else the log changes faster than the model learns"
+        )
 
     def _clamp(self) -> None:
         rate = self._filter.rate
         if (bounded := self.bounds.clamp(rate)) != rate:
             self._filter.scale(bounded / rate)
 
+    def _say(self, after: int, why: str) -> str:
+        before, self._said = self._said, self._filter.rate
+        return f"step {after}: rate {format_rate(before)} → {format_rate(self._said)} ({why})"
+
+    def _say_if_moved(self, after: int, why: str) -> str | None:
+        return self._say(after, why) if moved(self._said, self._filter.rate) else None
+
     def _cooling(self, step: int) -> bool:
         return self.cooldown is not None and step >= self.cooldown[0]
 
     def _left(self, step: int) -> float:
+        """What the cool-down leaves of a rate: 1 before it, falling linearly to 0 at the end of the budget."""
         if self.cooldown is None:
             return 1.0
         first, end = self.cooldown
         return min(1.0, max(0.0, (end - step) / (end - first)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Phase, search, filter, windows and what is under way, as JSON values."""
+        return {
+            "filter": self._filter.state_dict(),
+            "trials": self._trials.state_dict(),
+            "windows": self._windows.state_dict(),
+            "open": [series.state_dict() for series in self._open],
+            "found": self._found,
+            "warmup": self._warmup,
+            "last": self._last,
+            "spread": [self._spread, self._spreads],
+            "losing": [self._losing, self._losing_since],
+            "said": self._said,
+            "few_rows": self._few_rows.state_dict(),
+            "repeats": self._repeats.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`'s values; or, of a version whose `auto` followed single steps, from its rate."""
+        self._filter.load_state_dict(state["filter"])
+        self._trials.load_state_dict(state.get("trials", state))
+        self._found, self._said = state["found"], state["said"]
+        self._warmup = state.get("warmup", self.warmup)
+        self._few_rows.load_state_dict(state.get("few_rows"))
+        self._repeats.load_state_dict(state.get("repeats"))
+        if "windows" not in state:
+            return
+        self._windows.load_state_dict(state["windows"])
+        self._open = [HorizonSeries(**values) for values in state["open"]]
+        self._last = state["last"]
+        self._spread, self._spreads = state["spread"]
+        self._losing, self._losing_since = state["losing"]

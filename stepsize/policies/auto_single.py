@@ -6,12 +6,9 @@ from typing import Any
 
 from stepsize.estimate import Estimate, Outcome
 from stepsize.policies.cadence import Cadence
-from stepsize.policies.few_rows import ENOUGH_ROWS, FewRows, steps_a_block
-from stepsize.policies.horizon_plan import SingleSteps
-from stepsize.policies.rate_filter import RateFilter
+from stepsize.policies.evidence import ENOUGH_ROWS, FewRows, FirstRate, RateFilter, Repeats, TrialSteps, steps_a_block
+from stepsize.policies.horizon import SingleSteps
 from stepsize.policies.rates import Bounds, format_rate, moved
-from stepsize.policies.repeats import Repeats
-from stepsize.policies.trial_steps import Found, TrialSteps
 from stepsize.pooling import COUNTED
 
 MOST_HALVINGS = 3
@@ -125,7 +122,7 @@ class AutoSingle(SingleSteps):
 
     def _search(self, estimate: Estimate) -> str | None:
         said = self._trials.observe(estimate, self._few_rows)
-        if not isinstance(said, Found):
+        if not isinstance(said, FirstRate):
             return said
         after = estimate.step + estimate.age + 1
         self._filter.start(said.rate, said.standard_error, step=estimate.step)

@@ -6,9 +6,9 @@ from typing import Any
 
 from stepsize.estimate import Estimate
 from stepsize.policies.cadence import Cadence
-from stepsize.policies.horizon_plan import SingleSteps
+from stepsize.policies.evidence import Repeats
+from stepsize.policies.horizon import SingleSteps
 from stepsize.policies.rates import Bounds, format_rate, moved
-from stepsize.policies.repeats import Repeats
 from stepsize.pooling import RatioSums, per_rate
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stepsize.estimate import Estimate
-from stepsize.policies.horizon_plan import SingleSteps
+from stepsize.policies.horizon import SingleSteps
 from stepsize.policies.rates import format_rate
 from stepsize.pooling import COUNTED, median_rate
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from stepsize.estimate import Estimate
-from stepsize.policies.horizon_plan import SingleSteps
-from stepsize.policies.repeats import Repeats
+from stepsize.policies.evidence import Repeats
+from stepsize.policies.horizon import SingleSteps
 
 
 class NoMeasurements(SingleSteps):

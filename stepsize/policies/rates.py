@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # so that policies are chosen without importing torch
-    from torch.optim import Optimizer
+from typing import Any, Protocol
 
 SAID_FACTOR = 1.5
 """A rate that moved by less than this since it was last reported is not reported again."""
@@ -29,7 +26,13 @@ class Bounds:
         return min(max(rate, self.low), self.high)
 
 
-def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+class HasGroups(Protocol):
+    """A torch optimizer, or what has parameter groups like one."""
+
+    param_groups: list[dict[str, Any]]
+
+
+def set_learning_rate(optimizer: HasGroups, rate: float) -> None:
     """Give the first parameter group `rate` and each other group its share, in place if the rate is a tensor.
 
     The shares are those of the rates that the groups began with, which are noted as `initial_lr`, where torch's

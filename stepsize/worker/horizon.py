@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from stepsize.errors import MeasurementError
 from stepsize.measuring import Batch, Snapshot, Tracker, refuse_evaluating
 from stepsize.options import MeasuringOptions
-from stepsize.policies.horizon_plan import HorizonPlan
+from stepsize.policies import HorizonPlan
 from stepsize.worker.worker import StepSizeWorker
 
 

@@ -50,6 +50,7 @@ class Job:
             model=self.state.learner.model,
             optimizer=self.state.learner.optimizer,
             worker=self.state.worker,
+            horizon=self.state.horizon,
             average=None,
             clock=StepClock(),
         )

@@ -25,7 +25,7 @@ from trainer.records import load_latest
 STEPS = 60
 LAGS = [
     *((policy, lag) for policy in ("auto", "median_hold") for lag in (0, 1, 4, "random")),
-    *((policy, lag) for policy in ("observe", "ema") for lag in (1, "random")),
+    *((policy, lag) for policy in ("observe", "ema", "auto_single") for lag in (1, "random")),
 ]
 """Every policy, and every lag under those that ask for other steps by what they are told."""
 
@@ -202,7 +202,7 @@ def test_every_wanted_estimate_is_reported_once_at_the_age_of_the_delay(
 
 
 @pytest.mark.parametrize("policy", get_args(PolicyName))
-@pytest.mark.parametrize("cut", [7, 31])
+@pytest.mark.parametrize("cut", [7, 31, 47])
 def test_a_run_that_is_stopped_and_continued_is_the_same_run(
     small_data: Path, tmp_path: Path, undisturbed: dict[tuple[str, int], Ended], policy: str, cut: int
 ) -> None:

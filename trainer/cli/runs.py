@@ -1,4 +1,4 @@
-"""The verbs on runs: demo, train, evaluate, study, report."""
+"""The verbs on runs: demo, train, evaluate, report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.cli.settings import asks_for_help, current_arguments, settings_for_
 from trainer.cli.tables import cell_text, print_table
 from trainer.config import Config, load_config
 from trainer.console import Console
-from trainer.study import is_study, read_study
+from trainer.study import is_study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,54 +133,6 @@ def report_verb(arguments: list[str]) -> int:
 
         print(write_report(folder))
     return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyFileArguments:
-    """The arguments of a study that come before the settings."""
-
-    config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG.toml")]
-    """TOML file of the study: a configuration's sections as the base of every run, and [study]. Or the name of one
-    that comes with the package, such as learning-rate-free."""
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """Folder for runs and results: created, or continued where it stopped."""
-    jobs: int = 1
-    """Runs at a time, each in a process with its share of the cores. Budgets in seconds can be compared only at the
-    same number; the last bits of a loss may differ between numbers."""
-    arms: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: all)")] = ()
-    """Make only the runs of these arms."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyArguments(StudyFileArguments):
-    """Make all runs of a study, continuing DIR where it stopped, and report them.
-
-    Every --section.key below overrides the file's base of all runs; what an arm sets is changed in the file. Defaults
-    are those of preset dlrm-tiny; None stands for no value.
-
-    Example: alphastream study learning-rate-free --out STUDY --data.path DATA
-    """
-
-    settings: Annotated[Config, tyro.conf.arg(name="")]
-
-
-def study_verb(arguments: list[str]) -> int:
-    """`alphastream study CONFIG.toml --out DIR [--section.key value]`."""
-    if asks_for_help(arguments):
-        default = StudyArguments(config=tyro.MISSING, out=tyro.MISSING, settings=settings_for_help())
-        parse_arguments(StudyArguments, arguments, "study", default=default, underscores=True)
-    arguments = current_arguments(arguments, "study")
-    known = parse_first(StudyFileArguments, arguments, "study")
-    file = read_study(known.config)
-    default = StudyArguments(config=known.config, out=known.out, jobs=known.jobs, arms=known.arms, settings=file.base)
-    given = parse_arguments(StudyArguments, arguments, "study", default=default, underscores=True)
-    from trainer.study import run_study, write_study_report
-
-    console = Console()
-    end = run_study(file.unfold(given.settings), given.out, jobs=given.jobs, arms=given.arms, console=console)
-    page = write_study_report(given.out)
-    console.say(f"{end}; report {page.resolve().as_uri()}")
-    return end.exit_code
 
 
 def demo_verb(arguments: list[str]) -> int:

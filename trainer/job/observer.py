@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 from ops.live import LEAST_ESTIMATES, AlphaFactor, LiveStatus
@@ -18,6 +19,7 @@ from stepsize import per_rate, pool
 from stepsize.estimate import Estimate
 from trainer.console import Console, ProgressLine
 from trainer.job.lineage.withheld_steps import WithheldSteps
+from trainer.job.recording.log_progress import LogProgress
 from trainer.job.recording.watch import RecordWatch
 from trainer.job.run_directory import RunDirectory
 from trainer.learner import Evaluation, ProgressiveValidation
@@ -47,13 +49,13 @@ class Outlets:
     tensorboard: TensorBoard = field(default_factory=TensorBoard)
     estimates: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=POOLED_ESTIMATES))
     """(slope, curvature) of the latest estimates of α* with a number, those of earlier processes included."""
-    told_of_retries: list[str] = field(default_factory=list)
+    first_retry: Lock = field(default_factory=Lock)
+    """Taken by the first read of this process that is tried again, and never given back."""
 
     def retry(self, cause: str, text: str) -> None:
         """Counts a read that is tried again; the first of a process is said. In any thread."""
         self.metrics.read_retry(cause)
-        if not self.told_of_retries:
-            self.told_of_retries.append(text)
+        if self.first_retry.acquire(blocking=False):
             self.warn(f"{text}; further ones are counted in read_retries_total", step=self.live.steps_done)
 
     @cached_property
@@ -101,9 +103,11 @@ class RunObserver:
         self._estimates = outlets.estimates
         self._rates: deque[tuple[float, float]] = deque(maxlen=POOLED_ESTIMATES)
         self._factor: AlphaFactor | None = None
+        self._horizon: Estimate | None = None
         self._skipped_rows, self._warned = feed.skipped_rows, False
         self._flushed_seconds = -math.inf
         self._withheld = WithheldSteps(outlets, feed)
+        self._log = None if feed.log is None else LogProgress(feed.log)
 
     def on_step(self, record: Mapping[str, Any], timing: StepTiming, training_seconds: float) -> None:
         """One finished step: the fields of steps.jsonl, its timing, and the run's training time after it."""
@@ -116,8 +120,8 @@ class RunObserver:
         self._metrics.step(timing.seconds, timing.phases, rows, loss, rate, self._feed.queued_batches())
         self._metrics.scheduled_rate(record.get("scheduled_rate", rate))
         self._metrics.stages(self._feed.stage_totals())
-        if (log := self._feed.log) is not None:
-            self._metrics.generations(record["epoch"], waiting=log.count - 1 - record["epoch"])
+        if self._log is not None:
+            self._log.tell(self._metrics, generation=record["epoch"], rows=record["start"] + rows)
         self._count_skipped(step)
         self._withheld.on_step(record)
         self._live.step(
@@ -129,7 +133,7 @@ class RunObserver:
             seconds=timing.seconds,
             training_seconds=training_seconds,
         )
-        self._metrics.progress(step + 1, total_steps=self._live.total_steps, seconds_left=self._live.seconds_left())
+        self._metrics.progress(step + 1, total_steps=self._live.total_steps)
         self._outlets.manager.step(step + 1, loss=loss)
         self._outlets.tensorboard.step(
             step + 1, loss=loss, learning_rate=rate, seconds=timing.seconds, phases=timing.phases
@@ -157,7 +161,7 @@ class RunObserver:
         self._line.update(
             step + 1,
             lambda: (
-                f"loss {_loss(self._smooth_loss)}  lr {rate:.2e}{_alpha(self._factor)}  "
+                f"loss {_loss(self._smooth_loss)}  lr {rate:.2e}{_horizon(self._horizon) or _alpha(self._factor)}  "
                 f"{rows / self._recent_seconds:,.0f} rows/s  data wait {self._outlets.clock.bound().data_share:.0%}"
             ),
         )
@@ -167,6 +171,7 @@ class RunObserver:
         self._smooth_loss = math.nan
         self._factor = pooled_factor(self._estimates) if self._estimates else None
         self._rates.clear()
+        self._horizon = None
         shown = self._factor or pooled_factor(())
         self._metrics.pooled_alpha(shown.factor, shown.standard_error)
         self._metrics.proposed_rate(None, None)
@@ -181,6 +186,9 @@ class RunObserver:
     def on_estimate(self, estimate: Estimate) -> None:
         """One α* estimate, whatever its outcome."""
         record = {key: value for key, value in asdict(estimate).items() if value is not None or key not in OPTIONAL}
+        if estimate.horizon > 1:
+            self._on_horizon(estimate, record)
+            return
         self._directory.records["alpha"].append(record)
         self._metrics.estimate(str(estimate.outcome), estimate.relative, estimate.age)
         pair = per_rate(estimate)
@@ -203,6 +211,15 @@ class RunObserver:
             per_rate=pair,
             factor=self._factor,
         )
+
+    def _on_horizon(self, estimate: Estimate, record: dict[str, Any]) -> None:
+        """α* of many steps as a whole, recorded and shown apart: it does not say how long one should have been."""
+        self._directory.records["horizon"].append(record)
+        relative, error = estimate.relative, estimate.standard_error
+        self._metrics.horizon(str(estimate.outcome), estimate.horizon, relative, error)
+        if relative is not None:
+            self._horizon = estimate
+            self._live.horizon(estimate.horizon, relative, error)
 
     def on_message(self, message: str, *, step: int) -> None:
         """A sentence for people, such as what a policy just changed."""
@@ -259,6 +276,14 @@ def _alpha(factor: AlphaFactor | None) -> str:
         return f"  α* {factor.estimates} of {LEAST_ESTIMATES} estimates" if few else "  α* undefined"
     margin = "" if factor.margin is None else f" ± {factor.margin:.2g}"
     return f"  α* {factor.factor:.2g}{margin} × step"
+
+
+def _horizon(latest: Estimate | None) -> str:
+    """α* of many steps as a whole; nothing before there is one."""
+    if latest is None or latest.relative is None:
+        return ""
+    margin = "" if latest.standard_error is None else f" ± {1.96 * latest.standard_error:.2g}"
+    return f"  α* {latest.relative:.2g}{margin} × the last {latest.horizon} steps"
 
 
 def _loss(value: float) -> str:

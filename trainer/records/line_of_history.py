@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 
 from pipeline.shards import sync_folder
+from trainer.records.kept import listed
 
 _SET_ASIDE = "left-"
-_NAME = re.compile(r"step-(\d{8,})(\.replaced)?")
 
 
 def set_aside(run: str | Path, *, after: int) -> list[str]:
     """Renames the checkpoints of `run` beyond step `after` to `left-step-...`; returns their names until then, newest
-    first.
+    first, and of two of one step the one that was replaced.
 
     One that was set aside before under the same name is deleted for it. Once this has returned, `after` is the newest
     step to continue from.
     """
     folder = Path(run) / "checkpoints"
-    later = sorted(
-        path
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if (match := _NAME.fullmatch(path.name)) and int(match[1]) > after
-    )[::-1]
+    later = [path for step, path in sorted(listed(folder), reverse=True) if step > after]
     for path in later:
         aside = path.with_name(f"{_SET_ASIDE}{path.name}")
         if aside.exists():

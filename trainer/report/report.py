@@ -17,7 +17,15 @@ from ops.live import LEAST_ESTIMATES
 from pipeline.errors import InputError
 from trainer.records import EVALUATION_FIELDS, Column, RunHistory
 from trainer.report.figures import figures
-from trainer.report.summary import alpha_bins, best_evaluation, bound, evaluation_at, quantiles, rate_summary
+from trainer.report.summary import (
+    alpha_bins,
+    best_evaluation,
+    bound,
+    evaluation_at,
+    quantiles,
+    rate_summary,
+    time_by_phase,
+)
 
 CAPTIONS = {
     "loss": "Training loss (each point a mean of steps if there are many) and the evaluations of every split.",
@@ -29,10 +37,14 @@ CAPTIONS = {
     "pipeline to fill, is drawn apart.",
     "alpha": "What came of every estimate, and how the numbers are spread. Single estimates scatter widely: "
     "the pooled number is the one to go by.",
+    "horizon": "α* of the latest steps as a whole, a quarter or so of all at a time. At ½ they gained nothing, at 1 "
+    "their sum landed at the minimum along it; policy auto keeps it a little above ½. Bars are 95 % intervals.",
     "bias": "From one batch alone (biased), α* is far too large, because a step always looks good on the rows it was "
     "made from.",
 }
 DPI = 150
+ROUNDING = 1e-12
+"""Of a mean: what lies below is no deviation from it."""
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -222,7 +234,9 @@ def _mean_and_deviation(log: RunHistory) -> tuple[float, float]:
         return math.nan, math.nan
     rate, steps, squares = (log.steps[name][finite] for name in ("learning_rate", "steps", "rate_squares"))
     mean = float(np.average(rate, weights=steps))
-    return mean, math.sqrt(float((squares + steps * (rate - mean) ** 2).sum() / steps.sum()))
+    deviation = math.sqrt(float((squares + steps * (rate - mean) ** 2).sum() / steps.sum()))
+    # what the rounding of a mean leaves of one and the same rate is no deviation
+    return mean, deviation if deviation > ROUNDING * abs(mean) else 0.0
 
 
 def _evaluation_table(log: RunHistory) -> Table:
@@ -251,9 +265,21 @@ def _rate_table(log: RunHistory) -> Table:
 
 
 def _phase_table(log: RunHistory) -> Table:
-    spent = sum(log.phase_totals.values())
-    rows = [(name, seconds, seconds / spent) for name, seconds in log.phase_totals.items()]
-    return Table(stem="phases", title="Time by phase", columns=("phase", "seconds", "share"), rows=rows)
+    """Shares are those of the verdict, of the figure and of the live page: without the first step, which is apart."""
+    counted = time_by_phase(log)
+    first = {name: float(column[0]) for name, column in log.phases.items()} if len(log.steps["step"]) > 1 else {}
+    spent = sum(counted.values()) or 1.0
+    rows = [
+        (name, counted.get(name, 0.0) + first.get(name, 0.0), counted.get(name, 0.0) / spent, first.get(name, 0.0))
+        for name in dict.fromkeys([*counted, *first])
+        if counted.get(name, 0.0) + first.get(name, 0.0) > 0
+    ]
+    return Table(
+        stem="phases",
+        title="Time by phase; shares are without the first step",
+        columns=("phase", "seconds", "share", "first_step_seconds"),
+        rows=rows,
+    )
 
 
 def _outcome_table(log: RunHistory) -> Table:

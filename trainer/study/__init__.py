@@ -12,20 +12,33 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from trainer.study.definition import is_study, read_study
+from trainer.study.cost import CostConfig
+from trainer.study.definition import StudyFile, is_study, read_study
+from trainer.study.scaling import ScaledSetting, scale_of
 
 if TYPE_CHECKING:
+    from trainer.study.cost.table import cost_study
     from trainer.study.report import write_study_report
     from trainer.study.runner import run_study
+    from trainer.study.sanity import landings
 
 __all__ = [
+    "CostConfig",
+    "ScaledSetting",
+    "StudyFile",
+    "cost_study",
     "is_study",
+    "landings",
     "read_study",
     "run_study",
+    "scale_of",
     "write_study_report",
 ]
 
 _FILES = {
+    "cost_study": "cost.table",
+    "landings": "sanity",
+    "rates_study": "rates",
     "run_study": "runner",
     "write_study_report": "report",
 }

@@ -6,9 +6,10 @@ import difflib
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import tomli_w
@@ -27,6 +28,8 @@ from trainer.config import (
 )
 from trainer.earlier_keys import renewed_choices
 from trainer.study.grid import assign, cell_name, combinations, leaves, settings_of, short_names, value_of
+from trainer.study.scaling import ClockConfig, ScaleConfig, ScaledSetting, scaled
+from trainer.study.targets import PublishedConfig, TargetsConfig
 
 STUDIES_FOLDER = Path(__file__).with_name("studies")
 RESOLVED = "study.toml"
@@ -64,8 +67,20 @@ class StudyConfig:
     """Also report the best validation loss within so many steps."""
     within_seconds: tuple[float, ...] = ()
     """Also report steps and best validation loss within so many seconds of training."""
+    targets: TargetsConfig | None = None
+    """Losses to reach: the report says how soon every run does. By default none."""
     keep_checkpoints: bool = True
     """Whether finished runs keep their checkpoints; without them a run can be reported, not evaluated again."""
+    published: Literal["", "thesis-observe", "thesis-apply"] = ""
+    """The published study whose figures the report puts beside these, and whose list it ticks off; by default none."""
+    clock: ClockConfig | None = None
+    """Have budgets in seconds be multiples of what an arm takes on this machine; by default they are seconds."""
+    scale: ScaleConfig | None = None
+    """What --scale changes; without it the study cannot be scaled."""
+    scaled_by: str = ""
+    """The scale that these settings are at, as --scale was given; written by the study itself, like the next."""
+    scaled: tuple[ScaledSetting, ...] = ()
+    """What --scale changed."""
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arm]
@@ -75,9 +90,14 @@ class StudyConfig:
             raise ValueError(f"study.arm.name: {_first_double(names)!r} is there twice; name every arm differently")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"study.seeds is {list(self.seeds)}; give at least one, all different")
+        if self.targets is not None:
+            self.targets.refuse_arms(names)
         for name in ("within_steps", "within_seconds"):
             if any(not value > 0 for value in getattr(self, name)):
                 raise ValueError(f"study.{name} is {list(getattr(self, name))}; give positive numbers")
+        for clock in (self.clock, self.scale and self.scale.clock):
+            if clock and clock.arm not in names:
+                raise ValueError(f"study.clock.arm is {clock.arm!r}; give one of {', '.join(names)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +152,22 @@ class StudyFile:
     settings: StudyConfig
     base: Config
     """The sections of a run's configuration; `data.path` is empty if the file leaves it to the command line."""
+    given: frozenset[str]
+    """Dotted keys of those sections that the file itself gives a value."""
+
+    def scaled(self, scale: Fraction, *, train_rows: int) -> StudyFile:
+        """The same at `scale`, for a log with so many training rows, as its [study.scale] says.
+
+        Raises: ConfigError if it says nothing, or values that differ would become one.
+        """
+        if self.settings.scale is None:
+            those = [name for name in shipped_studies() if read_study(name).settings.scale]
+            raise ConfigError(
+                f"{self.path}: --scale: the study does not say what it scales (as {' and '.join(those)} do in "
+                "[study.scale]); leave --scale out"
+            )
+        settings, base = scaled(self.settings, self.base, given=self.given, scale=scale, train_rows=train_rows)
+        return replace(self, settings=settings, base=base)
 
     def unfold(self, base: Config | None = None) -> Study:
         """The study with `base`, the file's sections after overrides, as the base of every run.
@@ -172,6 +208,8 @@ class StudyFile:
             raise ConfigError(f"{self.path}: {MISSING_PATH}")
         try:
             shown = {key: value_of(config, key) for key in keys}
+            if self.settings.targets is not None:
+                self.settings.targets.refuse_unseen(config.eval.splits)
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from None
         return StudyRun(arm=arm.name, cell=cell, values=shown, seed=seed, config=config)
@@ -196,11 +234,16 @@ def read_study(path: str | Path) -> StudyFile:
     if not isinstance(section, dict):
         raise ConfigError(f"{path}: has no [study] section; add it, with seeds and at least one [[study.arm]]")
     _refuse_unknown(section, StudyConfig, "study", path)
+    _refuse_unknown(targets := section.get("targets"), TargetsConfig, "study.targets", path)
+    for published in targets.get("published", ()) if isinstance(targets, dict) else ():
+        _refuse_unknown(published, PublishedConfig, "study.targets.published", path)
     for arm in section.get("arm", ()):
         _refuse_unknown(arm, ArmConfig, "study.arm", path)
         if isinstance(arm, dict) and isinstance(arm.get("set"), dict):
             with config_errors(f"{path}: arm {arm.get('name', '')!r}"):
                 arm["set"] = renewed_choices(dict(leaves(arm["set"])))
+    for name, owner in (("clock", ClockConfig), ("scale", ScaleConfig)):
+        _refuse_unknown(section.get(name), owner, f"study.{name}", path)
     settings = convert({"study": section}, _Section, where=str(path)).study
     for arm in settings.arm:
         for key, choices in settings_of(arm.set):
@@ -208,10 +251,11 @@ def read_study(path: str | Path) -> StudyFile:
                 raise ConfigError(f"{path}: arm {arm.name!r} sets {SEED_KEY}; give seeds as study.seeds")
             if not choices:
                 raise ConfigError(f"{path}: arm {arm.name!r} gives {key} no value; give at least one")
+    given = frozenset(key for key, _ in leaves(values))
     values.setdefault("metrics", {}).setdefault("port", -1)
     # a run that goes back at half the rate is no run at the rate that its arm says
     values["divergence"] = {"rollbacks": 0, "loss_factor": 0.0, **values.get("divergence", {})}
-    return StudyFile(path=path, settings=settings, base=config_from(values, where=str(path)))
+    return StudyFile(path=path, settings=settings, base=config_from(values, where=str(path)), given=given)
 
 
 def is_study(folder: Path) -> bool:

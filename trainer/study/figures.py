@@ -97,7 +97,7 @@ def losses_by_cell(study: Study, cells: Sequence[Cell]) -> Figure:
     axes = figure.subplots()
     left_out = f", the best {len(shown)} of {len(ranked)}" if len(ranked) > len(shown) else ""
     style(axes, f"Best validation loss by cell{left_out}", "")
-    colors = dict(zip(study.varied, _colors(), strict=False))
+    colors = arm_colors(study)
     left, right = _frame(_best_losses(shown))
     axes.set_xlim(left, right)
     for place, cell in enumerate(shown):
@@ -114,15 +114,15 @@ def losses_by_cell(study: Study, cells: Sequence[Cell]) -> Figure:
     return figure
 
 
-def heat_map(arm: str, keys: Sequence[str], cells: Sequence[Cell]) -> Figure:
-    """Mean best validation loss over two keys, the first along the rows, the second along the columns."""
+def heat_map(title: str, keys: Sequence[str], cells: Sequence[Cell], losses: Sequence[float]) -> Figure:
+    """The cells' losses over two keys, the first along the rows, the second along the columns."""
     rows, columns = (_distinct(cells, key) for key in keys)
     table = np.full((len(rows), len(columns)), math.nan)
-    for cell in cells:
-        table[rows.index(cell.values[keys[0]]), columns.index(cell.values[keys[1]])] = cell.best_loss.mean
+    for cell, loss in zip(cells, losses, strict=True):
+        table[rows.index(cell.values[keys[0]]), columns.index(cell.values[keys[1]])] = loss
     figure = Figure(figsize=(max(5.6, 2.6 + 1.0 * len(columns)), max(3.0, 1.8 + 0.5 * len(rows))), layout="constrained")
     axes = figure.subplots()
-    style(axes, f"{arm}: mean best validation loss", keys[0])
+    style(axes, title, keys[0])
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     finite = table[np.isfinite(table)]
@@ -136,7 +136,7 @@ def heat_map(arm: str, keys: Sequence[str], cells: Sequence[Cell]) -> Figure:
     axes.set_yticks(range(len(rows)), [value_text(value) for value in rows])
     axes.set_xlabel(keys[1])
     axes.tick_params(length=0)
-    figure.colorbar(image, ax=axes, label=LOSS)
+    figure.colorbar(image, ax=axes, label=f"best {LOSS}")
     return figure
 
 
@@ -211,6 +211,11 @@ def _best_losses(cells: Sequence[Cell]) -> list[float]:
 
 def _nan_last(value: float) -> float:
     return math.inf if math.isnan(value) else value
+
+
+def arm_colors(study: Study) -> dict[str, str]:
+    """One color an arm, the same in every picture of its best cells."""
+    return dict(zip(study.varied, _colors(), strict=False))
 
 
 def _colors() -> Iterator[str]:

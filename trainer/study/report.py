@@ -10,11 +10,28 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from trainer.report import DPI, Table, duration, write_page, write_table
-from trainer.study.alpha import Estimates, burst_figure, statistics
+from trainer.study.comparison import budgets_of, correlations
 from trainer.study.definition import RESOLVED, Study, read_study
-from trainer.study.figures import heat_map, loss_along_training, losses_by_cell, losses_by_rate, rates_along_training
-from trainer.study.grid import value_text
-from trainer.study.results import Cell, Result, RunOutcome, cells, collect, correlations
+from trainer.study.figures import (
+    arm_colors,
+    heat_map,
+    loss_along_training,
+    losses_by_cell,
+    losses_by_rate,
+    rates_along_training,
+)
+from trainer.study.results import Cell, Result, RunOutcome, Spread, cells, collect, study_on_this_machine
+from trainer.study.tables import (
+    alpha_table,
+    cell_table,
+    correlation_table,
+    readable,
+    result_table,
+    scaling_table,
+)
+from trainer.study.targets.pages import TargetPages
+from trainer.study.thesis import Estimates, Section, burst_figure, thesis_section
+from trainer.study.thesis.checklist import checklist
 
 CAPTIONS = {
     "learning_rate": "Best validation loss over the learning rate that each run was given: lines are means over seeds, "
@@ -33,22 +50,55 @@ def write_study_report(out: Path) -> Path:
     Raises: ConfigError if `out` holds no study; OSError if it cannot be written.
     """
     study = read_study(out / RESOLVED).unfold()
+    study = study_on_this_machine(study, out) or study
     results = list(collect(study, out).values())
-    tables = write_results(study, out, results) + _written(out, [_alpha_table(study, out)])
+    section = thesis_section(study, results, out)
+    reached = TargetPages.of(study, out, results, colors=arm_colors(study))
     pictures = []
-    for stem, caption, figure in itertools.chain(_figures(study, results), _alpha_figures(study, out)):
+    for stem, caption, figure in itertools.chain(
+        section.pictures,
+        reached.figures(),
+        _figures(study, results),
+        () if section.pictures else _alpha_figures(study, out),
+    ):
         figure.savefig(out / f"{stem}.png", dpi=DPI, facecolor="white")
         pictures.append((stem, caption))
+    tables = [part for table in _written(out, reached.tables()) for part in readable(table, 3)]
+    tables += _page_tables(study, out, results, section, [stem for stem, _ in pictures])
     page = out / "index.html"
-    write_page(page, title=str(out), said=sentences(study, results), pictures=pictures, tables=tables)
+    said = [*sentences(study, results), *reached.sentences(), *section.said]
+    write_page(page, title=str(out), said=said, pictures=pictures, tables=tables)
     return page
+
+
+def _page_tables(
+    study: Study, out: Path, results: Sequence[Result], section: Section, pictures: Sequence[str]
+) -> list[Table]:
+    """All tables, each written as a file in full, as the page shows them."""
+    found = write_results(study, out, results)
+    alpha = alpha_table(study, out)
+    special = [table for table in (scaling_table(study), *section.tables) if table.rows]
+    if study.settings.published:
+        there = [*pictures, *(table.stem for table in (*special, *found))]
+        if any(one.number == "steps" for one in correlations(study, results)):
+            there.append("correlations_steps")
+        special.insert(0, checklist(study.settings.published, there))
+    _written(out, [*special, alpha])
+    keys = {"summary": 1 + len(study.keys), "results": 2 + len(study.keys), "alpha": 1, "correlations": 3}
+    wide = [*found, *([alpha] if alpha.rows else [])]
+    return special + [part for table in wide for part in readable(table, keys[table.stem])]
 
 
 def write_results(study: Study, out: Path, results: Sequence[Result]) -> list[Table]:
     """Writes summary.csv, correlations.csv (if there are any) and results.csv; returns them as tables."""
     grouped = cells(study, results)
     return _written(
-        out, [_summary_table(study, grouped), _correlation_table(study, results), _result_table(study, results)]
+        out,
+        [
+            cell_table(study, grouped),
+            correlation_table(correlations(study, results)),
+            result_table(study, results),
+        ],
     )
 
 
@@ -123,14 +173,31 @@ def _figures(study: Study, results: Sequence[Result]) -> Iterator[tuple[str, str
         yield "learning_rate", CAPTIONS["learning_rate"], losses_by_rate(study, grouped)
     for arm, keys in study.varied.items():
         if several and len(keys) == 2:
-            mine = [cell for cell in grouped if cell.arm == arm]
-            caption = f"Mean best validation loss of {arm} over {keys[0]} and {keys[1]}."
-            yield f"heat_{arm}", caption, heat_map(arm, keys, mine)
+            yield from _heat_maps(study, arm, keys, [cell for cell in grouped if cell.arm == arm])
     if several:
         yield "cells", CAPTIONS["cells"], losses_by_cell(study, grouped)
     if any(len(result.evaluations[0]) > 1 for result in results):
         yield "progress", CAPTIONS["progress"], loss_along_training(study, grouped)
     yield "rates", CAPTIONS["rates"], rates_along_training(study, grouped)
+
+
+def _heat_maps(
+    study: Study, arm: str, keys: Sequence[str], grouped: Sequence[Cell]
+) -> Iterator[tuple[str, str, Figure]]:
+    """One for each budget that the arm's runs are compared within."""
+    for budget in budgets_of(study, arm):
+        losses = [
+            Spread.of(budget.loss(one) for one in cell.results if one.outcome is RunOutcome.FINISHED).mean
+            for cell in grouped
+        ]
+        if any(map(math.isfinite, losses)):
+            caption = f"Mean best validation loss of {arm} over {keys[0]} and {keys[1]}, within {budget.name}."
+            stem = f"heat_{arm}_{budget.stem}" if budget.stem else f"heat_{arm}"
+            yield (
+                stem,
+                caption,
+                heat_map(f"{arm}, within {budget.name}", keys, grouped, losses),
+            )
 
 
 def _alpha_figures(study: Study, out: Path) -> Iterator[tuple[str, str, Figure]]:
@@ -140,104 +207,3 @@ def _alpha_figures(study: Study, out: Path) -> Iterator[tuple[str, str, Figure]]
         estimates = Estimates.load(out / run.path)
         if estimates is not None and "biased" in estimates.kinds:
             yield f"alpha_{arm}", f"{CAPTIONS['alpha']} Run {run.name}.", burst_figure(estimates, title=run.name)
-
-
-def _summary_table(study: Study, grouped: Sequence[Cell]) -> Table:
-    first = study.settings.arm[0].name
-    columns = (
-        "arm",
-        *study.keys,
-        "runs",
-        "finished",
-        "diverged",
-        "best_validation_loss",
-        "sd",
-        "min",
-        "max",
-        "final_validation_loss",
-        "test_loss",
-        "best_of_arm",
-        f"less_best_of_{first}",
-        "standard_error",
-    )
-    rows = [
-        (
-            cell.arm,
-            *(value_text(cell.values[key]) for key in study.keys),
-            len(cell.results),
-            cell.count(RunOutcome.FINISHED),
-            cell.count(RunOutcome.DIVERGED),
-            cell.best_loss.mean,
-            cell.best_loss.sd,
-            cell.best_loss.low,
-            cell.best_loss.high,
-            cell.final_loss.mean,
-            cell.test_loss.mean,
-            "yes" if cell.best_of_arm else "",
-            cell.difference.mean,
-            cell.difference.error,
-        )
-        for cell in grouped
-    ]
-    return Table(stem="summary", title="Cells, over their seeds", columns=columns, rows=rows)
-
-
-def _alpha_table(study: Study, out: Path) -> Table:
-    """One row a run that measured α*; the first estimate of each is left out."""
-    loaded = ((run, Estimates.load(out / run.path)) for run in study.runs)
-    figures = {run.name: statistics(estimates) for run, estimates in loaded if estimates is not None}
-    columns = tuple(dict.fromkeys(name for values in figures.values() for name in values))
-    rows = [(run, *(values.get(name) for name in columns)) for run, values in figures.items()]
-    return Table(stem="alpha", title="Estimates of α*", columns=("run", *columns), rows=rows)
-
-
-def _result_table(study: Study, results: Sequence[Result]) -> Table:
-    within = list(results[0].within) if results else []
-    columns = (
-        "arm",
-        *study.keys,
-        "seed",
-        "outcome",
-        "steps",
-        "best_validation_loss",
-        "best_step",
-        "final_validation_loss",
-        "test_loss",
-        "training_seconds",
-        "rate_mean",
-        "rate_median",
-        "rate_sd",
-        "rate_min",
-        "rate_max",
-        *within,
-        "run",
-    )
-    rows = [
-        (
-            result.run.arm,
-            *(value_text(result.run.values[key]) for key in study.keys),
-            str(result.run.seed),
-            str(result.outcome),
-            result.steps,
-            result.best_loss,
-            result.best_step,
-            result.final_loss,
-            result.test_loss,
-            result.training_seconds,
-            result.rate.mean,
-            result.rate_median,
-            result.rate.sd,
-            result.rate.low,
-            result.rate.high,
-            *(result.within[name] for name in within),
-            str(result.run.path),
-        )
-        for result in results
-    ]
-    return Table(stem="results", title="Runs", columns=columns, rows=rows)
-
-
-def _correlation_table(study: Study, results: Sequence[Result]) -> Table:
-    rows = [(found.arm, found.number, found.runs, found.r, found.p) for found in correlations(study, results)]
-    title = "What the best validation loss goes with (Pearson's r, and p without any connection)"
-    return Table(stem="correlations", title=title, columns=("arm", "number", "runs", "r", "p"), rows=rows)

@@ -15,6 +15,7 @@ from trainer.config import Config
 from trainer.records import Column, RunHistory, read_records
 from trainer.report import best_evaluation, evaluation_at
 from trainer.study.definition import Study, StudyRun
+from trainer.study.scaling import timed
 
 NOTHING = np.zeros(0)
 
@@ -97,6 +98,15 @@ class Result:
 def collect(study: Study, out: Path) -> dict[str, Result]:
     """The result of every run by its name, in the study's order."""
     return {run.name: collect_run(study, run, out) for run in study.runs}
+
+
+def study_on_this_machine(study: Study, out: Path) -> Study | None:
+    """The study with its seconds turned into this machine's by the runs in `out`, if it has a clock; None as long as
+    none of the runs that it goes by is finished."""
+    if study.settings.clock is None:
+        return study
+    ours = [collect_run(study, run, out) for run in study.runs if run.arm == study.settings.clock.arm]
+    return timed(study, [result.training_seconds for result in ours if result.outcome is RunOutcome.FINISHED])
 
 
 def collect_run(study: Study, run: StudyRun, out: Path) -> Result:
@@ -222,55 +232,3 @@ def _counts(result: Result) -> bool:
 
 def _differences(losses: Mapping[int, float], reference: Mapping[int, float]) -> list[float]:
     return [loss - reference[seed] for seed, loss in losses.items() if seed in reference]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Correlation:
-    """How the best validation loss of an arm's runs goes with one number of theirs."""
-
-    arm: str
-    number: str
-    runs: int
-    r: float
-    p: float
-
-
-def correlations(study: Study, results: Sequence[Result]) -> list[Correlation]:
-    """Pearson's r of the best validation loss with every varied number except the learning rate, whose effect is not
-    linear, and with the steps completed."""
-    found = []
-    for arm, keys in study.varied.items():
-        chosen = [result for result in results if result.run.arm == arm and _counts(result)]
-        numbers = {
-            key: [result.run.values[key] for result in chosen]
-            for key in keys
-            if key != "optimizer.lr" and all(_is_number(result.run.values[key]) for result in chosen)
-        }
-        numbers["steps"] = [result.steps for result in chosen]
-        for name, values in numbers.items():
-            both = pearson(np.array(values, dtype=np.float64), np.array([result.best_loss for result in chosen]))
-            if both is not None:
-                found.append(Correlation(arm=arm, number=name, runs=len(chosen), r=both[0], p=both[1]))
-    return found
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def pearson(x: Column, y: Column) -> tuple[float, float] | None:
-    """Pearson's r and its two-sided p under normality; None for fewer than 3 pairs or if one does not vary.
-
-    With r = sin φ the density of r without correlation is proportional to cosⁿ⁻³ φ in φ, so that
-    p = ∫ cosⁿ⁻³ from arcsin |r| to π/2, over the same from 0.
-    """
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    r = float(np.clip(np.corrcoef(x, y)[0, 1], -1.0, 1.0))
-    nodes, weights = np.polynomial.legendre.leggauss(256)
-
-    def tail(start: float) -> float:
-        half = (math.pi / 2 - start) / 2
-        return float(half * (weights @ np.cos(start + half * (nodes + 1.0)) ** (len(x) - 3)))
-
-    return r, min(1.0, tail(math.asin(abs(r))) / tail(0.0))

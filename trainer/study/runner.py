@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,10 @@ from trainer.config import ConfigError, load_config
 from trainer.console import Console
 from trainer.loop import Stop
 from trainer.process import Request, stop_signals
-from trainer.study.definition import RESOLVED, Study, changed_key
+from trainer.study.definition import RESOLVED, Study, StudyRun, changed_key
 from trainer.study.progress import StudyLine
 from trainer.study.report import write_results
-from trainer.study.results import Result, RunOutcome, collect, collect_run
+from trainer.study.results import Result, RunOutcome, collect, collect_run, study_on_this_machine
 from trainer.study.workers import RunError, runs_at_once, runs_in_turn
 
 
@@ -51,7 +52,7 @@ def run_study(study: Study, out: Path, *, jobs: int = 1, arms: tuple[str, ...] =
     Raises: ConfigError and InputError for what the user gave, naming the run if it is one run's; OSError if
     reading or writing failed or a process of a run was killed.
     """
-    _check(study, out, jobs, arms)
+    _check(study_on_this_machine(study, out) or study, out, jobs, arms)
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / "lock")
     try:
@@ -93,8 +94,7 @@ def _make_runs(study: Study, out: Path, jobs: int, arms: tuple[str, ...], consol
         if result.outcome.final:
             _tidy(study, out / result.run.path)
     chosen = [run for run in study.runs if not arms or run.arm in arms]
-    waiting = [run for run in chosen if not results[run.name].outcome.final]
-    done = len(chosen) - len(waiting)
+    done = sum(results[run.name].outcome.final for run in chosen)
     console.say(f"{out}: {len(chosen):,} runs, {done:,} of them done")
     with (
         stop_signals(partial(_announce, console)) as stopping,
@@ -102,20 +102,49 @@ def _make_runs(study: Study, out: Path, jobs: int, arms: tuple[str, ...], consol
     ):
         line = StudyLine(progress, console, done=done)
         make = runs_in_turn if jobs == 1 else partial(runs_at_once, jobs=jobs)
-        try:
-            for run, stop in make(waiting, out, listen=line.listen, stopping=stopping.is_set):
-                if not stop.unfinished:
-                    line.finished(run)
-                    _tidy(study, out / run.path)
-                results[run.name] = collect_run(study, run, out)
-                write_results(study, out, list(results.values()))
-        except RunError as failed:
-            _raise_cause(failed)
+        now = study
+        for part in _parts(study, chosen):
+            # what a second is may be known only once the runs before have been made
+            now = study_on_this_machine(study, out)
+            if now is None and any(run.config.budget.seconds for run in part):
+                if stopping.is_set():
+                    break
+                raise _no_clock(study)
+            results = collect(now or study, out)
+            names = {run.name for run in part}
+            waiting = [run for run in (now or study).runs if run.name in names and not results[run.name].outcome.final]
+            try:
+                for run, stop in make(waiting, out, listen=line.listen, stopping=stopping.is_set):
+                    if not stop.unfinished:
+                        line.finished(run)
+                        _tidy(study, out / run.path)
+                    results[run.name] = collect_run(now or study, run, out)
+                    write_results(now or study, out, list(results.values()))
+            except RunError as failed:
+                _raise_cause(failed)
+    now = study_on_this_machine(study, out) or study
+    results = collect(now, out)
     end = StudyEnd(
         results=tuple(results.values()), interrupted=any(not results[run.name].outcome.final for run in chosen)
     )
-    write_results(study, out, list(end.results))
+    write_results(now, out, list(end.results))
     return end
+
+
+def _parts(study: Study, chosen: Sequence[StudyRun]) -> list[list[StudyRun]]:
+    """The runs to make, those with a budget in seconds last if the study's clock has to be read before."""
+    if study.settings.clock is None:
+        return [list(chosen)]
+    return [[run for run in chosen if (run.config.budget.seconds is not None) is late] for late in (False, True)]
+
+
+def _no_clock(study: Study) -> ConfigError:
+    assert study.settings.clock is not None
+    arm = study.settings.clock.arm
+    return ConfigError(
+        f"arm {arm!r} has no run that finished, and its time is the unit of this study's budgets in seconds "
+        f"(study.clock); make it too: --arms {arm} ..."
+    )
 
 
 def _announce(console: Console, name: str, request: Request) -> None:

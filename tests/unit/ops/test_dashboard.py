@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from ops.dashboards import bottleneck, generate
+from ops.dashboards.panels import lines
 from ops.metrics import Metrics
+from ops.series import PREFIX, SERIES
 from ops.step_clock import PHASES
 
 COMMITTED: dict[str, dict[str, Any]] = {
@@ -57,6 +59,38 @@ def test_every_series_asked_for_is_exported(expression: str) -> None:
     names = set(re.findall(r"\b(?:alphastream|process)_\w+", expression))
     assert names
     assert names <= exported_names()
+
+
+def test_every_series_is_drawn_or_alerted_on_or_deliberately_neither() -> None:
+    rules = Path(generate.__file__).parents[1] / "rules" / "alphastream.yml"
+    alerts = re.findall(r"expr: (?:\|\n((?:          .*\n)+)|(.*))", rules.read_text(encoding="utf-8"))
+    used = set(re.findall(rf"\b{PREFIX}_(\w+)", " ".join([*EXPRESSIONS, *(several or one for several, one in alerts)])))
+    plain = {re.sub(r"_(bucket|sum|count)$", "", name) for name in used} | used
+    exported = {series.name for series in SERIES}
+    assert exported - plain == set(generate.NOT_DRAWN)
+    assert all(generate.NOT_DRAWN.values())
+
+
+def test_every_panel_links_to_another_board_and_every_curve_to_the_page_of_its_run() -> None:
+    for uid, board in COMMITTED.items():
+        for panel in board["panels"]:
+            if panel["type"] == "row":
+                continue
+            [link] = panel["links"]
+            further = re.fullmatch(r"/d/([\w-]+)\?\$\{__url_time_range\}&\$\{__all_variables\}", link["url"])
+            assert further, panel["title"]
+            assert further[1] in COMMITTED.keys() - {uid}
+            assert link["title"] == COMMITTED[further[1]]["title"]
+            if panel["type"] != "heatmap":
+                [page] = panel["fieldConfig"]["defaults"]["links"]
+                assert page["url"] == "http://${__field.labels.instance}/"
+
+
+def test_no_curve_of_a_panel_gets_lost() -> None:
+    queries = sum(len(panel.get("targets", [])) for panel in PANELS)
+    assert queries >= 75
+    with pytest.raises(AssertionError, match="too many curves"):
+        lines("Trouble", {f"up{{n='{number}'}}": "" for number in range(8)}, description="")
 
 
 def test_several_runs_can_be_chosen_by_names_that_are_exported() -> None:

@@ -253,13 +253,16 @@ def test_pooled_alpha_is_unknown_until_there_is_one() -> None:
     assert math.isnan(value(metrics, "alpha_pooled_relative"))
 
 
-def test_a_run_says_which_it_is_and_how_far_it_has_come(metrics: Metrics) -> None:
+def test_a_run_says_which_it_is_and_how_far_it_has_come() -> None:
+    left: list[float | None] = [30.0]
+    metrics = Metrics(seconds_left=lambda: left[0])
     metrics.run("runs/one", starts=3)
-    metrics.progress(40, total_steps=100, seconds_left=30.0)
+    metrics.progress(40, total_steps=100)
     assert value(metrics, "run_info", run="runs/one") == 1
     assert value(metrics, "run_starts_total") == 3
     assert [value(metrics, f"run_{name}") for name in ("step", "total_steps", "seconds_left")] == [40, 100, 30]
-    metrics.progress(41, total_steps=None, seconds_left=None)
+    metrics.progress(41, total_steps=None)
+    left[0] = None
     assert math.isnan(value(metrics, "run_total_steps"))
     assert math.isnan(value(metrics, "run_seconds_left"))
 

@@ -100,7 +100,7 @@ def test_a_run_in_progress_is_shown(open_page: Open) -> None:
     assert "data wait 25.0 %" in page
     assert "0.48765" in page
     assert "learning rate 9.1e-4 to 1.4e-3" in page
-    assert text(page, "factor") == "2.0 ± 0.20 ×"
+    assert text(page, "factor") == "2.0 ± 0.20\u00a0×"
     assert "pooled over 200; middle half of single ones 1.3 to 2.7" in text(page, "spread")
     assert text(page, "firststep").startswith("Left out: the first step, 0.020 s, of which 0.0050 s waiting for data")
     # Loss raw and smoothed, the evaluation, the rate, and the suggested rate on either side of the pause in measuring.
@@ -159,6 +159,24 @@ def test_a_run_that_mostly_evaluates_says_so_and_draws_its_evaluations(open_page
     assert drawn.count("stroke: var(--orange)") == 1
     assert drawn.count("fill: var(--orange)") == 4
     assert text(page, "losslegend").split() == ["training,", "smoothed", "training", "validation"]
+
+
+def test_a_loss_that_is_not_finite_is_no_number_of_before(open_page: Open) -> None:
+    """The curve ends where it was known; the tile, and the state, are of now."""
+    live = LiveStatus(StepClock(), run="runs/one")
+    live.state("training")
+    for step in range(60):
+        loss = 0.5 if step < 50 else math.nan
+        live.step(step, epoch=0, rows=256, loss=loss, learning_rate=1e-3, seconds=0.1)
+    live.message(50, "diverged at step 55: the last 5 steps were not finite; back to step 40")
+    for step in range(50, 60):
+        live.message(step, f"step {step} withheld: the loss is nan")
+    page = open_page(live)
+    assert text(page, "loss") == "not finite"
+    assert text(page, "state") == "training, loss not finite"
+    assert re.search(r'class="pill bad" id="state"', page)
+    assert "diverged at step 55: the last 5 steps were not finite; back to step 40" in page
+    assert "NaN" not in page.split("<script>")[0]
 
 
 def test_a_run_that_waits_for_rows_says_so_while_it_waits(open_page: Open) -> None:

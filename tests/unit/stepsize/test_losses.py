@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stepsize.errors import MeasurementError
 from stepsize.losses import AutogradLoss, BCEWithLogits, CrossEntropy, SquaredError, as_loss
@@ -98,6 +98,19 @@ def test_ignored_rows_count_for_nothing_in_sums_and_in_the_mean():
         alone = form(Z5[rest], CLASSES[rest], T5[rest])
         torch.testing.assert_close(form(Z5, y, T5).mean(), alone.mean(), rtol=1e-12, atol=0)
     torch.testing.assert_close(CrossEntropy().per_sample(Z5, y).mean(), nn.CrossEntropyLoss()(Z5, y))
+
+
+def test_a_compiled_loss_has_the_curvature_of_what_it_was_compiled_from() -> None:
+    """torch takes the second derivative of compiled parts for zero; whole or inside another function."""
+
+    def cubed(z: Tensor, y: Tensor) -> Tensor:
+        return (z - y).pow(3).sum(1)
+
+    compiled = torch.compile(cubed, backend="aot_eager")
+    for function in (compiled, lambda z, y: compiled(z, y) + cubed(z, y) - cubed(z, y)):
+        torch.testing.assert_close(
+            AutogradLoss(function).curvature(Z5, SOFT, T5), AutogradLoss(cubed).curvature(Z5, SOFT, T5)
+        )
 
 
 def test_a_loss_linear_in_its_logits_has_no_curvature():

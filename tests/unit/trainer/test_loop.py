@@ -13,6 +13,7 @@ import torch
 
 from ops.step_clock import NANOSECONDS, StepClock, StepTiming
 from stepsize.estimate import Estimate, Outcome
+from stepsize.policies import NO_HORIZON, HorizonPlan
 from trainer.budget import BudgetConfig, EvalConfig
 from trainer.divergence import Checked, Divergence, DivergenceConfig
 from trainer.loop import Loop, Position, Stop, Timetable
@@ -82,7 +83,7 @@ class Scene:
     def worker(self) -> Any:
         return self
 
-    def __call__(self, pair: Any, *, step: int, learning_rate: float, measure: bool) -> Trained:
+    def __call__(self, pair: Any, *, step: int, learning_rate: float, measure: bool, plan: HorizonPlan) -> Trained:
         self.pass_time(1)
         if measure:
             self.in_flight.append(step)
@@ -108,6 +109,9 @@ class Scene:
     # the policy
     def wants(self, step: int) -> bool:
         return True
+
+    def horizon(self, done: int) -> HorizonPlan:
+        return NO_HORIZON
 
     def learning_rate(self, step: int, scheduled: float) -> float:
         return 2 * scheduled

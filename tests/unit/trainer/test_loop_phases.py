@@ -14,6 +14,7 @@ from ops.device_clock import IN_FLIGHT_STEPS, DeviceClock
 from ops.device_time import shared
 from ops.step_clock import NANOSECONDS, PHASES, BoundKind, StepTiming
 from pipeline.errors import InterruptedWaitError
+from stepsize.policies import NO_HORIZON, HorizonPlan
 from tests.lagging_device import ANOTHER_ZERO, MILLISECOND, LaggingDevice, PacedFeed
 from trainer.budget import EvalConfig
 from trainer.divergence import Checked
@@ -53,7 +54,7 @@ class Scene:
         self.clock = DeviceClock(self.device, nanosecond_time=self.device.time)
         self.worker = self
 
-    def __call__(self, pair: Any, *, step: int, learning_rate: float, measure: bool) -> Trained:
+    def __call__(self, pair: Any, *, step: int, learning_rate: float, measure: bool, plan: HorizonPlan) -> Trained:
         waited = len(self.device.waited_for)
         for phase, share in WORK.items():
             with self.clock.phase(phase):
@@ -72,6 +73,9 @@ class Scene:
     def drain(self, *, step: int) -> list[Any]:
         self.device.now = max(self.device.now, self.device.free_at) + self.estimates_take
         return []
+
+    def horizon(self, done: int) -> HorizonPlan:
+        return NO_HORIZON
 
     def learning_rate(self, step: int, scheduled: float) -> float:
         self.device.now += self.between

@@ -63,6 +63,7 @@ def roll_back(
     outlets.console.warn(event["message"])
     outlets.metrics.rolled_back()
     outlets.metrics.set("rate_factor", recovery.rate_factor)
+    outlets.tensorboard.begin(steps=position.step)
     outlets.live.forget()
     outlets.estimates.clear()
     outlets.estimates.extend(replay_history(RunHistory.load(run), outlets.live))

@@ -82,6 +82,63 @@ def test_a_continued_run_repeats_no_step_and_keeps_what_stands(tmp_path: Path) -
     assert shown["alpha/relative"] == [(6, 2.0)]
 
 
+def drawn_by(board: TensorBoard) -> None:
+    """Has what waits written now, as the thread does every few seconds."""
+    assert board._events is not None
+    board._events._write_waiting()
+
+
+@pytest.mark.parametrize("written", ["before", "between", "neither"])
+def test_what_a_rollback_takes_back_is_not_shown_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    """Ten steps, back to the fourth and on, back to the second and on; written down by then or not."""
+    monkeypatch.setattr(module.EventFiles, "_run", lambda self: self._ending.wait() and self._write_waiting())
+    with TensorBoard(tmp_path) as board:
+        board.begin(steps=0)
+        train(board, range(1, 5))
+        board.evaluation(2, "validation", loss=0.5, auc=None, normalized_entropy=None)
+        board.evaluation(4, "validation", loss=0.25, auc=None, normalized_entropy=None)
+        train(board, range(5, 11), loss=lambda step: -step)
+        if written == "before":
+            drawn_by(board)
+        board.begin(steps=4)
+        train(board, range(5, 8), loss=lambda step: -10 * step)
+        if written == "between":
+            drawn_by(board)
+        board.begin(steps=2)
+        train(board, range(3, 5), loss=lambda step: 10.0 * step)
+    shown = curves(tmp_path)
+    assert shown["loss/train"] == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
+    assert shown["loss/validation"] == [(2, 0.5)]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_mean_is_of_steps_that_count(tmp_path: Path) -> None:
+    with TensorBoard(tmp_path, every_steps=4) as board:
+        board.begin(steps=0)
+        train(board, range(1, 8), loss=lambda step: 1e6)
+        board.begin(steps=4)
+        train(board, range(5, 9))
+    assert curves(tmp_path)["loss/train"] == [(4, 1e6), (8, 6.5)]
+
+
+def test_going_back_is_not_forgotten_with_a_disk_that_was_full(tmp_path: Path, full_disk: list[bool]) -> None:
+    events = module.EventFiles(tmp_path, lambda _: None)
+    for step in range(1, 5):
+        events.put(step, {"loss": float(step)})
+    events._write_waiting()
+    with events._lock:
+        events._draw_anew_from(3)
+    full_disk[0] = True
+    events._write_waiting()
+    full_disk[0], events._retry_at = False, -math.inf
+    events.put(3, {"loss": 30.0})
+    events._write_waiting()
+    events._leave_file()
+    assert curves(tmp_path) == {"loss": [(1, 1.0), (2, 2.0), (3, 30.0)]}
+
+
 def test_a_clock_that_went_back_changes_no_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with TensorBoard(tmp_path) as board:
         board.begin(steps=0)

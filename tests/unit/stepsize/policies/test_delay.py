@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 
 from stepsize.estimate import Estimate, Outcome
-from stepsize.policies.auto import Auto
+from stepsize.policies.auto_single import AutoSingle
 from stepsize.policies.choice import Policy, PolicyName, StepSizeConfig, make_policy
 from stepsize.policies.median_hold import MedianHold
 from tests.estimates import auto, estimate, following
@@ -194,7 +194,7 @@ def test_auto_does_not_halve_its_rate_for_a_trial_step(delay):
 
 
 @pytest.mark.parametrize("delay", [1, 4, 10])
-@pytest.mark.parametrize("name", ["ema", "auto"])
+@pytest.mark.parametrize("name", ["ema", "auto_single"])
 def test_a_delay_does_not_change_where_a_rate_settles(name, delay):
     """Estimates say nothing of the rate they were made at, so following them late overshoots nothing."""
     draw = random.Random(3)
@@ -243,4 +243,6 @@ def test_a_delay_is_a_number_of_steps():
     policy = make_policy(StepSizeConfig(policy="median_hold", delay=4), initial_rate=1e-3, total_steps=None)
     assert isinstance(policy, MedianHold)
     assert policy.delay == 4
-    assert isinstance(make_policy(StepSizeConfig(policy="auto", delay=4), initial_rate=1.0, total_steps=9), Auto)
+    assert isinstance(
+        make_policy(StepSizeConfig(policy="auto_single", delay=4), initial_rate=1.0, total_steps=9), AutoSingle
+    )

@@ -11,7 +11,7 @@ from torch import nn
 
 from stepsize import StepSizeConfig, StepSizeWorker, make_policy, set_learning_rate
 from stepsize.estimate import Estimate
-from stepsize.policies.few_rows import FewRows
+from stepsize.policies.evidence import FewRows
 from stepsize.pooling import rate_moments
 from tests.estimates import estimate
 from tests.resume import assert_resumes
@@ -73,7 +73,7 @@ WEIGHTS = torch.tensor([[3.0], [-2.0], [0.5], [1.0]])
 
 @pytest.mark.parametrize(("rows", "steps"), [(1, 32), (2, 16), (5, 8)])
 def test_the_warm_up_is_as_many_times_longer_as_an_estimate_takes_steps(rows, steps):
-    config = StepSizeConfig(policy="auto", interval=10_000, count=1, start=0, warmup=5, cooldown=0.0)
+    config = StepSizeConfig(policy="auto_single", interval=10_000, count=1, start=0, warmup=5, cooldown=0.0)
     policy, told = make_policy(config, initial_rate=1e-3, total_steps=10_000), 0
     while policy.learning_rate(told, 0.0) <= 1e-6:  # trial steps, none of them longer before there is evidence
         policy.observe(few(told, 1e-2 * (1 + 0.1 * (-1) ** told), rows, rate=policy.learning_rate(told, 0.0)))
@@ -89,7 +89,7 @@ def test_the_warm_up_is_as_many_times_longer_as_an_estimate_takes_steps(rows, st
 
 @pytest.mark.parametrize(("rows", "warns"), [(2, True), (15, True), (16, False)])
 def test_auto_says_that_a_few_rows_tell_little(rows, warns):
-    policy = make_policy(StepSizeConfig(policy="auto"), initial_rate=1e-3, total_steps=10_000)
+    policy = make_policy(StepSizeConfig(policy="auto_single"), initial_rate=1e-3, total_steps=10_000)
     told = [estimate(step, 1e-2 * (1 + 0.1 * (-1) ** step), error=1e-3, rate=1e-6) for step in range(20)]
     said = [policy.observe(replace(one, rows=rows)) for one in told]
     (found,) = [message for message in said if message and "reached over" in message]
@@ -110,7 +110,7 @@ def test_auto_trains_on_the_smallest_batches_and_does_not_run_away(rows, make):
     model = nn.Linear(4, 1)
     optimizer = make(model.parameters(), lr=1e-3)
     worker = StepSizeWorker(model, optimizer, loss)
-    policy = make_policy(StepSizeConfig(policy="auto"), initial_rate=1e-3, total_steps=700)
+    policy = make_policy(StepSizeConfig(policy="auto_single"), initial_rate=1e-3, total_steps=700)
     b1 = logistic(rows, generator)
     for step in range(700):
         b2, b1 = b1, logistic(rows, generator)

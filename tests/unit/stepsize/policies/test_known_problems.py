@@ -69,7 +69,7 @@ def loss_at(rate: float) -> float:
 def test_auto_lands_near_the_best_rate_from_every_guess(guess):
     best = Tracking.best_rate()
     least = loss_at(best)
-    config = StepSizeConfig(policy="auto", interval=10, count=10)
+    config = StepSizeConfig(policy="auto_single", interval=10, count=10)
     rate, loss = track(
         make_policy(config, initial_rate=guess, total_steps=None)
     )  # a moving target, nothing to settle on
@@ -91,7 +91,9 @@ def trained_from(guess: float, *, optimizer_rate: float) -> tuple[list[float], t
     model, loss = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 1)), nn.MSELoss()
     optimizer = torch.optim.AdamW(model.parameters(), lr=optimizer_rate)
     worker = StepSizeWorker(model, optimizer, loss)
-    policy = make_policy(StepSizeConfig(policy="auto", interval=20, count=10), initial_rate=guess, total_steps=40)
+    policy = make_policy(
+        StepSizeConfig(policy="auto_single", interval=20, count=10), initial_rate=guess, total_steps=40
+    )
     x, rates = torch.randn(41, 64, 5), []
     y = x.sum(2, keepdim=True).sin()
     for step in range(40):

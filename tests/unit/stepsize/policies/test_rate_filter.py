@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stepsize.policies.rate_filter import RateFilter
+from stepsize.policies.evidence import RateFilter
 from stepsize.pooling import RateMoments
 from tests.resume import assert_resumes
 

@@ -42,7 +42,7 @@ def found(policy: Policy) -> float:
 
 
 @pytest.mark.parametrize("outcome", REPEATED)
-@pytest.mark.parametrize("name", ["observe", "median_hold", "ema", "auto"])
+@pytest.mark.parametrize("name", ["observe", "median_hold", "ema", "auto_single"])
 def test_an_endless_outcome_from_the_start_ends_at_the_guess_and_never_above(name, outcome):
     rates, said = stream(policy_named(name), itertools.repeat(outcome))
     assert max(rates) <= GUESS
@@ -52,7 +52,7 @@ def test_an_endless_outcome_from_the_start_ends_at_the_guess_and_never_above(nam
 
 
 @pytest.mark.parametrize("outcome", REPEATED)
-@pytest.mark.parametrize("name", ["median_hold", "ema", "auto"])
+@pytest.mark.parametrize("name", ["median_hold", "ema", "auto_single"])
 def test_an_endless_outcome_later_on_moves_the_rate_within_a_factor_of_ten(name, outcome):
     policy = policy_named(name)
     before = found(policy)
@@ -74,7 +74,7 @@ def test_an_endless_outcome_later_on_moves_the_rate_within_a_factor_of_ten(name,
     ],
     ids=lambda pattern: "-".join(outcome.value for outcome in pattern),
 )
-@pytest.mark.parametrize("name", ["ema", "auto"])
+@pytest.mark.parametrize("name", ["ema", "auto_single"])
 def test_patterns_without_end_are_bounded_too(name, pattern):
     policy = policy_named(name)
     before = found(policy)
@@ -96,7 +96,7 @@ def test_a_number_ends_a_row():
     assert stream(policy_named("observe"), outcomes)[1] == []
 
 
-@pytest.mark.parametrize("name", ["observe", "ema", "auto"])
+@pytest.mark.parametrize("name", ["observe", "ema", "auto_single"])
 def test_the_state_of_a_run_from_before_rows_were_counted_is_taken(name):
     policy, fresh = policy_named(name), policy_named(name)
     found(policy)

@@ -41,13 +41,13 @@ class Fed:
 
 
 @pytest.mark.parametrize("cut", [1, 2, 4, 9, 13, 15, 17, 19, 21, 24, 27, 33, 39])
-@pytest.mark.parametrize("name", ["ema", "auto"])
+@pytest.mark.parametrize("name", ["ema", "auto_single"])
 def test_a_restored_policy_continues_exactly(name, cut):
     assert_resumes(lambda: Fed(name), steps=40, cut=cut)
 
 
 def test_the_stream_of_the_resume_test_reaches_every_phase():
-    fed = Fed("auto")
+    fed = Fed("auto_single")
     said = [text for _, _, text in (fed.advance() for _ in range(40)) if text]
     assert any("too short" in text for text in said)
     assert any("no evidence" in text for text in said)

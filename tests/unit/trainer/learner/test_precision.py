@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ops.step_clock import StepClock
 from pipeline.device import DevicePair, ModelInputs
 from pipeline.rows import RowPosition
-from stepsize import MeasuringOptions, StepSizeWorker
+from stepsize import Horizon, MeasuringOptions, StepSizeWorker
 from stepsize.losses import BCEWithLogits
 from trainer.learner import ModelConfig, OptimizerConfig, TrainingPrecision, build_model, build_optimizer
 from trainer.step import TrainStep
@@ -43,7 +43,13 @@ def train_step(model: nn.Module, name: Any, *, table: Any = "dense", lr: float =
     precision = TrainingPrecision(name=name, device=CPU)
     worker = StepSizeWorker(model, optimizer, BCEWithLogits(), delay=0, forward_context=precision.forward)
     return TrainStep(
-        model=model, optimizer=optimizer, worker=worker, average=None, clock=StepClock(), precision=precision
+        model=model,
+        optimizer=optimizer,
+        worker=worker,
+        horizon=Horizon(worker),
+        average=None,
+        clock=StepClock(),
+        precision=precision,
     )
 
 

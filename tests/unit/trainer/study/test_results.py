@@ -7,7 +7,6 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +14,11 @@ from matplotlib.image import imread
 from scipy import stats
 
 from tests.synthetic_run import step_records, write_lines
+from tests.synthetic_study import STEPS, write_result
+from trainer.study.comparison import correlations, pearson
 from trainer.study.definition import RESOLVED, Study, StudyRun, is_study, read_study
 from trainer.study.report import sentences, write_study_report
-from trainer.study.results import RunOutcome, cells, collect, correlations, pearson
+from trainer.study.results import RunOutcome, cells, collect
 
 STUDY = """
 [data]
@@ -38,35 +39,6 @@ name = "hold"
 "stepsize.interval" = [10, 20]
 "stepsize.count" = [3, 5]
 """
-STEPS = 60
-
-
-def write_result(
-    out: Path, run: StudyRun, loss: float, *, reason: str | None = "budget", worse_end: float = 0.0
-) -> None:
-    """A run with evaluations after 30 steps (loss + 0.01), 50 (loss) and 60 (loss + worse_end)."""
-    folder = out / run.path
-    folder.mkdir(parents=True)
-    steps = step_records(STEPS, peak=run.config.optimizer.lr or 8e-3)
-    for record in steps:
-        record["scheduled_rate"], record["seconds"] = record["learning_rate"], 0.03
-    write_lines(folder / "steps.jsonl", steps)
-    evaluations = [
-        {
-            "step": step,
-            "split": split,
-            "loss": value + offset if math.isfinite(value) else None,
-            "training_seconds": 0.03 * step,
-            "seconds": 0.1,
-        }
-        for step, value in ((30, loss + 0.01), (50, loss), (STEPS, loss + worse_end))
-        for split, offset in (("validation", 0.0), ("test", 0.5))
-    ]
-    write_lines(folder / "evals.jsonl", evaluations)
-    events: list[dict[str, Any]] = [{"event": "start", "step": 0}]
-    if reason is not None:
-        events.append({"event": "stop", "step": STEPS, "reason": reason})
-    write_lines(folder / "events.jsonl", events)
 
 
 def loss_of(run: StudyRun) -> float:
@@ -219,7 +191,14 @@ def test_tables_and_page(study: Study, out: Path) -> None:
     for sentence in sentences(study, list(collect(study, out).values())):
         assert sentence in text
     pictures = re.findall(r'img src="([^"]+)"', text)
-    assert pictures == ["learning_rate.png", "heat_hold.png", "cells.png", "progress.png", "rates.png"]
+    assert pictures == [
+        "learning_rate.png",
+        "heat_hold.png",
+        "heat_hold_within_40_steps.png",
+        "cells.png",
+        "progress.png",
+        "rates.png",
+    ]
     for picture in pictures:
         pixels = imread(out / picture)
         assert 0.005 < (pixels[..., :3] < 0.9).any(axis=2).mean() < 0.9

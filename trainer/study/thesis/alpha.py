@@ -13,10 +13,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from trainer.records import Column, read_records
-from trainer.report import BLUE, GREY, INK, ORANGE, step_axis, style
+from trainer.report import BLUE, GREY, INK, ORANGE, legend, new_figure, step_axis, style
 
 NUMBERS = ("slope", "curvature", "relative", "absolute")
 KINDS = ("unbiased", "biased", "hybrid")
+SPREAD = ("mean", "median", "sd", "min", "max", "range", "sd_over_mean", "sd_over_range")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +51,15 @@ class Estimates:
             cosines={name: _column(diagnoses, name) for name in ("cosine_b1", "cosine_b2")} if any(diagnoses) else {},
         )
 
-    def bursts(self) -> list[slice]:
-        """Estimates of consecutive steps, one slice a burst; all of them if there is one burst only."""
-        cuts = np.flatnonzero(np.diff(self.step) > 1) + 1
+    def bursts(self, interval: int | None = None) -> list[slice]:
+        """Estimates of consecutive steps, one slice a burst; all of them if there is one burst only.
+
+        Steps of different intervals of `interval` steps are different bursts, also if every step is measured.
+        """
+        apart = np.diff(self.step) > 1
+        if interval is not None:
+            apart |= np.diff(self.step // interval) > 0
+        cuts = np.flatnonzero(apart) + 1
         edges = [0, *cuts.tolist(), len(self.step)]
         return [slice(first, last) for first, last in itertools.pairwise(edges)]
 
@@ -75,28 +82,33 @@ def statistics(estimates: Estimates) -> dict[str, float]:
     for kind, numbers in estimates.kinds.items():
         if kind == "hybrid":
             continue
-        absolute, relative = numbers["absolute"], numbers["relative"]
-        mean, sd = float(np.nanmean(absolute)), float(np.nanstd(absolute, ddof=1)) if len(absolute) > 1 else math.nan
-        spread = float(np.nanmax(absolute) - np.nanmin(absolute))
-        figures |= {
-            f"{kind}_absolute_mean": mean,
-            f"{kind}_absolute_median": float(np.nanmedian(absolute)),
-            f"{kind}_absolute_sd": sd,
-            f"{kind}_absolute_sd_over_mean": sd / mean if mean else math.nan,
-            f"{kind}_absolute_sd_over_range": sd / spread if spread else math.nan,
-            f"{kind}_negative": int((absolute < 0).sum()),
-            f"{kind}_negative_share": float((absolute < 0).mean()),
-            f"{kind}_relative_mean": float(np.nanmean(relative)),
-            f"{kind}_relative_median": float(np.nanmedian(relative)),
-        }
+        for name in ("absolute", "relative"):
+            figures |= {f"{kind}_{name}_{figure}": value for figure, value in spread_figures(numbers[name]).items()}
+        absolute = numbers["absolute"]
+        figures[f"{kind}_negative"] = int((absolute < 0).sum())
+        figures[f"{kind}_negative_share"] = float((absolute < 0).mean())
     unbiased, biased, hybrid = (estimates.kinds.get(kind) for kind in KINDS)
     if unbiased and biased:
         for name in NUMBERS:
             figures[f"correlation_{name}"] = _correlation(biased[name], unbiased[name])
     if unbiased and biased and hybrid:
-        figures["hybrid_less_biased"] = float(np.nanmean(hybrid["relative"] - biased["relative"]))
-        figures["unbiased_less_hybrid"] = float(np.nanmean(unbiased["relative"] - hybrid["relative"]))
+        of_slope, of_curvature = hybrid["relative"] - biased["relative"], unbiased["relative"] - hybrid["relative"]
+        figures["hybrid_less_biased"] = float(np.nanmean(of_slope))
+        figures["unbiased_less_hybrid"] = float(np.nanmean(of_curvature))
+        figures["hybrid_less_biased_median"] = float(np.nanmedian(of_slope))
+        figures["unbiased_less_hybrid_median"] = float(np.nanmedian(of_curvature))
     return figures | {f"{name}_mean": float(np.nanmean(column)) for name, column in estimates.cosines.items()}
+
+
+def spread_figures(values: Column) -> dict[str, float]:
+    """Mean, median, sd (of the sample), extremes and range, sd over mean (coefficient of variation) and over range."""
+    finite = values[np.isfinite(values)]
+    if len(finite) == 0:
+        return dict.fromkeys(SPREAD, math.nan)
+    mean, sd = float(finite.mean()), float(finite.std(ddof=1)) if len(finite) > 1 else math.nan
+    low, high = float(finite.min()), float(finite.max())
+    shares = (sd / mean if mean else math.nan, sd / (high - low) if high > low else math.nan)
+    return dict(zip(SPREAD, (mean, float(np.median(finite)), sd, low, high, high - low, *shares), strict=True))
 
 
 def _correlation(x: Column, y: Column) -> float:
@@ -106,11 +118,11 @@ def _correlation(x: Column, y: Column) -> float:
     return float(np.corrcoef(x[both], y[both])[0, 1])
 
 
-def burst_figure(estimates: Estimates, *, title: str) -> Figure:
+def burst_figure(estimates: Estimates, *, title: str, interval: int | None = None) -> Figure:
     """Means, medians and spread of α* by burst of measured steps: relative, absolute with the rate, and its parts."""
     figure = Figure(figsize=(9.6, 11.0), layout="constrained")
     relative, absolute, parts = figure.subplots(3, 1)
-    bursts = estimates.bursts()
+    bursts = estimates.bursts(interval)
     middle = np.array([estimates.step[burst].mean() for burst in bursts])
     colors = {"unbiased": BLUE, "biased": ORANGE}
     style(relative, f"{title}: mean α* by burst", "α*, times the applied step")
@@ -141,4 +153,28 @@ def burst_figure(estimates: Estimates, *, title: str) -> Figure:
     for axes in (relative, absolute, parts):
         step_axis(axes)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
+    return figure
+
+
+def decomposition_figure(estimates: Estimates, *, title: str, interval: int | None = None) -> Figure:
+    """The two shares of unbiased − biased by burst: hybrid − biased (the slope's), unbiased − hybrid (the curvature's).
+
+    Needs all three kinds of estimates.
+    """
+    unbiased, biased, hybrid = (estimates.kinds[kind]["relative"] for kind in KINDS)
+    bursts = estimates.bursts(interval)
+    middle = [estimates.step[burst].mean() for burst in bursts]
+    figure, axes = new_figure(
+        f"{title}: what makes biased estimates of α* too large", "difference of α*, mean by burst"
+    )
+    for name, difference, color in (
+        ("hybrid − biased, the slope's share", hybrid - biased, ORANGE),
+        ("unbiased − hybrid, the curvature's share", unbiased - hybrid, BLUE),
+    ):
+        by_burst = [float(np.nanmean(difference[burst])) for burst in bursts]
+        mean = float(np.nanmean(difference))
+        axes.plot(middle, by_burst, color=color, marker=".", label=f"{name} (mean {mean:.4g})")
+    axes.set_yscale("symlog", linthresh=1.0)
+    axes.axhline(0.0, color=GREY, linewidth=1)
+    legend(axes, 1)
     return figure

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stepsize.estimate import Estimate, Outcome
-from stepsize.policies.few_rows import ENOUGH_ROWS, FewRows
+from stepsize.policies.evidence.few_rows import ENOUGH_ROWS, FewRows
 from stepsize.policies.rates import Bounds, format_rate
 from stepsize.pooling import COUNTED, RateMoments, RateMomentSums
 
@@ -18,7 +18,7 @@ PATIENCE = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class FirstRate:
     """What the trial steps suggest."""
 
     rate: float
@@ -47,7 +47,7 @@ class TrialSteps:
         self._tried = 0  # estimates without evidence at the present length
         self._since = 0  # first step at the present length
 
-    def observe(self, estimate: Estimate, few_rows: FewRows) -> Found | str | None:
+    def observe(self, estimate: Estimate, few_rows: FewRows) -> FirstRate | str | None:
         """Takes in one estimate; says what was found, or what changed."""
         after, present = estimate.step + estimate.age + 1, estimate.step >= self._since
         if estimate.rows < ENOUGH_ROWS and not present:
@@ -67,12 +67,12 @@ class TrialSteps:
         why = "too short a step to tell from none" if flat else "no evidence of a rate yet"
         return f"step {after}: rate {format_rate(before)} → {format_rate(self.rate)} ({why})"
 
-    def _evidence(self, one: RateMoments) -> Found | None:
+    def _evidence(self, one: RateMoments) -> FirstRate | None:
         self._sums.add(one)
         pooled = self._sums.pooled()
         if pooled is None or pooled[0] - 2 * pooled[1] <= 0:
             return None
-        return Found(rate=pooled[0], standard_error=pooled[1], trial=self.rate)
+        return FirstRate(rate=pooled[0], standard_error=pooled[1], trial=self.rate)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values, under the names that `AutoSingle`'s state has had for them."""

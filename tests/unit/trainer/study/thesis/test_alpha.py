@@ -11,28 +11,8 @@ import pytest
 from scipy import stats
 
 from tests.synthetic_run import write_lines
-from trainer.study.alpha import Estimates, burst_figure, statistics
-
-RNG = np.random.default_rng(0)
-
-
-def numbers(slope: float, curvature: float, rate: float) -> dict[str, float]:
-    relative = -slope / curvature
-    return {"slope": slope, "curvature": curvature, "relative": relative, "absolute": relative * rate}
-
-
-def estimate(step: int) -> dict[str, Any]:
-    rate = 1e-3 * (1 + step / 100)
-    slopes, curvatures = RNG.normal(-1, 2, 2), RNG.lognormal(0, 0.2, 2)
-    return {
-        "step": step,
-        "outcome": "ok",
-        "learning_rate": rate,
-        **numbers(slopes[0], curvatures[0], rate),
-        "biased": numbers(slopes[1] - 5, curvatures[1], rate),
-        "hybrid": numbers(slopes[0], curvatures[1], rate),
-        "diagnostics": {"cosine_b1": -0.01 * step, "cosine_b2": -0.5},
-    }
+from tests.synthetic_study import estimate, numbers
+from trainer.study.thesis.alpha import Estimates, burst_figure, decomposition_figure, statistics
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +70,31 @@ def test_estimates_of_consecutive_steps_are_a_burst(records: tuple[Path, list[di
     lines = {line.get_label(): line for line in burst_figure(estimates, title="a run").axes[0].lines}
     expected = [np.mean([record["relative"] for record in records[1][part]]) for part in (slice(4), slice(4, 9))]
     np.testing.assert_allclose(np.asarray(lines["unbiased"].get_ydata()), expected)
+
+
+def test_steps_of_different_intervals_are_different_bursts(records: tuple[Path, list[dict[str, Any]]]) -> None:
+    estimates = Estimates.load(records[0])
+    assert estimates is not None
+    assert [estimates.step[burst].tolist() for burst in estimates.bursts(3)] == [
+        [1, 2],
+        [3, 4],
+        [100, 101],
+        [102, 103, 104],
+    ]
+
+
+def test_the_decomposition_is_drawn_by_burst(records: tuple[Path, list[dict[str, Any]]]) -> None:
+    run, kept = records
+    estimates = Estimates.load(run)
+    assert estimates is not None
+    slope, curvature = decomposition_figure(estimates, title="a run").axes[0].lines[:2]
+    biased, hybrid, unbiased = (
+        np.array([each["relative"] for each in which])
+        for which in ([one["biased"] for one in kept], [one["hybrid"] for one in kept], kept)
+    )
+    parts = (slice(4), slice(4, 9))
+    np.testing.assert_allclose(np.asarray(slope.get_ydata()), [(hybrid - biased)[part].mean() for part in parts])
+    np.testing.assert_allclose(np.asarray(curvature.get_ydata()), [(unbiased - hybrid)[part].mean() for part in parts])
 
 
 def test_a_run_without_numbers_has_no_statistics(tmp_path: Path) -> None:

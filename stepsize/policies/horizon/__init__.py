@@ -1,0 +1,10 @@
+"""Many steps at once as a guide to the rate: when they are measured, what of one series comes, and what should."""
+
+from __future__ import annotations
+
+from stepsize.policies.horizon.plan import NO_HORIZON, HorizonPlan, SingleSteps
+from stepsize.policies.horizon.series import HorizonSeries
+from stepsize.policies.horizon.target import target_of
+from stepsize.policies.horizon.windows import HorizonWindows
+
+__all__ = ["NO_HORIZON", "HorizonPlan", "HorizonSeries", "HorizonWindows", "SingleSteps", "target_of"]

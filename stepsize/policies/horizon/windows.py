@@ -1,0 +1,102 @@
+"""Which snapshots a run keeps and when it measures since which of them: its length alone decides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stepsize.policies.horizon.plan import HorizonPlan
+
+FIRST = 32
+"""Steps since the search before the first snapshot; these are measured one by one."""
+SHARE = 0.28
+"""K as a share of the steps since the search."""
+RATIO = 1.18
+"""From the step of one snapshot to that of the next."""
+EVERY = 1 / 16
+"""From one series of measurements to the next, as a share of the steps since the search."""
+MOST_STEPS = 100_000
+"""Steps beyond which a run without an end plans as if it had made so many: K is up to 28,000 of them."""
+
+
+class HorizonWindows:
+    """Keeps snapshots at steps of a geometric sequence, and begins a series of measurements every sixteenth of a run.
+
+    t counts the steps since the search. A series that begins at t is measured from the first snapshot after t − K,
+    K = 0.28 t, or the newest; before t = 44 from that of t = 32. At most three snapshots are kept at a time.
+    With `endless`, t is taken for no more than 100,000 in all this, so that K stays bounded.
+    """
+
+    def __init__(self, *, endless: bool) -> None:
+        self.endless = endless
+        self._kept: dict[int, float] = {}  # t of every snapshot, oldest first, and the sum of the rates up to it
+        self._sum = 0.0  # of the rates of all steps
+        self._next = FIRST + 1  # when the next series begins
+        self.mean_rate = 0.0
+        """Of the steps from the snapshot of the latest series to its beginning."""
+        self._series = (0, 0)  # since which snapshot, and until when, the latest series is measured
+
+    def plan(self, t: int, *, rate: float, wished: int) -> HorizonPlan:
+        """What to do after t steps, of which the latest had `rate`; the plan's steps are such t as well.
+
+        A series that begins has as many measurements as `wished`, if there is time for them before the next.
+        """
+        self._sum += rate
+        if self._kept and t >= self._next:
+            gap = max(1, int(EVERY * self.bounded(t)))
+            since = self._snapshot_for(t)
+            self._series = (since, t + min(max(wished, 1), gap) - 1)
+            self.mean_rate = (self._sum - self._kept[since]) / (t - since)
+            self._next = t + gap
+        since = self._series[0] if t <= self._series[1] else None
+        forget = self._outlived(t)
+        for old in forget:
+            del self._kept[old]
+        keep = t >= FIRST and (not self._kept or t - self._newest >= (RATIO - 1) * self.bounded(self._newest))
+        if keep:
+            self._kept[t] = self._sum
+        return HorizonPlan(since=since, keep=keep, forget=forget)
+
+    def bounded(self, t: int) -> int:
+        """t, or what it is taken for in a run without an end."""
+        return min(t, MOST_STEPS) if self.endless else t
+
+    @property
+    def series_end(self) -> int:
+        """The t of the last measurement of the latest series."""
+        return self._series[1]
+
+    def clear(self) -> HorizonPlan:
+        """Forget every snapshot, for good."""
+        forget = tuple(self._kept)
+        self._kept, self._series = {}, (0, 0)
+        return HorizonPlan(forget=forget)
+
+    @property
+    def _newest(self) -> int:
+        return next(reversed(self._kept))
+
+    def _earliest_for(self, t: int) -> int:
+        return t - max(1, min(round(SHARE * self.bounded(t)), t - FIRST)) - 1
+
+    def _snapshot_for(self, t: int) -> int:
+        earliest = self._earliest_for(t)
+        return next((kept for kept in self._kept if kept >= earliest), self._newest)
+
+    def _outlived(self, t: int) -> tuple[int, ...]:
+        """The snapshots that neither this series nor a later one is measured from."""
+        in_use = {self._series[0]} if t < self._series[1] else set[int]()
+        earliest = self._earliest_for(max(t + 1, self._next))
+        return tuple(kept for kept in self._kept if kept < min(earliest, self._newest) and kept not in in_use)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON values."""
+        kept = [[t, total] for t, total in self._kept.items()]
+        series = {"series": list(self._series), "rate": self.mean_rate}
+        return {"kept": kept, "sum": self._sum, "next": self._next, **series}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`'s values."""
+        self._kept = {int(t): float(total) for t, total in state["kept"]}
+        self._sum, self._next = float(state["sum"]), int(state["next"])
+        first, last = state["series"]
+        self._series, self.mean_rate = (int(first), int(last)), float(state["rate"])

@@ -1,0 +1,81 @@
+"""Which snapshots are kept, and since which of them is measured when."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+
+from stepsize.policies.horizon import HorizonPlan, HorizonWindows
+from stepsize.policies.horizon.windows import FIRST, MOST_STEPS
+
+
+def plans(steps: int, *, endless: bool = False, wished: int = 1) -> list[tuple[int, HorizonPlan]]:
+    windows = HorizonWindows(endless=endless)
+    return [(t, windows.plan(t, rate=1.0, wished=wished)) for t in range(1, steps + 1)]
+
+
+@pytest.mark.parametrize("wished", [1, 3, 8])
+@pytest.mark.parametrize("endless", [False, True])
+def test_what_is_measured_is_there_and_no_more_than_three_snapshots_are(endless: bool, wished: int) -> None:
+    kept: set[int] = set()
+    for _, plan in plans(250_000, endless=endless, wished=wished):
+        if plan.since is not None:
+            assert plan.since in kept
+        kept -= set(plan.forget)
+        kept |= {_} if plan.keep else set()
+        assert len(kept) <= 3
+
+
+def test_horizons_are_about_a_quarter_of_the_run_once_it_is_long_enough() -> None:
+    shares = [(t - plan.since) / t for t, plan in plans(100_000) if plan.since is not None and t > 100]
+    assert min(shares) > 0.14
+    assert max(shares) < 0.29
+
+
+def test_the_measurements_of_a_long_run_are_few() -> None:
+    """At most 0.2 % of 85,328 steps, with what the search and the single steps take."""
+    measured = sum(plan.since is not None for _, plan in plans(int(0.85 * 85_328)))
+    assert measured + FIRST + 1 <= 0.002 * 85_328 + FIRST
+    assert measured > 100
+
+
+def test_without_an_end_the_horizon_is_bounded() -> None:
+    found = [(t, t - plan.since) for t, plan in plans(400_000, endless=True) if plan.since is not None]
+    assert max(horizon for _, horizon in found) <= 0.29 * MOST_STEPS
+    late = [t for t, _ in found if t > 200_000]
+    assert all(after - before == MOST_STEPS // 16 for before, after in itertools.pairwise(late))
+
+
+def test_nothing_is_kept_before_the_single_steps_are_through() -> None:
+    assert all(plan == HorizonPlan() for _, plan in plans(FIRST - 1))
+    assert plans(FIRST)[-1] == (FIRST, HorizonPlan(keep=True))
+    assert plans(FIRST + 1)[-1][1].since == FIRST
+
+
+def test_it_goes_on_from_its_state_at_any_step() -> None:
+    whole = [plan for _, plan in plans(600, wished=3)]
+    for cut in range(0, 600, 7):
+        first, second = HorizonWindows(endless=False), HorizonWindows(endless=False)
+        before = [first.plan(t, rate=1.0, wished=3) for t in range(1, cut + 1)]
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        assert before + [second.plan(t, rate=1.0, wished=3) for t in range(cut + 1, 601)] == whole
+
+
+def test_the_mean_rate_is_that_of_the_steps_since() -> None:
+    windows = HorizonWindows(endless=False)
+    for t in range(1, 60):
+        plan = windows.plan(t, rate=float(t), wished=1)
+        if plan.since is not None:
+            assert windows.mean_rate == pytest.approx((plan.since + 1 + t) / 2)
+
+
+def test_clearing_lets_go_of_everything() -> None:
+    windows = HorizonWindows(endless=False)
+    kept: set[int] = set()
+    for t in range(1, 300):
+        plan = windows.plan(t, rate=1.0, wished=1)
+        kept = kept - set(plan.forget) | ({t} if plan.keep else set())
+    assert set(windows.clear().forget) == kept
+    assert windows.clear() == HorizonPlan()
