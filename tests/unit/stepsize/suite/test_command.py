@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stepsize.suite import SuiteError, main
+from stepsize.suite import SuiteError, suite_command
 from stepsize.suite.problems import TASKS
 from stepsize.suite.store import PlannedRun, RunStore
 from tests.finished_runs import TINY, finished
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[4]
 STUDY = """
 import os, signal, sys
 from pathlib import Path
-from stepsize.suite import main, store
+from stepsize.suite import store, suite_command
 from stepsize.suite.problems import TASKS
 from tests.finished_runs import TINY
 left, where = int(sys.argv[2]), sys.argv[3]
@@ -38,7 +38,7 @@ def put(self, *given):
 
 store.RunStore.put = put
 TASKS["tiny"] = TINY
-sys.exit(main(["--out", sys.argv[1], "--tasks", "tiny", "--methods", "cosine,auto", "--seeds", "3"]))
+sys.exit(suite_command(["--out", sys.argv[1], "--tasks", "tiny", "--methods", "cosine,auto", "--seeds", "3"]))
 """
 
 
@@ -91,7 +91,7 @@ def test_a_run_is_kept_whole_and_read_again(tmp_path: Path) -> None:
 def test_a_mistake_is_told_in_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], told: str
 ) -> None:
-    assert main(["--out", str(tmp_path), *given]) == 2
+    assert suite_command(["--out", str(tmp_path), *given]) == 2
     said = capsys.readouterr().err
     assert told in said
     assert said.count("\n") == 1
@@ -101,6 +101,6 @@ def test_two_studies_do_not_share_a_folder(tmp_path: Path, capsys: pytest.Captur
     fcntl = pytest.importorskip("fcntl")
     with (tmp_path / "lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert main(["--out", str(tmp_path), "--tasks", "digits-mlp"]) == 2
+        assert suite_command(["--out", str(tmp_path), "--tasks", "digits-mlp"]) == 2
     assert "another study runs" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
