@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stepsize.suite import SuiteError
+from stepsize.suite import SuiteError, suite_command
 from stepsize.suite.problems import TASKS
 from stepsize.suite.store import PlannedRun, RunStore
 from tests.finished_runs import TINY, finished
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[4]
 STUDY = """
 import os, signal, sys
 from pathlib import Path
-from stepsize.suite import suite_command, store
+from stepsize.suite import store, suite_command
 from stepsize.suite.problems import TASKS
 from tests.finished_runs import TINY
 left, where = int(sys.argv[2]), sys.argv[3]

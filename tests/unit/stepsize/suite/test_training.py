@@ -13,6 +13,7 @@ from stepsize.suite import TASKS
 from stepsize.suite import training as training_module
 from stepsize.suite.methods import METHODS
 from stepsize.suite.problems import Problem, draw
+from stepsize.suite.problems.models import SmallConvolution
 from stepsize.suite.training import evaluation_steps, mean_loss, renew_statistics, run
 from tests.finished_runs import TINY
 
@@ -109,10 +110,12 @@ def test_the_loss_is_the_mean_over_all_rows_whatever_is_done_at_once(monkeypatch
 
 def test_statistics_are_those_of_the_weights_that_are_evaluated() -> None:
     problem: Problem = draw(CONVOLUTION, 0)
-    norm = problem.model.body[1]  # pyright: ignore[reportIndexIssue, reportAttributeAccessIssue]
-    renew_statistics(problem.model, problem.train)
-    images = problem.train.inputs[0].view(-1, 1, 8, 8)
+    model = problem.model
+    assert isinstance(model, SmallConvolution)
+    convolution, norm = model.body[0], model.body[1]
+    assert isinstance(norm, torch.nn.BatchNorm2d)
+    renew_statistics(model, problem.train)
     with torch.no_grad():
-        convolved = problem.model.body[0](images)  # pyright: ignore[reportIndexIssue, reportCallIssue, reportAttributeAccessIssue]
+        convolved = convolution(problem.train.inputs[0].view(-1, 1, 8, 8))
     torch.testing.assert_close(norm.running_mean, convolved.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
     assert norm.momentum == 0.1
