@@ -32,6 +32,7 @@ from trainer.job.lineage.start import (
     divergence_advice,
     leave_later,
     tell_of_changes,
+    warn_of_auto,
     warn_of_changes,
 )
 from trainer.job.observer import Outlets, RunObserver
@@ -209,6 +210,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets, *, from_check
         directory.begin(config, records={})
         directory.event("start", step=0)
         outlets.metrics.progress(0, total_steps=state.total_steps)
+        warn_of_auto(config, state, outlets)
         return Position()
     position = state.load(found, run=directory.path, before=directory.before)
     if from_checkpoint is not None:

@@ -216,6 +216,7 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
         stack.enter_context(training_stream(device))
         with config_errors():
             # first what is quick to refuse: the model can be large
+            _refuse_two_lengths(config)
             TrainingPrecision(name=config.model.precision, device=device).refuse_unsupported()
             table_rows = cast(int, config.model.table_rows)
             retries = ReadRetries(config.data.retry_seconds)
@@ -255,6 +256,16 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
             trend=trend,
             recovery=recovery,
             beginning=_small(policy, worker, watch, trend, recovery),
+        )
+
+
+def _refuse_two_lengths(config: Config) -> None:
+    """Raises ConfigError for a policy that sets the rate of an optimizer that finds the length of its steps."""
+    name, policy = config.optimizer.name, config.stepsize.policy
+    if config.optimizer.finds_its_length and policy not in ("none", "observe"):
+        raise ConfigError(
+            f"optimizer.name is {name!r}, which finds the length of its steps by itself, and stepsize.policy = "
+            f"{policy!r} would set it as well; choose another optimizer, or policy 'observe' or 'none'"
         )
 
 

@@ -107,6 +107,18 @@ PACKAGED = {
 }
 """Our name → module and class, of what the extra `optimizers` installs."""
 
+FIND_THEIR_LENGTH = (
+    "prodigy",
+    "dadapt_adagrad",
+    "dadapt_adam",
+    "dadapt_adan",
+    "dadapt_lion",
+    "dadapt_sgd",
+    "dog",
+    "ldog",
+)
+"""Of these: optimizers whose steps are as long as they find right, the rate being a factor on that."""
+
 REFUSED = {
     "lbfgs": "evaluates the loss several times a step through a closure, which the training step does not give",
     "sparseadam": "needs sparse gradients, and the table's are dense",
@@ -151,6 +163,11 @@ class OptimizerConfig:
                 f'optimizer.table is "lazy", but only nadamw can make the steps of a row later, and optimizer.name is '
                 f'{self.name!r}; set optimizer.table = "auto"'
             )
+
+    @property
+    def finds_its_length(self) -> bool:
+        """Whether the optimizer makes its steps as long as it finds right, the rate being a factor on that."""
+        return self.name.lower() in FIND_THEIR_LENGTH
 
     def resolved(self, preset: str) -> OptimizerConfig:
         """The same with every None that `preset` has a value for filled, if the preset is for this optimizer.

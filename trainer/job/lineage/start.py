@@ -12,6 +12,9 @@ from trainer.job.training_state import TrainingState
 from trainer.learner import learning_rate
 from trainer.records import Checkpoint, checkpoint_steps, load_latest, lost_random_state, set_aside
 
+FEWEST_STEPS = 100
+"""Of a budget in which policy auto has measured many steps as a whole some ten times."""
+
 
 def checkpoint_to_continue(run: Path, *, step: int | None, device: Any) -> Checkpoint | None:
     """The newest whole checkpoint, or the one of `step`; None if nothing was saved and no step is asked for.
@@ -71,6 +74,26 @@ def warn_of_changes(found: Checkpoint, state: TrainingState, outlets: Outlets) -
         outlets.warn(
             f"the budget was {before} steps and is {now}; a schedule or policy that counts on it changes with it",
             step=found.step,
+        )
+
+
+def warn_of_auto(config: Config, state: TrainingState, outlets: Outlets) -> None:
+    """Says where policy auto is less sure of its rate than it can be."""
+    if config.stepsize.policy != "auto" or state.total_steps is None:
+        return
+    passes = state.total_steps / (state.feed.steps_per_epoch or math.inf)
+    if state.total_steps < FEWEST_STEPS:
+        outlets.warn(
+            f"stepsize.policy = 'auto' has little time in {state.total_steps} steps: the first 33 it measures one by "
+            "one, and from the last 15 % it learns nothing; its rate may be far from the best",
+            step=0,
+        )
+    if passes > 1.01 and config.data.pairing != "held_out":
+        outlets.warn(
+            f"the training rows are read {passes:.3g} times: on rows that were trained on before α* does not show that "
+            "a model overfits, so stepsize.policy = 'auto' holds its rate there as if it learned; go by the validation "
+            "loss and the best checkpoint",
+            step=0,
         )
 
 
