@@ -72,10 +72,12 @@ class Metrics:
         self._proposed_rate = self._gauge("learning_rate_proposed")
         self._proposed_rate_error = self._gauge("learning_rate_proposed_standard_error")
         self._alpha_relative = self._histogram("alpha_relative")
-        self._alpha_estimates = self._counter("alpha_estimates_total")
+        self._estimates = {what: self._counter(f"{what}_estimates_total") for what in ("alpha", "horizon")}
         self._alpha_age = self._gauge("alpha_age_steps")
-        self._alpha_pooled = self._gauge("alpha_pooled_relative")
-        self._alpha_pooled_error = self._gauge("alpha_pooled_relative_standard_error")
+        self._alpha_pooled = [self._gauge(f"alpha_pooled_relative{name}") for name in ("", "_standard_error")]
+        self._horizon = [
+            self._gauge(f"horizon_{name}") for name in ("alpha_relative", "alpha_relative_standard_error", "steps")
+        ]
         self._evaluation = {
             name: self._gauge(f"evaluation_{name}") for name in ("loss", "auc", "normalized_entropy", "calibration")
         }
@@ -171,16 +173,24 @@ class Metrics:
     def estimate(self, outcome: str, relative: float | None, age_steps: int | None) -> None:
         """Count one α* estimate; `relative` and `age_steps` are None if the outcome leaves them undefined."""
         assert outcome in OUTCOMES, f"unknown outcome {outcome!r}"
-        self._alpha_estimates.labels(outcome).inc()
+        self._estimates["alpha"].labels(outcome).inc()
         if relative is not None and math.isfinite(relative):
             self._alpha_relative.observe(relative)
         if age_steps is not None:
             self._alpha_age.set(age_steps)
 
+    def horizon(self, outcome: str, steps: int, relative: float | None, standard_error: float | None) -> None:
+        """Count one measurement of so many steps as a whole, and set what came of it where it has a number."""
+        assert outcome in OUTCOMES, f"unknown outcome {outcome!r}"
+        self._estimates["horizon"].labels(outcome).inc()
+        if relative is not None and math.isfinite(relative):
+            for gauge, value in zip(self._horizon, (relative, _or_nan(standard_error), steps), strict=True):
+                gauge.set(value)
+
     def pooled_alpha(self, factor: float | None, standard_error: float | None) -> None:
         """Set α* as pooled over the latest estimates, and its standard error; None while they say nothing."""
-        self._alpha_pooled.set(_or_nan(factor))
-        self._alpha_pooled_error.set(_or_nan(standard_error))
+        for gauge, value in zip(self._alpha_pooled, (factor, standard_error), strict=True):
+            gauge.set(_or_nan(value))
 
     def scheduled_rate(self, rate: float) -> None:
         """Set the rate that the schedule alone gave the latest step."""

@@ -16,7 +16,7 @@ OUTCOMES = ("ok", "ascent", "flat", "nonfinite", "stale", "dropped")
 """What can come of one α* estimate."""
 CAUSES = ("input", "loss", "gradient")
 """What a step is withheld for if it is not finite."""
-RECORD_FILES = ("steps", "alpha", "evals", "events")
+RECORD_FILES = ("steps", "alpha", "horizon", "evals", "events")
 """What a run writes down line by line."""
 EXIT_REASONS = ("budget", "target", "idle", "diverged", "interrupted", "hung", "input", "io", "error")
 """Why a run ended: `input` is a bad configuration or input (2), `io` a failure of reading or writing (74)."""
@@ -122,6 +122,27 @@ SERIES = (
         kind="gauge",
         help="Steps between the latest estimate's own step and its hand-over: the delay, fewer where the run ended.",
         initial=math.nan,
+    ),
+    Series(
+        name="horizon_alpha_relative",
+        kind="gauge",
+        help="α* of the latest steps as a whole, as measured last: at ½ they gained nothing, at 1 they landed at the "
+        "minimum along their sum.",
+        initial=math.nan,
+    ),
+    Series(
+        name="horizon_alpha_relative_standard_error",
+        kind="gauge",
+        help="Standard error of horizon_alpha_relative.",
+        initial=math.nan,
+    ),
+    Series(name="horizon_steps", kind="gauge", help="How many steps that was.", initial=math.nan),
+    Series(
+        name="horizon_estimates_total",
+        kind="counter",
+        help="Measurements of many steps as a whole by what came of them.",
+        label="outcome",
+        values=OUTCOMES,
     ),
     Series(
         name="nonfinite_steps_total",

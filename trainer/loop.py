@@ -129,7 +129,10 @@ class Host(Protocol):
         ...
 
     def await_rows(self, position: Position) -> bool:
-        """Waits for a followed log to grow, or for something else to do; False once it has waited long enough."""
+        """Waits for a followed log to grow, or for something else to do; False once it has waited long enough.
+
+        The wait is the clock's phase `data_wait`, begun anew while it goes on: one that is open for long is a hang.
+        """
         ...
 
     def broken_weights(self) -> int | None:
@@ -251,8 +254,7 @@ class Loop:
             return
         if self.position.step != self.position.last_checkpoint_step and not self.watch.suspicious:
             self._save()
-        with self.clock.pause_phase("data_wait"):
-            self._idle = not self.host.await_rows(self.position)
+        self._idle = not self.host.await_rows(self.position)
         self.observer.on_pause(self.clock.finish_outside())
 
     def _step(self, pair: DevicePair) -> None:

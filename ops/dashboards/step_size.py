@@ -91,6 +91,27 @@ def _rate() -> list[AnyPanel]:
             "follows it by itself.",
         ),
         lines(
+            "α* of the latest steps as a whole",
+            {
+                metric("horizon_alpha_relative"): LEGEND,
+                named(
+                    f"{selector('horizon_alpha_relative')} - 1.96 * {selector('horizon_alpha_relative_standard_error')}"
+                ): "{{run}} low",
+                named(
+                    f"{selector('horizon_alpha_relative')} + 1.96 * {selector('horizon_alpha_relative_standard_error')}"
+                ): "{{run}} high",
+            },
+            from_zero=False,
+            description="Of the latest quarter or so of all steps, which stepsize.policy = 'auto' keeps a little above "
+            "½. At ½ they gained nothing, below it they lost; at 1 their sum landed at the minimum along it.",
+        ),
+        lines(
+            "Steps measured as a whole",
+            {metric("horizon_steps"): LEGEND},
+            description="How many steps the latest of these measurements was of; none of policies that look at single "
+            "steps.",
+        ),
+        lines(
             "What rollbacks left of the rate",
             {metric("rate_factor"): LEGEND},
             description="A factor on every rate, the schedule's and the policy's: 1 until the run diverges and goes "
@@ -129,6 +150,14 @@ def _measuring() -> list[AnyPanel]:
                 {per_run(rate("alpha_estimates_total", window="5m"), by="outcome"): "{{run}} {{outcome}}"},
                 description="ok and ascent carry a number. flat: the rate is near 0; nonfinite: the loss soon; "
                 "stale and dropped: the estimate came too late, or what it read was changed.",
+            )
+        ),
+        stacked(
+            lines(
+                "Measurements of many steps per second by outcome",
+                {per_run(rate("horizon_estimates_total", window="15m"), by="outcome"): "{{run}} {{outcome}}"},
+                description="stepsize.policy = 'auto' measures each time that a run is a sixteenth longer, so ever "
+                "more seldom.",
             )
         ),
         lines(

@@ -60,6 +60,7 @@ class LiveStatus:
         self._outcomes: dict[str, int] = {}
         self._relative: deque[float] = deque(maxlen=200)
         self._factor = AlphaFactor(estimates=0, factor=None, standard_error=None)
+        self._horizon: dict[str, Any] | None = None
         self._evaluations: dict[str, dict[str, Any]] = {}
         self._evaluation_curves: dict[str, Curve] = {}
 
@@ -170,6 +171,12 @@ class LiveStatus:
                 return
             self._take(step, relative, absolute, per_rate or (math.nan, math.nan))
 
+    def horizon(self, steps: int, relative: float, standard_error: float | None) -> None:
+        """α* of the latest `steps` steps as a whole, which from then on stands for that of single ones."""
+        margin = None if standard_error is None else finite(1.96 * standard_error)
+        with self._lock:
+            self._horizon = {"steps": steps, "relative": finite(relative), "margin": margin}
+
     def _take(
         self, step: int, relative: float, absolute: float, per_rate: tuple[float, float], *, count: int = 1
     ) -> None:
@@ -235,6 +242,7 @@ class LiveStatus:
                 "first_step": {"seconds": first.seconds, "phases": first.phases} if first and bound.steps > 1 else None,
                 "alpha_bins": alpha_bins(self._alphas),
                 "alpha": self._alpha(),
+                "horizon": self._horizon,
                 "outcomes": dict(self._outcomes),
                 "evaluations": dict(self._evaluations),
                 "evaluation_curves": {split: curve.points() for split, curve in self._evaluation_curves.items()},

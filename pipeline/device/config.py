@@ -41,7 +41,8 @@ class DataConfig:
     """With follow: end the run once so many seconds passed without a new generation; 0 trains on those that are there.
     By default it waits for as long as it takes."""
     damaged: OnDamage = "fail"
-    """What happens at a damaged row group: fail, or skip its rows (of a remote folder: its shard's) and count them."""
+    """What happens at a damaged row group: fail, or skip its rows (of a remote folder: its shard's) and count them.
+    What a disk or network does not give for as long as it is tried is not damaged: the run ends, and can go on."""
     retry_seconds: float = 120.0
     """For how long a read is tried again that fails with an error of disk or network which may pass; 0: not at all."""
     shuffle_row_groups: int = 16

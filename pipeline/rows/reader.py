@@ -11,7 +11,7 @@ from itertools import count, islice, pairwise, takewhile
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from pipeline.errors import FetchError, StorageError
+from pipeline.errors import FetchError, ReadFailedError, StorageError
 from pipeline.reads import ReaderThreads, awaited, never
 from pipeline.rows.buffers import BufferPool
 from pipeline.rows.choices import OnDamage
@@ -96,9 +96,10 @@ class RowReader:
     def read(self, epoch: int, start: int, stop: int, *, interrupted: Callable[[], bool] = never) -> RowBatch:
         """Rows [start, stop) of `epoch`.
 
-        Raises: StorageError naming shard and row group if a row group cannot be read or is damaged, and damage is not
-        to be skipped; FetchError if a shard cannot be fetched; InputError if the cache is too small for one;
-        InterruptedWaitError once `interrupted` while they are waited for.
+        Raises: StorageError naming shard and row group if a row group is damaged, and damage is not to be skipped;
+        ReadFailedError naming them if reading fails for longer than it is tried again; FetchError if a shard cannot be
+        fetched; InputError if the cache is too small for one; InterruptedWaitError once `interrupted` while they are
+        waited for.
         """
         first = self.order.window_at(epoch, start)
         last = self.order.window_at(epoch, stop - 1)
@@ -206,6 +207,11 @@ class RowReader:
             self._groups.read(shard, index, load.read_label[rows], list(load.read_values[:, rows]), order)
         except FetchError:
             raise
+        except ReadFailedError as error:  # of a disk or network that is down, whatever its rows are like
+            raise ReadFailedError(
+                f"{self._groups.name(shard)}: row group {index} cannot be read ({error}); see to its disk or network, "
+                "then go on. A file that nobody will read again counts as damaged once it is deleted"
+            ) from error
         except StorageError as error:
             message = (
                 f"{self._groups.name(shard)}: row group {index} cannot be read ({error}); run `alphastream verify` on "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -15,7 +16,7 @@ from typing import Protocol
 
 from pipeline.errors import FetchError, InputError, StorageError
 from pipeline.reads import CLOSE_SECONDS, ReaderThreads, ReadRetries
-from pipeline.shards.manifest import Manifest, Shard
+from pipeline.shards.manifest import MANIFEST, Manifest, Shard
 from pipeline.shards.page_cache import drop_files
 from pipeline.shards.remote import RemoteFolder
 from pipeline.shards.shard_cache import Download, ShardCache
@@ -115,14 +116,20 @@ class LocalShards:
     """Shards of a local data folder."""
 
     def __init__(self, root: Path, shards: Sequence[Shard]) -> None:
-        self._paths = [root / shard.path for shard in shards]
+        self._root, self._paths = root, [root / shard.path for shard in shards]
 
     def name(self, shard: int) -> str:
         return str(self._paths[shard])
 
     def open(self, shard: int, rows: int) -> FileIO:
         del rows
-        return self._paths[shard].open("rb", buffering=0)
+        try:
+            return self._paths[shard].open("rb", buffering=0)
+        except FileNotFoundError:
+            if (self._root / MANIFEST).exists():
+                raise
+            # nothing is damaged where the whole folder is away, such as with its disk; that may come back
+            raise OSError(errno.ENODEV, f"the data folder has no {MANIFEST}: is its disk mounted?") from None
 
     def expect(self, shards: Sequence[int], later: Iterable[int]) -> None:
         pass
@@ -280,10 +287,20 @@ class RemoteShards:
             try:
                 problem = self._folder.retried(path, lambda: self._copy(shard, download), pause=self._pause)
             except FileNotFoundError:
+                if not self._folder_is_there():
+                    raise FetchError(f"{self._folder} has no {MANIFEST} any more; check its address") from None
                 raise StorageError("it is missing") from None
             if problem is None:
                 return
         raise StorageError(f"{problem}, also when fetched again; upload it anew")
+
+    def _folder_is_there(self) -> bool:
+        """Whether a shard that is missing is the only thing that is. Raises: FetchError."""
+        try:
+            self._folder.stamp(MANIFEST)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _copy(self, shard: int, download: Download) -> str | None:
         """Writes a shard; what is wrong with it, or None."""

@@ -29,19 +29,22 @@ class StepSizeConfig:
     """What estimates lead to. none: nothing is measured. observe: measured and logged, the schedule rules.
     median_hold: at the start of every interval the rate becomes the median of `count` estimates and is held.
     ema: the rate follows the ratio of exponential averages. auto: the rate is found from any first guess
-    (optimizer.lr) and follows the estimates as far as their error bars go."""
+    (optimizer.lr), and kept where the latest quarter of all steps gain together what they should (stepsize/HORIZON.md);
+    it holds up to three copies of the weights for that. auto_single: what auto was before, which follows single steps;
+    for comparison."""
     interval: int = 100
     """Steps from the start of one series of measurements to the next."""
     count: int = 10
-    """Consecutive steps measured at the start of every interval; ema and auto measure all of the first interval."""
+    """Consecutive steps measured at the start of every interval; ema and auto_single measure all of the first one.
+    auto knows no intervals: it measures its first 32 steps, and from then on ever more seldom."""
     start: int | None = None
     """First step measured; before it the schedule rules. Default: 0, and for median_hold and ema, which begin at the
     schedule's rate, a fortieth of the budget's steps, just past the warm-up (2000 if the budget is not in steps)."""
     warmup: int = 20
-    """Steps over which auto comes up to the rate it found."""
+    """Steps over which auto and auto_single come up to the rate they found."""
     cooldown: float | None = None
-    """Last share of the budget's steps over which auto lets its rate fall linearly to zero. Default: 0.15, and 0 if
-    the budget is not in steps. Weights that are not averaged need it; averaged ones lose nothing by it."""
+    """Last share of the budget's steps over which auto and auto_single let their rate fall linearly to zero. Default:
+    0.15, and 0 if the budget is not in steps. Weights that are not averaged need it; averaged ones lose nothing."""
     delay: int | None = None
     """Steps after its own at which an estimate is handed to the policy, no earlier and no later: with the same delay
     the same estimates act at the same steps on any device. Default: 0 on the CPU, and 4 on CUDA, where an estimate
@@ -88,13 +91,14 @@ class StepSizeConfig:
 class Policy(Protocol):
     """Turns estimates into a learning rate. One instance drives one run.
 
-    In every step the loop asks `learning_rate` and `wants`, measures if wanted, and hands each finished
-    estimate to `observe`, whatever its outcome and however late, in the order of their steps. Where the worker has a
-    delay, the configuration has the same one (`StepSizeWorker(..., delay=config.delay)`). That is five lines around
-    anyone's own `optimizer.step()`, here with a torch schedule that rules until the policy takes over:
+    In every step the loop asks `learning_rate` and `wants`, measures if wanted, has a `Horizon` carry out what
+    `horizon` plans, and hands each finished estimate to `observe`, whatever its outcome and however late, in the order
+    of their steps. `RateController` does all of it. Where the worker has a delay, the configuration has the same one
+    (`StepSizeWorker(..., delay=config.delay)`). By hand that is six lines around anyone's own `optimizer.step()`, here
+    with a torch schedule that rules until the policy takes over:
 
     >>> import torch
-    >>> from stepsize import StepSizeConfig, StepSizeWorker, make_policy, set_learning_rate
+    >>> from stepsize import Horizon, StepSizeConfig, StepSizeWorker, make_policy, set_learning_rate
     >>> _ = torch.manual_seed(0)
     >>> weights = torch.tensor([[3.0], [-2.0], [0.5], [1.0]])
     >>> def batch():
@@ -104,7 +108,8 @@ class Policy(Protocol):
     >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     >>> schedule = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=20)
     >>> worker = StepSizeWorker(model, optimizer, loss)
-    >>> config = StepSizeConfig(policy="auto", interval=10, count=5, start=5)
+    >>> horizon = Horizon(worker)
+    >>> config = StepSizeConfig(policy="auto", start=5)
     >>> policy = make_policy(config, initial_rate=1e-6, total_steps=300)
     >>> b1 = batch()
     >>> for step in range(300):
@@ -115,6 +120,7 @@ class Policy(Protocol):
     ...     measured = policy.wants(step) and worker.before_step(*b1, step=step)
     ...     optimizer.step()
     ...     worker.after_step()
+    ...     measured |= horizon.carry_out(policy.horizon(step + 1), *b1, step=step + 1)
     ...     said = [policy.observe(estimate) for estimate in worker.poll(step=step)]
     ...     schedule.step()
     >>> bool(loss(model(b1[0]), b1[1]) < 0.4), policy.learning_rate(200, 0.0) > 1e-3

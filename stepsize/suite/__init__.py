@@ -10,7 +10,7 @@ for step in range(problem.steps):
 
 from __future__ import annotations
 
-from stepsize.suite.command import main
+from stepsize.suite.command import suite_command
 from stepsize.suite.problems import TASKS, Batches, Examples, Problem, SuiteError, Task, task
 
-__all__ = ["TASKS", "Batches", "Examples", "Problem", "SuiteError", "Task", "main", "task"]
+__all__ = ["TASKS", "Batches", "Examples", "Problem", "SuiteError", "Task", "suite_command", "task"]

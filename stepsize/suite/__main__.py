@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from stepsize.suite.command import main
+from stepsize.suite.command import suite_command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(suite_command())

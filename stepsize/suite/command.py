@@ -33,7 +33,7 @@ class _Stopped(Exception):  # noqa: N818  (a request, not an error)
     """A signal asked to stop."""
 
 
-def main(arguments: Sequence[str] | None = None, *, program: str = "python -m stepsize.suite") -> int:
+def suite_command(arguments: Sequence[str] | None = None, *, program: str = "python -m stepsize.suite") -> int:
     """Run the command, called `program`; returns its exit code.
 
     0: done. 2: bad input. 74: I/O failed. 130 and 143: stopped by a signal; the same command continues.

@@ -92,7 +92,10 @@ class _Watch:
         self._best = math.inf
 
     def evaluate(self, step: int, seconds: float) -> None:
-        """Evaluate now; training goes on afterwards as if nothing had been."""
+        """Evaluate now; training goes on afterwards as if nothing had been.
+
+        An optimizer that keeps two sets of weights goes to the one and back, which rounds, as it does for its users.
+        """
         found: dict[str, Any] = {"step": step, "seconds": seconds, "validation": {}, "weights": None, "test": None}
         models: dict[str, nn.Module] = {}
         optimizer = self.pace.optimizer

@@ -188,7 +188,8 @@ def _run_child(asked: dict[str, Any]) -> int:
     try:
         if asked["traced"] is not None:
             _trace_a_save(TracedSave(**asked["traced"]), asked["trace"])
-        return main(asked["arguments"])
+        sys.argv = ["alphastream", *asked["arguments"]]
+        return main()  # as a program, which sees to its streams and signals
     except BaseException:
         traceback.print_exc()
         return 1

@@ -96,9 +96,9 @@ class Run:
     def status(self) -> dict[str, Any]:
         return json.loads(self.ask("status.json")[1])
 
-    def end(self) -> int:
+    def end(self, *, at_most_seconds: float = 120) -> int:
         """Waits for the process; its exit code."""
-        return self.process.wait(timeout=120)
+        return self.process.wait(timeout=at_most_seconds)
 
 
 def block_library(folder: Path) -> Path:

@@ -21,6 +21,8 @@ from trainer.process.signals import HEARD, STOPS
 
 STEPS = 2000
 """Of the run that is disturbed: some seconds."""
+MOST_SECONDS = 3600
+"""A process takes less, on whatever machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ def disturbed(config: Path, run: Path, number: signal.Signals, after_seconds: fl
     process.wait_until(lambda: hears(process.process.pid, number))
     time.sleep(after_seconds)  # the moment is what varies; nothing waits on it
     process.process.send_signal(number)
-    code = process.end()
+    code = process.end(at_most_seconds=MOST_SECONDS)
     return Outcome(number=number, after_seconds=after_seconds, code=code, said=process.said())
 
 
@@ -71,14 +73,15 @@ def main() -> int:
     """Sends every signal at so many random moments; prints a line for each, and what went wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.signals", description=__doc__)
     parser.add_argument("--moments", type=int, default=20, help="of each signal")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of the run that is disturbed")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     chance, problems = random.Random(arguments.seed), 0
     with tempfile.TemporaryDirectory(prefix="signals-") as name:
         folder = Path(name)
-        config = write_settings(folder / "config.toml", write_data(folder / "data"), steps=STEPS)
+        config = write_settings(folder / "config.toml", write_data(folder / "data"), steps=arguments.steps)
         began = time.monotonic()
-        assert Run(config, folder / "whole").end() == 0
+        assert Run(config, folder / "whole").end(at_most_seconds=MOST_SECONDS) == 0
         seconds = time.monotonic() - began
         for number in HEARD:
             outcomes, wrong, same = [], [], True
@@ -91,7 +94,7 @@ def main() -> int:
                     same, turn = same and same_end(run, folder / "whole"), turn + 1
             last = folder / f"{number.name}-{turn}"
             if last.exists():
-                assert Run(config, last).end() == 0
+                assert Run(config, last).end(at_most_seconds=MOST_SECONDS) == 0
                 same = same and same_end(last, folder / "whole")
             codes = {code: sum(outcome.code == code for outcome in outcomes) for code in (0, 143)}
             print(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import Run, block_library, write_data, write_settings
+from tests.faults.runs import STEPS, Run, block_library, write_data, write_settings
+from tests.logs import write_log
 from tests.resume import lasting, same_bits
 from trainer.cli import main
 from trainer.records import read_records
@@ -144,3 +145,44 @@ def test_reads_that_fail_for_a_while_are_tried_again_and_said_once(tmp_path: Pat
     run = Run(config, tmp_path / "another", environment=environment)
     assert run.end() == 74
     assert "part-00003.parquet: row group 0 cannot be read (Input/output error)" in run.said()
+
+
+def append(data: Path, log: Path) -> None:
+    assert main(["preprocess", str(log), "--out", str(data), *(["--append"] if data.exists() else [])]) == 0
+
+
+def test_a_wait_for_a_log_to_grow_is_no_hang_and_hears_signals(tmp_path: Path) -> None:
+    """Longer than the watchdog lets anything else wait; and then it goes on."""
+    days, data = [write_log(tmp_path / f"day_{day}.tsv", 300, seed=day) for day in range(2)], tmp_path / "data"
+    append(data, days[0])
+    config = write_settings(
+        tmp_path / "config.toml",
+        data,
+        "[schedule]\nname = 'constant'\n[watchdog]\ndata_wait_seconds = 2\nfirst_step_seconds = 60\naction = 'exit'\n",
+        port=0,
+    )
+    text = config.read_text()
+    config.write_text(
+        text.replace("[data]", "[data]\nfollow = true\nfollow_poll_seconds = 0.05").replace(f"steps = {STEPS}", "")
+    )
+    run = Run(config, tmp_path / "run")
+    run.wait_until(lambda: "waiting" in events(run.path))
+    run.wait_until(lambda: run.metric("generation_wait_seconds_total") > 5)
+    saves = events(run.path).count("checkpoint")
+    run.process.send_signal(signal.SIGHUP)
+    run.wait_until(lambda: events(run.path).count("checkpoint") == saves + 1)
+    run.wait_until(lambda: run.metric("waiting_for_generation") == 1)
+    assert run.ask("readyz")[0] == 200
+    steps = run.metric("steps_total")
+    append(data, days[1])
+    run.wait_until(lambda: run.metric("steps_total") > steps)
+    run.wait_until(lambda: events(run.path).count("waiting") == 2)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end() == 143, run.said()
+    assert "hang" not in events(run.path)
+    assert "SIGHUP: saving, then going on" in run.said()
+    whole = tmp_path / "whole"
+    ended = ["--data.follow_idle_seconds", "0", "--metrics.port", "-1"]
+    assert main(["train", str(config), "--run", str(whole), *ended]) == 0
+    assert main(["train", str(config), "--run", str(run.path), *ended]) == 0
+    assert_same(run.path, whole)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from trainer.cli import main
 from trainer.job import checkpointing, training_state
@@ -83,6 +84,21 @@ def test_a_budget_may_grow_with_a_warning(
     assert "budget was 2 steps and is 4" in capfd.readouterr().err
     assert trained(run) == [0, 1, 2, 3]
     assert [record["step"] for record in read_records(run / "evals.jsonl")] == [2, 2, 4, 4]
+
+
+def test_a_checkpoint_of_another_machine_s_devices_is_gone_on_from_with_a_warning(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config, run, state = write_config("[budget]\nsteps = 2"), tmp_path / "run", training_state.random_state
+    device = torch.zeros(16, dtype=torch.uint8)
+    with monkeypatch.context() as patch:
+        patch.setattr(training_state, "random_state", lambda: {**state(), "cuda": [device] * 99})
+        assert train(config, run) == 0
+    capfd.readouterr()
+    assert train(config, run, "--budget.steps", "4") == 0
+    assert "random state of 99 CUDA devices" in capfd.readouterr().err
+    assert train(config, run, "--budget.steps", "6") == 0
+    assert sum("99 CUDA devices" in event["message"] for event in events(run, "warning")) == 1
 
 
 def test_a_reached_target_is_not_trained_past(

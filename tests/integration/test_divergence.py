@@ -112,6 +112,25 @@ def test_bad_rows_in_a_row_are_left_behind_at_half_the_rate(small_data: Path, tm
     assert "alphastream_rollbacks_total 1.0" in (run / "metrics.prom").read_text()
 
 
+@pytest.mark.parametrize(
+    "bad", [range(34, 39), range(5, 10)], ids=["back to a checkpoint", "back to the first weights"]
+)
+def test_a_window_of_progressive_validation_goes_back_too(
+    small_data: Path, tmp_path: Path, plant: Any, bad: range
+) -> None:
+    """It holds no row of what was left behind: those of the steps that count, 25 a window."""
+    plant(lambda epoch, start: start // 64 in bad)
+    run, scored = tmp_path / "run", {"progressive": True, "progressive_rows": 25 * 64}
+    assert begin(settings(small_data, eval=scored), run) is Stop.BUDGET
+    assert len(events(run, "rollback")) == 1
+    windows = [line for line in read_records(run / "evals.jsonl") if line["split"] == "progressive"]
+    assert [(line["step"], line["rows"]) for line in windows] == [(25, 25 * 64), (50, 25 * 64)]
+    kept = list(read_records(run / "steps.jsonl"))
+    for line in windows:
+        steps = kept[line["step"] - 25 : line["step"]]
+        assert line["loss"] == pytest.approx(math.fsum(step["loss"] for step in steps) / 25, rel=1e-5)
+
+
 def test_tensorboard_shows_the_steps_that_count(small_data: Path, tmp_path: Path, plant: Any) -> None:
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="the extra tensorboard is not installed"

@@ -90,6 +90,23 @@ def test_used_port(fails: Callable[..., None], write_config: Callable[..., Path]
         taken.listen()
         port = str(taken.getsockname()[1])
         fails(["train", str(config), "--run", str(tmp_path / "run"), "--metrics.port", port], port, "metrics.port")
+        assert not (tmp_path / "run").exists(), "of a run that did not begin nothing stays"
+        (tmp_path / "made").mkdir()
+        (tmp_path / "made" / "notes.txt").touch()
+        fails(["train", str(config), "--run", str(tmp_path / "made"), "--metrics.port", port], port)
+        assert (tmp_path / "made" / "notes.txt").exists()
+
+
+def test_a_web_config_that_cannot_be_used(
+    fails: Callable[..., None], write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    web = tmp_path / "web.yml"
+    web.write_text("tls_server_config: 7\n")
+    config, asked = write_config("[budget]\nsteps = 3"), ["--metrics.port", "0", "--metrics.web_config", str(web)]
+    fails(["train", str(config), "--run", str(tmp_path / "run"), *asked], str(web))
+    fails(["train", str(config), "--run", str(tmp_path / "other"), "--from-checkpoint", "5"], "no checkpoint of step 5")
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "other").exists()
 
 
 def test_changed_configuration(fails: Callable[..., None], write_config: Callable[..., Path], tmp_path: Path) -> None:
@@ -123,7 +140,7 @@ def test_settings_that_cannot_work(
 ) -> None:
     config = write_config("[budget]\nsteps = 3")
     fails(["train", str(config), "--run", str(tmp_path / "run"), *overrides], said)
-    assert not list(tmp_path.glob("run/checkpoints"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_evaluating_what_is_no_run(fails: Callable[..., None], tmp_path: Path) -> None:

@@ -27,7 +27,13 @@ from trainer.job.generations import LogWait, pinned, say_what_is_left_out
 from trainer.job.hangs import watched
 from trainer.job.lineage.best import follow_validation
 from trainer.job.lineage.rollback import roll_back
-from trainer.job.lineage.start import checkpoint_to_continue, divergence_advice, leave_later, tell_of_changes
+from trainer.job.lineage.start import (
+    checkpoint_to_continue,
+    divergence_advice,
+    leave_later,
+    tell_of_changes,
+    warn_of_changes,
+)
 from trainer.job.observer import Outlets, RunObserver
 from trainer.job.recording.replay import replay_history
 from trainer.job.run_directory import RunDirectory
@@ -35,7 +41,7 @@ from trainer.job.saving import watched_disk
 from trainer.job.training_state import TrainingState, open_training
 from trainer.loop import Position, Stop, Timetable
 from trainer.process import Requests, Watchdog, stop_signals
-from trainer.records import Checkpoint, RunHistory
+from trainer.records import RunHistory
 
 START_SECONDS = 30.0
 """Waiting longer than this for the first rows of all is waiting for data, no matter how much there was to compile."""
@@ -89,7 +95,12 @@ def train(
                     observer=RunObserver(outlets, state.feed, line, progressive=state.progressive),
                     checkpointing=checkpointing,
                     requests=requests,
-                    log_wait=LogWait(feed=state.feed, outlets=outlets, idle_seconds=config.data.follow_idle_seconds),
+                    log_wait=LogWait(
+                        feed=state.feed,
+                        outlets=outlets,
+                        idle_seconds=config.data.follow_idle_seconds,
+                        budget_seconds=config.watchdog.data_wait_seconds,
+                    ),
                     watchdog=watchdog,
                 )
                 watchdog.saving_seconds = checkpointing.thread.seconds
@@ -208,7 +219,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets, *, from_check
     outlets.metrics.set("last_checkpoint_step", position.step)
     outlets.metrics.set("rate_factor", state.recovery.rate_factor)
     outlets.flush(step=position.step)
-    _warn_of_changes(found, state, outlets)
+    warn_of_changes(found, state, outlets)
     outlets.live.resume(
         step=position.step,
         epoch=state.feed.position.epoch,
@@ -385,15 +396,3 @@ class Job:
         if stop is Stop.DIVERGED:
             place = f"{place}; {divergence_advice(self.config, self.state, outlets.directory.path)}"
         outlets.console.say(f"{stop.text} {place}")
-
-
-def _warn_of_changes(found: Checkpoint, state: TrainingState, outlets: Outlets) -> None:
-    """Says what makes this run another than it would have been without the stop."""
-    for damaged in found.damaged:
-        outlets.warn(f"{damaged}; continuing from {found.path.name}", step=found.step)
-    before, now = found.state["total_steps"], state.total_steps
-    if before != now:
-        outlets.warn(
-            f"the budget was {before} steps and is {now}; a schedule or policy that counts on it changes with it",
-            step=found.step,
-        )

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from ops.server import Server
 from pipeline.errors import InputError
 from trainer.job.observer import Outlets
+from trainer.job.run_directory import TEXTFILE
 from trainer.loop import Stop
 
 
@@ -39,7 +40,7 @@ def write_textfile(outlets: Outlets) -> None:
 
     One that cannot be written is warned of; the run is whole without it.
     """
-    path = outlets.directory.path / "metrics.prom"
+    path = outlets.directory.path / TEXTFILE
     try:
         path.write_text(outlets.metrics.exposition(), encoding="utf-8")
     except OSError as error:

@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trainer.job.observer import Outlets
+from trainer.loop import Stop
 from trainer.process import Hang, Watchdog, WatchdogConfig, say_at_once, stacks_of_threads
 
 STACKS = "stacks.txt"
 """File of the run directory that has the stacks of every hang."""
 STACKS_BYTES = 4 << 20
 """A file that has grown longer is begun anew."""
-EXIT_HUNG = 74
 
 
 class HangReport:
@@ -46,7 +46,7 @@ class HangReport:
             f"alphastream: {hang}, and the run could not be saved within watchdog.grace_seconds: left without; run the "
             "same command again to continue from the newest checkpoint\n"
         )
-        os._exit(EXIT_HUNG)
+        os._exit(Stop.HUNG.exit_code)
 
     def _show(self, text: str | None) -> None:
         self._outlets.live.hung(text)

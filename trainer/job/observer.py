@@ -103,6 +103,7 @@ class RunObserver:
         self._estimates = outlets.estimates
         self._rates: deque[tuple[float, float]] = deque(maxlen=POOLED_ESTIMATES)
         self._factor: AlphaFactor | None = None
+        self._horizon: Estimate | None = None
         self._skipped_rows, self._warned = feed.skipped_rows, False
         self._flushed_seconds = -math.inf
         self._withheld = WithheldSteps(outlets, feed)
@@ -160,7 +161,7 @@ class RunObserver:
         self._line.update(
             step + 1,
             lambda: (
-                f"loss {_loss(self._smooth_loss)}  lr {rate:.2e}{_alpha(self._factor)}  "
+                f"loss {_loss(self._smooth_loss)}  lr {rate:.2e}{_horizon(self._horizon) or _alpha(self._factor)}  "
                 f"{rows / self._recent_seconds:,.0f} rows/s  data wait {self._outlets.clock.bound().data_share:.0%}"
             ),
         )
@@ -170,6 +171,7 @@ class RunObserver:
         self._smooth_loss = math.nan
         self._factor = pooled_factor(self._estimates) if self._estimates else None
         self._rates.clear()
+        self._horizon = None
         shown = self._factor or pooled_factor(())
         self._metrics.pooled_alpha(shown.factor, shown.standard_error)
         self._metrics.proposed_rate(None, None)
@@ -184,6 +186,9 @@ class RunObserver:
     def on_estimate(self, estimate: Estimate) -> None:
         """One α* estimate, whatever its outcome."""
         record = {key: value for key, value in asdict(estimate).items() if value is not None or key not in OPTIONAL}
+        if estimate.horizon > 1:
+            self._on_horizon(estimate, record)
+            return
         self._directory.records["alpha"].append(record)
         self._metrics.estimate(str(estimate.outcome), estimate.relative, estimate.age)
         pair = per_rate(estimate)
@@ -206,6 +211,15 @@ class RunObserver:
             per_rate=pair,
             factor=self._factor,
         )
+
+    def _on_horizon(self, estimate: Estimate, record: dict[str, Any]) -> None:
+        """α* of many steps as a whole, recorded and shown apart: it does not say how long one should have been."""
+        self._directory.records["horizon"].append(record)
+        relative, error = estimate.relative, estimate.standard_error
+        self._metrics.horizon(str(estimate.outcome), estimate.horizon, relative, error)
+        if relative is not None:
+            self._horizon = estimate
+            self._live.horizon(estimate.horizon, relative, error)
 
     def on_message(self, message: str, *, step: int) -> None:
         """A sentence for people, such as what a policy just changed."""
@@ -262,6 +276,14 @@ def _alpha(factor: AlphaFactor | None) -> str:
         return f"  α* {factor.estimates} of {LEAST_ESTIMATES} estimates" if few else "  α* undefined"
     margin = "" if factor.margin is None else f" ± {factor.margin:.2g}"
     return f"  α* {factor.factor:.2g}{margin} × step"
+
+
+def _horizon(latest: Estimate | None) -> str:
+    """α* of many steps as a whole; nothing before there is one."""
+    if latest is None or latest.relative is None:
+        return ""
+    margin = "" if latest.standard_error is None else f" ± {1.96 * latest.standard_error:.2g}"
+    return f"  α* {latest.relative:.2g}{margin} × the last {latest.horizon} steps"
 
 
 def _loss(value: float) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import ExitStack, closing, suppress
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -13,13 +14,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pipeline.reads import CLOSE_SECONDS, ReaderThreads
 from pipeline.shards import MANIFEST, write_atomically
 from trainer.config import FIXED_SECTIONS, Config, ConfigError, config_to_toml, differing_keys
 from trainer.job.decided import CONFIG, kept_settings, with_delay
 from trainer.job.learner import training_device
 from trainer.records import Extent, Records, checkpoint_steps, read_records, thinning
 
-RECORD_FILES = ("steps", "alpha", "evals", "events")
+RECORD_FILES = ("steps", "alpha", "horizon", "evals", "events")
+TEXTFILE = "metrics.prom"
+"""What Prometheus would read, as it was when the run ended."""
 ONE_A_STEP = ("steps", "alpha")
 FREE_KEYS = (
     "data.path",
@@ -49,7 +53,7 @@ class RunDirectory:
     """RUN, held by this process from construction to `close`.
 
     `config` is resolved; if there is a checkpoint, it must learn from and with what RUN/config.toml does. `begin` keeps
-    it there.
+    it there. A directory that was made for a run that did not begin is removed again.
     Raises: ConfigError if another process holds the run, its checkpoints come from other settings, or the path cannot
     be a run directory.
     """
@@ -66,6 +70,8 @@ class RunDirectory:
             raise ConfigError(f"{self.path}: is a data folder; give another directory for the run")
         if stranger := self._stranger():
             raise ConfigError(f"{self.path}: holds {stranger} and no run; give another directory for the run")
+        self._made_for_nothing = not self.path.exists()
+        """So far: it was made by this process, and its run has not begun."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (NotADirectoryError, FileExistsError) as error:
@@ -77,6 +83,7 @@ class RunDirectory:
                 raise ConfigError(
                     f"{self.path}: another process is writing this run; wait for it, or give another --run"
                 ) from None
+            stack.callback(self._remove_if_unbegun)
             self.before = self._kept()
             """The settings so far, of a run that has checkpoints; else None."""
             self.changes = self._sanctioned_changes(config)
@@ -88,7 +95,18 @@ class RunDirectory:
             self._config = config
             self._saved_at = 0
             """Step of the latest checkpoint that was begun; it may not have its name yet."""
+            self._threads = ReaderThreads(1, name="thinning")
+            stack.callback(self._threads.close)
+            self._thinning = list[Future[None]]()
             self._open = stack.pop_all()
+
+    def _remove_if_unbegun(self) -> None:
+        """While the lock is held still."""
+        if self._made_for_nothing:
+            with suppress(OSError):
+                for name in ("lock", TEXTFILE, *(f"{name}.jsonl" for name in RECORD_FILES)):
+                    (self.path / name).unlink(missing_ok=True)
+                self.path.rmdir()
 
     def _stranger(self) -> str | None:
         """A file of a folder that is somebody's data: the run's files do not belong beside it."""
@@ -154,6 +172,7 @@ class RunDirectory:
         What is missing of those records `notices` tell.
         """
         write_atomically(self.path / CONFIG, config_to_toml(config).encode())
+        self._made_for_nothing = False
         self.cut(records)
 
     def cut(self, records: Mapping[str, Any]) -> None:
@@ -173,7 +192,8 @@ class RunDirectory:
     def thin(self, *, done: int) -> None:
         """Merges old lines after `done` steps, if that is due: each time that `records.full_steps` more are.
 
-        Merged or not, every checkpoint is continued from with exactly the records before it.
+        In a thread, which takes the files as they are now: what is appended meanwhile waits in memory, and a checkpoint
+        for its end. Merged or not, every checkpoint is continued from with exactly the records before it.
         """
         full_steps = self.full_steps
         if not full_steps or done % full_steps:
@@ -181,16 +201,29 @@ class RunDirectory:
         checkpoints = [self._saved_at, *checkpoint_steps(self.path)]
         # an estimate is recorded that many steps after its own
         delays = {"steps": 0, "alpha": self._config.stepsize.delay or 0}
+        self._thinned()  # the time before's, which has long ended unless the disk holds it
+        works = list[Callable[[], None]]()
         for name in ONE_A_STEP:
             path, kept = self.records[name].path, [step - delays[name] for step in checkpoints]
-            self.records[name].rewrite(partial(thinning, path, done=done, full_steps=full_steps, checkpoints=kept))
+            plan = partial(thinning, path, done=done, full_steps=full_steps, checkpoints=kept)
+            if (work := self.records[name].rewriting(plan)) is not None:
+                works.append(work)
+        self._thinning = [self._threads.submit(work) for work in works]
+
+    def _thinned(self, seconds: float | None = None) -> None:
+        """Waits for what `thin` began, `seconds` at most. Raises: its errors, which are none of the system."""
+        for work in self._thinning:
+            with suppress(TimeoutError):
+                work.result(seconds)
+        self._thinning = []
 
     def flush(self) -> None:
         for records in self.records.values():
             records.flush()
 
     def close(self) -> None:
-        self._open.close()
+        with self._open:
+            self._thinned(CLOSE_SECONDS)
 
     def __enter__(self) -> RunDirectory:
         return self

@@ -159,9 +159,6 @@ class TrainingState:
         state = checkpoint.state
         refuse_other_rows(state, self.manifest, run=run)
         self.feed.load_state_dict(state["feed"])
-        open_window = state.get("progressive")  # none of earlier versions
-        if self.progressive is not None and open_window is not None:
-            self.progressive.load_state_dict(open_window)
         position = self.go_back(checkpoint, before=before)
         given = rate_settings(self.config)
         if state.get("rate", given) != given:  # a rate given anew is a whole one
@@ -177,6 +174,8 @@ class TrainingState:
         self.policy.load_state_dict(self.beginning["policy"] if policy is None else policy)
         self.horizon.load_state_dict({} if policy is None else checkpoint.tensors.get("snapshots", {}))
         self._load_small(state)
+        if self.progressive is not None:  # of what the weights had been trained on by then; earlier versions kept none
+            self.progressive.load_state_dict(state.get("progressive"))
         restore_random_state(state["random"])
         return Position(**state["position"])
 
@@ -189,6 +188,8 @@ class TrainingState:
         self.policy.load_state_dict(self.beginning["policy"])
         self.horizon.load_state_dict({})
         self._load_small(self.beginning)
+        if self.progressive is not None:
+            self.progressive.load_state_dict(None)
         return Position()
 
     def _load_small(self, state: Mapping[str, Any]) -> None:

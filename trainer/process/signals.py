@@ -165,6 +165,8 @@ class SignalDesk:
         """From here on the process is at its end, and no signal changes how it ends."""
         self._ending = True
         self.wait_until_said()
+        for number in self._before:  # Python's own end gives handlers back to the system, whose answer is to kill
+            signal.signal(number, signal.SIG_IGN)
 
     def wait_until_said(self) -> None:
         """Waits until all signals so far are heard, and what is said of them is said, unless nobody takes it."""
@@ -207,7 +209,8 @@ class SignalDesk:
                 self._leave()
 
     def _wake(self) -> None:
-        with suppress(BlockingIOError):  # full of signals, which wake it as well
+        # full of signals, which wake it as well; a pipe that takes no byte otherwise costs a wait, and no run its end
+        with suppress(OSError):
             os.write(self._pipe[1], bytes([WAKE]))
 
     def _redirect(self, heard: tuple[signal.Signals, ...]) -> None:

@@ -277,6 +277,19 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+def lost_random_state(state: Mapping[str, Any]) -> str | None:
+    """What `restore_random_state` cannot put back here, in a sentence; None if it can all."""
+    before, now = len(state["cuda"]), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if before in (0, now):
+        return None
+    devices = "1 CUDA device" if before == 1 else f"{before} CUDA devices"
+    here = "none is" if now == 0 else "1 is" if now == 1 else f"{now} are"
+    return (
+        f"the checkpoint has the random state of {devices}, and {here} here: what is drawn on a device, such as "
+        "dropout, goes on otherwise than it would have there"
+    )
+
+
 def _manifest_or_damage(path: Path) -> dict[str, Any] | str:
     try:
         manifest = json.loads((path / _MANIFEST).read_bytes())

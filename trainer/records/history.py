@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from trainer.records.columns import Column, read_estimates, read_steps
 from trainer.records.records import read_records
 
+HORIZON_FIELDS = ("step", "horizon", "relative", "standard_error")
 EVALUATION_FIELDS = ("step", "loss", "auc", "normalized_entropy", "calibration", "rows", "seconds", "training_seconds")
 ENDS = {
     "budget": "the budget is reached",
@@ -44,6 +45,8 @@ class RunHistory:
     """`ALPHA_FIELDS`, ascending in `step`, with `biased` and `hybrid` as the `relative` of those estimators. A row may
     stand for several estimates (`estimates`), of which it is the first; `measured`, `negative`, and the sums `pairs`
     and `per_rate`, one row each, as `merge_estimates` has them, are of all."""
+    horizon: Mapping[str, Column]
+    """`HORIZON_FIELDS` of the measurements of many steps as a whole, in their order."""
     outcomes: Mapping[str, int]
     """What came of the estimates, and of how many."""
     pauses: Mapping[str, float]
@@ -64,6 +67,7 @@ class RunHistory:
         damaged: list[int] = []
         steps = read_steps(run / "steps.jsonl", damaged=damaged.append)
         alpha = read_estimates(run / "alpha.jsonl", damaged=damaged.append)
+        horizon = list(read_records(run / "horizon.jsonl", damaged=damaged.append))
         evaluations = _read_evaluations(read_records(run / "evals.jsonl", damaged=damaged.append))
         return cls(
             path=run,
@@ -71,6 +75,7 @@ class RunHistory:
             phases=steps.phases,
             spread=steps.spread,
             alpha=alpha.columns,
+            horizon={name: _column(horizon, name) for name in HORIZON_FIELDS},
             outcomes=alpha.outcomes,
             pauses=_read_pauses(_events(run), evaluations),
             evaluations=evaluations,

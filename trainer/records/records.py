@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, overload
 
@@ -19,11 +20,13 @@ from pipeline.shards import sync_folder
 from trainer.records.lines import Extent, LineIndex, index_lines
 
 Line = TypeVar("Line")
+Rewrite = Callable[[LineIndex], Callable[[BinaryIO], None] | None]
+"""Told where the lines of a file lie, gives what writes it anew; None where it is to stay."""
 BUFFER_BYTES = 1 << 16
 """So much is written at once, unless somebody asks earlier."""
 WAITING_BYTES = 64 << 20
 """So much of what cannot be written waits in memory: some 150,000 steps."""
-UNITS = {"steps": "steps", "alpha": "estimates", "evals": "evaluations", "events": "events"}
+UNITS = {"steps": "steps", "alpha": "estimates", "horizon": "measurements", "evals": "evaluations", "events": "events"}
 """What one record of a file is."""
 
 
@@ -44,7 +47,9 @@ class Records:
         self.lost = 0
         """Records lost because too many waited."""
         self._one_a_step, self._limit_bytes = one_a_step, limit_bytes
-        self._lock = threading.RLock()
+        self._lock = threading.Condition()
+        self._frozen = False
+        """The file is being rewritten."""
         self._waiting: deque[tuple[bytes, int]] = deque()
         self._waiting_bytes = self._tried_bytes = 0
         self._lost_steps: list[int] = []
@@ -89,7 +94,7 @@ class Records:
     def flush(self) -> None:
         """Hands everything appended to the operating system, so that other processes see it."""
         with self._lock:
-            if self._waiting:
+            if self._waiting and not self._frozen:
                 with self._troubles():
                     self._write(self._found())
                 self._tried_bytes = self._waiting_bytes
@@ -103,6 +108,7 @@ class Records:
     def sync(self) -> None:
         """Puts on disk what was flushed; in any thread, while another one appends."""
         with self._lock:
+            self._lock.wait_for(lambda: not self._frozen)
             # a descriptor of its own: the file may be replaced meanwhile, and nobody should wait for the disk
             file = None if self._file is None else os.dup(self._file)
         if file is None:
@@ -120,6 +126,7 @@ class Records:
         of earlier versions do not have, that is told in bytes.
         """
         with self._lock:
+            self._lock.wait_for(lambda: not self._frozen)
             self.flush()
             self._waiting.clear()
             self._waiting_bytes = self._tried_bytes = 0
@@ -138,40 +145,66 @@ class Records:
             with self._troubles():
                 self._found()
 
-    def rewrite(self, plan: Callable[[LineIndex], Callable[[BinaryIO], None] | None]) -> None:
-        """Replaces the file by what `plan`, told where its lines lie, gives a function to write; whole or not at all.
+    def rewrite(self, plan: Rewrite) -> None:
+        """Replaces the file by what `plan` gives, now; as `rewriting` has it."""
+        work = self.rewriting(plan)
+        if work is not None:
+            work()
 
-        Nothing happens where that is None, or while lines wait to be written.
+    def rewriting(self, plan: Rewrite) -> Callable[[], None] | None:
+        """The work of replacing the file as it is now by what `plan`, told where its lines lie, gives a function to
+        write; whole or not at all. None while lines wait to be written.
+
+        It is to be done once, in any thread. Until then the file stays as it is, and what is appended waits in memory;
+        `sync` and `cut` wait for it, while `append`, `flush` and `length` don't. Where the plan is None, nothing
+        happens.
         """
         with self._lock:
             self.flush()
-            if self._waiting or self._file is None:
-                return
-            partial = self.path.with_name(f".{self.path.name}.partial")
-            try:
-                self._found()
-                write = plan(index_lines(self.path, one_a_step=self._one_a_step))
-                if write is None:
+            if self._waiting or self._file is None or self._frozen:
+                return None
+            self._frozen = True
+        return partial(self._rewrite, plan)
+
+    def _rewrite(self, plan: Rewrite) -> None:
+        partial_file = self.path.with_name(f".{self.path.name}.partial")
+        try:
+            with self._lock:
+                if self._file is None:
                     return
-                with partial.open("wb") as file:
-                    write(file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                partial.replace(self.path)
+                self._found()
+            write = plan(index_lines(self.path, one_a_step=self._one_a_step))
+            if write is None:
+                return
+            with partial_file.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            with self._lock:
+                if self._file is None:  # closed: whoever closed it did not want to wait
+                    partial_file.unlink()
+                    return
+                partial_file.replace(self.path)
                 self._reopen()
-                assert self._file is not None
                 self._length = os.fstat(self._file).st_size
-                sync_folder(self.path.parent)
-            except OSError as error:
-                self._notices.append(
-                    f"{self.path.name} could not be made smaller ({error.strerror or error}); that is tried again later"
-                )
-                with suppress(OSError):
-                    partial.unlink(missing_ok=True)
+            sync_folder(self.path.parent)
+        except OSError as error:
+            self._notices.append(
+                f"{self.path.name} could not be made smaller ({error.strerror or error}); that is tried again later"
+            )
+            with suppress(OSError):
+                partial_file.unlink(missing_ok=True)
+        finally:
+            with self._lock:
+                self._frozen = False
+                self._lock.notify_all()
+                if self._file is not None:
+                    self.flush()
 
     def close(self) -> None:
-        """Writes what waits, if that is possible, and closes the file."""
+        """Writes what waits, if that is possible, and closes the file; one that is being rewritten stays as it was."""
         with self._lock:
+            self._frozen = False
             self.flush()
             if self._file is not None:
                 with self._troubles():

@@ -77,6 +77,21 @@ def bias_figure(log: RunHistory) -> Figure:
     return figure
 
 
+def horizon_figure(log: RunHistory) -> Figure:
+    """α* of many steps as a whole along the run, with its error bars."""
+    figure, axes = new_figure("α* of the latest steps as a whole", "α* (times their sum)")
+    step, value, error = (log.horizon[name] for name in ("step", "relative", "standard_error"))
+    low, high = np.nanquantile(value, [0.02, 0.98])
+    axes.errorbar(
+        step, value, yerr=1.96 * np.nan_to_num(error), fmt="o", color=BLUE, ecolor=GREY, markersize=3, elinewidth=0.8
+    )
+    axes.set_ylim(min(0.0, low - 0.3), max(1.2, high + 0.3))
+    axes.axhline(0.5, color=INK, linewidth=1.2, linestyle="--", label="½: they gained nothing")
+    axes.axhline(1.0, color=INK, linewidth=1.2, linestyle=":", label="1: they landed at the minimum along their sum")
+    legend(axes, columns=2)
+    return figure
+
+
 def _spread(axes: Axes, log: RunHistory) -> None:
     relative = log.alpha["relative"][log.measured]
     style(axes, "Spread of single estimates of α*", "estimates")

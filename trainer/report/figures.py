@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
 
 from trainer.records import RunHistory
-from trainer.report.alpha_figures import alpha_figure, bias_figure
+from trainer.report.alpha_figures import alpha_figure, bias_figure, horizon_figure
 from trainer.report.plotting import (
     AMBER,
     BLUE,
@@ -64,6 +64,8 @@ def figures(log: RunHistory) -> dict[str, Figure]:
         drawn["alpha"] = alpha_figure(log)
     if any(variant in log.alpha for variant in ("biased", "hybrid")):
         drawn["bias"] = bias_figure(log)
+    if np.isfinite(log.horizon["relative"]).any():
+        drawn["horizon"] = horizon_figure(log)
     return drawn
 
 

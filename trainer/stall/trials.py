@@ -58,11 +58,14 @@ class Stopwatch:
     line: ProgressLine
     stage_totals: Callable[[], dict[str, tuple[float, int]]]
     samples: list[StepSample]
+    scored: Callable[[int], object] = lambda _: None
+    """Takes what was scored of the batches up to a step, so that it doesn't pile up."""
     _seen: int = 0
     _before: dict[str, tuple[float, int]] | None = None
 
     def on_step(self, record: Mapping[str, Any], timing: StepTiming, training_seconds: float) -> None:
         self._seen += 1
+        self.scored(record["step"])
         if self._seen > self.warmup_steps:
             waiting = timing.phases["data_wait"] + timing.phases["transfer"]
             self.samples.append(StepSample(seconds=timing.seconds, waiting=waiting, rows=record["rows"]))
@@ -128,7 +131,10 @@ def measure_stall(
     Reads the shards, those of all generations alike, and writes nothing, except that shards of a remote folder are
     cached; their cold trial begins with an empty cache of its own, removed afterwards. Raises: as `trainer.job.train`.
     """
-    config = replace(config, data=replace(config.data, follow=False))  # rows that are not there yet have no speed
+    # rows that are not there yet have no speed; that those that are there are scored has its part in it
+    scored = config.data.follow if config.eval.progressive is None else config.eval.progressive
+    evaluation = replace(config.eval, progressive=scored)
+    config = replace(config, data=replace(config.data, follow=False), eval=evaluation)
     manifest = Manifest.load(config.data.path)
     shards = manifest.splits["train"].shards
     remote = not isinstance(manifest.folder, Path)
@@ -201,6 +207,8 @@ class StallMeasurement:
                 stage_totals=state.feed.stage_totals,
                 samples=[],
             )
+            if state.progressive is not None:
+                watch.scored = state.progressive.take
             if rows == "compute":
                 pair = next(state.feed)
                 state.feed.close()

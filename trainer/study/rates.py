@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stepsize.suite import main
+from stepsize.suite import suite_command
 
 
 def rates_study(arguments: Sequence[str]) -> int:
     """Run the suite with the command's arguments after `rates`; returns the exit code."""
-    return main(arguments, program="alphastream study rates")
+    return suite_command(arguments, program="alphastream study rates")

@@ -76,6 +76,9 @@ class RemoteOut:
         if self._manifest is None:
             if (self.stand_in / MANIFEST).exists() and self._lost(Manifest.load(self.stand_in), since=0):
                 self._clear()  # of a folder that was removed since
+            if not (self.stand_in / MANIFEST).exists():  # and so is what was to be appended to it
+                shutil.rmtree(self.stand_in / APPENDING, ignore_errors=True)
+                (self.stand_in / f"{APPENDING}.lock").unlink(missing_ok=True)
             return
         theirs = Manifest.load(self.uri)
         if (self.stand_in / MANIFEST).exists():

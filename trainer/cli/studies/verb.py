@@ -9,7 +9,6 @@ from typing import Annotated
 
 import tyro
 
-from pipeline.shards import Manifest
 from trainer.cli.arguments import UsageError, parse_arguments, parse_first
 from trainer.cli.settings import asks_for_help, current_arguments, settings_for_help
 from trainer.cli.studies.programs import PROGRAMS
@@ -92,5 +91,7 @@ def _scaled(file: StudyFile, scale: Fraction, path: str) -> StudyFile:
     """The study at `scale`, of the rows in the folder at `path`."""
     if file.settings.scale is not None and not path:
         raise ConfigError(f"{file.path}: {MISSING_PATH}")
+    from pipeline.shards import Manifest
+
     rows = Manifest.load(path).splits["train"].rows if file.settings.scale is not None else 0
     return file.scaled(scale, train_rows=rows)

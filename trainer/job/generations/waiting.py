@@ -14,6 +14,8 @@ WAITING = "waiting for new rows"
 """What the live page says meanwhile."""
 SLICE_SECONDS = 1.0
 """At most so long after each other it is told that the wait goes on."""
+SLICES_A_BUDGET = 4
+"""And so often within what a wait for rows may take."""
 
 
 @dataclass(kw_only=True)
@@ -24,6 +26,8 @@ class LogWait:
     outlets: Outlets
     idle_seconds: float | None
     """How long a generation is waited for; None: without end."""
+    budget_seconds: float = 0.0
+    """How long waiting for the rows of a step may take before it counts as a hang, which this is not; 0: for ever."""
     monotonic: Callable[[], float] = time.monotonic
     _generation: int = field(default=-1, init=False)
     """The one that is waited for."""
@@ -80,14 +84,15 @@ class LogWait:
         return self.idle_seconds is not None and self._waited >= self.idle_seconds
 
     def _slice_seconds(self) -> float:
-        left = SLICE_SECONDS if self.idle_seconds is None else self.idle_seconds - self._waited
-        return max(min(left, SLICE_SECONDS), 0.0)
+        longest = min(SLICE_SECONDS, self.budget_seconds / SLICES_A_BUDGET) if self.budget_seconds else SLICE_SECONDS
+        left = longest if self.idle_seconds is None else self.idle_seconds - self._waited
+        return max(min(left, longest), 0.0)
 
     def _tell(self, step: int) -> None:
         count = self._generation
         rows = f"all rows of {count} generation{'s' if count > 1 else ''} are trained on"
         until = "" if self.idle_seconds is None else f" for {self.idle_seconds:g} s"
         message = f"{rows}; waiting for the next{until}"
-        self.outlets.directory.event("waiting", step=step, message=message)
+        self.outlets.directory.event("waiting", step=step, generations=count, message=message)
         self.outlets.live.message(step, message)
         self.outlets.console.say(f"step {step:,}: {message}")

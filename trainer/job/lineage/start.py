@@ -10,7 +10,7 @@ from trainer.config import Config, ConfigError
 from trainer.job.observer import Outlets
 from trainer.job.training_state import TrainingState
 from trainer.learner import learning_rate
-from trainer.records import Checkpoint, checkpoint_steps, load_latest, set_aside
+from trainer.records import Checkpoint, checkpoint_steps, load_latest, lost_random_state, set_aside
 
 
 def checkpoint_to_continue(run: Path, *, step: int | None, device: Any) -> Checkpoint | None:
@@ -58,6 +58,20 @@ def tell_of_changes(
     values = {key: {"from": then, "to": now} for key, now, then in changes}
     outlets.directory.event("settings", step=step, changes=values, message=message)
     outlets.console.say(message)
+
+
+def warn_of_changes(found: Checkpoint, state: TrainingState, outlets: Outlets) -> None:
+    """Says what makes this run another than it would have been without the stop."""
+    for damaged in found.damaged:
+        outlets.warn(f"{damaged}; continuing from {found.path.name}", step=found.step)
+    if (lost := lost_random_state(found.state["random"])) is not None:
+        outlets.warn(lost, step=found.step)
+    before, now = found.state["total_steps"], state.total_steps
+    if before != now:
+        outlets.warn(
+            f"the budget was {before} steps and is {now}; a schedule or policy that counts on it changes with it",
+            step=found.step,
+        )
 
 
 def divergence_advice(config: Config, state: TrainingState, run: Path) -> str:

@@ -90,10 +90,12 @@ class ProgressiveValidation:
         assert not self._closed, "a window was not taken"
         return {"rows": self._rows, "counts": self._counts, "sums": self._sums}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`'s values."""
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Continue from `state_dict`'s values; None: with a window that has no rows yet."""
         self._closed.clear()
         self._begin()
+        if state is None:
+            return
         self._rows = state["rows"]
         self._counts.copy_(state["counts"])
         self._sums.copy_(state["sums"])

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import StorageError
 from trainer.records.lines.index import LineIndex
 
 Record = dict[str, Any]
@@ -48,7 +49,10 @@ def to_merge(index: LineIndex, levels: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def write_merged(out: BinaryIO, source: BinaryIO, index: LineIndex, levels: NDArray[np.int64], merge: Merge) -> None:
-    """Writes the lines of `source` with those of one block merged, and all others as they are."""
+    """Writes the lines of `source` with those of one block merged, and all others as they are.
+
+    Raises: StorageError if the file has changed since it was indexed; OSError.
+    """
     block = index.step >> levels << levels
     cuts = [*np.flatnonzero(~to_merge(index, levels)).tolist(), len(block)]
     copied = 0  # lines before this one are written
@@ -75,7 +79,10 @@ def merge_block(records: Sequence[tuple[int, Record]], start: int, level: int, m
 
 def _read(source: BinaryIO, index: LineIndex, line: int) -> Record:
     source.seek(int(index.start[line]))
-    return msgspec.json.decode(source.read(int(index.end[line] - index.start[line])))
+    try:
+        return msgspec.json.decode(source.read(int(index.end[line] - index.start[line])))
+    except msgspec.DecodeError as error:  # it could be read when its lines were counted
+        raise StorageError(f"it has changed meanwhile: {error}") from error
 
 
 def _copy(out: BinaryIO, source: BinaryIO, index: LineIndex, low: int, high: int) -> None:
@@ -88,6 +95,7 @@ def _copy(out: BinaryIO, source: BinaryIO, index: LineIndex, low: int, high: int
         left = int(index.end[behind - 1] - index.start[first])
         while left:
             part = source.read(min(left, COPY_BYTES))
-            assert part, "the file has become shorter"
+            if not part:
+                raise StorageError("it has become shorter meanwhile")
             out.write(part)
             left -= len(part)

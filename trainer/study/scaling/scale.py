@@ -147,7 +147,7 @@ class _Scaling:
         passed = Fraction(self.rows, self.rule.train_rows) / self.scale
         if passed >= self.scale:
             return lambda rows: _whole(rows * self.scale), f"× {self.scale}"
-        why = f"so that a run passes over the same share of the {self.rows:,} training rows"
+        why = f"the same share of {self.rows:,} rows is read"
         return lambda rows: _whole(rows * passed), why
 
     def changed(self, key: str, values: list[Any], arm: str, change: Callable[[Any], Any], why: str) -> list[Any]:

@@ -120,13 +120,23 @@ def applied_notes(study: Study, results: Sequence[Result]) -> list[str]:
     notes = [
         "α* cost the published implementation 70 times a plain step, so within the baseline's time it came half as "
         "far. Here it costs about one forward and backward pass where it is measured, so budgets in seconds tell "
-        "little that budgets in steps do not."
+        "little that budgets in steps do not.",
+        "The published correlations and the published table of applied rates are not at hand as numbers, so theirs "
+        "stand here alone.",
     ]
     if rows != BATCH_ROWS:
         notes.append(
             f"A batch has {rows:,} rows here and had {BATCH_ROWS:,}, and the log is another: losses cannot be compared "
             "with the published ones, their differences to the schedule's by their sign alone. Medians of N small "
             "batches are noisier, and fewer of them were wanted where the intervals have no room for N."
+        )
+    lost = [one for one in results if one.outcome is RunOutcome.DIVERGED and one.run.arm.startswith(ALPHA)]
+    if lost:
+        counts = ", ".join(str(count) for count in sorted({one.run.config.stepsize.count for one in lost}))
+        notes.append(
+            f"{len(lost)} runs of α* diverged, with N = {counts}; no published one did, with N of 10 and more. The "
+            "median of few estimates is at times many times the rate that is right: a scale at which the intervals "
+            "have room for the published N (1/20 and more) says more."
         )
     longest = max((one.steps for one in results), default=0)
     baseline = next((one.steps for one in results if one.run.arm == SCHEDULE), 0)

@@ -123,9 +123,8 @@ def observed_notes(run: StudyRun, history: RunHistory) -> list[str]:
     ]
     if rows != BATCH_ROWS:
         notes.append(
-            f"A batch has {rows:,} rows here and had {BATCH_ROWS:,}. Smaller batches are noisier: their own step looks "
-            "longer than it should be (biased α* is larger, cos(d2, g2) further from 0) and more unbiased estimates "
-            "are negative."
+            f"A batch has {rows:,} rows here and had {BATCH_ROWS:,}. Smaller batches are noisier: more unbiased "
+            "estimates are negative, their rates spread wider, and biased and unbiased ones go together less."
         )
     if config.optimizer.lr is not None and not math.isclose(config.optimizer.lr, PEAK_RATE):
         notes.append(

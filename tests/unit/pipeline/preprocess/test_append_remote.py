@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
+from pyarrow.fs import FileSystem
 
-from pipeline.errors import FetchError, InputError
-from pipeline.preprocess import PreprocessConfig, Summary, forecast, preprocess
+from pipeline.errors import FetchError, InputError, StorageError
+from pipeline.preprocess import PreprocessConfig, Summary, command, forecast, preprocess
 from pipeline.preprocess.generations import RemoteOut
 from pipeline.shards import Manifest, RemoteFolder, verify_data
 from tests.logs import folder_bytes, write_log
@@ -137,6 +140,29 @@ def test_what_was_encoded_and_is_lost_before_it_is_uploaded_is_encoded_again(
     next(stand_in(uri).rglob("gen-*.parquet")).unlink()
     append(uri, days[1])
     assert [each.rows for each in Manifest.load(uri).generations] == [80, 81]
+    assert verify_data(uri).whole
+
+
+def test_a_folder_that_was_removed_since_is_made_anew(
+    tmp_path: Path, uri: str, days: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where an addition to it was begun: what is encoded of that is of no folder any more."""
+    append(uri, days[0])
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "list_generation", full)
+        with pytest.raises(StorageError, match="No space left"):
+            append(uri, days[1])
+    assert (stand_in(uri) / ".append/done").is_dir()
+    files, path = FileSystem.from_uri(uri)
+    files.delete_dir(path)
+    for day in days[2:]:
+        append(uri, day)
+        append(tmp_path / "local", day)
+    assert contents(uri) == contents(str(tmp_path / "local"))
     assert verify_data(uri).whole
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
+import os
 import threading
 
 import numpy as np
 import pytest
 
-from pipeline.errors import StorageError
+from pipeline.errors import ReadFailedError, StorageError
 from tests.tiny_data import flip_in_row_group, reader, tiny_columns
 
 ROWS = 77
@@ -88,6 +90,29 @@ def test_another_shard_in_its_place_is_damage(tiny_data):
     r = reader(tiny_data, shuffle="none")
     with pytest.raises(StorageError, match=r"it has \d+ bytes instead of \d+"):
         r.read(0, 0, 7)
+    r.close()
+
+
+def test_an_outage_is_no_damage_that_could_be_skipped(tiny_data, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", fail)
+    r = reader(tiny_data, on_damage="skip")
+    with pytest.raises(ReadFailedError, match=r"part-0000\d.parquet: row group \d .*Input/output error") as caught:
+        r.read(0, 0, ROWS)
+    assert "see to its disk or network" in str(caught.value)
+    assert r.damaged == {}
+    r.close()
+
+
+def test_a_missing_shard_is_damage_and_a_missing_folder_an_outage(tiny_data):
+    (tiny_data / "train" / "part-00002.parquet").unlink()
+    r = reader(tiny_data, on_damage="skip")
+    assert 0 < r.read(0, 0, ROWS).skipped < ROWS
+    tiny_data.rename(tiny_data.with_name("away"))
+    with pytest.raises(ReadFailedError, match=r"the data folder has no manifest.json: is its disk mounted\?"):
+        r.read(7, 0, ROWS)
     r.close()
 
 

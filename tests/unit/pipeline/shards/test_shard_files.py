@@ -245,6 +245,15 @@ def test_a_shard_missing_in_the_store_is_named(many_data: Path, options: dict[st
         take(uri(many_data), STEPS, **options)
 
 
+def test_a_folder_missing_in_the_store_is_no_damage(many_data: Path, options: dict[str, Any]) -> None:
+    with feed(uri(many_data), damaged="skip", **options) as pairs:
+        next(pairs)
+        many_data.rename(many_data.with_name("away"))
+        with pytest.raises(FetchError, match=r"has no manifest\.json any more; check its address"):
+            list(islice(pairs, STEPS))
+        assert pairs.skipped_rows == 0
+
+
 def test_a_copy_that_rots_in_the_cache_is_downloaded_again(
     many_data: Path, options: dict[str, Any], downloads: Downloads
 ) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from prometheus_client import generate_latest
 from scipy.optimize import minimize_scalar
 
 from ops.live import LiveStatus
 from ops.metrics import Metrics
 from ops.step_clock import StepClock, StepTiming
 from pipeline.device import Feed
+from stepsize import Outcome
+from tests.estimates import estimate
 from trainer.config import config_from
 from trainer.console import Console
 from trainer.job.observer import Outlets, RunObserver, pooled_factor
@@ -53,6 +57,34 @@ def test_records_can_be_read_after_five_seconds_or_fifty_steps(
     assert seen[0] == 1
     assert seen.index(steps_until_read + 1) == steps_until_read
     assert set(seen[1:steps_until_read]) == {1}
+
+
+def test_alpha_of_many_steps_is_recorded_and_shown_apart(tmp_path: Path) -> None:
+    """It is no estimate of how long one step should have been, and must not be pooled with those."""
+    config = config_from({"data": {"path": "DATA"}, "model": {"table_rows": 64}}, where="test").resolved()
+    clock, console, metrics = StepClock(), Console(quiet=True), Metrics()
+    with RunDirectory(tmp_path / "run", config) as directory:
+        live = LiveStatus(clock, run="run")
+        outlets = Outlets(directory=directory, metrics=metrics, live=live, clock=clock, console=console)
+        observer = RunObserver(outlets, cast(Feed, NoRows()), console.progress("training", None, unit="steps"))
+        for step in range(12):
+            observer.on_estimate(estimate(step, 2.0, error=0.1, rate=1.0))
+        before = outlets.live.snapshot()["alpha"]
+        observer.on_estimate(replace(estimate(40, 0.6, error=0.05, rate=1.0), horizon=17))
+        observer.on_estimate(replace(estimate(50, outcome=Outcome.FLAT), horizon=20))
+        shown = outlets.live.snapshot()
+    run = tmp_path / "run"
+    assert len(list(read_records(run / "alpha.jsonl"))) == 12
+    found = list(read_records(run / "horizon.jsonl"))
+    assert [(one["step"], one["horizon"], one["outcome"]) for one in found] == [(40, 17, "ok"), (50, 20, "flat")]
+    assert shown["alpha"] == before
+    assert shown["horizon"] == {"steps": 17, "relative": 0.6, "margin": pytest.approx(1.96 * 0.05)}
+    text = generate_latest(metrics.registry).decode()
+    assert 'alphastream_alpha_estimates_total{outcome="ok"} 12.0' in text
+    assert 'alphastream_horizon_estimates_total{outcome="ok"} 1.0' in text
+    assert 'alphastream_horizon_estimates_total{outcome="flat"} 1.0' in text
+    assert "alphastream_horizon_alpha_relative 0.6" in text
+    assert "alphastream_horizon_steps 17.0" in text
 
 
 def test_the_factor_is_the_one_that_suits_all_steps_best() -> None:

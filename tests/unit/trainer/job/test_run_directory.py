@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from trainer.budget import BudgetConfig
 from trainer.config import Config, ConfigError, config_from, load_config
+from trainer.job import run_directory
 from trainer.job.decided import decided
 from trainer.job.run_directory import RunDirectory
 from trainer.records.records import read_records
@@ -181,7 +183,7 @@ def test_records_are_cut_back_and_the_event_log_is_not(run: Path) -> None:
         directory.records["steps"].append({"step": 1})
         directory.records["evals"].append({"step": 2})
         directory.event("stop", step=2)
-    assert set(lengths) == {"steps", "alpha", "evals", "extents"}
+    assert set(lengths) == {"steps", "alpha", "horizon", "evals", "extents"}
     with RunDirectory(run, config) as directory:
         directory.begin(config, records=lengths)
     assert [record["step"] for record in read_records(run / "steps.jsonl")] == [0]
@@ -210,3 +212,38 @@ def test_auto_without_a_budget_averages_unless_the_run_began_without(run: Path) 
     assert decided(replace(endless, budget=BudgetConfig(steps=9)), run).optimizer.average == "none"
     begun(run, settings(), checkpoint=True)
     assert decided(endless, run).optimizer.average == "none"
+
+
+def test_training_goes_on_while_old_records_are_merged(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(records={"full_steps": 8}, checkpoint={"every_steps": 100})
+    began, go_on, inside = threading.Event(), threading.Event(), run_directory.thinning
+
+    def held(*arguments: Any, **options: Any) -> Any:
+        began.set()
+        assert go_on.wait(60)
+        return inside(*arguments, **options)
+
+    monkeypatch.setattr(run_directory, "thinning", held)
+    with RunDirectory(run, config) as directory:
+        directory.begin(config, records={})
+        for step in range(32):
+            directory.records["steps"].append({"step": step, "rows": 8, "seconds": 0.5, "phases": {}, "loss": 0.5})
+        directory.thin(done=32)
+        assert began.wait(60)
+        directory.records["steps"].append({"step": 32, "rows": 8, "seconds": 0.5, "phases": {}, "loss": 0.5})
+        directory.flush()
+        assert sum(1 for _ in read_records(run / "steps.jsonl")) == 32
+        go_on.set()
+        directory.sync()
+        found = list(read_records(run / "steps.jsonl"))
+        assert len(found) < 33
+        assert sum(line.get("steps", 1) for line in found) == 33
+
+
+def test_what_goes_wrong_in_merging_is_not_lost_in_its_thread(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(run_directory, "thinning", broken)
+    with pytest.raises(RuntimeError, match="broken"), RunDirectory(run, settings(records={"full_steps": 8})) as found:
+        found.thin(done=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from trainer.process import Request, Requests, stop_signals
+from trainer.process import Request, Requests, signals, stop_signals
 from trainer.process.signals import HEARD, SAVES, STOPS, SignalDesk
 
 Heard = list[tuple[str, Request, threading.Thread]]
@@ -123,6 +124,43 @@ def test_a_signal_that_the_main_thread_cannot_take_is_heard_all_the_same() -> No
     """
     done = subprocess.run([sys.executable, "-c", ASLEEP], capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout) == (0, "heard once\n"), done.stderr
+
+
+ENDING = """
+import os, sys
+from trainer.process import as_program
+from trainer.process.signals import HEARD
+
+class Last:
+    def __del__(self, kill=os.kill, getpid=os.getpid, heard=HEARD, write=os.write):
+        for number in heard:
+            kill(getpid(), number)
+        write(1, b"outlived all")
+
+last = Last()
+sys.exit(as_program(lambda: 3))
+"""
+
+
+def test_no_signal_changes_how_a_program_ends_that_has_ended() -> None:
+    """Python gives handlers back before it takes its modules apart, which takes long with many."""
+    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (3, "outlived all"), done.stderr
+
+
+def test_a_pipe_that_takes_nothing_costs_a_wait_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "SPEAK_SECONDS", 0.01)
+    write = os.write
+
+    def refusing(file: int, data: bytes) -> int:
+        if data == bytes([signals.WAKE]):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(file, data)
+
+    with listening() as (requests, _):
+        monkeypatch.setattr(os, "write", refusing)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert requests.is_set()
 
 
 def test_a_hangup_that_was_ignored_stays_ignored() -> None:

@@ -20,6 +20,7 @@ from tests.resume import assert_identical
 from trainer.records.checkpoint import (
     checkpoint_files,
     load_latest,
+    lost_random_state,
     random_state,
     restore_random_state,
     save_checkpoint,
@@ -311,6 +312,19 @@ def test_random_state_returns_all_generators(tmp_path: Path) -> None:
         assert draw() == expected
     finally:
         restore_random_state(before)
+
+
+def test_what_is_drawn_on_devices_that_are_not_here_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = torch.zeros(16, dtype=torch.uint8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert lost_random_state({"cuda": []}) is None
+    said = lost_random_state({"cuda": [one]})
+    assert said is not None
+    assert said.startswith("the checkpoint has the random state of 1 CUDA device, and none is here")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert lost_random_state({"cuda": [one, one]}) is None
+    assert "1 CUDA device, and 2 are here" in (lost_random_state({"cuda": [one]}) or "")
 
 
 @pytest.mark.parametrize("values", [{"every_steps": 0}, {"every_seconds": -1.0}, {"keep": 0}])

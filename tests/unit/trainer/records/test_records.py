@@ -6,11 +6,15 @@ import errno
 import json
 import math
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from pipeline.errors import StorageError
+from trainer.records.lines import Extent, LineIndex
 from trainer.records.records import Records, read_records
 
 
@@ -266,3 +270,98 @@ def test_evaluations_of_one_step_are_told_apart_by_length(path: Path) -> None:
     records.cut(length, extent)
     assert [record["split"] for record in read_records(path)] == ["train", "validation"]
     assert records.take_notices() == []
+
+
+def halved(path: Path, index: LineIndex) -> Callable[[BinaryIO], None]:
+    """Writes every other line of what `index` has seen."""
+    content = path.read_bytes()[: int(index.end[-1])]
+    return lambda out: out.writelines(content.splitlines(keepends=True)[::2])
+
+
+@pytest.fixture
+def rewriting(path: Path) -> tuple[Records, Callable[[], None]]:
+    """Records of 10 steps on disk, and the work of halving them."""
+    records = Records(path, one_a_step=True)
+    for step in range(10):
+        records.append({"step": step})
+    work = records.rewriting(lambda index: halved(path, index))
+    assert work is not None
+    return records, work
+
+
+def test_what_is_appended_while_a_file_is_rewritten_waits_and_comes_behind(
+    path: Path, rewriting: tuple[Records, Callable[[], None]]
+) -> None:
+    records, work = rewriting
+    before, length = path.read_bytes(), records.length()
+    for step in (10, 11):
+        records.append({"step": step})
+        records.flush()
+    assert path.read_bytes() == before
+    assert (records.waiting, records.extent) == (2, (11, 12))
+    assert records.length() == length + len(b'{"step": 10}\n{"step": 11}\n')
+    assert records.rewriting(lambda index: halved(path, index)) is None, "one at a time"
+    work()
+    assert [record["step"] for record in read_records(path)] == [0, 2, 4, 6, 8, 10, 11]
+    records.append({"step": 12})
+    records.close()
+    assert [record["step"] for record in read_records(path)][-3:] == [10, 11, 12]
+    assert records.take_notices() == []
+
+
+@pytest.mark.parametrize("wait", [Records.sync, lambda records: records.cut(0, Extent(7, 8))], ids=["sync", "cut"])
+def test_a_sync_and_a_cut_wait_for_a_file_that_is_rewritten(
+    path: Path, monkeypatch: pytest.MonkeyPatch, wait: Callable[[Records], None]
+) -> None:
+    """Who syncs, for a checkpoint, relies on all that was appended; who cuts, on the lines that there are."""
+    records, waiting = Records(path, one_a_step=True), threading.Event()
+    wait_for = records._lock.wait_for
+
+    def seen(condition: Callable[[], bool], timeout: float | None = None) -> bool:
+        if not condition():
+            waiting.set()
+        return wait_for(condition, timeout)
+
+    monkeypatch.setattr(records._lock, "wait_for", seen)
+    thread = threading.Thread(target=wait, args=(records,))
+
+    def plan(index: LineIndex) -> Callable[[BinaryIO], None]:
+        def write(out: BinaryIO) -> None:
+            records.append({"step": 10})
+            thread.start()
+            assert waiting.wait(60)
+            halved(path, index)(out)
+
+        return write
+
+    for step in range(10):
+        records.append({"step": step})
+    records.rewrite(plan)
+    thread.join()
+    last = [record["step"] for record in read_records(path)][-2:]
+    assert last == ([8, 10] if wait is Records.sync else [4, 6])
+    records.close()
+
+
+def test_a_file_that_is_closed_while_it_is_rewritten_stays_as_it_was(
+    path: Path, rewriting: tuple[Records, Callable[[], None]]
+) -> None:
+    """Nobody waits for a disk that hangs when everything is to end at once."""
+    records, work = rewriting
+    records.append({"step": 10})
+    records.close()
+    work()
+    assert [record["step"] for record in read_records(path)] == list(range(11))
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_file_that_cannot_be_rewritten_goes_on(path: Path, rewriting: tuple[Records, Callable[[], None]]) -> None:
+    records, work = rewriting
+    (path.parent / f".{path.name}.partial").mkdir()
+    records.append({"step": 10})
+    work()
+    records.sync()
+    assert [record["step"] for record in read_records(path)] == list(range(11))
+    [notice] = records.take_notices()
+    assert "could not be made smaller" in notice
+    records.close()

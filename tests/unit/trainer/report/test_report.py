@@ -376,3 +376,19 @@ def test_a_phase_has_one_color_in_the_report_the_dashboard_and_the_live_page() -
     live = {phase: values[variable].upper() for phase, variable in re.findall(r'(\w+): "(--\w+)"', table)}
     assert live.keys() == set(PHASES)
     assert live == bottleneck.PHASE_COLORS == PHASE_COLORS
+
+
+def test_alpha_of_many_steps_has_a_picture_of_its_own(tmp_path: Path) -> None:
+    log = measured_run(tmp_path, range(40))
+    assert "horizon" not in figures(log)
+    lines = [
+        {"step": 40 + 10 * index, "horizon": 10 + index, "outcome": "ok", "relative": 0.6, "standard_error": 0.1}
+        for index in range(20)
+    ]
+    lines.append({"step": 300, "horizon": 80, "outcome": "flat", "relative": None, "standard_error": None})
+    write_lines(tmp_path / "horizon.jsonl", lines)
+    again = RunHistory.load(tmp_path)
+    assert "horizon" in figures(again)
+    assert (again.outcomes, len(again.alpha["step"])) == (log.outcomes, 40), "single steps are told of as before"
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "horizon.png" in page

@@ -26,7 +26,7 @@ from trainer.config import Config, ConfigError
 from trainer.console import Console
 from trainer.job.learner import Learner
 from trainer.job.training_state import TrainingState
-from trainer.learner import TrainingPrecision
+from trainer.learner import ProgressiveValidation, TrainingPrecision
 from trainer.stall.comparison import StallReport
 from trainer.stall.trials import Rows, StallMeasurement, StallSetup, Stopwatch
 
@@ -126,6 +126,7 @@ class Rig:
     fetch: float = 0.0
     policy: PolicyName = "none"
     broken: bool = False
+    progressive: ProgressiveValidation | None = None
     feeds: dict[str, SlowFeed] = field(default_factory=dict)
     models: dict[str, SlowModel] = field(default_factory=dict)
     time: FakeTime = field(default_factory=FakeTime)
@@ -157,6 +158,7 @@ class Rig:
             manifest=cast(Manifest, None),
             retries=cast(ReadRetries, None),
             config=cast(Config, None),
+            progressive=self.progressive,
         )
 
     def measure(
@@ -235,6 +237,12 @@ def test_alpha_is_measured_in_every_trial_at_the_same_steps() -> None:
     assert report.trials[0].seconds_per_step > plain.trials[0].seconds_per_step
 
 
+def test_what_is_scored_of_the_batches_does_not_pile_up() -> None:
+    scored = ProgressiveValidation(window_rows=1, once=True, device=torch.device("cpu"))
+    Rig(compute=5, stages={"decode": 1}, progressive=scored).measure()
+    assert scored.state_dict()["rows"] == 0, "every window was taken"
+
+
 def test_stages_are_counted_from_the_end_of_the_warmup() -> None:
     """A stage that had no rows since then counts as a whole: better an old figure than none."""
     totals = {"decode": (9.0, 300), "shuffle": (0.5, 300)}
@@ -246,7 +254,7 @@ def test_stages_are_counted_from_the_end_of_the_warmup() -> None:
         samples=[],
     )
     clock = StepClock(nanosecond_time=FakeTime())
-    watch.on_step({"rows": 100}, clock.finish_step(), 0.0)
+    watch.on_step({"step": 0, "rows": 100}, clock.finish_step(), 0.0)
     totals = {"decode": (10.0, 500), "shuffle": (0.5, 300), "collate": (0.1, 10)}
     assert watch.stages() == {"decode": (1.0, 200), "shuffle": (0.5, 300), "collate": (0.1, 10)}
 

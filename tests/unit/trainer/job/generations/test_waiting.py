@@ -54,8 +54,14 @@ class Scene:
         assert found is not None
         return found
 
-    def wait(self, idle_seconds: float | None) -> LogWait:
-        return LogWait(feed=self.feed, outlets=self.outlets, idle_seconds=idle_seconds, monotonic=lambda: self.now)
+    def wait(self, idle_seconds: float | None, *, budget_seconds: float = 0.0) -> LogWait:
+        return LogWait(
+            feed=self.feed,
+            outlets=self.outlets,
+            idle_seconds=idle_seconds,
+            budget_seconds=budget_seconds,
+            monotonic=lambda: self.now,
+        )
 
 
 def test_without_a_limit_it_waits_until_rows_come_and_counts_it() -> None:
@@ -74,6 +80,12 @@ def test_it_waits_no_longer_than_it_is_to(idle_seconds: float, waited: float) ->
     scene = Scene(looks=10**6)
     assert not scene.wait(idle_seconds).wait(step=7)
     assert scene.now == waited
+
+
+def test_no_part_of_a_wait_is_as_long_as_one_for_a_step_s_rows_may_be() -> None:
+    scene = Scene(looks=10**6)
+    assert not scene.wait(3, budget_seconds=1.0).wait(step=7)
+    assert scene.looked == pytest.approx(12, abs=1), "quarters of a second"
 
 
 def test_time_without_a_look_at_the_folder_does_not_count() -> None:
