@@ -19,7 +19,7 @@ from trainer.study import read_study
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = (ROOT / "README.md", ROOT / "stepsize" / "README.md")
+PAGES = (ROOT / "README.md", ROOT / "stepsize" / "README.md", ROOT / "stepsize" / "HORIZON.md")
 LINKS = sorted(
     {
         (page.parent, link)
