@@ -20,12 +20,13 @@ from trainer.config import Config, MetricsConfig, config_errors
 from trainer.console import Console
 from trainer.divergence import Divergence
 from trainer.job.checkpointing import Checkpointing, open_checkpointing
-from trainer.job.decided import decided
+from trainer.job.decided import decided, with_pairing
 from trainer.job.device import device_memory, step_clock
 from trainer.job.ending import end_exported, exit_of, last_scrape_awaited, write_textfile
 from trainer.job.generations import LogWait, pinned, say_what_is_left_out
 from trainer.job.hangs import watched
-from trainer.job.lineage.best import follow_validation
+from trainer.job.lineage.best import follow_validation, tell_of_best
+from trainer.job.lineage.held_out import say_what_is_held_out
 from trainer.job.lineage.rollback import roll_back
 from trainer.job.lineage.start import checkpoint_to_continue, divergence_advice, leave_later, tell_of_changes
 from trainer.job.observer import Outlets, RunObserver
@@ -61,8 +62,9 @@ def train(
     config = decided(config, run)
     manager.starting("opening the data")
     folder = Manifest.load(config.data.path)
+    config = with_pairing(config, manifest := pinned(folder, config, Path(run)))
     with (
-        open_training(config, pinned(folder, config, Path(run))) as state,
+        open_training(config, manifest) as state,
         RunDirectory(run, config) as directory,
         failures_recorded(directory),
     ):
@@ -193,6 +195,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets, *, from_check
     if found is None:
         directory.begin(config, records={})
         directory.event("start", step=0)
+        say_what_is_held_out(config, state, outlets)
         outlets.metrics.progress(0, total_steps=state.total_steps, seconds_left=None)
         return Position()
     position = state.load(found, run=directory.path, before=directory.before)
@@ -381,6 +384,8 @@ class Job:
         if stop is Stop.DIVERGED:
             place = f"{place}; {divergence_advice(self.config, self.state, outlets.directory.path)}"
         outlets.console.say(f"{stop.text} {place}")
+        if not stop.unfinished:
+            tell_of_best(self.state.trend, outlets)
 
 
 def _warn_of_changes(found: Checkpoint, state: TrainingState, outlets: Outlets) -> None:

@@ -20,7 +20,7 @@ from stepsize.policies import Policy, make_policy
 from stepsize.worker import Horizon, StepSizeWorker
 from trainer.config import Config, ConfigError, config_errors
 from trainer.divergence import DivergenceConfig, DivergenceWatch, Recovery, ValidationTrend
-from trainer.job.decided import with_delay
+from trainer.job.decided import PAIRING, with_delay, with_pairing
 from trainer.job.device import training_stream
 from trainer.job.generations import data_identity, refuse_other_rows, seen_by
 from trainer.job.learner import Learner, training_device
@@ -105,6 +105,7 @@ class TrainingState:
         state = {
             "position": asdict(position),
             **data_identity(self.seen()),
+            PAIRING: self.config.data.pairing,
             "total_steps": self.total_steps,
             "feed": self.feed.state_dict(),
             "optimizer": self.learner.optimizer.state_dict(),
@@ -209,7 +210,7 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
     Raises: ConfigError and InputError for settings that cannot be used, alone or together.
     """
     device = training_device()
-    config = with_delay(config.resolved(), device)
+    config = with_pairing(with_delay(config.resolved(), device), manifest)
     splits = _evaluated_splits(config, manifest)
     with ExitStack() as stack:
         stack.enter_context(training_stream(device))
