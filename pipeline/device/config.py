@@ -14,6 +14,8 @@ FeedKind = Literal["ring", "dali"]
 
 MOST_READER_THREADS = 4
 """Unless more are asked for."""
+MOST_HELD_OUT = 0.5
+"""Share of the training rows that may be held out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +29,14 @@ class DataConfig:
     batch_rows: int = 2048
     """Rows of a training batch, over all ranks."""
     probe_rows: int | None = None
-    """Rows of the batch that α* is measured on; by default as many as batch_rows."""
+    """Rows of the batch that α* is measured on; by default as many as batch_rows. With pairing held_out no more than
+    are held out."""
     pairing: Pairing = "sliding"
-    """sliding: the next training batch probes this step; disjoint: probe rows are not trained on."""
+    """sliding: the next training batch probes this step; disjoint: probe rows are not trained on in this pass over the
+    data; held_out: some rows are never trained on and probe in turn, so that α* of many steps shows when the model
+    overfits rows that are read again; policy auto trains worse by it, though (stepsize/HORIZON.md)."""
+    held_out_share: float = 0.05
+    """With pairing held_out: share of the training rows that is kept for probing."""
     seed: int = 0
     """Seed of the order of rows."""
     shuffle: Shuffle = "rows"
@@ -77,13 +84,21 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:
                 raise InputError(f"data.{name} = {value}; give seconds from {least:g} on")
+        if not 0 < self.held_out_share <= MOST_HELD_OUT:
+            raise InputError(
+                f"data.held_out_share = {self.held_out_share}; give a share above 0 and up to {MOST_HELD_OUT}"
+            )
+        if self.follow and self.pairing == "held_out":
+            raise InputError(
+                'data.pairing = "held_out" is not for data.follow = true, which reads no row twice; set it to "sliding"'
+            )
         if self.follow and self.feed == "dali":
             raise InputError('data.follow = true is not for data.feed = "dali", which cannot wait; set it to "ring"')
         if not 0 <= self.retry_seconds < math.inf:
             raise InputError(f"data.retry_seconds = {self.retry_seconds}; give seconds, or 0 to try nothing again")
         choices = {"pairing": Pairing, "shuffle": Shuffle, "feed": FeedKind, "damaged": OnDamage}
         for name, kind in choices.items():
-            if getattr(self, name) not in get_args(kind):
+            if (name, getattr(self, name)) != ("pairing", None) and getattr(self, name) not in get_args(kind):
                 raise InputError(f"data.{name} = {getattr(self, name)!r}; choose one of {', '.join(get_args(kind))}")
 
     @property

@@ -74,7 +74,7 @@ class DaliPairs:
             skipped += found.skipped
             if isinstance(found, BatchPair):
                 made = self._made(found, b1, b2, skipped)
-                rows = found.b2.rows + (found.b1.rows if self._pairs.spans.pairing == "disjoint" else 0)
+                rows = found.b2.rows + (found.b1.rows if self._pairs.spans.pairing != "sliding" else 0)
                 self._stages.add("transfer", time.perf_counter() - start, rows)
                 return made
         raise self._pairs.nothing_left()

@@ -189,6 +189,7 @@ class Feed:
         stages: StageTotals,
         prefetch_batches: int,
         log: GrowingLog | None = None,
+        held_out_rows: int = 0,
         sources: Callable[[int, int, int], dict[str, int]] = lambda epoch, start, stop: {},
     ) -> None:
         """`rows_of` an epoch by its number: None if it isn't known yet. `sources` is the method of that name; without
@@ -202,6 +203,8 @@ class Feed:
         """Pairs of an epoch; None for a log that is followed, whose generations differ."""
         self.log = log
         """The log whose generations are followed: each is one epoch, and the next is waited for."""
+        self.held_out_rows = held_out_rows
+        """Rows of the split that are never trained on, and probe in turn."""
         self.skipped_rows = 0
         """Rows of damaged row groups passed over so far, those before a resume included."""
         self.last_wait: StreamWait | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from functools import partial
 from itertools import accumulate
 
 import numpy as np
@@ -19,12 +21,16 @@ from pipeline.rows import (
     GenerationPairs,
     GroupReader,
     GrowingLog,
+    HeldOutProbes,
     HostPairs,
     Order,
     PairSpans,
     RowPosition,
     RowReader,
+    RowSelection,
     Shuffle,
+    hold_out,
+    probing_order,
 )
 from pipeline.shards import Manifest, check_cache, open_shards
 from pipeline.stages import StageTotals
@@ -63,7 +69,9 @@ def open_feed(
             retries=retries,
         )
     stages = StageTotals()
-    order = _training_order(config, manifest, split)
+    probes = _held_out(config, manifest, split) if config.pairing == "held_out" else None
+    order = _training_order(config, manifest, split, only=probes and probes.others())
+    probe_order = None if probes is None else _probing_order(config, manifest, split, only=probes)
     spans = PairSpans(
         rows=order.rows,
         batch_rows=config.batch_rows,
@@ -73,14 +81,25 @@ def open_feed(
 
     encode_rows = table_rows if device.type == "cpu" else None
     make_maker = _maker(config, table_rows=table_rows, device=device, stages=stages)
+    open_reader = partial(_reader, config, manifest, split, encode_rows=encode_rows, stages=stages, retries=retries)
+
+    def open_probes() -> HeldOutProbes | None:
+        if probe_order is None:
+            return None
+        last_epoch = 0 if probe_order.window_count() == 1 else None
+        return HeldOutProbes(
+            open_reader(order=probe_order, last_epoch=last_epoch, held_out=True), probe_rows=spans.probe_rows
+        )
 
     def make_node(start: RowPosition) -> PairNode:
-        reader = _reader(config, manifest, split, order, encode_rows=encode_rows, stages=stages, retries=retries)
-        try:
-            return PairNode(reader, make_maker(HostPairs(reader, spans, start, rank=rank, ranks=ranks)))
-        except BaseException:
-            reader.close()
-            raise
+        with ExitStack() as opened:
+            reader = opened.enter_context(closing(open_reader(order=order)))
+            probes = open_probes()
+            pairs = HostPairs(reader, spans, start, rank=rank, ranks=ranks, held_out=probes)
+            opened.callback(pairs.close)
+            node = PairNode(pairs, make_maker(pairs))
+            opened.pop_all()
+        return node
 
     return Feed(
         make_node,
@@ -90,6 +109,7 @@ def open_feed(
         log_format=manifest.format,
         stages=stages,
         prefetch_batches=config.prefetch_batches,
+        held_out_rows=0 if probe_order is None else probe_order.rows,
         sources=lambda epoch, start, stop: _sources(order, manifest, split, epoch, start, stop),
     )
 
@@ -120,7 +140,14 @@ def _open_following(
             pairing=config.pairing,
         )
         reader = _reader(
-            config, alone, split, order, encode_rows=encode_rows, last_epoch=index, stages=stages, retries=retries
+            config,
+            alone,
+            split,
+            order=order,
+            encode_rows=encode_rows,
+            last_epoch=index,
+            stages=stages,
+            retries=retries,
         )
         return reader, HostPairs(reader, spans, RowPosition(epoch=index), rank=rank, ranks=ranks)
 
@@ -172,7 +199,7 @@ def open_rows(
     order = _order(manifest, split, seed=0, shuffle="none", window_groups=1, limit_rows=limit_rows)
     stages = StageTotals()
     encode_rows = table_rows if device.type == "cpu" else None
-    reader = _reader(config, manifest, split, order, encode_rows=encode_rows, stages=stages, retries=retries)
+    reader = _reader(config, manifest, split, order=order, encode_rows=encode_rows, stages=stages, retries=retries)
     end = order.rows if limit_rows is None else min(limit_rows, order.rows)
     try:
         uploader = make_uploader(device, table_rows=table_rows, stages=stages, role="evaluation")
@@ -199,12 +226,34 @@ def _maker(
     return lambda pairs: PairUploader(pairs, make_uploader(device, table_rows=table_rows, stages=stages))
 
 
-def _training_order(config: DataConfig, manifest: Manifest, split: str) -> Order:
-    """The order in which the rows of a split are trained on, whose shards the cache must be able to hold."""
-    order = _order(manifest, split, seed=config.seed, shuffle=config.shuffle, window_groups=config.shuffle_row_groups)
+def _held_out(config: DataConfig, manifest: Manifest, split: str) -> RowSelection:
+    """The rows of a split that are kept for probing."""
+    shards = manifest.splits[split].shards if split in manifest.splits else ()
+    group_rows = [rows for shard in shards for rows in shard.row_groups]
+    return hold_out(group_rows, share=config.held_out_share, seed=config.seed)
+
+
+def _probing_order(config: DataConfig, manifest: Manifest, split: str, *, only: RowSelection) -> Order:
+    return probing_order(
+        [shard.row_groups for shard in manifest.splits[split].shards],
+        only,
+        seed=config.seed,
+        shuffle=config.shuffle,
+        window_groups=config.shuffle_row_groups,
+    )
+
+
+def _training_order(config: DataConfig, manifest: Manifest, split: str, *, only: RowSelection | None = None) -> Order:
+    """The order in which the rows of a split are trained on, whose shards the cache must be able to hold.
+
+    With `only`, these alone; the windows of the others are then read beside them.
+    """
+    order = _order(
+        manifest, split, seed=config.seed, shuffle=config.shuffle, window_groups=config.shuffle_row_groups, only=only
+    )
     check_cache(
         manifest,
-        window_groups=order.window_groups,
+        window_groups=order.window_groups * (1 if only is None else 2),
         split=split,
         cache_path=config.cache_path,
         cache_bytes=config.cache_bytes,
@@ -213,15 +262,24 @@ def _training_order(config: DataConfig, manifest: Manifest, split: str) -> Order
 
 
 def _order(
-    manifest: Manifest, split: str, *, seed: int, shuffle: Shuffle, window_groups: int, limit_rows: int | None = None
+    manifest: Manifest,
+    split: str,
+    *,
+    seed: int,
+    shuffle: Shuffle,
+    window_groups: int,
+    limit_rows: int | None = None,
+    only: RowSelection | None = None,
 ) -> Order:
     """The order of a split's rows, or of those of its first shards that hold `limit_rows`."""
     shards = manifest.splits[split].shards if split in manifest.splits else ()
     if limit_rows is not None:
         starts = accumulate((shard.rows for shard in shards), initial=0)
         shards = [shard for shard, start in zip(shards, starts, strict=False) if start < limit_rows]
-    order = Order([shard.row_groups for shard in shards], seed=seed, shuffle=shuffle, window_groups=window_groups)
-    if order.rows == 0:
+    order = Order(
+        [shard.row_groups for shard in shards], seed=seed, shuffle=shuffle, window_groups=window_groups, only=only
+    )
+    if order.rows == 0 and only is None:
         raise InputError(f"{manifest.folder} has no rows in split {split!r}; preprocess with a share for it")
     return order
 
@@ -230,12 +288,13 @@ def _reader(
     config: DataConfig,
     manifest: Manifest,
     split: str,
-    order: Order,
     *,
+    order: Order,
     encode_rows: int | None,
     stages: StageTotals,
     retries: ReadRetries | None,
     last_epoch: int | None = None,
+    held_out: bool = False,
 ) -> RowReader:
     """A reader of `split`; with `encode_rows` it encodes on the host for a table of so many rows."""
     retries = retries or ReadRetries(config.retry_seconds)
@@ -263,5 +322,6 @@ def _reader(
         encoded=encode_rows is not None,
         on_damage=config.damaged,
         last_epoch=last_epoch,
+        held_out=held_out,
         stages=stages,
     )

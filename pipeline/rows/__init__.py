@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from pipeline.rows.generations import GenerationPairs
     from pipeline.rows.groups import GroupReader
     from pipeline.rows.growing import GrowingLog
+    from pipeline.rows.held_out import HeldOutProbes, probing_order
     from pipeline.rows.order import Order, RowPosition
     from pipeline.rows.pairs import BatchPair, Gap, HostPairs, OncePerBatch, PairSpans
     from pipeline.rows.reader import RowBatch, RowReader
+    from pipeline.rows.selection import RowSelection, hold_out
 
 __all__ = [
     "BatchPair",
@@ -33,6 +35,7 @@ __all__ = [
     "GenerationPairs",
     "GroupReader",
     "GrowingLog",
+    "HeldOutProbes",
     "HostPairs",
     "OnDamage",
     "OncePerBatch",
@@ -42,7 +45,10 @@ __all__ = [
     "RowBatch",
     "RowPosition",
     "RowReader",
+    "RowSelection",
     "Shuffle",
+    "hold_out",
+    "probing_order",
 ]
 
 _FILES = {
@@ -52,6 +58,10 @@ _FILES = {
     "GenerationPairs": "generations",
     "GroupReader": "groups",
     "GrowingLog": "growing",
+    "HeldOutProbes": "held_out",
+    "probing_order": "held_out",
+    "RowSelection": "selection",
+    "hold_out": "selection",
     "OncePerBatch": "pairs",
     "Order": "order",
     "PairSpans": "pairs",

@@ -6,7 +6,7 @@ from typing import Literal
 
 Shuffle = Literal["none", "files", "rows"]
 """See `Order`."""
-Pairing = Literal["sliding", "disjoint"]
+Pairing = Literal["sliding", "disjoint", "held_out"]
 """See `PairSpans`."""
 OnDamage = Literal["fail", "skip"]
 """What `RowReader` does with a row group that is damaged."""

@@ -62,39 +62,42 @@ class GroupReader:
         label: NDArray,
         columns: Sequence[NDArray[np.int32]],
         order: NDArray[np.uint32] | None = None,
+        *,
+        group_rows: int | None = None,
     ) -> None:
         """Fills label (n,) and D + S columns (n,), missing as 0, with a row group of n rows.
 
-        With `order` (n,) the i-th row is the group's row `order[i]`.
+        With `order` (n,) the i-th row is the group's row `order[i]`, and the group may have more rows, `group_rows`.
 
         Encoded logarithms are float32, kept in the memory of their int32 columns. Raises: StorageError if the group
         cannot be read or is damaged, leaving it to the caller to name the shard; FetchError, naming the shard, if it
         is remote and cannot be fetched.
         """
+        read = partial(self._read, shard, group, group_rows or len(label), label, columns, order)
         try:
-            self._read(shard, group, label, columns, order)
+            read()
         except (FetchError, ReadFailedError):
             raise
         except StorageError as error:
             if not self._files.recheck(shard):
                 raise
             self._retries.listen("damage", f"{self.name(shard)}: row group {group}: {error}; it is read once more")
-            self._read(shard, group, label, columns, order)
+            read()
 
     def close(self) -> None:
         """Ends what goes on in the background; reads under way that wait for a shard raise an error."""
         self._closing.set()
         self._files.close()
 
-    def _read(
+    def _read(  # noqa: PLR0917
         self,
         shard: int,
         group: int,
+        rows: int,
         label: NDArray,
         columns: Sequence[NDArray[np.int32]],
         order: NDArray[np.uint32] | None,
     ) -> None:
-        rows = len(label)
         try:
             raw = self._buffers.take((self._shards[shard].row_group_bytes[group],), np.uint8)
             fill = partial(self._fill, raw, shard, group, rows)

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compiled import compiled
 from pipeline.rows.choices import Shuffle
+
+if TYPE_CHECKING:
+    from pipeline.rows.selection import RowSelection
 
 _WORD = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -64,16 +68,34 @@ class Order:
     "none": file order. "files": shards in random order, rows in file order (AlgoPerf's own order).
     "rows": row groups in random order, then rows in random order within windows of `window_groups` groups.
     Every row comes exactly once an epoch. Memory and time to reach any position: O(row groups + rows of a window).
+    With `only` these rows alone are in it, and row groups without any are left out; with `epochs_alike` the sequence
+    of the first epoch is that of all.
     """
 
-    def __init__(self, shards: Sequence[Sequence[int]], *, seed: int, shuffle: Shuffle, window_groups: int) -> None:
+    def __init__(
+        self,
+        shards: Sequence[Sequence[int]],
+        *,
+        seed: int,
+        shuffle: Shuffle,
+        window_groups: int,
+        only: RowSelection | None = None,
+        epochs_alike: bool = False,
+    ) -> None:
         self.seed = seed
         self.shuffle = shuffle
         self.window_groups = window_groups if shuffle == "rows" else 1
         self._shard_starts = [0, *accumulate(len(groups) for groups in shards)]
         self.group_rows = np.fromiter((rows for groups in shards for rows in groups), np.int64)
+        """(G,): rows that the sequence takes of each row group."""
         self.group_starts = np.concatenate(([0], np.cumsum(self.group_rows)))
-        self.rows = int(self.group_starts[-1])
+        """(G + 1,): where each row group starts in file order, with all its rows."""
+        self._only, self._epochs_alike = only, epochs_alike
+        self._groups = np.arange(len(self.group_rows))
+        if only is not None:
+            self.group_rows = only.counts(self.group_starts)
+            self._groups = np.flatnonzero(self.group_rows)
+        self.rows = int(self.group_rows.sum())
         self._reading = lru_cache(maxsize=2)(self._reading_of)
 
     def shard_of(self, group: int) -> tuple[int, int]:
@@ -82,8 +104,18 @@ class Order:
         return shard, group - self._shard_starts[shard]
 
     def window_count(self) -> int:
-        """Windows in an epoch: ⌈row groups / window_groups⌉."""
-        return -(-len(self.group_rows) // self.window_groups)
+        """Windows in an epoch: ⌈row groups that are read / window_groups⌉."""
+        return -(-len(self._groups) // self.window_groups)
+
+    def rows_in_file(self, group: int) -> int:
+        """Rows of row group `group`, whether they are in the sequence or not."""
+        return int(self.group_starts[group + 1] - self.group_starts[group])
+
+    def taken(self, group: int) -> NDArray[np.uint32] | None:
+        """The rows of a row group that are in the sequence, ascending; None: all of them."""
+        if self._only is None:
+            return None
+        return self._only.rows_of(int(self.group_starts[group]), int(self.group_starts[group + 1]))
 
     def window_at(self, epoch: int, row: int) -> int:
         """The window that holds row `row` (0 ≤ row < rows) of `epoch`."""
@@ -126,29 +158,32 @@ class Order:
             window = self.window(epoch, index)
             if window.start >= stop:
                 break
-            starts = self.group_starts[window.groups]
-            sizes = self.group_rows[window.groups]
-            ids = np.concatenate([np.arange(size) + first for first, size in zip(starts, sizes, strict=True)])
+            ids = np.concatenate([self._ids_of(int(group)) for group in window.groups])
             order = self.row_order(window)
             parts.append((ids if order is None else ids[order])[max(start - window.start, 0) : stop - window.start])
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
+    def _ids_of(self, group: int) -> NDArray[np.int64]:
+        taken = self.taken(group)
+        return self.group_starts[group] + (np.arange(self.rows_in_file(group)) if taken is None else taken)
+
     def _reading_of(self, epoch: int) -> tuple[NDArray[np.int64], list[int]]:
         """Row groups in the epoch's reading order (G,), and where in the sequence each window starts (windows + 1,)."""
-        groups = np.arange(len(self.group_rows))
+        groups = self._groups
         if self.shuffle == "rows":
-            groups = permutation(self._key(epoch, _GROUPS), len(groups)).astype(np.int64)
+            groups = groups[permutation(self._key(epoch, _GROUPS), len(groups))]
         elif self.shuffle == "files":
             shards = permutation(self._key(epoch, _SHARDS), len(self._shard_starts) - 1)
             bounds = self._shard_starts
-            groups = np.concatenate([groups[:0], *(groups[bounds[i] : bounds[i + 1]] for i in shards)])
+            groups = np.concatenate([groups[:0], *(np.arange(bounds[i], bounds[i + 1]) for i in shards)])
+            groups = groups if self._only is None else groups[self.group_rows[groups] > 0]
         ends = np.concatenate(([0], np.cumsum(self.group_rows[groups])))
         window_ends = np.minimum(np.arange(self.window_count() + 1) * self.window_groups, len(groups))
         return groups, ends[window_ends].tolist()
 
     def _key(self, epoch: int, purpose: int, index: int = 0) -> int:
         key = 0
-        for part in (self.seed, epoch, purpose, index):
+        for part in (self.seed, 0 if self._epochs_alike else epoch, purpose, index):
             key = _mix((key + part + 1) * _GOLDEN & _WORD)
         return key
 

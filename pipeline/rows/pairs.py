@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from pipeline.errors import InputError, StorageError
 from pipeline.rows.choices import Pairing
+from pipeline.rows.held_out import HeldOutProbes
 from pipeline.rows.order import RowPosition
 from pipeline.rows.reader import RowBatch, RowReader
 
@@ -48,8 +49,10 @@ class PairSpans:
     on. The last b2 of an epoch may be shorter, the b1 before it too; the last pair has no fresh rows left to probe.
     "disjoint": b1 is the next `probe_rows` rows, b2 the `batch_rows` rows after them; both are used up. What is left
     of an epoch and too little for a pair is shared out between b1 and b2 in the same proportion.
-    Either way every row comes once an epoch, except for stale probes. If damage empties b1, the next whole rows
-    of the sequence take its place.
+    "held_out": b2 is the next `batch_rows` of the `rows` that are trained on; b1 comes from the others, as
+    `HeldOutProbes` has it, and is always fresh.
+    Every row comes once an epoch, but for stale probes and rows held out. If damage empties b1, the next whole rows
+    of its sequence take its place.
     """
 
     rows: int
@@ -58,6 +61,13 @@ class PairSpans:
     pairing: Pairing = "sliding"
 
     def __post_init__(self) -> None:
+        if self.pairing == "held_out":
+            if self.rows < self.batch_rows:
+                raise InputError(
+                    f"{self.rows} rows are too few for a batch of {self.batch_rows} beside those that are held out; "
+                    f"set data.batch_rows to {max(self.rows, 1)} or less"
+                )
+            return
         need = self.batch_rows + self.probe_rows
         if self.rows < need and not self.rows == self.batch_rows == self.probe_rows == 1:
             raise InputError(
@@ -94,7 +104,9 @@ class PairSpans:
         return -(-self.rows // self.stride)
 
     def at(self, row: int) -> tuple[Span | None, Span]:
-        """(b1, b2) of the pair at `row`; b1 is None if no fresh row is left for it."""
+        """(b1, b2) of the pair at `row`; b1 is None if no fresh row of the sequence is left for it, or held out."""
+        if self.pairing == "held_out":
+            return None, (row, min(row + self.batch_rows, self.rows))
         if self.pairing == "sliding":
             middle = min(row + self.batch_rows, self.rows)
             end = min(middle + self.probe_rows, self.rows)
@@ -102,6 +114,10 @@ class PairSpans:
         end = min(row + self.stride, self.rows)
         middle = row + (end - row) * self.probe_rows // self.stride
         return ((row, middle) if middle > row else None), (middle, end)
+
+    def number(self, position: RowPosition) -> int:
+        """Of the pair at `position`: how many lie before it from the first epoch on."""
+        return position.epoch * self.steps_per_epoch + position.row // self.stride
 
     def position_after(self, start: RowPosition, pairs: int) -> RowPosition:
         """Where the `pairs` pairs (or gaps in their place) from `start` on end, in O(1)."""
@@ -121,10 +137,20 @@ class HostPairs:
     """
 
     def __init__(
-        self, reader: RowReader, spans: PairSpans, position: RowPosition, *, rank: int = 0, ranks: int = 1
+        self,
+        reader: RowReader,
+        spans: PairSpans,
+        position: RowPosition,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+        held_out: HeldOutProbes | None = None,
     ) -> None:
+        """`held_out` gives the probes of the pairing of that name."""
+        assert (spans.pairing == "held_out") == (held_out is not None)
         self.position = position
         self.spans = spans
+        self._held_out = held_out
         self._reader, self._rank, self._ranks = reader, rank, ranks
         self._first: RowBatch | None = None
         self._last: tuple[tuple[int, Span], RowBatch] | None = None
@@ -151,15 +177,23 @@ class HostPairs:
         skipped = b2.skipped
         if b1 is not None and self.spans.pairing == "disjoint":
             skipped += b1.skipped
-        if row == 0:
+        if row == 0 and self._held_out is None:
             self._keep_first(epoch)
         after = self.spans.position_after(position, 1)
         if not b2.rows:
             return Gap(position=after, skipped=skipped)
         fresh = True
-        if b1 is None or not b1.rows:
+        if self._held_out is not None:
+            b1 = self._held_out.at(self.spans.number(position))
+        elif b1 is None or not b1.rows:
             b1, fresh = self._other_probe(epoch, train)
         return BatchPair(b1=self._share(b1), b2=self._share(b2), fresh=fresh, position=after, skipped=skipped)
+
+    def close(self) -> None:
+        """Ends the threads that read; a read under way raises an error."""
+        self._reader.close()
+        if self._held_out is not None:
+            self._held_out.close()
 
     def nothing_left(self) -> StorageError:
         """The error of an epoch of nothing but gaps."""
@@ -214,6 +248,10 @@ class OncePerBatch(Generic[T]):
     def _of(self, batch: RowBatch) -> T:
         if self._last is not None:
             before, made = self._last
-            if (before.epoch, before.start, before.rows) == (batch.epoch, batch.start, batch.rows):
+            if _place(before) == _place(batch):
                 return made
         return self._make(batch)
+
+
+def _place(batch: RowBatch) -> tuple[bool, int, int, int]:
+    return batch.held_out, batch.epoch, batch.start, batch.rows

@@ -40,6 +40,8 @@ class RowBatch:
     start: int
     skipped: int = 0
     """Rows of that range left out because their row group is damaged (only if damage is to be skipped)."""
+    held_out: bool = False
+    """Whether the sequence is that of the rows held out for probing, and not of those that are trained on."""
 
     @property
     def rows(self) -> int:
@@ -53,6 +55,7 @@ class RowBatch:
             buckets=self.buckets[:, start:stop],
             epoch=self.epoch,
             start=self.start + start,
+            held_out=self.held_out,
         )
 
 
@@ -75,15 +78,17 @@ class RowReader:
         encoded: bool = False,
         on_damage: OnDamage = "fail",
         last_epoch: int | None = None,
+        held_out: bool = False,
         stages: StageTotals | None = None,
     ) -> None:
-        """With `last_epoch` nothing is read ahead of what is asked for beyond that epoch."""
+        """With `last_epoch` nothing is read ahead of what is asked for beyond that epoch; `held_out` is said of every
+        batch."""
         self.order = order
         self.stages = stages if stages is not None else StageTotals()
         self.damaged: dict[int, str] = {}
         """Row groups found damaged and skipped, each with what was wrong."""
         self._groups, self._on_damage, self._threads = groups, on_damage, threads
-        self._last_epoch = last_epoch
+        self._last_epoch, self._held_out = last_epoch, held_out
         self._dense, self._columns = len(log_format.dense), len(log_format.dense) + len(log_format.sparse)
         self._label_type = np.float32 if encoded else np.uint8
         self._ahead = 1 if order.shuffle == "rows" else 2 * threads
@@ -119,6 +124,7 @@ class RowReader:
             epoch=epoch,
             start=start,
             skipped=stop - start - len(label),
+            held_out=self._held_out,
         )
 
     def close(self) -> None:
@@ -203,8 +209,11 @@ class RowReader:
         shard, index = self.order.shard_of(group)
         rows = slice(int(load.starts[k]), int(load.starts[k + 1]))
         try:
-            order = load.mixture.within[rows] if load.mixture else None
-            self._groups.read(shard, index, load.read_label[rows], list(load.read_values[:, rows]), order)
+            order, taken = load.mixture.within[rows] if load.mixture else None, self.order.taken(group)
+            if taken is not None:
+                order = taken if order is None else taken[order]
+            columns, whole = list(load.read_values[:, rows]), self.order.rows_in_file(group)
+            self._groups.read(shard, index, load.read_label[rows], columns, order, group_rows=whole)
         except FetchError:
             raise
         except ReadFailedError as error:  # of a disk or network that is down, whatever its rows are like

@@ -30,6 +30,8 @@ AIMED_VARIANCE = TARGET_ERROR**2 / 2
 MOST_MEASUREMENTS = 8
 SPREADS = 8
 """Series over which the variance of one measurement is averaged."""
+MOST_HALVINGS = 3
+"""How often a rate is halved in a row for want of finite numbers."""
 LOSING, ERRORS = 3, 2.0
 """So many series in a row, each so many standard errors below zero, are steps that raise the loss."""
 
@@ -51,8 +53,9 @@ class Auto:
     `bounds` hold for the guess, the trial steps and what is followed; warm-up and cool-down pass through lower rates.
 
     Outcomes of single steps: ok and ascent count. Of many: ok and ascent are pooled; a series of which nothing counts
-    halves the rate if numbers were not finite, and leaves it alone if they were flat, stale or dropped. Three series in
-    a row that lie two standard errors below zero are said to raise the loss, as they do on rows that a model overfits.
+    halves the rate if numbers were not finite, as single steps do, three times in a row at most, and leaves it alone if
+    they were flat, stale or dropped. Three series in a row that lie two standard errors below zero are said to raise the
+    loss, as they do on rows that a model overfits.
 
     Estimates may come some steps late. They are weighed as of the steps that they measured.
     """
@@ -81,6 +84,7 @@ class Auto:
         self._last = 0  # t of the latest series that counted
         self._spread, self._spreads = 0.0, 0  # relative variance of one measurement, and of how many series
         self._losing, self._losing_since = 0, 0  # series in a row that lost, and the step of the first one's snapshot
+        self._halved = 0  # how often in a row for want of finite numbers
         self._said: float | None = None
 
     def wants(self, step: int) -> bool:
@@ -153,9 +157,8 @@ class Auto:
         if self._found is None or estimate.step < self._found:
             return None
         if estimate.outcome is Outcome.NONFINITE:
-            self._filter.scale(DOWN)
-            self._clamp()
-            return self._say(after, "halved: the probe rows gave no finite number")
+            return self._halve(after)
+        self._halved = 0
         one = self._few_rows.add(estimate)
         if one is not None:
             self._filter.add(one, step=estimate.step)
@@ -181,11 +184,8 @@ class Auto:
         target = target_of(self._windows.bounded(series.first), self._since(series))
         pooled = series.pooled(target)
         if pooled is None:
-            if not series.nonfinite:
-                return None
-            self._filter.scale(DOWN)
-            self._clamp()
-            return self._say(after, "halved: the probe rows gave no finite number")
+            return self._halve(after) if series.nonfinite else None
+        self._halved = 0
         relative, variance = pooled
         self._keep_spread(variance / target**2 * len(series.moments))
         ratio = relative / target
@@ -224,6 +224,15 @@ class Auto:
             "before; else the log changes faster than the model learns"
         )
 
+    def _halve(self, after: int) -> str | None:
+        """For want of finite numbers, three times in a row at most."""
+        if self._halved == MOST_HALVINGS:
+            return None
+        self._halved += 1
+        self._filter.scale(DOWN)
+        self._clamp()
+        return self._say(after, "halved: the probe rows gave no finite number")
+
     def _clamp(self) -> None:
         rate = self._filter.rate
         if (bounded := self.bounds.clamp(rate)) != rate:
@@ -258,6 +267,7 @@ class Auto:
             "last": self._last,
             "spread": [self._spread, self._spreads],
             "losing": [self._losing, self._losing_since],
+            "halved": self._halved,
             "said": self._said,
             "few_rows": self._few_rows.state_dict(),
             "repeats": self._repeats.state_dict(),
@@ -278,3 +288,4 @@ class Auto:
         self._last = state["last"]
         self._spread, self._spreads = state["spread"]
         self._losing, self._losing_since = state["losing"]
+        self._halved = state["halved"]

@@ -67,7 +67,7 @@ class RateController:
         """
         self._optimizers = optimizers_of(optimizer)
         self.worker = StepSizeWorker(model, optimizer, loss, config.measuring, delay=config.delay, **options)
-        self.horizon = Horizon(self.worker, most=8)
+        self.horizon = Horizon(self.worker)
         guess = float(self._optimizers[0].param_groups[0]["lr"])
         self.policy = make_policy(config, initial_rate=guess, total_steps=total_steps)
         self.scheduled = guess

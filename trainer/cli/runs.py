@@ -74,7 +74,7 @@ def train_verb(arguments: list[str]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArguments:
-    """Evaluate a run's newest checkpoint: loss, AUC and normalized entropy of a split.
+    """Evaluate a run's newest checkpoint, or its best: loss, AUC and normalized entropy of a split.
 
     The exact AUC differs from the one shown by at most `auc error`, which is 0 up to 33 million rows.
     Normalized entropy is the loss over that of the label rate alone; below 1 is useful.
@@ -84,6 +84,8 @@ class EvaluateArguments:
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory."""
+    best: bool = False
+    """The best weights instead of the newest: the last checkpoint up to the run's lowest validation loss."""
     split: Literal["train", "validation", "test"] = "validation"
     """Which split."""
     rows: int | None = None
@@ -99,7 +101,7 @@ def evaluate_verb(arguments: list[str]) -> int:
     given = parse_arguments(EvaluateArguments, arguments, "evaluate")
     from trainer.job import evaluate_run
 
-    step, evaluation = evaluate_run(given.run, split=given.split, rows=given.rows, data=given.data)
+    step, evaluation = evaluate_run(given.run, split=given.split, rows=given.rows, data=given.data, best=given.best)
     values = {"step": step, **asdict(evaluation)}
     if given.json:
         print(json.dumps(values))

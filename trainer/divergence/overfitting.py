@@ -75,6 +75,22 @@ class ValidationTrend:
         bar = self._lowest + max(DEVIATIONS * self._deviation(), LEAST_RISE * abs(self._lowest))
         return min(latest) > bar and latest[-1] == max(latest)
 
+    @property
+    def left_behind(self) -> bool:
+        """Whether the latest evaluation, by itself, is worse than the best one by more than evaluations scatter.
+
+        How far that is, fewer than 5 do not tell, and 0.3 % is enough then.
+        """
+        if self.best is None:
+            return False
+        scatter = DEVIATIONS * self._deviation() if len(self._losses) >= LEAST_EVALUATIONS else 0.0
+        return self._losses[-1] - self.best[1] > max(scatter, LEAST_RISE * abs(self.best[1]))
+
+    @property
+    def latest(self) -> float:
+        """Loss of the latest evaluation, once there is one."""
+        return self._losses[-1]
+
     def _deviation(self) -> float:
         v = self._losses
         curved = [abs(after - 2 * here + before) for before, here, after in zip(v, v[1:], v[2:], strict=False)]

@@ -84,7 +84,7 @@ class Checkpointing:
         elif not self._forecast and position.step > self._first_step:
             self._forecast = True
             self._tell_of_disk(position)
-        return self.retries.due(scheduled=scheduled)
+        return self.retries.due(scheduled=scheduled or self._best_here(position))
 
     def save(self, position: Position, *, final: bool) -> None:
         """Saves; the last of all within the call.
@@ -154,6 +154,14 @@ class Checkpointing:
         """Of the best evaluation so far, if a checkpoint of it is to be kept."""
         best = self.state.trend.best
         return best[0] if self.config.keep_best and best is not None else None
+
+    def _best_here(self, position: Position) -> bool:
+        """Whether these weights were just found the best so far, in a later pass over the data than the first: from
+        there on a run may get worse, and its best weights would be gone before the next save."""
+        feed, here = self.state.feed, position.step
+        if feed.log is not None or feed.position.epoch == 0 or self.state.watch.suspicious:
+            return False
+        return position.last_evaluation_step == here == self._best_step() and position.last_checkpoint_step != here
 
     def _new_attempt(self) -> SaveAttempt:
         self._attempt = SaveAttempt(run=self.outlets.directory.path, needed_bytes=self._needed_bytes)

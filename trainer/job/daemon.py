@@ -25,14 +25,14 @@ from trainer.job.device import device_memory, step_clock
 from trainer.job.ending import end_exported, exit_of, last_scrape_awaited, write_textfile
 from trainer.job.generations import LogWait, pinned, say_what_is_left_out
 from trainer.job.hangs import watched
-from trainer.job.lineage.best import follow_validation
+from trainer.job.lineage.best import follow_validation, tell_of_best
 from trainer.job.lineage.rollback import roll_back
 from trainer.job.lineage.start import (
     checkpoint_to_continue,
     divergence_advice,
     leave_later,
+    tell_of_beginning,
     tell_of_changes,
-    warn_of_auto,
     warn_of_changes,
 )
 from trainer.job.observer import Outlets, RunObserver
@@ -209,8 +209,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets, *, from_check
     if found is None:
         directory.begin(config, records={})
         directory.event("start", step=0)
-        outlets.metrics.progress(0, total_steps=state.total_steps)
-        warn_of_auto(config, state, outlets)
+        tell_of_beginning(config, state, outlets)
         return Position()
     position = state.load(found, run=directory.path, before=directory.before)
     if from_checkpoint is not None:
@@ -398,3 +397,4 @@ class Job:
         if stop is Stop.DIVERGED:
             place = f"{place}; {divergence_advice(self.config, self.state, outlets.directory.path)}"
         outlets.console.say(f"{stop.text} {place}")
+        tell_of_best(self.state.trend, outlets, ended=not stop.unfinished)

@@ -34,7 +34,7 @@ from trainer.learner import (
     evaluate,
     evaluation_mode,
 )
-from trainer.records import Checkpoint, CheckpointFile, all_finite, load_latest, seed_generators
+from trainer.records import Checkpoint, CheckpointFile, all_finite, load_best, load_latest, seed_generators
 
 GIGABYTE = 1_000_000_000
 
@@ -141,10 +141,14 @@ class Learner:
             return evaluate(self.model, _until(batches, stopping), split=split)
 
 
-def evaluate_run(run: Path, *, split: str, rows: int | None, data: str | None) -> tuple[int, Evaluation]:
-    """The newest whole checkpoint of `run` on a split of its data, or of the folder `data`; with the checkpoint's step.
+def evaluate_run(
+    run: Path, *, split: str, rows: int | None, data: str | None, best: bool = False
+) -> tuple[int, Evaluation]:
+    """The newest whole checkpoint of `run`, or its `best`, on a split of its data, or of the folder `data`; with the
+    checkpoint's step.
 
-    Raises: ConfigError for a missing run, checkpoint or split; StorageError if all checkpoints are damaged.
+    Raises: InputError as `load_best`; ConfigError for a missing run, checkpoint or split; StorageError if all
+    checkpoints are damaged.
     """
     if not (run / "config.toml").is_file():
         raise ConfigError(f"{run}: is not a run directory; give the folder that `alphastream train --run` wrote")
@@ -155,7 +159,7 @@ def evaluate_run(run: Path, *, split: str, rows: int | None, data: str | None) -
     with config_errors():
         evaluation = replace(config.eval, rows=rows)
     manifest = Manifest.load(folder.path)
-    found = load_latest(run)
+    found = load_best(run) if best else load_latest(run)
     if found is None:
         raise ConfigError(f"{run}: has no checkpoint yet; wait for its first, or train it longer")
     if found.state["data"]["columns"] != model_columns(manifest.format):

@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 from trainer.records.config import CheckpointConfig, RecordsConfig
 
 if TYPE_CHECKING:
+    from trainer.records.best import best_evaluation
     from trainer.records.checkpoint import (
         Checkpoint,
         CheckpointFile,
         checkpoint_files,
         checkpoint_steps,
+        checkpoint_up_to,
+        load_best,
         load_latest,
         lost_random_state,
         make_room,
@@ -50,11 +53,14 @@ __all__ = [
     "RecordsConfig",
     "RunHistory",
     "all_finite",
+    "best_evaluation",
     "checkpoint_files",
     "checkpoint_steps",
+    "checkpoint_up_to",
     "delete_set_aside",
     "folder_bytes",
     "held_bytes",
+    "load_best",
     "load_latest",
     "lost_random_state",
     "make_room",
@@ -81,7 +87,10 @@ _FILES = {
     "Records": "records",
     "RunHistory": "history",
     "checkpoint_files": "checkpoint",
+    "best_evaluation": "best",
     "checkpoint_steps": "checkpoint",
+    "checkpoint_up_to": "checkpoint",
+    "load_best": "checkpoint",
     "delete_set_aside": "line_of_history",
     "all_finite": "host_memory",
     "folder_bytes": "kept",

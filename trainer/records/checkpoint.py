@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError, StorageError
 from pipeline.shards import free_bytes, sync_file, sync_folder
+from trainer.records.best import best_evaluation
 from trainer.records.kept import folder_bytes, listed, partial_of, prune, remove, replaced_by, sweep
 from trainer.records.serialization import deserialize, serialize
 
@@ -188,6 +189,29 @@ def load_latest(
             f"{run}: no checkpoint is whole ({'; '.join(damaged)}); restore one from a backup, or start a new run"
         )
     return None
+
+
+def load_best(run: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint:
+    """The newest whole checkpoint that is no later than the run's best validation loss, which checkpoint.keep_best
+    keeps: the best weights of the run, whatever is done with them.
+
+    Raises: InputError without an evaluation or such a checkpoint; otherwise as `load_latest`.
+    """
+    best = best_evaluation(run)
+    if best is None:
+        raise InputError(f"{run}: has no validation loss to choose the best by; leave --best out")
+    found = load_latest(run, device=device, wanted=lambda step: step <= best.step)
+    if found is None:
+        raise InputError(
+            f"{run}: was best at step {best.step}, validation {best.loss:.5f}, and its first checkpoint is later; "
+            "leave --best out, or save more often in another run (checkpoint.every_seconds)"
+        )
+    return found
+
+
+def checkpoint_up_to(run: str | Path, step: int) -> int | None:
+    """The step of the newest checkpoint, whole or damaged, that is no later than `step`; None if there is none."""
+    return max((saved for saved in checkpoint_steps(run) if saved <= step), default=None)
 
 
 def stored_value(run: str | Path, name: str) -> Any:

@@ -24,7 +24,8 @@ class CheckpointConfig:
     keep: int = 3
     """Newest checkpoints to keep."""
     keep_best: bool = True
-    """Keep, beside these, the last checkpoint up to the best validation loss."""
+    """Keep, beside these, the last checkpoint up to the best validation loss, for `evaluate --best`. From the
+    second pass over the data on, an evaluation that is the best so far is followed by a checkpoint."""
     final_retry_seconds: float = 300.0
     """How long the last checkpoint of a run is tried again while it cannot be written; a second signal ends that."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trainer.divergence import ValidationTrend
 from trainer.job.observer import Outlets
-from trainer.records import checkpoint_steps
+from trainer.records import checkpoint_up_to
 
 
 def follow_validation(trend: ValidationTrend, outlets: Outlets, *, step: int, loss: float) -> None:
@@ -30,14 +30,19 @@ def follow_validation(trend: ValidationTrend, outlets: Outlets, *, step: int, lo
     outlets.console.warn(message)
 
 
-def best_checkpoint(run: Path, best_step: int) -> int | None:
-    """The step of the newest checkpoint that is no later than the best evaluation; None if there is none."""
-    return max((step for step in checkpoint_steps(run) if step <= best_step), default=None)
+def tell_of_best(trend: ValidationTrend, outlets: Outlets, *, ended: bool) -> None:
+    """Says, where a run has `ended` whose last evaluation is worse than its best by more than noise, how to get at the
+    best weights."""
+    if not ended or trend.best is None or not trend.left_behind:
+        return
+    run, (step, loss) = outlets.directory.path, trend.best
+    remedy = "" if checkpoint_up_to(run, step) is None else f"; `alphastream evaluate {run} --best`"
+    outlets.console.say(f"best at step {step:,}: validation {loss:.5f}, at the end {trend.latest:.5f}{remedy}")
 
 
 def _advice(run: Path, best_step: int) -> str:
     """What to do about it, as it is typed where that can be said."""
-    step = best_checkpoint(run, best_step)
+    step = checkpoint_up_to(run, best_step)
     if step is None:
         return "train for fewer epochs, or save more often, so that there is a checkpoint near the best step"
     return (

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import Config, ConfigError
+from trainer.job.lineage.held_out import say_what_is_held_out
 from trainer.job.observer import Outlets
 from trainer.job.training_state import TrainingState
 from trainer.learner import learning_rate
@@ -77,8 +78,10 @@ def warn_of_changes(found: Checkpoint, state: TrainingState, outlets: Outlets) -
         )
 
 
-def warn_of_auto(config: Config, state: TrainingState, outlets: Outlets) -> None:
-    """Says where policy auto is less sure of its rate than it can be."""
+def tell_of_beginning(config: Config, state: TrainingState, outlets: Outlets) -> None:
+    """Says how many steps a new run has, which rows it keeps for probing, and where policy auto is unsure of its rate."""
+    outlets.metrics.progress(0, total_steps=state.total_steps)
+    say_what_is_held_out(config, state, outlets)
     if config.stepsize.policy != "auto" or state.total_steps is None:
         return
     passes = state.total_steps / (state.feed.steps_per_epoch or math.inf)

@@ -54,3 +54,22 @@ def test_a_trend_that_is_restored_goes_on_alike() -> None:
         before = told(losses[:cut], first)
         second.load_state_dict(json.loads(json.dumps(first.state_dict())))
         assert before + [cut + place for place in told(losses[cut:], second)] == [9]
+
+
+@pytest.mark.parametrize(
+    ("losses", "behind"),
+    [
+        ([], False),
+        ([0.5], False),
+        ([0.5, 0.501], False),
+        ([0.5, 0.502], True),
+        ([0.5, 0.48, 0.5], True),
+        ([0.5, 0.48, 0.5, 0.48, 0.5, 0.481], False),  # evaluations scatter further than that
+        ([0.5, 0.49, 0.48, 0.49, 0.5, 0.51, 0.52], True),
+        ([0.5, 0.49, 0.48, 0.49, 0.5, 0.51, 0.4799], False),
+    ],
+)
+def test_the_end_is_behind_the_best_where_it_is_worse_by_more_than_noise(losses: list[float], behind: bool) -> None:
+    trend = ValidationTrend()
+    told(losses, trend)
+    assert trend.left_behind == behind
