@@ -54,8 +54,8 @@ class Auto:
 
     Outcomes of single steps: ok and ascent count. Of many: ok and ascent are pooled; a series of which nothing counts
     halves the rate if numbers were not finite, as single steps do, three times in a row at most, and leaves it alone if
-    they were flat, stale or dropped. Three series in a row that lie two standard errors below zero are said to raise the
-    loss, as they do on rows that a model overfits.
+    they were flat, stale or dropped. Three series in a row that lie two standard errors below zero are said to raise
+    the loss, as they do on rows that a model overfits.
 
     Estimates may come some steps late. They are weighed as of the steps that they measured.
     """

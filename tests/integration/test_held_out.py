@@ -62,7 +62,7 @@ def test_rows_are_kept_for_probing_where_that_is_asked_for(
 
 
 def test_a_run_of_fixed_rate_resumes_exactly(tmp_path: Path, write_config: Callable[..., Path]) -> None:
-    config = write_config(data=f'{DATA}\npairing = "held_out"')
+    config = write_config('[schedule]\nname = "constant"', data=HELD_OUT)
     assert train(config, tmp_path / "run", "--budget.steps", "7") == 0
     assert train(config, tmp_path / "run", "--budget.steps", "20") == 0
     assert train(config, tmp_path / "whole", "--budget.steps", "20") == 0

@@ -24,7 +24,7 @@ from trainer.report.plotting import (
     style,
 )
 from trainer.report.report import DPI, Table, duration, write_page, write_report, write_table
-from trainer.report.summary import best_evaluation, bin_means, evaluation_at
+from trainer.report.summary import best_of_split, bin_means, evaluation_at
 
 __all__ = [
     "AMBER",
@@ -39,7 +39,7 @@ __all__ = [
     "SKY",
     "VIOLET",
     "Table",
-    "best_evaluation",
+    "best_of_split",
     "bin_means",
     "duration",
     "evaluation_at",

@@ -19,7 +19,7 @@ from trainer.records import EVALUATION_FIELDS, Column, RunHistory
 from trainer.report.figures import figures
 from trainer.report.summary import (
     alpha_bins,
-    best_evaluation,
+    best_of_split,
     bound,
     evaluation_at,
     quantiles,
@@ -105,7 +105,7 @@ def sentences(log: RunHistory) -> list[str]:
     if log.step_count > 1:  # the first one waits for the pipeline to fill, which says nothing of the bound
         verdict = str(bound(log))
         said.append(f"{verdict[0].upper()}{verdict[1:]}.")
-    best = best_evaluation(log)
+    best = best_of_split(log)
     if best is not None:
         text = f"Best validation loss {number(best['loss'])}, after {_steps(best['step'])}"
         test = evaluation_at(log, "test", best["step"])
@@ -183,7 +183,7 @@ def duration(seconds: float) -> str:
 
 
 def _summary_table(log: RunHistory) -> Table:
-    steps, verdict, best, rates = log.steps, bound(log), best_evaluation(log), rate_summary(log)
+    steps, verdict, best, rates = log.steps, bound(log), best_of_split(log), rate_summary(log)
     applied, step_seconds = log.values("learning_rate"), log.values("seconds")
     mean, deviation = _mean_and_deviation(log)
     seconds, rows = float(np.nansum(steps["seconds"])), float(np.nansum(steps["rows"]))

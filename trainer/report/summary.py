@@ -168,7 +168,7 @@ def rate_summary(log: RunHistory) -> RateSummary | None:
     )
 
 
-def best_evaluation(log: RunHistory, split: str = "validation") -> dict[str, float] | None:
+def best_of_split(log: RunHistory, split: str = "validation") -> dict[str, float] | None:
     """The evaluation of `split` with the lowest loss; None without a finite one."""
     table = log.evaluations.get(split)
     if table is None or not np.isfinite(table["loss"]).any():

@@ -13,7 +13,7 @@ import numpy as np
 
 from trainer.config import Config
 from trainer.records import Column, RunHistory, read_records
-from trainer.report import best_evaluation, evaluation_at
+from trainer.report import best_of_split, evaluation_at
 from trainer.study.definition import Study, StudyRun
 from trainer.study.scaling import timed
 
@@ -114,7 +114,7 @@ def collect_run(study: Study, run: StudyRun, out: Path) -> Result:
     history = RunHistory.load(out / run.path)
     steps, rates = history.steps["step"], history.steps["learning_rate"]
     validation = history.evaluations.get("validation", {"step": NOTHING, "loss": NOTHING, "training_seconds": NOTHING})
-    best = best_evaluation(history)
+    best = best_of_split(history)
     test = evaluation_at(history, "test", best["step"]) if best else None
     after = rates[_warmup_steps(run.config, history) :]
     return Result(

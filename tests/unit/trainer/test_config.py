@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InputError
 from stepsize.options import MeasuringOptions
-from stepsize.policies.auto import Auto
+from stepsize.policies.auto_single import AutoSingle
 from stepsize.policies.ema import Ema
 from stepsize.policies.rates import Bounds
 from trainer.config import (
@@ -258,7 +258,7 @@ def test_what_became_a_constant_takes_no_other_value(text: str, said: str) -> No
 
 
 def test_constants_are_those_of_their_owners() -> None:
-    bounds, auto, ema = Bounds(), signature(Auto).parameters, signature(Ema).parameters
+    bounds, auto, ema = Bounds(), signature(AutoSingle).parameters, signature(Ema).parameters
     assert {
         "stepsize.drift": auto["drift"].default,
         "stepsize.clip": auto["clip"].default,

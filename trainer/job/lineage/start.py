@@ -79,7 +79,7 @@ def warn_of_changes(found: Checkpoint, state: TrainingState, outlets: Outlets) -
 
 
 def tell_of_beginning(config: Config, state: TrainingState, outlets: Outlets) -> None:
-    """Says how many steps a new run has, which rows it keeps for probing, and where policy auto is unsure of its rate."""
+    """Says how many steps a new run has, which rows it keeps for probing, and where policy auto is unsure."""
     outlets.metrics.progress(0, total_steps=state.total_steps)
     say_what_is_held_out(config, state, outlets)
     if config.stepsize.policy != "auto" or state.total_steps is None:

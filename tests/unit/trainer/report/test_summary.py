@@ -18,7 +18,7 @@ from trainer.report.report import write_report
 from trainer.report.summary import (
     BINS,
     alpha_bins,
-    best_evaluation,
+    best_of_split,
     bin_means,
     bin_sums,
     bound,
@@ -151,7 +151,7 @@ def test_without_a_finite_estimate_there_is_no_rate_summary(tmp_path: Path) -> N
 
 
 def test_the_best_evaluation_passes_over_what_is_not_finite(log: RunHistory, tmp_path: Path) -> None:
-    best = best_evaluation(log)
+    best = best_of_split(log)
     assert best is not None
     assert best["step"] == 1750
     test = evaluation_at(log, "test", best["step"])
@@ -159,7 +159,7 @@ def test_the_best_evaluation_passes_over_what_is_not_finite(log: RunHistory, tmp
     assert test["loss"] == pytest.approx(best["loss"] + 0.006)
     assert evaluation_at(log, "test", 1) is None
     write_lines(tmp_path / "evals.jsonl", [{"step": 1, "split": "validation", "loss": None}])
-    assert best_evaluation(RunHistory.load(tmp_path)) is None
+    assert best_of_split(RunHistory.load(tmp_path)) is None
 
 
 def thinned_run(path: Path, steps: int, *, full_steps: int = 512) -> Path:
