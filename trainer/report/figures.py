@@ -30,7 +30,7 @@ from trainer.report.plotting import (
 )
 from trainer.report.summary import (
     alpha_bins,
-    best_evaluation,
+    best_of_split,
     bin_means,
     bin_sums,
     bound,
@@ -81,7 +81,7 @@ def loss_figure(log: RunHistory) -> Figure:
     for split, table in log.evaluations.items():
         color = SPLIT_COLORS.get(split, INK)
         axes.plot(table["step"], table["loss"], color=color, marker="o", markersize=4, linewidth=1.4, label=split)
-    best = best_evaluation(log)
+    best = best_of_split(log)
     if best is not None:
         label = f"best validation: {best['loss']:.5g} at step {best['step']:,.0f}"
         axes.plot(
