@@ -187,6 +187,11 @@ class Metrics:
             for gauge, value in zip(self._horizon, (relative, _or_nan(standard_error), steps), strict=True):
                 gauge.set(value)
 
+    def no_horizon(self) -> None:
+        """What was measured of many steps counts no longer."""
+        for gauge in self._horizon:
+            gauge.set(math.nan)
+
     def pooled_alpha(self, factor: float | None, standard_error: float | None) -> None:
         """Set α* as pooled over the latest estimates, and its standard error; None while they say nothing."""
         for gauge, value in zip(self._alpha_pooled, (factor, standard_error), strict=True):

@@ -8,9 +8,9 @@ from typing import Any
 
 from stepsize.estimate import Estimate, Outcome
 from stepsize.policies.evidence import ENOUGH_ROWS, FewRows, FirstRate, RateFilter, Repeats, TrialSteps, steps_a_block
-from stepsize.policies.horizon import NO_HORIZON, HorizonPlan, HorizonSeries, HorizonWindows, target_of
-from stepsize.policies.horizon.windows import FIRST
+from stepsize.policies.horizon import FIRST_SNAPSHOT, NO_HORIZON, HorizonPlan, HorizonSeries, HorizonWindows, target_of
 from stepsize.policies.rates import Bounds, format_rate, moved
+from stepsize.pooling import COUNTED
 
 BEGINNING = 0.3
 """Share of the rate found by trial steps at which training begins: what lands one step at the minimum along it is too
@@ -34,6 +34,8 @@ MOST_HALVINGS = 3
 """How often a rate is halved in a row for want of finite numbers."""
 LOSING, ERRORS = 3, 2.0
 """So many series in a row, each so many standard errors below zero, are steps that raise the loss."""
+MOST_LOSING = 10
+"""So many such series in a row lower the rate; whatever they are of, more of them would not help."""
 
 
 class Auto:
@@ -55,9 +57,12 @@ class Auto:
     Outcomes of single steps: ok and ascent count. Of many: ok and ascent are pooled; a series of which nothing counts
     halves the rate if numbers were not finite, as single steps do, three times in a row at most, and leaves it alone if
     they were flat, stale or dropped. Three series in a row that lie two standard errors below zero are said to raise
-    the loss, as they do on rows that a model overfits.
+    the loss, as they do on rows that a model overfits; after the tenth they move the rate no longer.
 
-    Estimates may come some steps late. They are weighed as of the steps that they measured.
+    What the caller takes off the rate, such as a rollback's factor, is measured with the steps it made: where these
+    stay above their target, the rate comes back.
+
+    Estimates may come some steps late, and then move the rate of that time.
     """
 
     def __init__(
@@ -84,14 +89,14 @@ class Auto:
         self._last = 0  # t of the latest series that counted
         self._spread, self._spreads = 0.0, 0  # relative variance of one measurement, and of how many series
         self._losing, self._losing_since = 0, 0  # series in a row that lost, and the step of the first one's snapshot
-        self._halved = 0  # how often in a row for want of finite numbers
+        self._halved, self._since = 0, 0  # how often in a row for want of finite numbers, and since which step
         self._said: float | None = None
 
     def wants(self, step: int) -> bool:
         """Every step while searching, and the 32 after that; none in cool-down."""
         if step < self.start or self._cooling(step):
             return False
-        return self._found is None or step - self._found < FIRST
+        return self._found is None or step - self._found < FIRST_SNAPSHOT
 
     def learning_rate(self, step: int, scheduled: float) -> float:
         """The schedule's before `start`; then trial steps, then the rate under warm-up and cool-down."""
@@ -157,8 +162,9 @@ class Auto:
         if self._found is None or estimate.step < self._found:
             return None
         if estimate.outcome is Outcome.NONFINITE:
-            return self._halve(after)
-        self._halved = 0
+            return self._halve(estimate.step, after)
+        if estimate.outcome in COUNTED:
+            self._halved = 0
         one = self._few_rows.add(estimate)
         if one is not None:
             self._filter.add(one, step=estimate.step)
@@ -170,36 +176,41 @@ class Auto:
         """Completes one series at most: estimates come in the order of their steps."""
         t = estimate.step + 1 - (self._found or 0)
         after = estimate.step + estimate.age + 1
+        said = []
         while self._open and self._open[0].last < t:  # of which a measurement was never made
-            self._close(self._open.pop(0))
+            said.append(self._close(self._open.pop(0), after))
         if self._open and self._open[0].first <= t:
             self._open[0].add(estimate)
             if self._open[0].complete:
-                return self._close(self._open.pop(0), after)
-        return None
+                said.append(self._close(self._open.pop(0), after))
+        return "; ".join(filter(None, said)) or None
 
-    def _close(self, series: HorizonSeries, after: int | None = None) -> str | None:
+    def _close(self, series: HorizonSeries, after: int) -> str | None:
         """Move the rate by what a whole series says."""
-        after = series.last + (self._found or 0) if after is None else after
-        target = target_of(self._windows.bounded(series.first), self._since(series))
+        target = target_of(self._windows.bounded(series.first), self._bounded_since(series))
         pooled = series.pooled(target)
         if pooled is None:
-            return self._halve(after) if series.nonfinite else None
+            if series.moments:  # too few rows in one measurement
+                self._keep_spread(MOST_MEASUREMENTS * AIMED_VARIANCE)
+            step = series.first - 1 + (self._found or 0)
+            return self._halve(step, after) if series.nonfinite else None
         self._halved = 0
         relative, variance = pooled
         self._keep_spread(variance / target**2 * len(series.moments))
         ratio = relative / target
-        if series.horizon < SHORTEST:
+        if series.horizon < SHORTEST or series.since < self._warmup:
             ratio *= series.mean_rate / self._filter.rate
+        losing = self._lost(series, relative, math.sqrt(variance))
+        if self._losing > MOST_LOSING:
+            return losing
         drifted = min((series.first - self._last) * SINGLE_DRIFT**2, DRIFT**2)
         self._filter.correct(ratio, noise=variance / target**2 + TARGET_ERROR**2, drifted=drifted)
         self._last = series.first
         self._clamp()
-        losing = self._lost(series, relative, math.sqrt(variance))
         why = f"α* of {series.horizon} steps is {relative:.2f} ± {math.sqrt(variance):.2f}, and should be {target:.2f}"
         return losing or self._say_if_moved(after, why)
 
-    def _since(self, series: HorizonSeries) -> int:
+    def _bounded_since(self, series: HorizonSeries) -> int:
         """Its snapshot's t, counted as `bounded` counts."""
         return max(0, self._windows.bounded(series.first) - series.horizon)
 
@@ -224,11 +235,11 @@ class Auto:
             "before; else the log changes faster than the model learns"
         )
 
-    def _halve(self, after: int) -> str | None:
-        """For want of finite numbers, three times in a row at most."""
-        if self._halved == MOST_HALVINGS:
+    def _halve(self, step: int, after: int) -> str | None:
+        """For want of finite numbers at `step`, three times in a row at most, and once for what was under way."""
+        if self._halved == MOST_HALVINGS or step < self._since:
             return None
-        self._halved += 1
+        self._halved, self._since = self._halved + 1, after
         self._filter.scale(DOWN)
         self._clamp()
         return self._say(after, "halved: the probe rows gave no finite number")
@@ -267,7 +278,7 @@ class Auto:
             "last": self._last,
             "spread": [self._spread, self._spreads],
             "losing": [self._losing, self._losing_since],
-            "halved": self._halved,
+            "halved": [self._halved, self._since],
             "said": self._said,
             "few_rows": self._few_rows.state_dict(),
             "repeats": self._repeats.state_dict(),
@@ -288,4 +299,4 @@ class Auto:
         self._last = state["last"]
         self._spread, self._spreads = state["spread"]
         self._losing, self._losing_since = state["losing"]
-        self._halved = state["halved"]
+        self._halved, self._since = state["halved"]

@@ -135,9 +135,9 @@ class Policy(Protocol):
         ...
 
     def horizon(self, done: int) -> HorizonPlan:
-        """What to measure over many steps, asked once after each step, before its estimates are observed.
+        """What to measure over many steps, asked once for each step, after its rate and before its estimates.
 
-        `done` steps have been made. `Horizon.carry_out` does it.
+        `done` steps have been made by then. `Horizon.carry_out` does it.
         """
         ...
 

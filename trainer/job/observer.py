@@ -172,6 +172,7 @@ class RunObserver:
         self._factor = pooled_factor(self._estimates) if self._estimates else None
         self._rates.clear()
         self._horizon = None
+        self._metrics.no_horizon()
         shown = self._factor or pooled_factor(())
         self._metrics.pooled_alpha(shown.factor, shown.standard_error)
         self._metrics.proposed_rate(None, None)

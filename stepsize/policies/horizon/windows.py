@@ -6,7 +6,7 @@ from typing import Any
 
 from stepsize.policies.horizon.plan import HorizonPlan
 
-FIRST = 32
+FIRST_SNAPSHOT = 32
 """Steps since the search before the first snapshot; these are measured one by one."""
 SHARE = 0.28
 """K as a share of the steps since the search."""
@@ -30,7 +30,7 @@ class HorizonWindows:
         self.endless = endless
         self._kept: dict[int, float] = {}  # t of every snapshot, oldest first, and the sum of the rates up to it
         self._sum = 0.0  # of the rates of all steps
-        self._next = FIRST + 1  # when the next series begins
+        self._next = FIRST_SNAPSHOT + 1  # when the next series begins
         self.mean_rate = 0.0
         """Of the steps from the snapshot of the latest series to its beginning."""
         self._series = (0, 0)  # since which snapshot, and until when, the latest series is measured
@@ -51,8 +51,10 @@ class HorizonWindows:
         forget = self._outlived(t)
         for old in forget:
             del self._kept[old]
-        keep = t >= FIRST and (not self._kept or t - self._newest >= (RATIO - 1) * self.bounded(self._newest))
+        keep = t >= FIRST_SNAPSHOT and (not self._kept or t - self._newest >= (RATIO - 1) * self.bounded(self._newest))
         if keep:
+            if not self._kept and t > FIRST_SNAPSHOT:  # begun, or begun again, in the middle of a run
+                self._next = t + max(1, int(EVERY * self.bounded(t)))
             self._kept[t] = self._sum
         return HorizonPlan(since=since, keep=keep, forget=forget)
 
@@ -76,7 +78,7 @@ class HorizonWindows:
         return next(reversed(self._kept))
 
     def _earliest_for(self, t: int) -> int:
-        return t - max(1, min(round(SHARE * self.bounded(t)), t - FIRST)) - 1
+        return t - max(1, min(round(SHARE * self.bounded(t)), t - FIRST_SNAPSHOT)) - 1
 
     def _snapshot_for(self, t: int) -> int:
         earliest = self._earliest_for(t)

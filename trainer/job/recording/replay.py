@@ -12,7 +12,7 @@ from trainer.records import RunHistory
 
 
 def replay_history(history: RunHistory, live: LiveStatus) -> deque[tuple[float, float]]:
-    """Tells `live` of the steps, estimates, evaluations and messages of `history`.
+    """Tells `live` of the steps, estimates, evaluations and the latest horizon of `history`.
 
     Gives (slope, curvature) of the latest estimates with a number, for α* to be pooled over them and those to come.
     """
@@ -37,6 +37,10 @@ def replay_history(history: RunHistory, live: LiveStatus) -> deque[tuple[float, 
         outcomes=history.outcomes,
         factor=pooled_factor(latest) if latest else None,
     )
+    horizon = history.horizon
+    for index in np.flatnonzero(np.isfinite(horizon["relative"]))[-1:]:
+        steps_at_once, relative, error = (horizon[name][index] for name in ("horizon", "relative", "standard_error"))
+        live.horizon(int(steps_at_once), float(relative), None if np.isnan(error) else float(error))
     for split, table in history.evaluations.items():
         for step, loss, auc in zip(*(table[name].tolist() for name in ("step", "loss", "auc")), strict=True):
             live.evaluation(int(step), split, loss=loss, auc=None if np.isnan(auc) else auc)

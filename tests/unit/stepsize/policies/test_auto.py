@@ -70,7 +70,7 @@ def test_on_target_the_rate_stays() -> None:
 @pytest.mark.parametrize(("alpha", "grows"), [(1.2, True), (0.1, False), (-0.5, False)])
 def test_above_its_target_the_rate_rises_and_below_it_falls(alpha: float, grows: bool) -> None:
     fed = Fed().advance(range(400), alpha=alpha)
-    assert (fed.rates[399] > 2 * fed.rates[60]) if grows else (fed.rates[399] < 0.5 * fed.rates[60])
+    assert (fed.rates[399] > 2 * fed.rates[33]) if grows else (fed.rates[399] < 0.5 * fed.rates[33])
     factors = [after / before for before, after in zip(fed.rates[40:], fed.rates[41:], strict=False)]
     assert max(factors) <= 1.5 + 1e-9
     assert min(factors) >= 0.5 - 1e-9
@@ -101,6 +101,86 @@ def test_a_series_that_is_not_finite_halves_the_rate() -> None:
     fed.advance(range(60, 75), alpha=0.58, outcome=Outcome.NONFINITE)
     assert fed.rates[-1] < 0.3 * fed.rates[59]
     assert any("no finite number" in said for said in fed.said)
+
+
+def test_after_three_halvings_in_a_row_it_waits_for_numbers_whatever_comes_between() -> None:
+    """A batch with a non-finite input is first a probe, then a step that is withheld, so dropped."""
+    fed = Fed().advance(range(5))
+    for step in range(5, 25, 2):
+        for at, outcome in ((step, Outcome.NONFINITE), (step + 1, Outcome.DROPPED)):
+            fed.policy.observe(estimate(at, outcome=outcome, rate=1e-3))
+    assert fed.policy.learning_rate(25, 0.5) == pytest.approx(fed.rates[4] / 8, rel=0.1)
+
+
+def test_one_cause_under_way_halves_once() -> None:
+    fed = Fed().advance(range(5))
+    before = fed.policy.learning_rate(10, 0.5)
+    for step in range(5, 9):
+        fed.policy.observe(estimate(step, outcome=Outcome.NONFINITE, age=4))
+    assert fed.policy.learning_rate(10, 0.5) == pytest.approx(before / 2)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8, 15])
+def test_few_rows_a_probe_are_measured_in_series_and_move_the_rate(rows: int) -> None:
+    """Each alone has no error bar; a series of them has one, from how they scatter."""
+    policy = Auto(guess=1e-3, warmup=0)
+    early = 0.0
+    for step in range(200):
+        rate = policy.learning_rate(step, 0.5)
+        if policy.wants(step):
+            noise = 1 + 0.1 * (-1) ** step
+            policy.observe(replace(estimate(step, 1e-2 * noise, error=1e-4, rate=rate), rows=rows))
+        plan = policy.horizon(step + 1)
+        if plan.since is not None and step >= 60:
+            found = estimate(step, 1.3 + 0.05 * (-1) ** step, error=0.0, rate=1.0)
+            policy.observe(replace(found, rows=rows, horizon=step + 1 - plan.since))
+        if step == 80:
+            early = policy.learning_rate(step, 0.5)
+    for step in range(200, 2000):
+        plan = policy.horizon(step + 1)
+        if plan.since is not None:
+            found = estimate(step, 1.3 + 0.05 * (-1) ** step, error=0.0, rate=1.0)
+            policy.observe(replace(found, rows=rows, horizon=step + 1 - plan.since))
+    assert policy.learning_rate(2000, 0.5) > 2 * early
+
+
+def test_a_run_whose_budget_is_extended_measures_many_steps_again_and_no_single_one() -> None:
+    fed = Fed(Auto(guess=1e-3, warmup=0, cooldown=(340, 400))).advance(range(400), alpha=0.58)
+    state = fed.policy.state_dict()
+    fed.policy = Auto(guess=1e-3, warmup=0, cooldown=(1800, 2000))
+    fed.policy.load_state_dict(json.loads(json.dumps(state)))
+    fed.advance(range(400, 1800), alpha=0.58)
+    since = [done - plan.since for done, plan in enumerate(fed.plans, start=1) if plan.since is not None and done > 400]
+    assert min(since) >= 25
+    assert fed.rates[401] == pytest.approx(fed.rates[339], rel=0.05)
+    assert fed.rates[1799] < 1.5 * fed.rates[339], "short horizons, whose target is nearer to a half, come first"
+
+
+def test_a_warm_up_longer_than_the_single_steps_is_not_undone() -> None:
+    fed = Fed(Auto(guess=1e-3, warmup=400)).advance(range(1200), alpha=0.6)
+    assert max(fed.rates) < 1.6 * 3e-3 * 1.1
+
+
+def test_however_long_steps_raise_the_loss_the_rate_falls_by_a_bounded_factor() -> None:
+    fed = Fed().advance(range(200), alpha=0.58).advance(range(200, 20_000), alpha=-0.4)
+    assert fed.rates[-1] > fed.rates[199] / 2**11
+    assert fed.rates[-1] < fed.rates[199] / 8
+
+
+def test_what_a_series_says_that_lacks_a_measurement_is_not_lost() -> None:
+    fed = Fed().advance(range(100), alpha=0.58)
+    policy = fed.policy
+    said: list[str] = []
+    for step in range(100, 700):
+        plan = policy.horizon(step + 1)
+        if plan.since is not None and step % 3 != 0:  # every third is never made
+            found = replace(estimate(step, 2.0, error=1.5, rate=1.0), horizon=step + 1 - plan.since)
+            said += filter(None, [policy.observe(found)])
+    rates = [part for text in said for part in text.split("rate ")[1:]]
+    ends = [part.split(" → ")[1].split(" ")[0] for part in rates]
+    starts = [part.split(" → ")[0] for part in rates]
+    assert len(ends) >= 2
+    assert starts[1:] == ends[:-1], "each move begins where the one before it was said to end"
 
 
 def test_a_measurement_that_never_came_holds_nothing_up() -> None:
