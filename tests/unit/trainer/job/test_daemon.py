@@ -87,13 +87,17 @@ def test_a_model_that_cannot_be_made_leaves_no_run_and_no_thread(data: Path, tmp
     assert threading.active_count() == threads
 
 
-def test_an_address_that_is_taken_is_recorded_and_lets_go_of_the_run(data: Path, tmp_path: Path) -> None:
+def test_an_address_that_is_taken_leaves_no_run_and_lets_go_of_one_that_is_there(data: Path, tmp_path: Path) -> None:
     run, threads = tmp_path / "run", threading.active_count()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         config = settings(data, metrics={"port": taken.getsockname()[1]})
         with pytest.raises(ConfigError, match="is in use"):
             begin(config, run)
-    assert events(run) == ["failed"]
+        assert not run.exists()
+        begin(settings(data), run)
+        with pytest.raises(ConfigError, match="is in use"):
+            begin(config, run)
+    assert events(run)[-1] == "failed"
     assert_closed(config, run, threads)
 
 

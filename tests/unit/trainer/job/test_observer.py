@@ -64,6 +64,7 @@ def test_alpha_of_many_steps_is_recorded_and_shown_apart(tmp_path: Path) -> None
     config = config_from({"data": {"path": "DATA"}, "model": {"table_rows": 64}}, where="test").resolved()
     clock, console, metrics = StepClock(), Console(quiet=True), Metrics()
     with RunDirectory(tmp_path / "run", config) as directory:
+        directory.begin(config, records={})
         live = LiveStatus(clock, run="run")
         outlets = Outlets(directory=directory, metrics=metrics, live=live, clock=clock, console=console)
         observer = RunObserver(outlets, cast(Feed, NoRows()), console.progress("training", None, unit="steps"))
