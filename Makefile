@@ -39,6 +39,7 @@ extras: $(VENV)/installed-extras  ## Ray, DALI and Triton as well, whose tests a
 
 test: $(VENV)/installed-dev  ## the tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest tests/faults/alerts
 
 check: $(VENV)/installed-dev  ## format, lint, types, import rules, duplicate code
 	$(BIN)/ruff format --check .

@@ -28,7 +28,7 @@ from tests.prometheus_server import prometheus_server
 from trainer.cli import main
 
 PATIENCE_SECONDS = 420.0
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.alone]
 
 
 @dataclass(kw_only=True)
