@@ -10,6 +10,9 @@ import torch
 from torch import nn
 
 import trainer.learner.nadamw
+
+pytest.importorskip("triton")
+
 from trainer.learner.kernels import rounding, usable
 from trainer.learner.nadamw import Piece, _move_fused, _move_in_waves, _way_of
 from trainer.learner.tables import reason_for_dense
