@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PACKAGES := pipeline stepsize trainer ops
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install extras test check format bench gpu constraints clean
+.PHONY: help demo install extras test alerts check format bench gpu constraints clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -39,6 +39,8 @@ extras: $(VENV)/installed-extras  ## Ray, DALI and Triton as well, whose tests a
 
 test: $(VENV)/installed-dev  ## the tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+alerts: $(VENV)/installed-dev  ## real runs watched by a real Prometheus, with the processor for themselves
 	$(BIN)/python -m pytest tests/faults/alerts
 
 check: $(VENV)/installed-dev  ## format, lint, types, import rules, duplicate code

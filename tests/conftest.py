@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
-        skip = pytest.mark.skip(reason="needs the processor for itself: pytest tests/faults/alerts, as make test does")
+        skip = pytest.mark.skip(reason="needs the processor for itself: make alerts")
         for item in items:
             if item.get_closest_marker("alone"):
                 item.add_marker(skip)

@@ -13,6 +13,7 @@ VARIABLES = {"$__rate_interval": "3s", "$__range": "10m", "$job": ".*", "$run": 
 
 NO_GPU = "there is no GPU here"
 FOLLOWED = "only of a log that is followed"
+AUTO = "only of policy auto, which measures many steps at once"
 EMPTY = {
     ("GPU memory free", "{{run}}"): NO_GPU,
     ("Memory", "{{run}} GPU, in tensors"): NO_GPU,
@@ -25,6 +26,10 @@ EMPTY = {
     ("Progressive validation", "{{run}} loss"): FOLLOWED,
     ("Progressive validation", "{{run}} AUC"): FOLLOWED,
     ("Progressive validation", "{{run}} calibration"): FOLLOWED,
+    ("α* of the latest steps as a whole", "{{run}}"): AUTO,
+    ("α* of the latest steps as a whole", "{{run}} low"): AUTO,
+    ("α* of the latest steps as a whole", "{{run}} high"): AUTO,
+    ("Steps measured as a whole", "{{run}}"): AUTO,
     ("Why it ended", "{{instance}} {{reason}}"): "a run that trains has not ended",
 }
 """Curves, by the title of their panel and their legend, that a run which trains leaves empty, and why."""
