@@ -101,7 +101,8 @@ SERIES = (
     Series(
         name="alpha_pooled_relative",
         kind="gauge",
-        help="α* pooled over the latest estimates: how many times as long the steps should have been; from 10 on.",
+        help="α* pooled over the latest estimates: how many times as long single steps should have been; from 10 "
+        "on, and until many steps lead the rate.",
         initial=math.nan,
     ),
     Series(

@@ -166,13 +166,19 @@ class LiveStatus:
         """
         with self._lock:
             self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
-            self._factor = factor or self._factor
+            self._factor, self._horizon = factor or self._factor, None
             if relative is None or absolute is None or not math.isfinite(absolute):
                 return
             self._take(step, relative, absolute, per_rate or (math.nan, math.nan))
 
+    @property
+    def latest_horizon(self) -> dict[str, Any] | None:
+        """What `horizon` was told last: `steps`, `relative` and its 95 % `margin`."""
+        with self._lock:
+            return self._horizon
+
     def horizon(self, steps: int, relative: float, standard_error: float | None) -> None:
-        """α* of the latest `steps` steps as a whole, which from then on stands for that of single ones."""
+        """α* of the latest `steps` steps as a whole, which stands for that of single ones until one comes again."""
         margin = None if standard_error is None else finite(1.96 * standard_error)
         with self._lock:
             self._horizon = {"steps": steps, "relative": finite(relative), "margin": margin}

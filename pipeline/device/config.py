@@ -98,7 +98,7 @@ class DataConfig:
             raise InputError(f"data.retry_seconds = {self.retry_seconds}; give seconds, or 0 to try nothing again")
         choices = {"pairing": Pairing, "shuffle": Shuffle, "feed": FeedKind, "damaged": OnDamage}
         for name, kind in choices.items():
-            if (name, getattr(self, name)) != ("pairing", None) and getattr(self, name) not in get_args(kind):
+            if getattr(self, name) not in get_args(kind):
                 raise InputError(f"data.{name} = {getattr(self, name)!r}; choose one of {', '.join(get_args(kind))}")
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 from stepsize.estimate import Estimate, Outcome
 from stepsize.policies.evidence import ENOUGH_ROWS, FewRows, FirstRate, RateFilter, Repeats, TrialSteps, steps_a_block
 from stepsize.policies.horizon import FIRST_SNAPSHOT, NO_HORIZON, HorizonPlan, HorizonSeries, HorizonWindows, target_of
-from stepsize.policies.rates import Bounds, format_rate, moved
+from stepsize.policies.rates import NO_COOL_DOWN, Bounds, CoolDown, format_rate, moved
 from stepsize.pooling import COUNTED
 
 BEGINNING = 0.3
@@ -78,7 +78,8 @@ class Auto:
         """`cooldown` is its first step and the first after the budget; `endless` that there is no budget, so that K
         is bounded.
         """
-        self.start, self.bounds, self.warmup, self.cooldown = start, bounds, warmup, cooldown
+        self.start, self.bounds, self.warmup = start, bounds, warmup
+        self.cooldown = NO_COOL_DOWN if cooldown is None else CoolDown(*cooldown)
         self._trials = TrialSteps(guess=guess, bounds=bounds)
         self._filter = RateFilter(drift=SINGLE_DRIFT, largest_factor=UP, smallest_factor=DOWN)
         self._windows = HorizonWindows(endless=endless)
@@ -94,7 +95,7 @@ class Auto:
 
     def wants(self, step: int) -> bool:
         """Every step while searching, and the 32 after that; none in cool-down."""
-        if step < self.start or self._cooling(step):
+        if step < self.start or self.cooldown.begun(step):
             return False
         return self._found is None or step - self._found < FIRST_SNAPSHOT
 
@@ -103,16 +104,16 @@ class Auto:
         if step < self.start:
             return scheduled
         if self._found is None:
-            return self._trials.rate * self._left(step)
+            return self._trials.rate * self.cooldown.left(step)
         ramp = min(1.0, max(1, step - self._found + 1) / self._warmup) if self._warmup else 1.0
-        return self._filter.rate * ramp * self._left(step)
+        return self._filter.rate * ramp * self.cooldown.left(step)
 
     def horizon(self, done: int) -> HorizonPlan:
         """Snapshots and series as `HorizonWindows` plans them; in cool-down all snapshots are let go."""
         found = self._found
         if found is None or done <= found:
             return NO_HORIZON
-        if self._cooling(done):
+        if self.cooldown.begun(done):
             plan = self._windows.clear()
         else:
             latest = self._windows.series_end
@@ -129,7 +130,7 @@ class Auto:
         """Weigh it; says so when the search ends, when the rate has moved by half since, and of what comes again and
         again.
         """
-        if estimate.step < self.start or self._cooling(estimate.step):
+        if estimate.step < self.start or self.cooldown.begun(estimate.step):
             return None
         self._repeats.add(estimate)
         if self._found is None:
@@ -148,7 +149,7 @@ class Auto:
         self._found = after
         self._warmup = self.warmup * steps_a_block(estimate.rows)
         self._filter.start(BEGINNING * said.rate, BEGINNING * said.standard_error, step=estimate.step)
-        self._clamp()
+        self._filter.keep_within(self.bounds)
         self._said = self._filter.rate
         few = f"; {estimate.rows} probe rows tell little: give {ENOUGH_ROWS} or more, or watch the loss"
         return (
@@ -169,7 +170,7 @@ class Auto:
         if one is not None:
             self._filter.add(one, step=estimate.step)
             self._last = estimate.step + 1 - self._found
-            self._clamp()
+            self._filter.keep_within(self.bounds)
         return self._say_if_moved(after, "the rate that α* of single steps suggests")
 
     def _pool(self, estimate: Estimate) -> str | None:
@@ -206,7 +207,7 @@ class Auto:
         drifted = min((series.first - self._last) * SINGLE_DRIFT**2, DRIFT**2)
         self._filter.correct(ratio, noise=variance / target**2 + TARGET_ERROR**2, drifted=drifted)
         self._last = series.first
-        self._clamp()
+        self._filter.keep_within(self.bounds)
         why = f"α* of {series.horizon} steps is {relative:.2f} ± {math.sqrt(variance):.2f}, and should be {target:.2f}"
         return losing or self._say_if_moved(after, why)
 
@@ -241,13 +242,8 @@ class Auto:
             return None
         self._halved, self._since = self._halved + 1, after
         self._filter.scale(DOWN)
-        self._clamp()
+        self._filter.keep_within(self.bounds)
         return self._say(after, "halved: the probe rows gave no finite number")
-
-    def _clamp(self) -> None:
-        rate = self._filter.rate
-        if (bounded := self.bounds.clamp(rate)) != rate:
-            self._filter.scale(bounded / rate)
 
     def _say(self, after: int, why: str) -> str:
         before, self._said = self._said, self._filter.rate
@@ -255,16 +251,6 @@ class Auto:
 
     def _say_if_moved(self, after: int, why: str) -> str | None:
         return self._say(after, why) if moved(self._said, self._filter.rate) else None
-
-    def _cooling(self, step: int) -> bool:
-        return self.cooldown is not None and step >= self.cooldown[0]
-
-    def _left(self, step: int) -> float:
-        """What the cool-down leaves of a rate: 1 before it, falling linearly to 0 at the end of the budget."""
-        if self.cooldown is None:
-            return 1.0
-        first, end = self.cooldown
-        return min(1.0, max(0.0, (end - step) / (end - first)))
 
     def state_dict(self) -> dict[str, Any]:
         """Phase, search, filter, windows and what is under way, as JSON values."""

@@ -8,7 +8,7 @@ from stepsize.estimate import Estimate, Outcome
 from stepsize.policies.cadence import Cadence
 from stepsize.policies.evidence import ENOUGH_ROWS, FewRows, FirstRate, RateFilter, Repeats, TrialSteps, steps_a_block
 from stepsize.policies.horizon import SingleSteps
-from stepsize.policies.rates import Bounds, format_rate, moved
+from stepsize.policies.rates import NO_COOL_DOWN, Bounds, CoolDown, format_rate, moved
 from stepsize.pooling import COUNTED
 
 MOST_HALVINGS = 3
@@ -58,7 +58,7 @@ class AutoSingle(SingleSteps):
         after the budget.
         """
         self.cadence, self.bounds, self.warmup = cadence, bounds, warmup
-        self.cooldown = cooldown
+        self.cooldown = NO_COOL_DOWN if cooldown is None else CoolDown(*cooldown)
         self._filter = RateFilter(drift=drift, largest_factor=clip)
         self._trials = TrialSteps(guess=guess, bounds=bounds)
         self._found: int | None = None  # first step after the search
@@ -70,7 +70,7 @@ class AutoSingle(SingleSteps):
 
     def wants(self, step: int) -> bool:
         """Every step while searching and of the first interval, then the first `count` of every; none in cool-down."""
-        if step < self.cadence.start or self._cooling(step):
+        if step < self.cadence.start or self.cooldown.begun(step):
             return False
         return self._found is None or self.cadence.wants(step)
 
@@ -79,9 +79,9 @@ class AutoSingle(SingleSteps):
         if step < self.cadence.start:
             return scheduled
         if self._found is None:
-            return self._trials.rate * self._left(step)
+            return self._trials.rate * self.cooldown.left(step)
         ramp = min(1.0, max(1, step - self._found + 1) / self._warmup) if self._warmup else 1.0
-        return self._rate * ramp * self._left(step)
+        return self._rate * ramp * self.cooldown.left(step)
 
     @property
     def _rate(self) -> float:
@@ -94,7 +94,7 @@ class AutoSingle(SingleSteps):
         """Weigh it by its error bar; says so when the search ends, when the rate has moved by half since, and of what
         comes again and again.
         """
-        if estimate.step < self.cadence.start or self._cooling(estimate.step):
+        if estimate.step < self.cadence.start or self.cooldown.begun(estimate.step):
             return None
         self._repeats.add(estimate)
         decided = self._search(estimate) if self._found is None else self._follow(estimate)
@@ -115,7 +115,7 @@ class AutoSingle(SingleSteps):
         one = self._few_rows.add(estimate)
         if one is not None:
             self._filter.add(one, step=estimate.step)
-            self._clamp()
+            self._filter.keep_within(self.bounds)
         if not moved(self._said, self._rate):
             return None
         return self._say(after, f"the rate that α* suggests, known to {self._filter.relative_error:.0%}")
@@ -126,7 +126,7 @@ class AutoSingle(SingleSteps):
             return said
         after = estimate.step + estimate.age + 1
         self._filter.start(said.rate, said.standard_error, step=estimate.step)
-        self._clamp()
+        self._filter.keep_within(self.bounds)
         self._found = self._since = after
         self._warmup = self.warmup * steps_a_block(estimate.rows)
         self._said = self._rate
@@ -140,21 +140,6 @@ class AutoSingle(SingleSteps):
     def _say(self, after: int, why: str) -> str:
         before, self._said = self._said, self._rate
         return f"step {after}: rate {format_rate(before)} → {format_rate(self._said)} ({why})"
-
-    def _clamp(self) -> None:
-        rate = self._filter.rate
-        if (bounded := self.bounds.clamp(rate)) != rate:
-            self._filter.scale(bounded / rate)
-
-    def _cooling(self, step: int) -> bool:
-        return self.cooldown is not None and step >= self.cooldown[0]
-
-    def _left(self, step: int) -> float:
-        """What the cool-down leaves of a rate: 1 before it, falling linearly to 0 at the end of the budget."""
-        if self.cooldown is None:
-            return 1.0
-        first, end = self.cooldown
-        return min(1.0, max(0.0, (end - step) / (end - first)))
 
     def state_dict(self) -> dict[str, Any]:
         """Phase, sums and filter, as JSON values; "probe" and "probed" are the search's, under their first names."""

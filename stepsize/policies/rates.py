@@ -26,6 +26,27 @@ class Bounds:
         return min(max(rate, self.low), self.high)
 
 
+@dataclass(frozen=True)
+class CoolDown:
+    """The last steps of a budget, over which a rate falls linearly to zero."""
+
+    first: int
+    end: int
+    """The first step after the budget."""
+
+    def begun(self, step: int) -> bool:
+        """Whether `step` is one of them, or later."""
+        return step >= self.first
+
+    def left(self, step: int) -> float:
+        """What is left of the rate at `step`: 1 before, then falling to 0 at the end."""
+        return min(1.0, max(0.0, (self.end - step) / (self.end - self.first)))
+
+
+NO_COOL_DOWN = CoolDown(1 << 62, (1 << 62) + 1)
+"""Of a run whose rate does not fall at its end."""
+
+
 class HasGroups(Protocol):
     """A torch optimizer, or what has parameter groups like one."""
 

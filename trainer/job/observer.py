@@ -103,7 +103,6 @@ class RunObserver:
         self._estimates = outlets.estimates
         self._rates: deque[tuple[float, float]] = deque(maxlen=POOLED_ESTIMATES)
         self._factor: AlphaFactor | None = None
-        self._horizon: Estimate | None = None
         self._skipped_rows, self._warned = feed.skipped_rows, False
         self._flushed_seconds = -math.inf
         self._withheld = WithheldSteps(outlets, feed)
@@ -161,7 +160,8 @@ class RunObserver:
         self._line.update(
             step + 1,
             lambda: (
-                f"loss {_loss(self._smooth_loss)}  lr {rate:.2e}{_horizon(self._horizon) or _alpha(self._factor)}  "
+                f"loss {_loss(self._smooth_loss)}  lr {rate:.2e}"
+                f"{_horizon(self._live.latest_horizon) or _alpha(self._factor)}  "
                 f"{rows / self._recent_seconds:,.0f} rows/s  data wait {self._outlets.clock.bound().data_share:.0%}"
             ),
         )
@@ -171,11 +171,12 @@ class RunObserver:
         self._smooth_loss = math.nan
         self._factor = pooled_factor(self._estimates) if self._estimates else None
         self._rates.clear()
-        self._horizon = None
         self._metrics.no_horizon()
         shown = self._factor or pooled_factor(())
         self._metrics.pooled_alpha(shown.factor, shown.standard_error)
         self._metrics.proposed_rate(None, None)
+        if self._live.latest_horizon is not None:
+            self._forget_single_steps()
 
     def on_pause(self, timing: StepTiming) -> None:
         """Time between steps: an evaluation or a checkpoint, which the event log keeps for the report; or the start."""
@@ -219,8 +220,16 @@ class RunObserver:
         relative, error = estimate.relative, estimate.standard_error
         self._metrics.horizon(str(estimate.outcome), estimate.horizon, relative, error)
         if relative is not None:
-            self._horizon = estimate
+            self._forget_single_steps()
             self._live.horizon(estimate.horizon, relative, error)
+
+    def _forget_single_steps(self) -> None:
+        """Many steps lead the rate from here on: what single ones said before is no longer true of it."""
+        self._estimates.clear()
+        self._rates.clear()
+        self._factor = None
+        self._metrics.pooled_alpha(None, None)
+        self._metrics.proposed_rate(None, None)
 
     def on_message(self, message: str, *, step: int) -> None:
         """A sentence for people, such as what a policy just changed."""
@@ -279,12 +288,12 @@ def _alpha(factor: AlphaFactor | None) -> str:
     return f"  α* {factor.factor:.2g}{margin} × step"
 
 
-def _horizon(latest: Estimate | None) -> str:
+def _horizon(latest: Mapping[str, Any] | None) -> str:
     """α* of many steps as a whole; nothing before there is one."""
-    if latest is None or latest.relative is None:
+    if latest is None or latest["relative"] is None:
         return ""
-    margin = "" if latest.standard_error is None else f" ± {1.96 * latest.standard_error:.2g}"
-    return f"  α* {latest.relative:.2g}{margin} × the last {latest.horizon} steps"
+    margin = "" if latest["margin"] is None else f" ± {latest['margin']:.2g}"
+    return f"  α* {latest['relative']:.2g}{margin} × the last {latest['steps']} steps"
 
 
 def _loss(value: float) -> str:

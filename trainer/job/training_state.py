@@ -120,7 +120,8 @@ class TrainingState:
 
     def saved_bytes(self) -> int:
         """Bytes of a checkpoint's tensors, with as many snapshots as the policy may come to hold."""
-        return self.learner.saved_bytes() + self.horizon.most_bytes * (self.config.stepsize.policy == "auto")
+        snapshots = self.horizon.most_bytes if self.config.stepsize.policy == "auto" else 0
+        return self.learner.saved_bytes() + snapshots
 
     def _small(self) -> dict[str, Any]:
         """What decides beside the weights, as JSON values."""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         verify_checkpoints,
         write_checkpoint,
     )
-    from trainer.records.history import EVALUATION_FIELDS, Column, RunHistory
+    from trainer.records.history import EVALUATION_FIELDS, Column, RunHistory, lowest_loss
     from trainer.records.host_memory import HostMemory, all_finite
     from trainer.records.kept import folder_bytes, held_bytes
     from trainer.records.line_of_history import delete_set_aside, set_aside
@@ -63,6 +63,7 @@ __all__ = [
     "load_best",
     "load_latest",
     "lost_random_state",
+    "lowest_loss",
     "make_room",
     "random_state",
     "read_records",
@@ -97,6 +98,7 @@ _FILES = {
     "held_bytes": "kept",
     "load_latest": "checkpoint",
     "lost_random_state": "checkpoint",
+    "lowest_loss": "history",
     "make_room": "checkpoint",
     "random_state": "checkpoint",
     "read_records": "records",

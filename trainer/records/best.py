@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import NamedTuple
 
+from trainer.records.history import lowest_loss, read_evaluations
 from trainer.records.records import read_records
 
 
@@ -18,12 +18,8 @@ class BestEvaluation(NamedTuple):
 
 def best_evaluation(run: str | Path) -> BestEvaluation | None:
     """The best one in RUN/evals.jsonl; None without a finite validation loss."""
-    found = [
-        BestEvaluation(step, loss)
-        for record in read_records(Path(run) / "evals.jsonl", damaged=lambda _: None)
-        if record.get("split") == "validation"
-        and isinstance(step := record.get("step"), int)
-        and isinstance(loss := record.get("loss"), (int, float))
-        and math.isfinite(loss)
-    ]
-    return min(found, key=lambda each: each.loss, default=None)
+    records = read_records(Path(run) / "evals.jsonl", damaged=lambda _: None)
+    table = read_evaluations(records).get("validation")
+    if table is None or (best := lowest_loss(table)) is None:
+        return None
+    return BestEvaluation(int(table["step"][best]), float(table["loss"][best]))

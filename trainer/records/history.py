@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from trainer.records.columns import Column, read_estimates, read_steps
 from trainer.records.records import read_records
 
-HORIZON_FIELDS = ("step", "horizon", "relative", "standard_error")
+HORIZON_FIELDS = ("step", "horizon", "relative", "standard_error", "slope", "curvature")
 EVALUATION_FIELDS = ("step", "loss", "auc", "normalized_entropy", "calibration", "rows", "seconds", "training_seconds")
 ENDS = {
     "budget": "the budget is reached",
@@ -68,7 +68,7 @@ class RunHistory:
         steps = read_steps(run / "steps.jsonl", damaged=damaged.append)
         alpha = read_estimates(run / "alpha.jsonl", damaged=damaged.append)
         horizon = list(read_records(run / "horizon.jsonl", damaged=damaged.append))
-        evaluations = _read_evaluations(read_records(run / "evals.jsonl", damaged=damaged.append))
+        evaluations = read_evaluations(read_records(run / "evals.jsonl", damaged=damaged.append))
         return cls(
             path=run,
             steps=steps.columns,
@@ -123,7 +123,13 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
 
 
-def _read_evaluations(records: Iterator[dict[str, Any]]) -> dict[str, dict[str, Column]]:
+def lowest_loss(table: Mapping[str, Column]) -> int | None:
+    """Which row of a split's evaluations has the lowest loss, the first of equals; None without a finite one."""
+    loss = np.where(np.isfinite(table["loss"]), table["loss"], np.inf)
+    return int(np.argmin(loss)) if np.isfinite(loss).any() else None
+
+
+def read_evaluations(records: Iterator[dict[str, Any]]) -> dict[str, dict[str, Column]]:
     latest: dict[str, dict[float, dict[str, Any]]] = {}
     for record in records:
         latest.setdefault(str(record.get("split", "unknown")), {})[_number(record.get("step"))] = record

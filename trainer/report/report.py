@@ -22,6 +22,7 @@ from trainer.report.summary import (
     best_of_split,
     bound,
     evaluation_at,
+    horizon_summary,
     quantiles,
     rate_summary,
     time_by_phase,
@@ -146,6 +147,21 @@ def _divergence(log: RunHistory) -> str:
 
 
 def _alpha_sentences(log: RunHistory) -> list[str]:
+    """α* of many steps, where that was measured and led the rate, else of single ones."""
+    many = horizon_summary(log)
+    if many is None:
+        return _single_sentences(log)
+    return [
+        f"α* of many steps as a whole (up to {_steps(many.longest)}): {number(many.pooled, 3)}, pooled over the later "
+        f"half of {many.measurements:,} measurements; the middle half of these lies between {number(many.lower, 2)} "
+        f"and {number(many.upper, 2)}. At ½ the steps gain nothing, at 1 their sum lands at the minimum along it; "
+        "policy auto aims a little above ½.",
+        f"{_steps(log.alpha['measured'].sum())} at the beginning were measured one by one, which says nothing of the "
+        "rate since.",
+    ]
+
+
+def _single_sentences(log: RunHistory) -> list[str]:
     """α* as one pooled factor with its interval, then how single estimates spread; or why there is none."""
     rates, measured = rate_summary(log), int(log.alpha["measured"].sum())
     if rates is None:
@@ -204,15 +220,25 @@ def _summary_table(log: RunHistory) -> Table:
     ]
     if best is not None:
         entries += [("best validation loss", best["loss"], ""), ("best validation loss at step", best["step"], "")]
-    if rates is not None:
+    many = horizon_summary(log)
+    if many is not None:
         entries += [
-            ("α* estimates with a number", rates.estimates, ""),
-            ("α* estimates that are negative", rates.negative, ""),
-            ("α*, pooled", rates.pooled, ""),
-            ("α*, standard error", rates.pooled_error, ""),
-            ("single estimates of α*, lower quartile", rates.lower, ""),
-            ("single estimates of α*, median", rates.median, ""),
-            ("single estimates of α*, upper quartile", rates.upper, ""),
+            ("α* of many steps, measurements with a number", many.measurements, ""),
+            ("α* of many steps, longest", many.longest, "steps"),
+            ("α* of many steps, pooled over the later half", many.pooled, ""),
+            ("α* of many steps, lower quartile of the later half", many.lower, ""),
+            ("α* of many steps, upper quartile of the later half", many.upper, ""),
+        ]
+    if rates is not None:
+        when = "" if many is None else ", at the beginning"
+        entries += [
+            (f"α* estimates with a number{when}", rates.estimates, ""),
+            (f"α* estimates that are negative{when}", rates.negative, ""),
+            (f"α*, pooled{when}", rates.pooled, ""),
+            (f"α*, standard error{when}", rates.pooled_error, ""),
+            (f"single estimates of α*, lower quartile{when}", rates.lower, ""),
+            (f"single estimates of α*, median{when}", rates.median, ""),
+            (f"single estimates of α*, upper quartile{when}", rates.upper, ""),
         ]
     return Table(stem="summary", title="The run in figures", columns=("figure", "value", "unit"), rows=entries)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ops.live import LEAST_ESTIMATES, measuring_gaps
 from ops.step_clock import Bound, bound_of
 from stepsize.pooling import RatioSums
-from trainer.records import Column, RunHistory
+from trainer.records import Column, RunHistory, lowest_loss
 
 BINS = 40
 """At most so many stretches of steps along a figure of α*."""
@@ -82,6 +82,39 @@ def time_by_phase(log: RunHistory) -> dict[str, float]:
     for name, seconds in log.pauses.items():
         totals[name] = totals.get(name, 0.0) + seconds
     return dict(sorted(((n, s) for n, s in totals.items() if s > 0), key=lambda item: -item[1]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HorizonSummary:
+    """α* of many steps as a whole, over the later half of its measurements."""
+
+    measurements: int
+    """With a number, over the whole run."""
+    longest: int
+    """Most steps that one of them was of."""
+    pooled: float
+    """−Σ dᵀg / Σ dᵀGd."""
+    lower: float
+    upper: float
+    """Quartiles of the single measurements."""
+
+
+def horizon_summary(log: RunHistory) -> HorizonSummary | None:
+    """None of a run that measured single steps alone, or again after it had measured many."""
+    measured = np.isfinite(log.horizon["relative"])
+    single = log.alpha["last_step"][log.measured].max(initial=-1)
+    if not measured.any() or log.horizon["step"][measured].max() < single:
+        return None
+    table = {name: column[measured] for name, column in log.horizon.items()}
+    later = slice(int(measured.sum()) // 2, None)
+    lower, upper = np.quantile(table["relative"][later], [0.25, 0.75])
+    return HorizonSummary(
+        measurements=int(measured.sum()),
+        longest=int(table["horizon"].max()),
+        pooled=float(-table["slope"][later].sum() / table["curvature"][later].sum()),
+        lower=float(lower),
+        upper=float(upper),
+    )
 
 
 def alpha_bins(log: RunHistory) -> list[AlphaBin]:
@@ -171,10 +204,8 @@ def rate_summary(log: RunHistory) -> RateSummary | None:
 def best_of_split(log: RunHistory, split: str = "validation") -> dict[str, float] | None:
     """The evaluation of `split` with the lowest loss; None without a finite one."""
     table = log.evaluations.get(split)
-    if table is None or not np.isfinite(table["loss"]).any():
-        return None
-    index = int(np.nanargmin(table["loss"]))
-    return {name: float(column[index]) for name, column in table.items()}
+    index = None if table is None else lowest_loss(table)
+    return None if table is None or index is None else {name: float(column[index]) for name, column in table.items()}
 
 
 def evaluation_at(log: RunHistory, split: str, step: float) -> dict[str, float] | None:

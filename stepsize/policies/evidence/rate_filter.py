@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from stepsize.policies.rates import Bounds
 from stepsize.pooling import RateMoments
 
 
@@ -79,6 +80,11 @@ class RateFilter:
     def scale(self, factor: float) -> None:
         """Multiply the rate by `factor`, leaving its uncertainty as it is."""
         self._log_rate += math.log(factor)
+
+    def keep_within(self, bounds: Bounds) -> None:
+        """Move the rate to the nearest within `bounds`, leaving its uncertainty as it is."""
+        if (bounded := bounds.clamp(self.rate)) != self.rate:
+            self.scale(bounded / self.rate)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values."""

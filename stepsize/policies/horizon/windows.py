@@ -30,7 +30,7 @@ class HorizonWindows:
         self.endless = endless
         self._kept: dict[int, float] = {}  # t of every snapshot, oldest first, and the sum of the rates up to it
         self._sum = 0.0  # of the rates of all steps
-        self._next = FIRST_SNAPSHOT + 1  # when the next series begins
+        self._next = FIRST_SNAPSHOT + 2  # when the next series begins: one step alone is no horizon
         self.mean_rate = 0.0
         """Of the steps from the snapshot of the latest series to its beginning."""
         self._series = (0, 0)  # since which snapshot, and until when, the latest series is measured

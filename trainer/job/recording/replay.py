@@ -38,10 +38,13 @@ def replay_history(history: RunHistory, live: LiveStatus) -> deque[tuple[float, 
         factor=pooled_factor(latest) if latest else None,
     )
     horizon = history.horizon
-    for index in np.flatnonzero(np.isfinite(horizon["relative"]))[-1:]:
+    since = alpha["last_step"][chosen].max(initial=-1)
+    for index in np.flatnonzero(np.isfinite(horizon["relative"]) & (horizon["step"] > since))[-1:]:
         steps_at_once, relative, error = (horizon[name][index] for name in ("horizon", "relative", "standard_error"))
         live.horizon(int(steps_at_once), float(relative), None if np.isnan(error) else float(error))
     for split, table in history.evaluations.items():
         for step, loss, auc in zip(*(table[name].tolist() for name in ("step", "loss", "auc")), strict=True):
             live.evaluation(int(step), split, loss=loss, auc=None if np.isnan(auc) else auc)
+    if live.latest_horizon is not None:  # it leads the rate, and single steps are of the run's beginning
+        latest.clear()
     return latest

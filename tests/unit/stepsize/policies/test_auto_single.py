@@ -7,6 +7,7 @@ import pytest
 from stepsize.estimate import Estimate, Outcome
 from stepsize.policies.auto_single import AutoSingle
 from stepsize.policies.choice import StepSizeConfig, make_policy
+from stepsize.policies.rates import NO_COOL_DOWN, CoolDown
 from tests.estimates import auto, estimate, following
 
 
@@ -204,7 +205,7 @@ def test_a_cool_down_that_begins_during_the_search_ends_it():
 def test_the_cool_down_is_a_share_of_the_budget(share, total, expected):
     policy = make_policy(StepSizeConfig(policy="auto_single", cooldown=share), initial_rate=1e-3, total_steps=total)
     assert isinstance(policy, AutoSingle)
-    assert policy.cooldown == expected
+    assert policy.cooldown == (NO_COOL_DOWN if expected is None else CoolDown(*expected))
 
 
 def test_a_cool_down_needs_a_budget_in_steps():

@@ -91,7 +91,6 @@ def test_every_kind_of_measurement_is_in_the_run(whole: Run) -> None:
 @pytest.mark.parametrize("delay", [None, 3])
 def test_it_goes_on_from_its_state_bit_for_bit(cut: int, delay: int | None) -> None:
     first, second = Run(delay=delay).advance(range(cut)), Run(delay=delay)
-    undisturbed = Run(delay=delay).advance(range(STEPS))
     second.model.load_state_dict(first.model.state_dict())
     second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
     second.controller.load_state_dict(copy.deepcopy(first.controller.state_dict()))
@@ -102,7 +101,6 @@ def test_it_goes_on_from_its_state_bit_for_bit(cut: int, delay: int | None) -> N
     first.advance(range(cut, STEPS))
     assert first.rates == first.rates[:cut] + second.rates
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(first.weights(), second.weights(), strict=True))
-    assert len(undisturbed.rates) == STEPS
 
 
 @pytest.mark.parametrize("guess", [1e-6, 1.0])
