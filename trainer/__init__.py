@@ -5,6 +5,7 @@ user types to what learns:
 
     cli              `alphastream VERB`
     study, stall     many runs from one file; what bounds the speed of one
+    serving          what is done with a trained model
     job, report      one run: put together, resumed, observed, stopped; its figures and tables
     learner          model, optimizers, averaged weights, schedules, evaluation
     records          what a run leaves on disk

@@ -99,7 +99,7 @@ class EvaluateArguments:
 def evaluate_verb(arguments: list[str]) -> int:
     """`alphastream evaluate RUN`."""
     given = parse_arguments(EvaluateArguments, arguments, "evaluate")
-    from trainer.job import evaluate_run
+    from trainer.serving import evaluate_run
 
     step, evaluation = evaluate_run(given.run, split=given.split, rows=given.rows, data=given.data, best=given.best)
     values = {"step": step, **asdict(evaluation)}

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from trainer.job.daemon import train
 from trainer.job.device import step_clock
-from trainer.job.learner import Learner, evaluate_run
+from trainer.job.learner import Learner, model_columns
 from trainer.job.training_state import TrainingState, open_training
 
 __all__ = [
     "Learner",
     "TrainingState",
-    "evaluate_run",
+    "model_columns",
     "open_training",
     "step_clock",
     "train",

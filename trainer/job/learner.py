@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -15,13 +14,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from pipeline.addresses import is_remote
 from pipeline.device import DataConfig, ModelInputs, open_rows
 from pipeline.reads import ReadRetries
 from pipeline.schema import LogFormat
 from pipeline.shards import Manifest
 from trainer.budget import EvalConfig
-from trainer.config import Config, ConfigError, config_errors, load_config
+from trainer.config import Config, ConfigError, config_errors
 from trainer.learner import (
     Evaluation,
     ModelConfig,
@@ -34,7 +32,7 @@ from trainer.learner import (
     evaluate,
     evaluation_mode,
 )
-from trainer.records import Checkpoint, CheckpointFile, all_finite, load_best, load_latest, seed_generators
+from trainer.records import Checkpoint, CheckpointFile, all_finite, seed_generators
 
 GIGABYTE = 1_000_000_000
 
@@ -136,49 +134,23 @@ class Learner:
             interrupted=interrupted,
             retries=retries,
         )
+        with self.answering() as model:
+            return evaluate(model, _until(batches, stopping), split=split)
+
+    @contextmanager
+    def answering(self) -> Iterator[nn.Module]:
+        """The model in evaluation mode with the weights that answer: the averaged ones, if the run averages.
+
+        Afterwards mode and weights are what they were, to the bit.
+        """
         averaged = self.average.applied() if self.average else nullcontext()
+        training = self.model.training
         with evaluation_mode(self.optimizer), averaged:
-            return evaluate(self.model, _until(batches, stopping), split=split)
-
-
-def evaluate_run(
-    run: Path, *, split: str, rows: int | None, data: str | None, best: bool = False
-) -> tuple[int, Evaluation]:
-    """The newest whole checkpoint of `run`, or its `best`, on a split of its data, or of the folder `data`; with the
-    checkpoint's step.
-
-    Raises: InputError as `load_best`; ConfigError for a missing run, checkpoint or split; StorageError if all
-    checkpoints are damaged.
-    """
-    if not (run / "config.toml").is_file():
-        raise ConfigError(f"{run}: is not a run directory; give the folder that `alphastream train --run` wrote")
-    config = load_config(run / "config.toml")
-    if data is None:
-        _refuse_lost_path(config.data.path, run)
-    folder = config.data if data is None else replace(config.data, path=data)
-    with config_errors():
-        evaluation = replace(config.eval, rows=rows)
-    manifest = Manifest.load(folder.path)
-    found = load_best(run) if best else load_latest(run)
-    if found is None:
-        raise ConfigError(f"{run}: has no checkpoint yet; wait for its first, or train it longer")
-    if found.state["data"]["columns"] != model_columns(manifest.format):
-        raise ConfigError(
-            f"{manifest.folder}: has other columns or bucket sizes than {run} was trained on; "
-            "give data of the same format"
-        )
-    learner = Learner.build(config, manifest.format)
-    learner.load(found)
-    return found.step, learner.evaluate(folder, manifest, evaluation, split)
-
-
-def _refuse_lost_path(path: str, run: Path) -> None:
-    """Earlier versions kept a relative data.path as it was given, which leads nowhere from another folder."""
-    if not is_remote(path) and not Path(path).is_absolute() and not Path(path).exists():
-        raise ConfigError(
-            f"{run / 'config.toml'}: data.path is {path!r}, relative to where the run was started; evaluate it from "
-            "there, or give --data"
-        )
+            self.model.eval()
+            try:
+                yield self.model
+            finally:
+                self.model.train(training)
 
 
 def training_device() -> torch.device:

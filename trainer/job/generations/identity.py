@@ -46,8 +46,9 @@ def seen_by(feed: Feed, manifest: Manifest) -> Manifest:
 
 def data_identity(manifest: Manifest) -> dict[str, Any]:
     """What tells one training split from another wherever it lies: its columns and the content of its shards; and that
-    of each generation."""
+    of each generation. With it, how the lines were encoded that its rows are of."""
     return {
+        "format": manifest.format.to_dict(),
         "data": _identity(manifest.format, manifest.splits["train"]),
         GENERATIONS: [_content(generation.splits["train"]) for generation in manifest.generations],
     }

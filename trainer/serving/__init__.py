@@ -1,0 +1,14 @@
+"""What is done with a trained model: a run is opened and evaluated.
+
+For example:
+
+    opened = open_run("RUN")
+    print(opened.step, evaluate_run("RUN", split="test", rows=None, data=None))
+"""
+
+from __future__ import annotations
+
+from trainer.serving.evaluating import evaluate_run
+from trainer.serving.opened import OpenedRun, open_run
+
+__all__ = ["OpenedRun", "evaluate_run", "open_run"]

@@ -1,0 +1,109 @@
+"""A run opened to be used: the weights of one of its checkpoints, and how the rows that they answer to are encoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.addresses import is_remote
+from pipeline.errors import InputError
+from pipeline.schema import LogFormat
+from pipeline.shards import Manifest
+from trainer.config import Config, ConfigError, load_config
+from trainer.job import Learner, model_columns
+from trainer.records import Checkpoint, checkpoint_steps, load_best, load_latest
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedRun:
+    """The weights of a checkpoint, loaded."""
+
+    run: Path
+    config: Config
+    """As the run was started or last continued with; `config.data.path` may have moved since."""
+    log_format: LogFormat
+    """Of the lines that the run's data was made of."""
+    checkpoint: Checkpoint
+    """Where the weights are from."""
+    learner: Learner
+
+    @property
+    def step(self) -> int:
+        return self.checkpoint.step
+
+
+def open_run(
+    run: str | Path, *, checkpoint: int | None = None, best: bool = False, manifest: Manifest | None = None
+) -> OpenedRun:
+    """The newest whole checkpoint of the run directory `run`, or its `best` one by validation loss, or the one of the
+    step `checkpoint`.
+
+    `manifest` is that of the data folder on whose rows the weights are to be used, if they are to be used on one.
+    Without it the format of lines is the one that the checkpoint tells of, or, as those of earlier versions do not,
+    that of the data folder that the run trains on.
+    Raises: ConfigError for a missing run or checkpoint, or rows that the model cannot read; InputError as `load_best`;
+    StorageError if all checkpoints are damaged.
+    """
+    run = Path(run)
+    config = run_config(run)
+    found = _checkpoint(run, checkpoint, best=best)
+    log_format, where = (manifest.format, manifest.folder) if manifest else _format_of(run, config, found)
+    if found.state["data"]["columns"] != model_columns(log_format):
+        raise ConfigError(
+            f"{where}: has other columns or bucket sizes than {run} was trained on; give data of the same format"
+        )
+    learner = Learner.build(config, log_format)
+    learner.load(found)
+    return OpenedRun(run=run, config=config, log_format=log_format, checkpoint=found, learner=learner)
+
+
+def run_config(run: Path) -> Config:
+    """The settings of a run.
+
+    Raises: ConfigError if `run` is not the directory of one.
+    """
+    if not (run / "config.toml").is_file():
+        raise ConfigError(f"{run}: is not a run directory; give the folder that `alphastream train --run` wrote")
+    return load_config(run / "config.toml")
+
+
+def refuse_lost_path(path: str, run: Path) -> None:
+    """Earlier versions kept a relative data.path as it was given, which leads nowhere from another folder."""
+    if not is_remote(path) and not Path(path).is_absolute() and not Path(path).exists():
+        raise ConfigError(
+            f"{run / 'config.toml'}: data.path is {path!r}, relative to where the run was started; use it from "
+            "there, or give --data"
+        )
+
+
+def _checkpoint(run: Path, step: int | None, *, best: bool) -> Checkpoint:
+    if step is not None and best:
+        raise ConfigError("the best checkpoint and one of a given step are asked for; choose one of them")
+    if best:
+        return load_best(run)
+    found = load_latest(run, wanted=lambda each: step in (None, each))
+    if found is not None:
+        return found
+    if step is None:
+        raise ConfigError(f"{run}: has no checkpoint yet; wait for its first, or train it longer")
+    there = checkpoint_steps(run)
+    raise ConfigError(
+        f"{run}: has no checkpoint of step {step}; "
+        + (f"it has those of {', '.join(map(str, there))}" if there else "wait for its first, or train it longer")
+    )
+
+
+def _format_of(run: Path, config: Config, checkpoint: Checkpoint) -> tuple[LogFormat, object]:
+    """The format of the lines that the run learns from, and where it stands."""
+    stored = checkpoint.state.get("format")
+    if stored is not None:
+        return LogFormat.from_dict(stored), checkpoint.path
+    refuse_lost_path(config.data.path, run)
+    try:
+        manifest = Manifest.load(config.data.path)
+        return manifest.format, manifest.folder
+    except InputError as error:
+        raise ConfigError(
+            f"{error}; checkpoints of an earlier version do not tell how their lines are encoded, so the data folder "
+            "is needed: give --data"
+        ) from None
