@@ -240,7 +240,8 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
                 forward_context=learner.precision.forward,
             )
         stack.callback(worker.close)
-        watch, trend, recovery = DivergenceWatch(config.divergence), ValidationTrend(), Recovery()
+        watch = DivergenceWatch(config.divergence, largest_weight=config.loss.largest_weight)
+        trend, recovery = ValidationTrend(), Recovery()
         yield TrainingState(
             learner=learner,
             feed=feed,

@@ -58,6 +58,11 @@ class LossConfig:
         return 1.0 / (self.negatives_kept or 1.0) if self.correction == "weight" else 1.0
 
     @property
+    def largest_weight(self) -> float:
+        """The most often that a row counts in training."""
+        return max(self.positive_weight, self.negative_weight)
+
+    @property
     def evaluated_negative_weight(self) -> float:
         """How many rows of the whole log one of label 0 stands for where it is scored."""
         share = self.negatives_kept if self.evaluated_negatives_kept is None else self.evaluated_negatives_kept
