@@ -1,4 +1,4 @@
-"""What is done with a trained model: a run is opened and evaluated.
+"""What is done with a trained model: a run is opened, evaluated and exported.
 
 For example:
 
@@ -9,6 +9,7 @@ For example:
 from __future__ import annotations
 
 from trainer.serving.evaluating import evaluate_run
+from trainer.serving.export import export_run
 from trainer.serving.opened import OpenedRun, open_run
 
-__all__ = ["OpenedRun", "evaluate_run", "open_run"]
+__all__ = ["OpenedRun", "evaluate_run", "export_run", "open_run"]
