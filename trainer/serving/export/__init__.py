@@ -7,6 +7,6 @@ For example:
 
 from __future__ import annotations
 
-from trainer.serving.export.exporting import export_run
+from trainer.serving.export.exporting import encoder_source, export_run
 
-__all__ = ["export_run"]
+__all__ = ["encoder_source", "export_run"]

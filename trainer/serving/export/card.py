@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from pipeline.schema import LogFormat
 from trainer.records import read_records
 from trainer.serving.opened import OpenedRun
 
@@ -27,9 +28,9 @@ ENCODING = (
 _FIGURES = ("step", "rows", "loss", "auc", "normalized_entropy", "calibration")
 
 
-def encoder_parameters(opened: OpenedRun) -> dict[str, Any]:
-    """What `encode.py` needs to know of a run."""
-    return opened.log_format.to_dict() | {"table_rows": opened.learner.table_rows}
+def encoder_parameters(log_format: LogFormat, table_rows: int) -> dict[str, Any]:
+    """What `encode.py` needs to know."""
+    return log_format.to_dict() | {"table_rows": table_rows}
 
 
 def describe(opened: OpenedRun, checks: dict[str, float]) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def describe(opened: OpenedRun, checks: dict[str, float]) -> dict[str, Any]:
         "step": step,
         "batch_rows": config.data.batch_rows,
         "averaged_weights": opened.learner.average is not None,
-        "format": encoder_parameters(opened),
+        "format": encoder_parameters(opened.log_format, opened.learner.table_rows),
         "inputs": {
             "dense": {"shape": ["rows", len(opened.log_format.dense)], "dtype": "float32"},
             "ids": {"shape": [len(opened.log_format.sparse), "rows"], "dtype": "int32"},

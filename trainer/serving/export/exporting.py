@@ -11,6 +11,7 @@ from typing import Literal
 from torch import nn
 
 from pipeline.errors import InputError
+from pipeline.schema import LogFormat
 from pipeline.shards import Manifest, sync_file, sync_folder
 from trainer.serving.export.card import describe, encoder_parameters, write_card
 from trainer.serving.export.programs import (
@@ -60,7 +61,9 @@ def export_run(
     try:
         with opened.learner.answering() as model:
             checks = _write_programs(opened, plain_model(model), partial, onnx=onnx != "no" and not lacking, say=say)
-        (partial / "encode.py").write_text(encoder_source(opened), encoding="utf-8")
+        (partial / "encode.py").write_text(
+            encoder_source(opened.log_format, opened.learner.table_rows), encoding="utf-8"
+        )
         write_card(partial, describe(opened, checks))
         for path in partial.iterdir():
             sync_file(path)
@@ -74,9 +77,9 @@ def export_run(
     return opened.step
 
 
-def encoder_source(opened: OpenedRun) -> str:
-    """`encode.py` of a run."""
-    parameters = pformat(encoder_parameters(opened), width=118, compact=True, sort_dicts=False)
+def encoder_source(log_format: LogFormat, table_rows: int) -> str:
+    """`encode.py` for lines of a format and a table of so many rows."""
+    parameters = pformat(encoder_parameters(log_format, table_rows), width=118, compact=True, sort_dicts=False)
     return _TEMPLATE.read_text(encoding="utf-8").replace(_PLACE, parameters)
 
 
