@@ -43,7 +43,10 @@ WITH_TORCH = (
 import pickle, torch, torch._weights_only_unpickler as unpickler
 def refuse(*arguments, **options):
     raise AssertionError("a pickle is read")
-pickle.load = pickle.loads = pickle.Unpickler = unpickler.load = torch.load = refuse
+class Refusing(pickle.Unpickler):
+    __init__ = refuse
+pickle.load = pickle.loads = unpickler.load = torch.load = refuse
+pickle.Unpickler = Refusing
 program = torch.export.load(folder + "/model.pt2").module()
 print(json.dumps(program(torch.tensor(dense), torch.tensor(ids, dtype=torch.int32).T).tolist()))
 """
@@ -174,7 +177,7 @@ def test_wrong_use_is_refused_in_a_line(refuses: Callable[..., None], tmp_path: 
     out = ("--out", str(tmp_path / "clicks"))
     refuses(says="--out FOLDER is missing")
     refuses(*out, run=tmp_path / "nowhere", says="is not a run directory")
-    refuses(*out, "--checkpoint", "7", says="has no checkpoint of step 7; it has those of 10, 20")
+    refuses(*out, "--checkpoint", "7", says="has no checkpoint of step 7; it has those of 20, 10")
     refuses(*out, "--onnx", "maybe", says="give one of auto, yes, no")
 
 

@@ -138,7 +138,7 @@ def check_torch_program(path: Path, model: nn.Module, batches: list[Inputs]) -> 
 
 def check_onnx(path: Path, model: nn.Module, batches: list[Inputs]) -> float:
     """As `check_torch_program`, of an ONNX file in onnxruntime."""
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingImports]
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = {each.name for each in session.get_inputs()}
