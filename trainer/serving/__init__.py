@@ -1,4 +1,4 @@
-"""What is done with a trained model: a run is opened, evaluated and exported.
+"""What is done with a trained model: a run is opened, evaluated, asked and exported.
 
 For example:
 
@@ -11,5 +11,6 @@ from __future__ import annotations
 from trainer.serving.evaluating import evaluate_run
 from trainer.serving.export import export_run
 from trainer.serving.opened import OpenedRun, open_run
+from trainer.serving.predicting import Predicted, predict_run
 
-__all__ = ["OpenedRun", "evaluate_run", "export_run", "open_run"]
+__all__ = ["OpenedRun", "Predicted", "evaluate_run", "export_run", "open_run", "predict_run"]
