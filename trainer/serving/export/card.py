@@ -33,7 +33,7 @@ def encoder_parameters(log_format: LogFormat, table_rows: int) -> dict[str, Any]
     return log_format.to_dict() | {"table_rows": table_rows}
 
 
-def describe(opened: OpenedRun, checks: dict[str, float]) -> dict[str, Any]:
+def model_card(opened: OpenedRun, checks: dict[str, float]) -> dict[str, Any]:
     """The card, but for its files. `checks` are the largest differences from the model, by file."""
     config, step = opened.config, opened.step
     parameters = sum(each.numel() for each in opened.learner.model.parameters())

@@ -13,7 +13,7 @@ from torch import nn
 from pipeline.errors import InputError
 from pipeline.schema import LogFormat
 from pipeline.shards import Manifest, sync_file, sync_folder
-from trainer.serving.export.card import describe, encoder_parameters, write_card
+from trainer.serving.export.card import encoder_parameters, model_card, write_card
 from trainer.serving.export.programs import (
     CHECKED_ROWS,
     check_onnx,
@@ -64,7 +64,7 @@ def export_run(
         (partial / "encode.py").write_text(
             encoder_source(opened.log_format, opened.learner.table_rows), encoding="utf-8"
         )
-        write_card(partial, describe(opened, checks))
+        write_card(partial, model_card(opened, checks))
         for path in partial.iterdir():
             sync_file(path)
         sync_folder(partial)
