@@ -131,7 +131,9 @@ def test_trained_killed_resumed_observed_and_evaluated(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = write_own(SETTINGS.format(place="", policy="observe", measured="interval = 5"))  # beside the file
+    config = write_own(
+        SETTINGS.format(place="", policy="observe", measured="interval = 5\ncount = 3")
+    )  # beside the file
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert main(["train", str(config), "--run", str(whole)]) == 0
 
@@ -221,7 +223,9 @@ def test_a_module_is_found_on_pythonpath_and_found_again_without_it(
 @pytest.mark.parametrize("factory", ["dlrm", "dcn_v2", "deepfm"])
 def test_a_table_for_each_feature_trains(write_config: Callable[..., Path], tmp_path: Path, factory: str) -> None:
     """Also kept by rows, with the same weights."""
-    config = write_config("[budget]\nsteps = 12\n[stepsize]\ninterval = 5\npolicy = 'observe'\n[eval]\nrows = 256\n")
+    config = write_config(
+        "[budget]\nsteps = 12\n[stepsize]\ninterval = 5\ncount = 3\npolicy = 'observe'\n[eval]\nrows = 256\n"
+    )
     text = config.read_text().replace("[model]", f'[model]\nfactory = "{factory}"\ntables = "per_feature"')
     config.write_text(text)
     runs = [tmp_path / "dense", tmp_path / "lazy"]
