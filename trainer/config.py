@@ -24,7 +24,7 @@ from stepsize.policies import StepSizeConfig
 from trainer.budget import BudgetConfig, EvalConfig
 from trainer.divergence import DivergenceConfig
 from trainer.earlier_keys import renewed
-from trainer.learner import LossConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from trainer.learner import LossConfig, ModelConfig, OptimizerConfig, ScheduleConfig, beside
 from trainer.process import WatchdogConfig
 from trainer.records import CheckpointConfig, RecordsConfig
 
@@ -146,7 +146,9 @@ def load_config(path: str | Path) -> Config:
     Raises: ConfigError for a file that is missing or not TOML, an unknown key (naming the nearest
     known one), a value of the wrong type or out of range.
     """
-    return config_from(read_toml(Path(path)), where=str(path))
+    config = config_from(read_toml(Path(path)), where=str(path))
+    folder = Path(path).absolute().parent
+    return replace(config, model=beside(config.model, folder), optimizer=beside(config.optimizer, folder))
 
 
 def read_toml(path: Path) -> dict[str, Any]:

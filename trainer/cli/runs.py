@@ -124,7 +124,7 @@ class PredictArguments:
     end.
 
     Run again after an interruption it goes on where it stopped, unless it reads standard input or writes standard
-    output. Until it is done the scores are in FILE.partial, 5 bytes a line.
+    output. Until it is done the scores are in FILE.partial, 9 bytes a line.
 
     Example: alphastream predict RUN day_23.gz --out scores.parquet
     """

@@ -49,7 +49,7 @@ def current_arguments(arguments: Sequence[str], verb: str) -> list[str]:
                 raise UsageError(f"--{error}; see alphastream {verb} --help") from None
         elif MOVED.get(key, key) in known:
             current.append(f"--{MOVED.get(key, key)}{value}")
-        elif key.startswith("optimizer.options."):
+        elif key.startswith(("optimizer.options.", "model.options.")):
             raise UsageError(f"--{key} is not an option; write {key} = ... into the file")
         else:
             remedy = re.sub(r"'([\w.]+)'", r"--\1", nearest(key))

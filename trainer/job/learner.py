@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -30,9 +30,12 @@ from trainer.learner import (
     build_average,
     build_model,
     build_optimizer,
+    check_model,
     count_parameters,
     evaluate,
     evaluation_mode,
+    rows_of_tables,
+    source_hash,
 )
 from trainer.records import Checkpoint, CheckpointFile, all_finite, seed_generators
 
@@ -55,6 +58,8 @@ class Learner:
     """Of training; evaluations are in float32, as what is served."""
     loss: LossConfig = field(default_factory=LossConfig)
     """What was trained, and so what is to be added to a logit that answers."""
+    factories: Mapping[str, str] = field(default_factory=dict)
+    """Key of each factory of the user's → SHA-256 of its file."""
 
     @classmethod
     def build(cls, config: Config, log_format: LogFormat) -> Learner:
@@ -63,11 +68,16 @@ class Learner:
         Raises: ConfigError for a model or an optimizer that cannot be made, alone or of this size.
         """
         config, device = config.resolved(), training_device()
-        features = {"dense_features": len(log_format.dense), "sparse_features": len(log_format.sparse)}
-        _refuse_too_large(config.model, features)
+        features: dict[str, int] = {"dense_features": len(log_format.dense), "sparse_features": len(log_format.sparse)}
+        sizes = log_format.bucket_sizes
         seed_generators(config.data.seed)
-        model = build_model(config.model, **features, seed=config.data.seed).to(device)
         with config_errors():
+            _refuse_too_large(config.model, features, sizes)
+            model = build_model(config.model, **features, seed=config.data.seed, bucket_sizes=sizes)
+            if config.model.own:
+                rows, forward = rows_of_tables(config.model, sizes), _measured_by_jvp(config)
+                check_model(model, config.model, **features, table_rows=rows, measured=forward)
+            model = model.to(device)
             optimizer = build_optimizer(config.optimizer, model)
         return cls(
             model=model,
@@ -77,7 +87,17 @@ class Learner:
             device=device,
             precision=TrainingPrecision(name=config.model.precision, device=device),
             loss=config.loss,
+            factories={
+                f"{name}.factory": source_hash(part.factory, part.factory_folder)
+                for name, part in (("model", config.model), ("optimizer", config.optimizer))
+                if part.factory is not None and part.factory_folder is not None
+            },
         )
+
+    def changed_factories(self, checkpoint: Checkpoint) -> list[str]:
+        """Keys of the factories whose files are not what they were when `checkpoint` was saved."""
+        then = checkpoint.state.get("factories", {})
+        return [key for key, digest in self.factories.items() if then.get(key, digest) != digest]
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The weights, and their average if there is one, as a checkpoint holds them; no copies."""
@@ -94,7 +114,15 @@ class Learner:
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Puts weights, average and optimizer where the checkpoint has them."""
-        self.model.load_state_dict(checkpoint.tensors["model"])
+        try:
+            self.model.load_state_dict(checkpoint.tensors["model"])
+        except RuntimeError as error:
+            if "model.factory" not in self.factories:
+                raise
+            text = " ".join(str(error).split())[:300]
+            raise ConfigError(
+                f"model.factory makes another model than {checkpoint.path} was trained with ({text}); restore its file"
+            ) from error
         if self.average is not None:
             self.average.load_state_dict(checkpoint.tensors["average"])
         self.optimizer.load_state_dict(checkpoint.state["optimizer"])
@@ -175,9 +203,13 @@ def model_columns(log_format: LogFormat) -> dict[str, Any]:
     return {name: values[name] for name in ("dense", "sparse", "bucket_sizes")}
 
 
-def _refuse_too_large(model: ModelConfig, features: Mapping[str, int]) -> None:
+def _measured_by_jvp(config: Config) -> bool:
+    return config.stepsize.policy != "none" and config.stepsize.measuring.method == "jvp"
+
+
+def _refuse_too_large(model: ModelConfig, features: Mapping[str, int], bucket_sizes: Sequence[int]) -> None:
     """Says so before the system kills the process, or another one, for memory."""
-    needed = 4 * count_parameters(model, **features)
+    needed = 4 * count_parameters(model, **features, bucket_sizes=bucket_sizes)
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > available:
         raise ConfigError(

@@ -37,8 +37,10 @@ FREE_KEYS = (
     "data.follow_poll_seconds",
     "data.retry_seconds",
     "optimizer.table",
+    "model.factory_folder",
+    "optimizer.factory_folder",
 )
-"""Where the rows lie, how they are read, how tables are moved; whether the rows are the same, the checkpoint tells."""
+"""Where rows and factories lie, how rows are read and tables moved; whether they are the same, the checkpoint tells."""
 FIXED_KEYS = ("stepsize.delay",)
 """What no continued run may change although other keys of the section may."""
 SANCTIONED_KEYS = ("optimizer.lr",)

@@ -116,6 +116,8 @@ class TrainingState:
             "records": records,
             **self._small(),
         }
+        if self.learner.factories:
+            state["factories"] = dict(self.learner.factories)
         snapshots = self.horizon.state_dict()
         return self.learner.tensors() | ({"snapshots": snapshots} if snapshots else {}), state
 

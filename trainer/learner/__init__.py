@@ -12,14 +12,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from trainer.learner.config import ModelConfig, OptimizerConfig, load_preset
+from trainer.learner.config import ModelConfig, OptimizerConfig, beside, load_preset
+from trainer.learner.factory import source_hash
 from trainer.learner.loss_config import LossConfig
 from trainer.learner.schedules import ScheduleConfig, scheduled_rate
 
 if TYPE_CHECKING:
     from trainer.learner.averaging import WeightAverage, build_average
     from trainer.learner.loss import ShiftedLogits, build_loss
-    from trainer.learner.model import build_model, count_parameters
+    from trainer.learner.model import build_model, check_model, count_parameters, rows_of_tables
     from trainer.learner.optimizers import build_optimizer, evaluation_mode, learning_rate
     from trainer.learner.precision import TrainingPrecision
     from trainer.learner.scoring import Evaluation, Evaluator, HostCopy, ProgressiveValidation, evaluate
@@ -36,16 +37,20 @@ __all__ = [
     "ShiftedLogits",
     "TrainingPrecision",
     "WeightAverage",
+    "beside",
     "build_average",
     "build_loss",
     "build_model",
     "build_optimizer",
+    "check_model",
     "count_parameters",
     "evaluate",
     "evaluation_mode",
     "learning_rate",
     "load_preset",
+    "rows_of_tables",
     "scheduled_rate",
+    "source_hash",
 ]
 
 _FILES = {
@@ -60,10 +65,12 @@ _FILES = {
     "build_loss": "loss",
     "build_model": "model",
     "build_optimizer": "optimizers",
+    "check_model": "model",
     "count_parameters": "model",
     "evaluate": "scoring",
     "evaluation_mode": "optimizers",
     "learning_rate": "optimizers",
+    "rows_of_tables": "model",
 }
 
 

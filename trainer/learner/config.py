@@ -8,7 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer.learner.factory import found_in
+
 TrainedIn = Literal["float32", "tf32", "bfloat16"]
+
+SHIPPED_MODELS = ("dlrm", "dcn_v2", "deepfm")
+"""What `model.factory` accepts by name."""
 
 PRESETS_FOLDER = Path(__file__).with_name("presets")
 
@@ -19,14 +24,27 @@ class ModelConfig:
 
     preset: str = "dlrm-tiny"
     """Named sizes: "dlrm-small" (AlgoPerf's, 539M parameters) or "dlrm-tiny" (4M, for one machine)."""
+    factory: str = "dlrm"
+    """dlrm, dcn_v2 or deepfm, or a model of your own: "my_module:make" or "path/file.py:make". It is called with
+    dense_features, sparse_features, table_rows and [model.options] as keyword arguments and returns a Module that maps
+    dense (R, D) and ids (S, R) to logits (R,). If that has `initialize(generator)`, its weights come from there."""
+    factory_folder: str | None = None
+    """Where the factory's module or file lies; by default the current directory, the configuration file's folder, or
+    (modules) wherever Python finds it. The run keeps the place."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further keyword arguments of the model, e.g. cross_layers = 3, structure = "parallel", low_rank = 32 (dcn_v2) or
+    first_order = false (deepfm)."""
+    tables: Literal["shared", "per_feature"] = "shared"
+    """One table that all sparse features share, or one for each, of as many rows as the feature has buckets, but
+    `table_rows` at most. A model of your own is called with a tuple of their rows then."""
     table_rows: int | None = None
-    """Rows of the one embedding table that all sparse features share."""
+    """Rows of the one embedding table that all sparse features share, or the most that a feature's own has."""
     embedding_dim: int | None = None
-    """Width of an embedding, and of the bottom MLP's output."""
+    """Width of an embedding, and of the bottom MLP's output; not for a model of your own, nor are those below."""
     bottom: tuple[int, ...] | None = None
-    """Widths of the bottom MLP's layers; the last must equal `embedding_dim`."""
+    """Widths of the bottom MLP's layers (dlrm alone); the last must equal `embedding_dim`."""
     top: tuple[int, ...] | None = None
-    """Widths of the top MLP's layers; the last must be 1."""
+    """Widths of the top MLP's layers, of dcn_v2's and deepfm's MLP; the last must be 1."""
     dropout: float | None = None
     """Share of the last hidden layer of the top MLP that is dropped while training."""
     precision: TrainedIn = "float32"
@@ -45,9 +63,19 @@ class ModelConfig:
                 raise ValueError(f"model.{name} is {list(widths)}; give at least one width, all positive")
         if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"model.dropout is {self.dropout}; give a share from 0 to below 1")
+        if ":" not in self.factory and self.factory not in SHIPPED_MODELS:
+            raise ValueError(
+                f"model.factory is {self.factory!r}; give one of {', '.join(SHIPPED_MODELS)}, "
+                '"module:name" or "path/file.py:name"'
+            )
+
+    @property
+    def own(self) -> bool:
+        """Whether the model is one of the user's."""
+        return ":" in self.factory
 
     def resolved(self) -> ModelConfig:
-        """The same with every None filled from the preset.
+        """The same with every None filled from the preset, and the place of the factory.
 
         If `embedding_dim` is given and `bottom` is not, the preset's bottom MLP ends in that width.
 
@@ -65,6 +93,8 @@ class ModelConfig:
             )
         if merged["top"][-1] != 1:
             raise ValueError(f"model.top ends in {merged['top'][-1]}; end it in 1, for the logit")
+        if self.own:
+            merged["factory"], merged["factory_folder"] = found_in("model.factory", self.factory, self.factory_folder)
         return replace(self, **merged)
 
 
@@ -131,6 +161,11 @@ class OptimizerConfig:
 
     name: str = "nadamw"
     """nadamw, any class of torch.optim in lower case, or one of the extra `optimizers`, e.g. schedulefree_adamw."""
+    factory: str | None = None
+    """An optimizer of your own instead: "my_module:make" or "path/file.py:make", called with the list of parameters,
+    with what is given of lr, betas, eps and weight_decay, and with [optimizer.options]."""
+    factory_folder: str | None = None
+    """Where that module or file lies, found as `model.factory_folder` is."""
     lr: float | None = None
     """Learning rate: the peak of the schedule."""
     betas: tuple[float, float] | None = None
@@ -158,6 +193,8 @@ class OptimizerConfig:
         if not 0.0 <= self.average_decay < 1.0:
             raise ValueError(f"optimizer.average_decay is {self.average_decay}; give a number from 0 to below 1")
         _check_name(self.name)
+        if self.factory is not None and self.table == "lazy":
+            raise ValueError('optimizer.table is "lazy", which optimizer.factory cannot be; set it to "auto"')
         if self.table == "lazy" and self.name.lower() != "nadamw":
             raise ValueError(
                 f'optimizer.table is "lazy", but only nadamw can make the steps of a row later, and optimizer.name is '
@@ -167,7 +204,7 @@ class OptimizerConfig:
     @property
     def finds_its_length(self) -> bool:
         """Whether the optimizer makes its steps as long as it finds right, the rate being a factor on that."""
-        return self.name.lower() in FIND_THEIR_LENGTH
+        return self.factory is None and self.name.lower() in FIND_THEIR_LENGTH
 
     def resolved(self, preset: str) -> OptimizerConfig:
         """The same with every None that `preset` has a value for filled, if the preset is for this optimizer.
@@ -175,10 +212,25 @@ class OptimizerConfig:
         Raises: ValueError for an unknown preset.
         """
         values = load_preset(preset)["optimizer"]
+        if self.factory is not None:
+            factory, folder = found_in("optimizer.factory", self.factory, self.factory_folder)
+            return replace(self, factory=factory, factory_folder=folder)
         if values["name"] != self.name.lower():
             return self
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         return replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})
+
+
+def beside(section: ModelConfig | OptimizerConfig, folder: Path) -> Any:
+    """The section with the place of its factory, if that is only to be found in `folder`, that of its file."""
+    if section.factory is None or ":" not in section.factory or section.factory_folder is not None:
+        return section
+    key = "model.factory" if isinstance(section, ModelConfig) else "optimizer.factory"
+    try:
+        factory, place = found_in(key, section.factory, None, folder)
+    except ValueError:
+        return section  # refused where it is used; another may be given by then
+    return replace(section, factory=factory, factory_folder=place)
 
 
 def optimizer_names() -> list[str]:

@@ -1,132 +1,194 @@
-"""The click model: DLRM with one shared embedding table, as AlgoPerf's Criteo workload defines it."""
+"""The click model of a configuration: one that comes with the trainer, or what the user's factory makes."""
 
 from __future__ import annotations
 
-import itertools
-import math
+import copy
+import inspect
 from collections.abc import Sequence
-from typing import cast
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
+from stepsize import BCEWithLogits, MeasurementError, StepSizeWorker
 from trainer.learner.config import ModelConfig
+from trainer.learner.factory import made
+from trainer.learner.models import DLRM, SHIPPED
+
+__all__ = ["DLRM", "build_model", "check_model", "count_parameters", "rows_of_tables"]
+
+CHECKED_ROWS = 7
+"""Of the batch that a model is checked with: not a number that a model has for anything else."""
 
 
-class DLRM(nn.Module):
-    """Dense features through an MLP, sparse ones through one table, all dot products, an MLP on top.
+def rows_of_tables(config: ModelConfig, bucket_sizes: Sequence[int] | None) -> int | tuple[int, ...]:
+    """Rows of the shared table, or of each feature's own: above the largest of its ids, which are
+    int32(float32(bucket)) mod table_rows.
 
-    R rows, D dense features, S sparse features, E embedding width, F = S + 1 vectors that interact
-    (F = S when D = 0: no bottom MLP then). The top MLP reads the bottom output and the upper triangle,
-    diagonal included and in row-major order, of the F × F dot products.
-    Every operation has a forward-mode derivative.
+    Raises: ValueError if bucket sizes are needed and not given, or the tables together have 2³¹ rows or more.
     """
-
-    def __init__(
-        self,
-        *,
-        dense_features: int,
-        sparse_features: int,
-        table_rows: int,
-        embedding_dim: int,
-        bottom: Sequence[int],
-        top: Sequence[int],
-        dropout: float = 0.0,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__()
-        self.dense_features, self.sparse_features = dense_features, sparse_features
-        self.table = cast(nn.Embedding, skip_init(nn.Embedding, table_rows, embedding_dim, device=device))
-        self.bottom = nn.Sequential()
-        if dense_features:
-            for linear in _linears((dense_features, *bottom), device):
-                self.bottom.extend([linear, nn.ReLU()])
-        vectors = sparse_features + (1 if dense_features else 0)
-        features = vectors * (vectors + 1) // 2 + (embedding_dim if dense_features else 0)
-        *hidden, last = _linears((features, *top), device)
-        self.top = nn.Sequential()
-        for linear in hidden:
-            self.top.extend([linear, nn.ReLU()])
-        if dropout:
-            self.top.append(nn.Dropout(dropout))
-        self.top.append(last)
-        row, column = torch.triu_indices(vectors, vectors)
-        self.triangle: Tensor
-        self.register_buffer("triangle", row * vectors + column, persistent=False)
-
-    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
-        """Logits (R,) of float `dense` (R, D) and integer table rows `ids` (S, R)."""
-        vectors_SRE = self.table(ids)
-        bottom_RE = self.bottom(dense) if self.dense_features else None
-        if bottom_RE is not None:
-            vectors_SRE = torch.cat([bottom_RE.unsqueeze(0), vectors_SRE])
-        vectors_RFE = vectors_SRE.transpose(0, 1)
-        products_RFF = torch.bmm(vectors_RFE, vectors_RFE.transpose(1, 2))
-        features = products_RFF.flatten(1).index_select(1, self.triangle)
-        if bottom_RE is not None:
-            features = torch.cat([bottom_RE, features], dim=1)
-        return self.top(features).squeeze(1)
-
-    @torch.no_grad()
-    def initialize(self, generator: torch.Generator) -> None:
-        """Fill every parameter from `generator` as AlgoPerf does.
-
-        Table U(0, 1)/√rows; bottom weights U(±√(6/(in + out))); top weights N(0, 2/(in + out));
-        all biases N(0, 1/out), where N's second argument is a variance.
-        """
-        self.table.weight.uniform_(0.0, 1.0, generator=generator).div_(math.sqrt(self.table.num_embeddings))
-        for linear in _linear_modules(self.bottom):
-            bound = math.sqrt(6.0 / (linear.in_features + linear.out_features))
-            linear.weight.uniform_(-bound, bound, generator=generator)
-            linear.bias.normal_(0.0, math.sqrt(1.0 / linear.out_features), generator=generator)
-        for linear in _linear_modules(self.top):
-            deviation = math.sqrt(2.0 / (linear.in_features + linear.out_features))
-            linear.weight.normal_(0.0, deviation, generator=generator)
-            linear.bias.normal_(0.0, math.sqrt(1.0 / linear.out_features), generator=generator)
+    rows = config.resolved().table_rows
+    assert rows is not None
+    if config.tables == "shared":
+        return rows
+    if bucket_sizes is None:
+        raise ValueError('model.tables is "per_feature", which needs the bucket sizes of the features')
+    sizes = tuple(min(rows, int(np.float32(size - 1)) + 1) for size in bucket_sizes)
+    if sum(sizes) >= 2**31:
+        raise ValueError(f"model.tables: together they have {sum(sizes):,} rows; lower model.table_rows")
+    return sizes
 
 
-def build_model(config: ModelConfig, *, dense_features: int, sparse_features: int, seed: int) -> DLRM:
+def build_model(
+    config: ModelConfig,
+    *,
+    dense_features: int,
+    sparse_features: int,
+    seed: int,
+    bucket_sizes: Sequence[int] | None = None,
+) -> Any:
     """The initialized model on the CPU; equal seeds give equal weights, whatever the global generator's state.
 
-    Raises: ValueError for a configuration that `ModelConfig.resolved` refuses.
+    Raises: ValueError for a configuration that `ModelConfig.resolved` refuses, options that the model does not take,
+    or a factory that cannot be used.
     """
-    model = _sized(config, dense_features=dense_features, sparse_features=sparse_features, device="cpu")
-    model.initialize(torch.Generator().manual_seed(seed))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _sized(config, dense_features, sparse_features, bucket_sizes, device="cpu")
+    if callable(initialize := getattr(model, "initialize", None)):
+        initialize(torch.Generator().manual_seed(seed))
     return model
 
 
-def count_parameters(config: ModelConfig, *, dense_features: int, sparse_features: int) -> int:
-    """Parameters of the model that `build_model` would make, without memory for it."""
-    model = _sized(config, dense_features=dense_features, sparse_features=sparse_features, device="meta")
+def count_parameters(
+    config: ModelConfig, *, dense_features: int, sparse_features: int, bucket_sizes: Sequence[int] | None = None
+) -> int:
+    """Parameters of the model that `build_model` would make, without memory for it.
+
+    0 for a model of the user's that cannot be made without.
+    Raises: as `build_model`.
+    """
+    if not config.own:
+        model = _sized(config, dense_features, sparse_features, bucket_sizes, device="meta")
+    else:
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                model = _sized(config, dense_features, sparse_features, bucket_sizes, device="meta")
+        except ValueError:
+            return 0
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _sized(config: ModelConfig, *, dense_features: int, sparse_features: int, device: str) -> DLRM:
+def _sized(
+    config: ModelConfig, dense_features: int, sparse_features: int, bucket_sizes: Sequence[int] | None, device: str
+) -> nn.Module:
     sizes = config.resolved()
-    assert sizes.table_rows
-    assert sizes.embedding_dim
-    assert sizes.bottom
-    assert sizes.top
-    assert sizes.dropout is not None
-    return DLRM(
-        dense_features=dense_features,
-        sparse_features=sparse_features,
-        table_rows=sizes.table_rows,
-        embedding_dim=sizes.embedding_dim,
-        bottom=sizes.bottom,
-        top=sizes.top,
-        dropout=sizes.dropout,
-        device=device,
-    )
+    arguments: dict[str, Any] = {
+        "dense_features": dense_features,
+        "sparse_features": sparse_features,
+        "table_rows": rows_of_tables(sizes, bucket_sizes),
+    }
+    if sizes.own:
+        assert sizes.factory_folder
+        model = made("model.factory", sizes.factory, sizes.factory_folder, options=sizes.options, **arguments)
+        if not isinstance(model, nn.Module):
+            raise ValueError(
+                f"model.factory = {sizes.factory!r} returns a {type(model).__name__}; return a torch.nn.Module"
+            )
+        return model
+    make = SHIPPED[sizes.factory]
+    known = set(inspect.signature(make).parameters)
+    arguments |= {name: getattr(sizes, name) for name in ("embedding_dim", "bottom", "top", "dropout") if name in known}
+    free = known - set(arguments) - {"device"}
+    for name in sizes.options:
+        if name not in free:
+            takes = f"it has {', '.join(sorted(free))}" if free else "it has none"
+            raise ValueError(f"model.options.{name}: {sizes.factory} has no such setting; {takes}")
+    try:
+        return make(**arguments, **sizes.options, device=device)
+    except ValueError as error:
+        raise ValueError(f"model.options.{error}") from None
 
 
-def _linears(widths: Sequence[int], device: torch.device | str) -> list[nn.Linear]:
-    return [
-        cast(nn.Linear, skip_init(nn.Linear, inputs, outputs, device=device))
-        for inputs, outputs in itertools.pairwise(widths)
-    ]
+def check_model(
+    model: nn.Module,
+    config: ModelConfig,
+    *,
+    dense_features: int,
+    table_rows: int | tuple[int, ...],
+    sparse_features: int,
+    measured: bool,
+) -> None:
+    """Runs the user's own model on a small batch, in evaluation mode; afterwards it is what it was.
+
+    With `measured` also α* of one step of a copy, by one JVP.
+    Raises: ValueError for a model that fails, logits that are not (R,) floats or not finite, or what α* cannot be
+    measured of, such as an operation without a forward-mode derivative.
+    """
+    what = f"model.factory = {config.factory!r}"
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.rand((CHECKED_ROWS, dense_features), generator=generator)
+    sizes = (table_rows,) * sparse_features if isinstance(table_rows, int) else table_rows
+    ids = torch.stack([torch.randint(n, (CHECKED_ROWS,), generator=generator, dtype=torch.int32) for n in sizes])
+    mode = {module: module.training for module in model.modules()}
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            _check_logits(what, _called(what, model, dense, ids))
+            if measured:
+                _check_measured(what, model, dense, ids)
+    finally:
+        for module, training in mode.items():
+            module.training = training
+        for name, value in model.named_buffers():
+            if name in buffers:
+                value.copy_(buffers[name])
 
 
-def _linear_modules(layers: nn.Sequential) -> list[nn.Linear]:
-    return [layer for layer in layers if isinstance(layer, nn.Linear)]
+def _called(what: str, model: nn.Module, dense: Tensor, ids: Tensor) -> Any:
+    try:
+        return model(dense, ids)
+    except Exception as error:
+        raise ValueError(
+            f"{what}: its model fails on dense {tuple(dense.shape)} and ids {tuple(ids.shape)}: "
+            f"{_first_line(error)}; let it take (R, D) float32 and (S, R) int32"
+        ) from error
+
+
+def _check_logits(what: str, logits: Any) -> None:
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"{what}: its model returns a {type(logits).__name__}; return a tensor of logits (R,)")
+    if logits.shape != (CHECKED_ROWS,):
+        remedy = "end it with .squeeze(1)" if logits.shape == (CHECKED_ROWS, 1) else "return one logit a row"
+        raise ValueError(f"{what}: its logits are of shape {tuple(logits.shape)} for {CHECKED_ROWS} rows; {remedy}")
+    if not logits.is_floating_point():
+        raise ValueError(f"{what}: its logits are {logits.dtype}; return floating-point numbers")
+    if not logits.isfinite().all():
+        raise ValueError(f"{what}: its logits are not finite at the start; initialize its weights otherwise")
+
+
+def _check_measured(what: str, model: nn.Module, dense: Tensor, ids: Tensor) -> None:
+    """One measurement of a copy, in training mode as all are."""
+    copied = copy.deepcopy(model).train()
+    optimizer = torch.optim.SGD(copied.parameters(), lr=1e-3)
+    labels = (torch.arange(len(dense)) % 2).float()
+    worker = StepSizeWorker(copied, optimizer, BCEWithLogits())
+    try:
+        with torch.enable_grad():
+            BCEWithLogits().per_sample(copied(dense, ids), labels).mean().backward()
+            with worker.around_step((dense, ids), labels, step=0):
+                optimizer.step()
+            worker.poll(step=0)
+    except (MeasurementError, RuntimeError) as error:
+        raise ValueError(
+            f"{what}: α* cannot be measured: {_first_line(error)}; write it in other operations, or set "
+            'stepsize.measuring.method = "secant" or stepsize.policy = "none"'
+        ) from error
+    finally:
+        worker.close()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"

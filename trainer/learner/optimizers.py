@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trainer.learner.config import OWN, PACKAGED, OptimizerConfig
+from trainer.learner.factory import made
 from trainer.learner.muon import MuonWithAdamW
 from trainer.learner.nadamw import NAdamW
 from trainer.learner.tables import LazyNAdamW, average_rounding, keep_by_rows, pays_by_rows, reason_for_dense
@@ -33,6 +34,10 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
     Raises: ValueError for an unknown or unsuitable name, a setting that the optimizer does not take or
     refuses, or a package that is not installed.
     """
+    if config.factory is not None:
+        optimizer = _users_own(config, model)
+        _switch(optimizer, "train")
+        return optimizer
     make = _class_of(config.name)
     by_rows = _kept_by_rows(config, model)
     accepted = set(inspect.signature(make).parameters) - {"params", "model"}
@@ -57,6 +62,26 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
     except (ValueError, TypeError) as error:
         raise ValueError(f"optimizer {config.name}: {error}") from None
     _switch(optimizer, "train")
+    return optimizer
+
+
+def _users_own(config: OptimizerConfig, model: nn.Module) -> Optimizer:
+    """What `optimizer.factory` makes. Raises: ValueError if it is no optimizer of all weights of `model`."""
+    factory, folder = config.factory, config.factory_folder
+    assert factory
+    assert folder
+    given = {name: getattr(config, name) for name in ("lr", "betas", "eps", "weight_decay")}
+    given = {name: value for name, value in given.items() if value is not None}
+    parameters = list(model.parameters())
+    optimizer = made("optimizer.factory", factory, folder, parameters, options=config.options, **given)
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(
+            f"optimizer.factory = {factory!r} returns a {type(optimizer).__name__}; return a torch.optim.Optimizer"
+        )
+    if {id(p) for group in optimizer.param_groups for p in group["params"]} != set(map(id, parameters)):
+        raise ValueError(f"optimizer.factory = {factory!r} moves other parameters than it was given; move all of them")
+    if "lr" not in optimizer.param_groups[0]:
+        raise ValueError(f"optimizer.factory = {factory!r}: its groups have no 'lr'; give them one")
     return optimizer
 
 

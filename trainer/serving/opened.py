@@ -10,6 +10,7 @@ from pipeline.errors import InputError
 from pipeline.schema import LogFormat
 from pipeline.shards import Manifest
 from trainer.config import Config, ConfigError, load_config
+from trainer.console import Console
 from trainer.job import Learner, model_columns
 from trainer.records import Checkpoint, checkpoint_steps, load_best, load_latest
 
@@ -54,6 +55,8 @@ def open_run(
         )
     learner = Learner.build(config, log_format)
     learner.load(found)
+    for key in learner.changed_factories(found):
+        Console().warn(f"the file of {key} has changed since {found.path.name} was saved; what it answers may have too")
     return OpenedRun(run=run, config=config, log_format=log_format, checkpoint=found, learner=learner)
 
 

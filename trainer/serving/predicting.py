@@ -215,8 +215,10 @@ def _scored(
             records["label"] = REJECTED
             count = 0
             if batch.inputs is not None:
-                logits, label = HostCopy(model(batch.inputs.dense, batch.inputs.ids).float(), batch.inputs.label).wait()
+                logits = model(batch.inputs.dense, batch.inputs.ids).float()
+                logits, probability, label = HostCopy(logits, logits.sigmoid(), batch.inputs.label).wait()
                 records["logit"][batch.places] = logits.numpy()
+                records["probability"][batch.places] = probability.numpy()
                 records["label"][batch.places] = label.numpy() if batch.labelled else NO_LABEL
                 count = batch.inputs.rows
             predicted.lines += batch.lines

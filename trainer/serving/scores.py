@@ -23,8 +23,9 @@ from trainer.job import EVALUATION_BATCH_ROWS
 from trainer.learner import Evaluation, Evaluator
 
 NO_LABEL, REJECTED = 254, 255
-RECORD = np.dtype([("logit", "<f4"), ("label", "u1")])
-"""Of a line: the model's logit, and its label, NO_LABEL, or REJECTED where there is no row and so no logit."""
+RECORD = np.dtype([("logit", "<f4"), ("probability", "<f4"), ("label", "u1")])
+"""Of a line: the model's logit, its sigmoid (made in the same pass, as its last bit can depend on how many there are at
+once), and its label, NO_LABEL, or REJECTED where there is no row and so no logit."""
 _AT_ONCE = 128 * EVALUATION_BATCH_ROWS
 _SCHEMA = pa.schema([("probability", pa.float32())])
 
@@ -139,14 +140,13 @@ class Scored:
 
     def _count(self, records: NDArray[np.void]) -> None:
         self.rows += len(records)
-        logits, label = np.ascontiguousarray(records["logit"]), records["label"].astype(np.float32)
+        logits, label = records["logit"].copy(), records["label"].astype(np.float32)
         self._evaluator.add(torch.from_numpy(logits), torch.from_numpy(label))
 
 
 def probabilities(records: NDArray[np.void]) -> pa.Table:
     """Column `probability`, float32: null for a rejected line."""
-    values = torch.from_numpy(np.ascontiguousarray(records["logit"])).sigmoid().numpy()
-    return pa.table([pa.array(values, mask=records["label"] == REJECTED)], schema=_SCHEMA)
+    return pa.table([pa.array(records["probability"].copy(), mask=records["label"] == REJECTED)], schema=_SCHEMA)
 
 
 def write_lines(table: pa.Table, file: IO[str]) -> None:

@@ -70,6 +70,10 @@ def warn_of_changes(found: Checkpoint, state: TrainingState, outlets: Outlets) -
         outlets.warn(f"{damaged}; continuing from {found.path.name}", step=found.step)
     if (lost := lost_random_state(found.state["random"])) is not None:
         outlets.warn(lost, step=found.step)
+    for key in state.learner.changed_factories(found):
+        outlets.warn(
+            f"the file of {key} has changed since step {found.step:,}; the run goes on with it", step=found.step
+        )
     before, now = found.state["total_steps"], state.total_steps
     if before != now:
         outlets.warn(

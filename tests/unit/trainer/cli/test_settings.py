@@ -60,7 +60,7 @@ def test_help_shows_what_the_preset_decides() -> None:
 def test_help_is_broken_where_the_terminal_ends_and_nowhere_else(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "900")
+    monkeypatch.setenv("COLUMNS", "1200")
     for verb, text in [
         ("preprocess", "in the order of time; those of a folder or pattern are put in natural order."),
         ("train", "by default $XDG_CACHE_HOME or ~/.cache, then alphastream. (default: None)"),
