@@ -11,4 +11,5 @@ Its rooms, in the order of a row's way; each says in its first line what it is f
         sample         logs of the same shape, to try it on
     reading, at every step of a training run   shards → pairs on the device
         shards, parquet → rows → device
+        lines          a log's lines → rows in their order, to be scored
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -53,6 +53,10 @@ class LogFormat:
     def __post_init__(self) -> None:
         for complaint in _complaints_of_columns(self):
             raise InputError(f"format {self.name!r}: {complaint}")
+
+    def without_label(self) -> LogFormat:
+        """The same format for lines that lack the label column: its `label` is empty."""
+        return replace(self, label="", columns=tuple(name for name in self.columns if name != self.label))
 
     def to_dict(self) -> dict[str, Any]:
         """The description as plain JSON values; `from_dict` gives it back."""
@@ -133,6 +137,8 @@ def _complaints_of_text(log_format: LogFormat) -> Iterator[str]:
     delimiter = log_format.delimiter
     if not log_format.name:
         yield "`name` is empty; give it a name"
+    if not log_format.label:
+        yield "`label` is empty; name the column of the labels"
     if delimiter.isalnum() or delimiter in "+-.":
         yield f"the delimiter {delimiter!r} may be part of a number or a category; give another"
     for column in log_format.columns:
@@ -150,7 +156,7 @@ def _complaints_of_text(log_format: LogFormat) -> Iterator[str]:
 
 def _complaints_of_columns(log_format: LogFormat) -> Iterator[str]:
     """What is wrong with which columns there are and how many buckets they have."""
-    used = (log_format.label, *log_format.dense, *log_format.sparse)
+    used = (*filter(None, [log_format.label]), *log_format.dense, *log_format.sparse)
     for name in used:
         if name not in log_format.columns:
             near = get_close_matches(name, log_format.columns, n=1)

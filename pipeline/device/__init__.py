@@ -16,6 +16,7 @@ from pipeline.device.config import DataConfig
 
 if TYPE_CHECKING:
     from pipeline.device.feed import DevicePair, Feed, StreamWait
+    from pipeline.device.line_inputs import LineInputs, open_lines
     from pipeline.device.model_inputs import ModelInputs
     from pipeline.device.opening import open_feed, open_rows
 
@@ -23,18 +24,22 @@ __all__ = [
     "DataConfig",
     "DevicePair",
     "Feed",
+    "LineInputs",
     "ModelInputs",
     "StreamWait",
     "open_feed",
+    "open_lines",
     "open_rows",
 ]
 
 _FILES = {
     "DevicePair": "feed",
     "Feed": "feed",
+    "LineInputs": "line_inputs",
     "ModelInputs": "model_inputs",
     "StreamWait": "feed",
     "open_feed": "opening",
+    "open_lines": "line_inputs",
     "open_rows": "opening",
 }
 

@@ -186,15 +186,16 @@ def open_rows(
     device: torch.device,
     split: str,
     batch_rows: int,
+    first_row: int = 0,
     limit_rows: int | None = None,
     interrupted: Callable[[], bool] = never,
     retries: ReadRetries | None = None,
 ) -> Iterator[ModelInputs]:
     """The rows of `split` in file order, each once, in batches of `batch_rows` (the last may be shorter).
 
-    `limit_rows` ends it early. Threads end with the iterator. On CUDA a batch is for the stream that is current where
-    it is asked for, and the host does not wait for its copy. Raises: as `open_feed`, when first asked for a batch;
-    InterruptedWaitError once `interrupted` while rows are waited for.
+    `first_row` begins it later, `limit_rows` ends it early. Threads end with the iterator. On CUDA a batch is for
+    the stream that is current where it is asked for, and the host does not wait for its copy. Raises: as
+    `open_feed`, when first asked for a batch; InterruptedWaitError once `interrupted` while rows are waited for.
     """
     order = _order(manifest, split, seed=0, shuffle="none", window_groups=1, limit_rows=limit_rows)
     stages = StageTotals()
@@ -203,7 +204,7 @@ def open_rows(
     end = order.rows if limit_rows is None else min(limit_rows, order.rows)
     try:
         uploader = make_uploader(device, table_rows=table_rows, stages=stages, role="evaluation")
-        for start in range(0, end, batch_rows):
+        for start in range(first_row, end, batch_rows):
             batch = reader.read(0, start, min(start + batch_rows, end), interrupted=interrupted)
             inputs = uploader.upload(batch)
             hand_over(inputs, uploader.mark())

@@ -19,6 +19,7 @@ from pipeline.rows.choices import OnDamage, Pairing, Shuffle
 
 if TYPE_CHECKING:
     from pipeline.rows.buffers import BufferPool
+    from pipeline.rows.columns import encoded_columns
     from pipeline.rows.generations import GenerationPairs
     from pipeline.rows.groups import GroupReader
     from pipeline.rows.growing import GrowingLog
@@ -47,6 +48,7 @@ __all__ = [
     "RowReader",
     "RowSelection",
     "Shuffle",
+    "encoded_columns",
     "hold_out",
     "probing_order",
 ]
@@ -56,6 +58,7 @@ _FILES = {
     "BufferPool": "buffers",
     "Gap": "pairs",
     "GenerationPairs": "generations",
+    "encoded_columns": "columns",
     "GroupReader": "groups",
     "GrowingLog": "growing",
     "HeldOutProbes": "held_out",

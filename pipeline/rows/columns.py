@@ -29,6 +29,19 @@ def rows_of_table(buckets: NDArray[np.int32], table_rows: int) -> NDArray[np.int
     return out
 
 
+def encoded_columns(
+    label: NDArray[np.uint8], dense: NDArray[np.int32], buckets: NDArray[np.int32], *, table_rows: int
+) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]:
+    """Label (R,), dense (D, R) and buckets (S, R) of rows as the model takes them, in memory of their own: labels as
+    float32, the bits of float32 logarithms, table rows."""
+    logs, ids = np.empty(dense.shape, np.int32), np.empty(buckets.shape, np.int32)
+    for out, values in zip(logs, dense, strict=True):
+        out[:] = logarithms(values).view(np.int32)
+    for out, values in zip(ids, buckets, strict=True):
+        out[:] = rows_of_table(values, table_rows)
+    return label.astype(np.float32), logs, ids
+
+
 @compiled
 def take_rows(source, order, out):  # pragma: no cover - compiled
     """`out[i] = source[order[i]]` for source (n,), order (m,) unsigned (a signed index is tested for being negative

@@ -18,11 +18,13 @@ from pipeline.source.blocks import (
     LineReader,
     Pieces,
     RangeFinder,
+    check_header,
     count_lines,
     new_memory,
     range_blocks,
 )
 from pipeline.source.find import Found, find_sources
+from pipeline.source.newlines import after_newlines
 from pipeline.source.same import check_sources
 from pipeline.source.source import Source
 
@@ -35,6 +37,8 @@ __all__ = [
     "Pieces",
     "RangeFinder",
     "Source",
+    "after_newlines",
+    "check_header",
     "check_sources",
     "count_lines",
     "find_sources",

@@ -16,6 +16,7 @@ from trainer.cli import streams
 from trainer.cli.arguments import UsageError
 from trainer.cli.data import inspect_verb, preprocess_verb, sample_verb, verify_verb
 from trainer.cli.runs import demo_verb, evaluate_verb, report_verb, train_verb
+from trainer.cli.serving import predict_verb
 from trainer.cli.stall import stall_verb
 from trainer.cli.studies import study_verb
 from trainer.process import EXIT_INTERRUPTED
@@ -43,6 +44,7 @@ VERBS = {
     "verify": Verb(verify_verb, "re-hash every shard or checkpoint; say what is whole and what is damaged"),
     "train": Verb(train_verb, "the training job; continues where it stopped", continues=True),
     "evaluate": Verb(evaluate_verb, "loss, AUC and normalized entropy of a run on a split"),
+    "predict": Verb(predict_verb, "probabilities for the lines of a log, in order", continues=True),
     "study": Verb(study_verb, "a grid of runs from one file; run again to continue", continues=True),
     "stall": Verb(stall_verb, "where a step's time goes: computing, preparing rows, or fetching them"),
     "report": Verb(report_verb, "figures and tables of a run or a study"),

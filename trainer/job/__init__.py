@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from trainer.job.daemon import train
 from trainer.job.device import step_clock
-from trainer.job.learner import Learner, model_columns
+from trainer.job.learner import EVALUATION_BATCH_ROWS, Learner, model_columns
 from trainer.job.training_state import TrainingState, open_training
 
 __all__ = [
+    "EVALUATION_BATCH_ROWS",
     "Learner",
     "TrainingState",
     "model_columns",

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from trainer.learner.model import build_model, count_parameters
     from trainer.learner.optimizers import build_optimizer, evaluation_mode, learning_rate
     from trainer.learner.precision import TrainingPrecision
-    from trainer.learner.scoring import Evaluation, HostCopy, ProgressiveValidation, evaluate
+    from trainer.learner.scoring import Evaluation, Evaluator, HostCopy, ProgressiveValidation, evaluate
 
 __all__ = [
     "Evaluation",
+    "Evaluator",
     "HostCopy",
     "ModelConfig",
     "OptimizerConfig",
@@ -44,6 +45,7 @@ __all__ = [
 
 _FILES = {
     "Evaluation": "scoring",
+    "Evaluator": "scoring",
     "HostCopy": "scoring",
     "ProgressiveValidation": "scoring",
     "TrainingPrecision": "precision",

@@ -1,4 +1,4 @@
-"""What is done with a trained model: a run is opened and evaluated.
+"""What is done with a trained model: a run is opened, evaluated, and asked.
 
 For example:
 
@@ -10,5 +10,6 @@ from __future__ import annotations
 
 from trainer.serving.evaluating import evaluate_run
 from trainer.serving.opened import OpenedRun, open_run
+from trainer.serving.predicting import Predicted, predict_run
 
-__all__ = ["OpenedRun", "evaluate_run", "open_run"]
+__all__ = ["OpenedRun", "Predicted", "evaluate_run", "open_run", "predict_run"]

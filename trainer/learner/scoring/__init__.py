@@ -8,8 +8,8 @@ For example:
 
 from __future__ import annotations
 
-from trainer.learner.scoring.evaluation import Evaluation, evaluate
+from trainer.learner.scoring.evaluation import Evaluation, Evaluator, evaluate
 from trainer.learner.scoring.host_copy import HostCopy
 from trainer.learner.scoring.progressive import ProgressiveValidation
 
-__all__ = ["Evaluation", "HostCopy", "ProgressiveValidation", "evaluate"]
+__all__ = ["Evaluation", "Evaluator", "HostCopy", "ProgressiveValidation", "evaluate"]

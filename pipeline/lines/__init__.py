@@ -1,0 +1,7 @@
+"""A log's lines → rows as the model takes them, in their order, with a place for those that cannot be read."""
+
+from __future__ import annotations
+
+from pipeline.lines.reader import LineBatch, RejectedLine, read_lines
+
+__all__ = ["LineBatch", "RejectedLine", "read_lines"]

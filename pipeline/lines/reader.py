@@ -1,0 +1,162 @@
+"""Lines of a log, with or without labels, as batches of encoded rows that know which line each of them came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.encode import Counts, make_group, make_layout, make_rejects, make_scratch, parse, reason
+from pipeline.errors import InputError
+from pipeline.rows import RowBatch, encoded_columns
+from pipeline.schema import LogFormat
+from pipeline.source import Block, LineReader, Source, after_newlines, check_header
+
+
+class RejectedLine(NamedTuple):
+    """A line that holds no row."""
+
+    place: int
+    """Among the lines of its batch, from 0."""
+    source: str
+    number: int
+    """In its source, from 1."""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineBatch:
+    """Consecutive lines: up to and with the last row of the batch, or, of the last batch, to the end."""
+
+    rows: RowBatch
+    """In order; may hold none. Labels are 0 if the lines have none."""
+    lines: int
+    labelled: bool
+    """Whether the lines have labels."""
+    rejected: tuple[RejectedLine, ...]
+
+    def places(self) -> NDArray[np.int64]:
+        """(R,) the place of every row among the batch's lines, from 0."""
+        return np.delete(np.arange(self.lines), [line.place for line in self.rejected])
+
+
+def read_lines(
+    sources: Sequence[Source],
+    log_format: LogFormat,
+    *,
+    batch_rows: int,
+    table_rows: int | None,
+    labelled: bool | None = None,
+    skip_lines: int = 0,
+) -> Iterator[LineBatch]:
+    """The lines of `sources`, one after the other, in batches of `batch_rows` rows, from line `skip_lines` on.
+
+    A line that is not a row takes its place among the lines and none in a batch, so that rows come in the same batches
+    as from a data folder made of the same lines. With `table_rows` they are encoded as `pipeline.rows.RowReader` does.
+    `labelled`: whether lines have the label column; None: told from the first line by its number of fields, or from the
+    header.
+    Raises: InputError for a source that cannot be read, is empty or has another header, or a first line that has
+    neither as many fields as the format nor one less.
+    """
+    batch = None
+    for source in sources:
+        with LineReader(source, replace(log_format, header=False)) as reader:
+            number = 1
+            for index, block in enumerate(reader):
+                position = block.start
+                if batch is None:
+                    labelled = _labels_in(block, source, log_format) if labelled is None else labelled
+                    lines_format = log_format if labelled else log_format.without_label()
+                    batch = _Filling(lines_format, batch_rows, table_rows)
+                if index == 0 and log_format.header:
+                    position = _after_header(block, source, batch.log_format)
+                    number += 1
+                position, skipped = after_newlines(block.buffer, position, block.stop, skip_lines)
+                skip_lines -= skipped
+                number += skipped
+                while position < block.stop:
+                    position, taken = batch.add(block, position, source=source, number=number)
+                    number += taken
+                    if batch.full:
+                        yield batch.take()
+    if batch is not None and batch.lines:
+        yield batch.take()
+
+
+class _Filling:
+    """The batch that is being filled."""
+
+    def __init__(self, log_format: LogFormat, batch_rows: int, table_rows: int | None) -> None:
+        self.log_format, self._batch_rows, self._table_rows = log_format, batch_rows, table_rows
+        self._layout, self._scratch, self._rejects = make_layout(log_format), make_scratch(log_format), make_rejects()
+        self._group, self._tally = make_group(log_format, batch_rows), Counts(log_format).tally
+        self._group.label[:] = 0
+        self._filled = self.lines = 0
+        self._rejected: list[RejectedLine] = []
+
+    @property
+    def full(self) -> bool:
+        return self._filled == self._batch_rows
+
+    def add(self, block: Block, position: int, *, source: Source, number: int) -> tuple[int, int]:
+        """Takes lines of the block from `position`, that of line `number`; the position behind them and how many."""
+        position, self._filled, taken, count = parse(
+            block.buffer,
+            position,
+            block.stop,
+            self._layout,
+            self._group,
+            self._filled,
+            self._tally,
+            self._rejects,
+            self._scratch,
+        )
+        rejects = self._rejects
+        for i in range(count):
+            line = block.buffer[rejects.starts[i] : rejects.stops[i]].tobytes()
+            why = reason(self.log_format, int(rejects.codes[i]), int(rejects.fields[i]), line)
+            index = int(rejects.lines[i])
+            self._rejected.append(RejectedLine(self.lines + index, source.address, number + index, why))
+        self.lines += taken
+        return position, taken
+
+    def take(self) -> LineBatch:
+        """The batch, which shares no memory with the next."""
+        rows, group = self._filled, self._group
+        label, dense, buckets = group.label[:rows], group.dense[:, :rows], group.buckets[:, :rows]
+        if self._table_rows is None:
+            label, dense, buckets = label.copy(), dense.copy(), buckets.copy()
+        else:
+            label, dense, buckets = encoded_columns(label, dense, buckets, table_rows=self._table_rows)
+        batch = LineBatch(
+            rows=RowBatch(label=label, dense=dense, buckets=buckets, epoch=0, start=0),
+            lines=self.lines,
+            labelled=bool(self.log_format.label),
+            rejected=tuple(self._rejected),
+        )
+        self._filled = self.lines = 0
+        self._rejected = []
+        return batch
+
+
+def _labels_in(block: Block, source: Source, log_format: LogFormat) -> bool:
+    """Whether the first line has the label; a header's names are compared later, with the columns that it then has."""
+    stop, _ = after_newlines(block.buffer, block.start, block.stop, 1)
+    line = block.buffer[block.start : stop].tobytes()
+    fields = line.count(log_format.delimiter.encode()) + 1
+    if fields not in (len(log_format.columns), len(log_format.columns) - 1):
+        raise InputError(
+            f"{source.address}: its first line has {fields} fields, and format {log_format.name!r} has "
+            f"{len(log_format.columns)}, or {len(log_format.columns) - 1} without the label; give lines of the run's "
+            "format, or say with --labels whether they have labels"
+        )
+    return fields == len(log_format.columns)
+
+
+def _after_header(block: Block, source: Source, log_format: LogFormat) -> int:
+    stop, _ = after_newlines(block.buffer, block.start, block.stop, 1)
+    check_header(source, log_format, block.buffer[block.start : stop].tobytes())
+    return stop

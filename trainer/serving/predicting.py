@@ -1,0 +1,245 @@
+"""A run's probabilities of a click, for the lines of a log or the rows of a data folder, in their order."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.device import ModelInputs, open_lines, open_rows
+from pipeline.errors import InputError
+from pipeline.lines import RejectedLine
+from pipeline.shards import MANIFEST, Manifest
+from pipeline.source import Source, check_sources, find_sources
+from trainer.job import EVALUATION_BATCH_ROWS
+from trainer.learner import Evaluation, HostCopy
+from trainer.serving.opened import OpenedRun, open_run
+from trainer.serving.scores import NO_LABEL, RECORD, REJECTED, KeptScores, Scored, probabilities, write_lines
+
+COMMIT_SECONDS = 5.0
+"""So much work at most is done again after a kill."""
+SHOWN_REJECTS = 5
+STANDARD_OUTPUT = "-"
+OUT_KINDS = (".parquet", ".csv")
+
+
+class Batch(NamedTuple):
+    """Lines, and what the model is asked about them."""
+
+    lines: int
+    places: NDArray[np.int64] | slice
+    """Of the rows among the lines."""
+    inputs: ModelInputs | None
+    labelled: bool
+    rejected: Sequence[RejectedLine]
+
+
+class Rows(Protocol):
+    """What is to be scored."""
+
+    def identity(self) -> dict[str, Any]:
+        """What scores of it can only be continued with; JSON values."""
+        ...
+
+    def total(self) -> int | None:
+        """Lines, if they are known."""
+        ...
+
+    def batches(self, opened: OpenedRun, *, lines: int, rows: int) -> Iterator[Batch]:
+        """From line `lines` on, before which there were `rows` rows."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogRows:
+    """The lines of a log."""
+
+    sources: tuple[Source, ...]
+    labelled: bool | None
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "sources": [[each.address, each.size, each.modified_ns] for each in self.sources],
+            "labelled": self.labelled,
+        }
+
+    def total(self) -> int | None:
+        return None
+
+    def batches(self, opened: OpenedRun, *, lines: int, rows: int) -> Iterator[Batch]:
+        found = open_lines(
+            self.sources,
+            opened.log_format,
+            table_rows=opened.learner.table_rows,
+            device=opened.learner.device,
+            batch_rows=EVALUATION_BATCH_ROWS,
+            labelled=self.labelled,
+            skip_lines=lines,
+        )
+        for batch, inputs in found:
+            yield Batch(batch.lines, batch.places(), inputs, batch.labelled, batch.rejected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRows:
+    """The rows of a split of a data folder."""
+
+    manifest: Manifest
+    path: str
+    split: str
+
+    def identity(self) -> dict[str, Any]:
+        return {"shards": [shard.sha256 for shard in self.manifest.splits[self.split].shards]}
+
+    def total(self) -> int | None:
+        return self.manifest.splits[self.split].rows
+
+    def batches(self, opened: OpenedRun, *, lines: int, rows: int) -> Iterator[Batch]:
+        found = open_rows(
+            replace(opened.config.data, path=self.path, damaged="fail"),
+            self.manifest,
+            table_rows=opened.learner.table_rows,
+            device=opened.learner.device,
+            split=self.split,
+            batch_rows=EVALUATION_BATCH_ROWS,
+            first_row=rows,
+        )
+        for inputs in found:
+            yield Batch(inputs.rows, slice(None), inputs, True, ())
+
+
+@dataclass(kw_only=True)
+class Predicted:
+    """What came of it."""
+
+    step: int
+    lines: int = 0
+    rows: int = 0
+    resumed_lines: int = 0
+    """Of these, lines that an earlier call had done."""
+    examples: list[RejectedLine] = field(default_factory=list)
+    """The first lines without a row that this call met; their `place` says nothing."""
+    evaluation: Evaluation | None = None
+    """None if the rows have no labels."""
+
+    @property
+    def rejected_lines(self) -> int:
+        """Lines that hold no row, whose probability is null."""
+        return self.lines - self.rows
+
+
+Report = Callable[[Predicted, int | None], None]
+"""Is told how far it is, and the lines there will be if that is known."""
+
+
+def predict_run(
+    run: str | Path,
+    sources: Sequence[str],
+    out: str,
+    *,
+    split: str = "validation",
+    labelled: bool | None = None,
+    checkpoint: int | None = None,
+    best: bool = False,
+    data: str | None = None,
+    force: bool = False,
+    report: Report = lambda predicted, total: None,
+) -> Predicted:
+    """Scores what `sources` name: log files, folders and patterns of them, URIs, `-` for standard input, or one data
+    folder, of which `split`; into the file `out` (.parquet, .csv), or as text to standard output (`-`).
+
+    One probability a line, in order, null (in text `nan`) for a line that is not a row. The weights are those that
+    `evaluate` uses, in the same passes, so that rows get the same scores from a log as from the data folder made of it.
+    Called again after an interruption it goes on where it stopped, and the file is the same to the byte. `data` is a
+    data folder of the run's format, for checkpoints that do not tell of it. `labelled` as in `pipeline.lines`.
+    Raises: InputError, ConfigError as `open_run`; for sources that cannot be read or are of another format; for an
+    `out` that is there (unless `force`), or of another kind; StorageError if it cannot be written.
+    """
+    target = None if out == STANDARD_OUTPUT else _target(Path(out), force=force)
+    rows, manifest = _rows_of(sources, split, labelled, data)
+    opened = open_run(run, checkpoint=checkpoint, best=best, manifest=manifest)
+    if isinstance(rows, LogRows):
+        check_sources(rows.sources, replace(opened.log_format, header=False))
+    predicted = Predicted(step=opened.step)
+    with ExitStack() as stack:
+        if target is None:
+            scored = Scored()
+            for records, _ in _scored(opened, rows, predicted, report):
+                scored.add(records)
+                write_lines(probabilities(records), sys.stdout)
+            sys.stdout.flush()
+            predicted.evaluation = scored.result()
+            return predicted
+        identity = {
+            "run": str(Path(run).absolute()),
+            "step": opened.step,
+            "weights": hashlib.sha256((opened.checkpoint.path / "manifest.json").read_bytes()).hexdigest(),
+            "format": opened.log_format.to_dict(),
+            "batch_rows": EVALUATION_BATCH_ROWS,
+            **rows.identity(),
+        }
+        kept = stack.enter_context(KeptScores(target, identity))
+        predicted.lines, predicted.rows, predicted.resumed_lines = kept.lines, kept.rows, kept.lines
+        committed = time.monotonic()
+        for records, count in _scored(opened, rows, predicted, report):
+            kept.add(records, count)
+            if time.monotonic() - committed >= COMMIT_SECONDS:
+                kept.commit()
+                committed = time.monotonic()
+        predicted.evaluation = kept.publish()
+    return predicted
+
+
+def _scored(
+    opened: OpenedRun, rows: Rows, predicted: Predicted, report: Report
+) -> Iterator[tuple[NDArray[np.void], int]]:
+    """The records of further lines, and how many of them are rows; `predicted` is brought up to date with them."""
+    total = rows.total()
+    with opened.learner.answering() as model, torch.no_grad():
+        for batch in rows.batches(opened, lines=predicted.lines, rows=predicted.rows):
+            records = np.zeros(batch.lines, RECORD)
+            records["label"] = REJECTED
+            count = 0
+            if batch.inputs is not None:
+                logits, label = HostCopy(model(batch.inputs.dense, batch.inputs.ids).float(), batch.inputs.label).wait()
+                records["logit"][batch.places] = logits.numpy()
+                records["label"][batch.places] = label.numpy() if batch.labelled else NO_LABEL
+                count = batch.inputs.rows
+            predicted.lines += batch.lines
+            predicted.rows += count
+            predicted.examples += batch.rejected[: SHOWN_REJECTS - len(predicted.examples)]
+            yield records, count
+            report(predicted, total)
+
+
+def _rows_of(
+    sources: Sequence[str], split: str, labelled: bool | None, data: str | None
+) -> tuple[LogRows | SplitRows, Manifest | None]:
+    """What is to be scored, and the data folder whose format it has, if one is named."""
+    folders = [each for each in sources if (Path(each) / MANIFEST).is_file()]
+    if folders:
+        if len(sources) > 1:
+            raise InputError(f"{folders[0]} is a data folder, which is scored by itself; name it alone")
+        manifest = Manifest.load(folders[0])
+        return SplitRows(manifest=manifest, path=folders[0], split=split), manifest
+    found = find_sources(sources)
+    return LogRows(sources=tuple(found.sources), labelled=labelled), Manifest.load(data) if data else None
+
+
+def _target(out: Path, *, force: bool) -> Path:
+    if out.suffix not in OUT_KINDS:
+        raise InputError(f"{out}: end its name in {' or '.join(OUT_KINDS)}, or give - for standard output")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"{out}: {out.absolute().parent} is no folder; make it, or give another --out")
+    if out.is_dir() or (out.exists() and not force):
+        raise InputError(f"{out} is there already; give another --out, or --force to replace it")
+    return out
