@@ -26,8 +26,8 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@touch $@
 
 $(VENV)/installed-extras: $(VENV)/installed-dev
-	@echo "Installing Ray, DALI and Triton ..."
-	$(PIP) -e '.[ray,dali,cuda]'
+	@echo "Installing Ray, DALI, Triton and what examples need ..."
+	$(PIP) -e '.[ray,dali,cuda,examples]'
 	@touch $@
 
 install: $(VENV)/installed  ## create .venv and install
@@ -35,7 +35,7 @@ install: $(VENV)/installed  ## create .venv and install
 demo: $(VENV)/installed  ## the main job: sample, preprocess, train with α* applied, report (under three minutes)
 	$(BIN)/alphastream demo
 
-extras: $(VENV)/installed-extras  ## Ray, DALI and Triton as well, whose tests are skipped without them
+extras: $(VENV)/installed-extras  ## Ray, DALI, Triton, Lightning and the Trainer of Hugging Face as well, whose tests are skipped without them
 
 test: $(VENV)/installed-dev  ## the tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile

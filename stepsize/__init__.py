@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from stepsize.policies import L4, PAL, SGDBB, SPS
     from stepsize.worker import Horizon, RateController, StepSizeWorker, first_rows
 
+__version__ = "0.1.0"
+"""Of the whole project, from whose pyproject.toml it must not differ."""
+
 __all__ = [
     "L4",
     "PAL",
@@ -50,6 +53,7 @@ __all__ = [
     "StepSizeConfig",
     "StepSizeNumbers",
     "StepSizeWorker",
+    "__version__",
     "first_rows",
     "make_policy",
     "median_rate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,6 +95,9 @@ def write_sample(config: SampleConfig, progress: Callable[[int], object] | None 
         partial.write_text(json.dumps(asdict(summary), indent=2) + "\n")
         partial.replace(config.out / SAMPLE_FILE)
     except OSError as error:
+        for partial in config.out.glob("*.part"):
+            if partial.name == f"{SAMPLE_FILE}.part" or re.fullmatch(r"day_\d+\.tsv\.part", partial.name):
+                partial.unlink(missing_ok=True)  # whoever frees space should not have to look for it
         raise StorageError(
             f"{config.out} cannot be written ({error.strerror or error}); free some space or choose another folder"
         ) from error

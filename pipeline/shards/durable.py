@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` such that a crash leaves the old or the new, whole and durable."""
+    """Replace `path` by `content` such that a crash leaves the old or the new, whole and durable.
+
+    Raises: OSError, with `path` as it was and nothing left beside it, where the disk is full or fails.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        error.filename = error.filename or str(path)  # a write that fails does not say where
+        raise
     sync_folder(path.parent)
 
 

@@ -10,6 +10,11 @@ for step in range(problem.steps):
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
+if find_spec("numpy") is None:
+    raise ImportError("stepsize.suite needs NumPy and more; pip install 'alphastream[suite]' or 'stepsize[suite]'")
+
 from stepsize.suite.command import suite_command
 from stepsize.suite.problems import TASKS, Batches, Examples, Problem, SuiteError, Task, task
 

@@ -194,7 +194,7 @@ def package(module: str) -> ModuleType:
     except ImportError:
         [method] = [method for method in METHODS.values() if method.package == module]
         raise SuiteError(
-            f"{method.name} needs {method.distribution}; pip install 'alphastream[{EXTRA}]', or give other --methods"
+            f"{method.name} needs {method.distribution}; pip install {EXTRA}, or give other --methods"
         ) from None
 
 

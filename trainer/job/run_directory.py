@@ -174,7 +174,9 @@ class RunDirectory:
 
         What is missing of those records `notices` tell.
         """
-        write_atomically(self.path / CONFIG, config_to_toml(config).encode())
+        text = config_to_toml(config).encode()
+        if not (self.path / CONFIG).is_file() or (self.path / CONFIG).read_bytes() != text:  # a full disk may stay full
+            write_atomically(self.path / CONFIG, text)
         self._made_for_nothing = False
         self.cut(records)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 
 from ops.live import LEAST_ESTIMATES
 from pipeline.errors import InputError
+from pipeline.shards import write_atomically
 from trainer.records import EVALUATION_FIELDS, Column, RunHistory
 from trainer.report.figures import figures
 from trainer.report.summary import (
@@ -79,7 +81,9 @@ def write_report(run: Path) -> Path:
     folder.mkdir(exist_ok=True)
     drawn = figures(log)
     for stem, figure in drawn.items():
-        figure.savefig(folder / f"{stem}.png", dpi=DPI, facecolor="white")
+        drawing = io.BytesIO()
+        figure.savefig(drawing, format="png", dpi=DPI, facecolor="white")
+        write_atomically(folder / f"{stem}.png", drawing.getvalue())
     tables = [_summary_table(log), _evaluation_table(log), _rate_table(log), _phase_table(log), _outcome_table(log)]
     tables = [table for table in tables if table.rows]
     for table in tables:
@@ -315,11 +319,12 @@ def _outcome_table(log: RunHistory) -> Table:
 
 
 def write_table(path: Path, table: Table) -> None:
-    """One CSV file with a header; what is not known stays empty."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(table.columns)
-        writer.writerows([_plain(value) for value in row] for row in table.rows)
+    """One CSV file with a header, whole or not at all; what is not known stays empty."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(table.columns)
+    writer.writerows([_plain(value) for value in row] for row in table.rows)
+    write_atomically(path, text.getvalue().encode())
 
 
 def _plain(value: Any) -> Any:
@@ -366,6 +371,4 @@ def write_page(
     text = environment.get_template("report.html").render(
         run=title, sentences=said, figures=pictures, tables=tables, messages=messages
     )
-    partial = page.with_suffix(".html.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(page)
+    write_atomically(page, text.encode())

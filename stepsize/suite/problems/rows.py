@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-EXTRA = "suite"
+EXTRA = "'alphastream[suite]' or 'stepsize[suite]'"
+"""What brings all that the suite needs: with the whole project, or with the wheel of this package alone."""
 SPLIT_SEED = 20_261
 """Of splits and generated rows."""
 CRITEO_INTEGERS, CRITEO_CATEGORIES = 13, 26
@@ -216,9 +217,7 @@ def sklearn_datasets() -> ModuleType:
     try:
         from sklearn import datasets
     except ImportError:
-        raise SuiteError(
-            f"digits, diabetes and Friedman's sets come with scikit-learn; pip install 'alphastream[{EXTRA}]'"
-        ) from None
+        raise SuiteError(f"digits, diabetes and Friedman's sets come with scikit-learn; pip install {EXTRA}") from None
     return datasets
 
 

@@ -42,7 +42,7 @@ def matplotlib_module() -> Any:
     try:
         return import_module("matplotlib")
     except ImportError:
-        raise SuiteError(f"figures need matplotlib; pip install matplotlib (or 'alphastream[{EXTRA}]')") from None
+        raise SuiteError(f"figures need matplotlib; pip install {EXTRA}") from None
 
 
 def new_suite_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
