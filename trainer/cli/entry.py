@@ -15,12 +15,7 @@ from pipeline.errors import InputError
 from trainer.cli import streams
 from trainer.cli.arguments import UsageError
 from trainer.cli.data import inspect_verb, preprocess_verb, sample_verb, verify_verb
-<<<<<<< HEAD
-from trainer.cli.runs import demo_verb, evaluate_verb, report_verb, train_verb
-from trainer.cli.using import export_verb, predict_verb
-=======
-from trainer.cli.runs import demo_verb, evaluate_verb, predict_verb, report_verb, train_verb
->>>>>>> main
+from trainer.cli.runs import demo_verb, evaluate_verb, export_verb, predict_verb, report_verb, train_verb
 from trainer.cli.stall import stall_verb
 from trainer.cli.studies import study_verb
 from trainer.process import EXIT_INTERRUPTED
