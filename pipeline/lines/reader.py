@@ -150,8 +150,8 @@ def _labels_in(block: Block, source: Source, log_format: LogFormat) -> bool:
     if fields not in (len(log_format.columns), len(log_format.columns) - 1):
         raise InputError(
             f"{source.named}: its first line has {fields} field{'s' * (fields != 1)}, and format {log_format.name!r} "
-            f"has {len(log_format.columns)}, or {len(log_format.columns) - 1} without the label; give lines of the run's "
-            "format, or say with --labels whether they have labels"
+            f"has {len(log_format.columns)}, or {len(log_format.columns) - 1} without the label; give lines of the "
+            "run's format, or say with --labels whether they have labels"
         )
     return fields == len(log_format.columns)
 
