@@ -15,10 +15,9 @@ from pipeline.errors import InputError
 from trainer.cli import streams
 from trainer.cli.arguments import UsageError
 from trainer.cli.data import inspect_verb, preprocess_verb, sample_verb, verify_verb
-from trainer.cli.runs import demo_verb, evaluate_verb, predict_verb, report_verb, train_verb
+from trainer.cli.runs import demo_verb, evaluate_verb, export_verb, predict_verb, report_verb, train_verb
 from trainer.cli.stall import stall_verb
 from trainer.cli.studies import study_verb
-from trainer.cli.using import export_verb
 from trainer.process import EXIT_INTERRUPTED
 
 EXIT_INPUT, EXIT_STORAGE = 2, 74
