@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,9 @@ from trainer.serving.tables import RunTables
 from trainer.serving.values import predict_values
 
 if TYPE_CHECKING:
-    import pandas
     import pyarrow as pa
+
+    DataFrame = Any  # of pandas, which need not be there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ class OpenedRun:
 
     def predict(
         self,
-        values: Iterable[str] | pa.Table | pandas.DataFrame | tuple[Tensor, Tensor],
+        values: Iterable[str] | pa.Table | DataFrame | tuple[Tensor, Tensor],
         *,
         labels: Labels = "auto",
     ) -> NDArray[np.float32]:

@@ -1,13 +1,15 @@
 """What a run's weights say of raw fields or tensors that are in memory."""
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported)
+
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,15 +25,12 @@ from pipeline.schema import LogFormat
 from pipeline.source import find_sources
 from trainer.job import EVALUATION_BATCH_ROWS, Learner
 
-if TYPE_CHECKING:
-    import pandas
-
 
 @torch.no_grad()
 def predict_values(
     learner: Learner,
     log_format: LogFormat,
-    values: Iterable[str] | pa.Table | pandas.DataFrame | tuple[Tensor, Tensor],
+    values: Any,
     *,
     labels: Labels = "auto",
 ) -> NDArray[np.float32]:
