@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from pipeline.addresses import is_remote
 from pipeline.errors import InputError
-from pipeline.lines import Labels
 from pipeline.schema import LogFormat
 from pipeline.shards import Manifest
 from trainer.config import Config, ConfigError, config_errors, load_config
@@ -73,14 +72,14 @@ class OpenedRun:
         self,
         values: Iterable[str] | pa.Table | DataFrame | tuple[Tensor, Tensor],
         *,
-        labels: Labels = "auto",
+        labelled: bool | None = None,
     ) -> NDArray[np.float32]:
-        """Probabilities (N,) of a click: of lines of the log, with or without the label (`labels`; auto: by the first
-        of them); of a table with its raw columns; or of tensors (dense, ids) as `pipeline.open_pairs` gives them.
+        """Probabilities (N,) of a click: of lines of the log, with or without the label (`labelled`; None: by the
+        first of them); of a table with its raw columns; or of tensors (dense, ids) as `pipeline.open_pairs` gives them.
 
         NaN for a line that cannot be used. Raises: InputError for what is nothing of the kind.
         """
-        return predict_values(self.learner, self.log_format, values, labels=labels)
+        return predict_values(self.learner, self.log_format, values, labelled=labelled)
 
     def evaluate(self, split: str = "validation", *, rows: int | None = None, data: str | None = None) -> Evaluation:
         """The weights on a split of the run's data, or of the folder `data`; on its first `rows` rows.

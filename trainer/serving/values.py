@@ -18,9 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.device import upload_rows
+from pipeline.device import open_lines
 from pipeline.errors import InputError
-from pipeline.lines import Labels, open_lines
 from pipeline.schema import LogFormat
 from pipeline.source import find_sources
 from trainer.job import EVALUATION_BATCH_ROWS, Learner
@@ -32,7 +31,7 @@ def predict_values(
     log_format: LogFormat,
     values: Any,
     *,
-    labels: Labels = "auto",
+    labelled: bool | None = None,
 ) -> NDArray[np.float32]:
     """See `OpenedRun.predict`."""
     with learner.answering() as model:
@@ -42,11 +41,10 @@ def predict_values(
             raise InputError("one text was given; give a list of lines")
         table = _as_table(values)
         if table is None:
-            lines, field_labels = list(values), labels
+            lines = list(values)
         else:
             lines, labelled = _lines_of(table, log_format)
-            field_labels = "yes" if labelled else "no"
-        return _of_lines(model, learner, log_format, lines, labels=field_labels)
+        return _of_lines(model, learner, log_format, lines, labelled=labelled)
 
 
 def _of_tensors(model: nn.Module, learner: Learner, inputs: tuple[Tensor, ...]) -> NDArray[np.float32]:
@@ -68,7 +66,7 @@ def _of_tensors(model: nn.Module, learner: Learner, inputs: tuple[Tensor, ...]) 
 
 
 def _of_lines(
-    model: nn.Module, learner: Learner, log_format: LogFormat, lines: list[str], *, labels: Labels
+    model: nn.Module, learner: Learner, log_format: LogFormat, lines: list[str], *, labelled: bool | None
 ) -> NDArray[np.float32]:
     """By the same passes as `predict`: what it writes to a file is this to the bit."""
     found = np.full(len(lines), np.nan, np.float32)
@@ -86,16 +84,16 @@ def _of_lines(
             find_sources([path]).sources,
             replace(log_format, header=False),
             batch_rows=EVALUATION_BATCH_ROWS,
-            table_rows=learner.table_rows if learner.device.type == "cpu" else None,
-            labels=labels,
+            table_rows=learner.table_rows,
+            device=learner.device,
+            labelled=labelled,
         )
         try:
-            for batch in batches:
-                stop = done + len(batch.accepted)
-                for inputs in upload_rows([batch.rows], table_rows=learner.table_rows, device=learner.device):
+            for batch, inputs in batches:
+                if inputs is not None:
                     logits = model(inputs.dense, inputs.ids).float()
-                    found[done:stop][batch.accepted] = logits.sigmoid().cpu().numpy()
-                done = stop
+                    found[done + batch.places()] = logits.sigmoid().cpu().numpy()
+                done += batch.lines
         except InputError as error:
             raise InputError(str(error).replace(str(path), "the lines")) from None
     assert done == len(lines), "every line has its place"
