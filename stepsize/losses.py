@@ -46,15 +46,30 @@ class Loss(Protocol):
 
 @dataclass(frozen=True)
 class BCEWithLogits:
-    """Binary cross-entropy on logits, averaged over a row's logits; y in [0, 1], as many as logits."""
+    """Binary cross-entropy on logits, averaged over a row's logits; y in [0, 1], as many as logits.
+
+    With class weights or smoothing y is 0 or 1: a label's own loss, against the target y(1 − ε) + ε/2 with
+    ε = `label_smoothing`, counts `positive_weight` or `negative_weight` times. Mean over rows, not over weights, as
+    torch's `pos_weight` has it.
+    """
+
+    positive_weight: float = 1.0
+    negative_weight: float = 1.0
+    label_smoothing: float = 0.0
+
+    def mean(self, z: Tensor, y: Tensor) -> Tensor:
+        """The mean over all logits, (), of z and y of one shape; plain, it is torch's own to the bit."""
+        return functional.binary_cross_entropy_with_logits(z, self._smoothed(y), self._weights(y))
 
     def per_sample(self, z: Tensor, y: Tensor) -> Tensor:
         z, y = _columns(z), _targets_like(z, y)
-        return functional.binary_cross_entropy_with_logits(z, y, reduction="none").mean(1)
+        target, weights = self._smoothed(y), self._weights(y)
+        return functional.binary_cross_entropy_with_logits(z, target, weights, reduction="none").mean(1)
 
     def slope(self, z: Tensor, y: Tensor, t: Tensor) -> Tensor:
         z, y, t = _columns(z), _targets_like(z, y), _columns(t)
-        return ((torch.sigmoid(z) - y) * t).mean(1)
+        along, weights = (torch.sigmoid(z) - self._smoothed(y)) * t, self._weights(y)
+        return (along if weights is None else along * weights).mean(1)
 
     def curvature(self, z: Tensor, y: Tensor, t: Tensor) -> Tensor:
         return self.curvature_of(z, y)(t)
@@ -64,10 +79,26 @@ class BCEWithLogits:
         z = _columns(z)
         # σ(z)σ(−z) keeps its digits where p(1 − p) is already 0 (float32: from z = 17 on).
         weight = torch.sigmoid(z) * torch.sigmoid(-z)
+        if (weights := self._class_weights(z, y)) is not None:
+            weight = weight * weights
         return lambda t: (weight * _columns(t).square()).mean(1)
 
     def curvature_error(self, z: Tensor, y: Tensor, t: Tensor, eps: float) -> Tensor:
         return 2 * eps * self.curvature(z, y, t)
+
+    def _smoothed(self, y: Tensor) -> Tensor:
+        return y if self.label_smoothing == 0.0 else y * (1.0 - self.label_smoothing) + self.label_smoothing / 2
+
+    def _class_weights(self, z: Tensor, y: Tensor) -> Tensor | None:
+        """`_weights` without a look at targets that nothing is asked of."""
+        plain = self.positive_weight == self.negative_weight == 1.0
+        return None if plain else self._weights(_targets_like(z, y))
+
+    def _weights(self, y: Tensor) -> Tensor | None:
+        """How often each label's loss counts, in y's shape and dtype; None if each counts once."""
+        if self.positive_weight == self.negative_weight == 1.0:
+            return None
+        return torch.full_like(y, self.negative_weight).masked_fill(y > 0.5, self.positive_weight)
 
 
 @dataclass(frozen=True)

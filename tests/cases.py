@@ -141,6 +141,15 @@ class PoissonLoss(nn.Module):
         return _poisson(z, y).mean()
 
 
+class WeightedSmoothedLoss(nn.Module):
+    """Log loss against targets 0.05 and 0.95, clicks three times and other rows 0.3 times, its mean over rows."""
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        target = 0.9 * y + 0.05
+        losses = -target * torch.sigmoid(z).log() - (1 - target) * torch.sigmoid(-z).log()
+        return ((3.0 * y + 0.3 * (1 - y)) * losses).mean()
+
+
 def _mlp(inputs: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, 12), nn.GELU(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, outputs))
 
@@ -236,6 +245,13 @@ CASES = {
             loss=BCEWithLogits(),
             torch_loss=nn.BCEWithLogitsLoss(),
             make_batch=lambda g, r: ((_normal(g, r, 6),), torch.rand(r, 3, generator=g, dtype=torch.float64).round()),
+        ),
+        Case(
+            name="weighted_smoothed_bce",
+            build=SmallDLRM,
+            loss=BCEWithLogits(positive_weight=3.0, negative_weight=0.3, label_smoothing=0.1),
+            torch_loss=WeightedSmoothedLoss(),
+            make_batch=lambda g, r: ((_normal(g, r, 4), torch.randint(400, (3, r), generator=g)), _clicks(g, r)),
         ),
     )
 }

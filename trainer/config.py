@@ -24,7 +24,7 @@ from stepsize.policies import StepSizeConfig
 from trainer.budget import BudgetConfig, EvalConfig
 from trainer.divergence import DivergenceConfig
 from trainer.earlier_keys import renewed
-from trainer.learner import ModelConfig, OptimizerConfig, ScheduleConfig
+from trainer.learner import LossConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from trainer.process import WatchdogConfig
 from trainer.records import CheckpointConfig, RecordsConfig
 
@@ -32,7 +32,7 @@ MISSING_PATH = (
     "data.path is missing; give the folder that `alphastream preprocess` wrote, in the file or as --data.path"
 )
 
-FIXED_SECTIONS = ("data", "model", "optimizer")
+FIXED_SECTIONS = ("data", "model", "loss", "optimizer")
 """Sections that say what a run learns from and with. A continued one may not change them, but for where its rows lie
 and its rate; all others it may, and says so."""
 
@@ -83,6 +83,7 @@ class Config:
 
     data: DataConfig
     model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     stepsize: StepSizeConfig = field(default_factory=StepSizeConfig)

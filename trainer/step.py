@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ops.step_clock import StepClock
 from pipeline.device import DevicePair
+from stepsize.losses import BCEWithLogits
 from stepsize.policies import NO_HORIZON, HorizonPlan, set_learning_rate
 from stepsize.worker import Horizon, StepSizeWorker
 from trainer.divergence import Checked, NumberCheck, step_unless
@@ -39,6 +39,8 @@ class TrainStep:
     """Of the worker: what measures many steps at once."""
     average: WeightAverage | None
     clock: StepClock
+    loss: BCEWithLogits = BCEWithLogits()  # noqa: RUF009 (frozen)
+    """The one that the worker measures."""
     precision: TrainingPrecision = TrainingPrecision()  # noqa: RUF009 (frozen)
     progressive: ProgressiveValidation | None = None
     """Told of every batch before it moves the weights."""
@@ -72,7 +74,7 @@ class TrainStep:
         with self.clock.phase("forward"):
             with self.precision.forward(), self.check.forward():
                 logits = self.model(*inputs)
-            loss = binary_cross_entropy_with_logits(logits.float(), pair.b2.label)
+            loss = self.loss.mean(logits.float(), pair.b2.label)
             if self.progressive is not None:
                 epochs = {"epoch": pair.epoch, "next_epoch": pair.position.epoch}
                 self.progressive.add(logits, pair.b2.label, step=step, **epochs)

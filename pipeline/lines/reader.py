@@ -119,7 +119,7 @@ class _Filling:
             line = block.buffer[rejects.starts[i] : rejects.stops[i]].tobytes()
             why = reason(self.log_format, int(rejects.codes[i]), int(rejects.fields[i]), line)
             index = int(rejects.lines[i])
-            self._rejected.append(RejectedLine(self.lines + index, source.address, number + index, why))
+            self._rejected.append(RejectedLine(self.lines + index, source.named, number + index, why))
         self.lines += taken
         return position, taken
 
@@ -149,9 +149,9 @@ def _labels_in(block: Block, source: Source, log_format: LogFormat) -> bool:
     fields = line.count(log_format.delimiter.encode()) + 1
     if fields not in (len(log_format.columns), len(log_format.columns) - 1):
         raise InputError(
-            f"{source.address}: its first line has {fields} fields, and format {log_format.name!r} has "
-            f"{len(log_format.columns)}, or {len(log_format.columns) - 1} without the label; give lines of the run's "
-            "format, or say with --labels whether they have labels"
+            f"{source.named}: its first line has {fields} field{'s' * (fields != 1)}, and format {log_format.name!r} "
+            f"has {len(log_format.columns)}, or {len(log_format.columns) - 1} without the label; give lines of the "
+            "run's format, or say with --labels whether they have labels"
         )
     return fields == len(log_format.columns)
 

@@ -43,12 +43,17 @@ class Source:
         """The last part of the name, for messages and file names."""
         return "standard-input" if self.is_standard_input else PurePosixPath(self.name.split("?")[0]).name
 
+    @property
+    def named(self) -> str:
+        """The address as a sentence has it."""
+        return "standard input" if self.is_standard_input else self.address
+
     def open(self) -> SourceStream:
         """The unpacked bytes from the beginning.
 
         Raises: InputError if it cannot be opened.
         """
-        return SourceStream(_open_raw(self), "standard input" if self.is_standard_input else self.address)
+        return SourceStream(_open_raw(self), self.named)
 
     def is_plain_local(self) -> bool:
         """Whether its bytes can be read from any position: an uncompressed regular local file."""

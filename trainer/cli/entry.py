@@ -15,8 +15,12 @@ from pipeline.errors import InputError
 from trainer.cli import streams
 from trainer.cli.arguments import UsageError
 from trainer.cli.data import inspect_verb, preprocess_verb, sample_verb, verify_verb
+<<<<<<< HEAD
 from trainer.cli.runs import demo_verb, evaluate_verb, report_verb, train_verb
-from trainer.cli.serving import predict_verb
+from trainer.cli.using import export_verb, predict_verb
+=======
+from trainer.cli.runs import demo_verb, evaluate_verb, predict_verb, report_verb, train_verb
+>>>>>>> main
 from trainer.cli.stall import stall_verb
 from trainer.cli.studies import study_verb
 from trainer.process import EXIT_INTERRUPTED
@@ -45,6 +49,7 @@ VERBS = {
     "train": Verb(train_verb, "the training job; continues where it stopped", continues=True),
     "evaluate": Verb(evaluate_verb, "loss, AUC and normalized entropy of a run on a split"),
     "predict": Verb(predict_verb, "probabilities for the lines of a log, in order", continues=True),
+    "export": Verb(export_verb, "a run's model as torch program, ONNX, plain-Python encoder and card"),
     "study": Verb(study_verb, "a grid of runs from one file; run again to continue", continues=True),
     "stall": Verb(stall_verb, "where a step's time goes: computing, preparing rows, or fetching them"),
     "report": Verb(report_verb, "figures and tables of a run or a study"),

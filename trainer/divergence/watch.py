@@ -35,13 +35,14 @@ class DivergenceWatch:
 
     Withheld steps: `nonfinite_steps` in a row, or more than `nonfinite_share` of the latest 100 (once there are so
     many). Losses: three quarters of the latest `loss_steps`, withheld ones among them, above `loss_factor` ·
-    max(ln 2, r). r is the lowest mean of `loss_steps` losses not so high that the run has had, and until it has one
-    its first loss, of the weights that no step has touched. So a run that begins high and comes down is not judged by
-    where it began, spikes are no divergence however high, and no label rate makes a healthy loss look bad.
+    max(ln 2 · w, r), w the `largest_weight` of a row in the loss. r is the lowest mean of `loss_steps` losses not so
+    high that the run has had, and until it has one its first loss, of the weights that no step has touched. So a run
+    that begins high and comes down is not judged by where it began, spikes are no divergence however high, and no label
+    rate makes a healthy loss look bad.
     """
 
-    def __init__(self, config: DivergenceConfig) -> None:
-        self.config = config
+    def __init__(self, config: DivergenceConfig, *, largest_weight: float = 1.0) -> None:
+        self.config, self.largest_weight = config, largest_weight
         self._recent: deque[tuple[int, bool]] = deque(maxlen=WINDOW)
         self._withheld: list[int] = []  # steps, in a row up to now
         self._high: deque[tuple[int, bool]] = deque(maxlen=config.loss_steps)
@@ -66,7 +67,7 @@ class DivergenceWatch:
         """What a loss must not lie above for long; None before the first, or if none is too high."""
         if not self.config.loss_factor or self._reference is None:
             return None
-        return self.config.loss_factor * max(GUESS_LOSS, self._reference)
+        return self.config.loss_factor * max(GUESS_LOSS * self.largest_weight, self._reference)
 
     def _take_reference(self, loss: float) -> None:
         if self._reference is None:
@@ -125,7 +126,7 @@ class DivergenceWatch:
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Continue from `state_dict`'s values; None, of a run older than them, begins anew."""
-        self.__init__(self.config)
+        self.__init__(self.config, largest_weight=self.largest_weight)
         if state is not None:
             self._recent.extend((step, withheld) for step, withheld in state["recent"])
             self._withheld = list(state["withheld"])

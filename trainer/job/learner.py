@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -22,7 +22,9 @@ from trainer.budget import EvalConfig
 from trainer.config import Config, ConfigError, config_errors
 from trainer.learner import (
     Evaluation,
+    LossConfig,
     ModelConfig,
+    ShiftedLogits,
     TrainingPrecision,
     WeightAverage,
     build_average,
@@ -51,6 +53,8 @@ class Learner:
     device: torch.device
     precision: TrainingPrecision
     """Of training; evaluations are in float32, as what is served."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """What was trained, and so what is to be added to a logit that answers."""
 
     @classmethod
     def build(cls, config: Config, log_format: LogFormat) -> Learner:
@@ -72,6 +76,7 @@ class Learner:
             table_rows=cast(int, config.model.table_rows),
             device=device,
             precision=TrainingPrecision(name=config.model.precision, device=device),
+            loss=config.loss,
         )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -135,12 +140,18 @@ class Learner:
             retries=retries,
         )
         with self.answering() as model:
-            return evaluate(model, _until(batches, stopping), split=split)
+            return evaluate(
+                model,
+                _until(batches, stopping),
+                split=split,
+                negative_weight=self.loss.evaluated_negative_weight,
+            )
 
     @contextmanager
     def answering(self) -> Iterator[nn.Module]:
         """The model in evaluation mode with the weights that answer: the averaged ones, if the run averages.
 
+        Its logits are those of the whole log, where rows of label 0 were left out and `loss` corrects by a shift.
         Afterwards mode and weights are what they were, to the bit.
         """
         averaged = self.average.applied() if self.average else nullcontext()
@@ -148,7 +159,7 @@ class Learner:
         with evaluation_mode(self.optimizer), averaged:
             self.model.eval()
             try:
-                yield self.model
+                yield ShiftedLogits(self.model, self.loss.shift) if self.loss.shift else self.model
             finally:
                 self.model.train(training)
 

@@ -132,7 +132,8 @@ class RunDirectory:
         changes = [change for change in differing_keys(config, before, sections=sections) if change[0] not in FREE_KEYS]
         for key, now, then in changes:
             if key in FIXED_KEYS or (key.split(".")[0] in FIXED_SECTIONS and key not in SANCTIONED_KEYS):
-                what = "hand estimates over at other steps" if key in FIXED_KEYS else "be another model or other rows"
+                other = "train another loss" if key.startswith("loss.") else "be another model or other rows"
+                what = "hand estimates over at other steps" if key in FIXED_KEYS else other
                 raise ConfigError(
                     f"{self.path}: was started with {key} = {then!r}, now it is {now!r}, which would {what}; change it "
                     "back to continue, or give another --run"

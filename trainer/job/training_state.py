@@ -25,7 +25,7 @@ from trainer.job.device import training_stream
 from trainer.job.generations import data_identity, refuse_other_rows, seen_by
 from trainer.job.learner import Learner, training_device
 from trainer.job.lineage.carried_over import carried_over, policy_settings, rate_settings
-from trainer.learner import ProgressiveValidation, TrainingPrecision, learning_rate, scheduled_rate
+from trainer.learner import ProgressiveValidation, TrainingPrecision, build_loss, learning_rate, scheduled_rate
 from trainer.loop import Host, Loop, Observer, Pairs, Position, Timetable
 from trainer.records import Checkpoint, checkpoint_files, random_state, restore_random_state, write_checkpoint
 from trainer.step import TrainStep, first_click_rows
@@ -84,6 +84,7 @@ class TrainingState:
                 worker=self.worker,
                 horizon=self.horizon,
                 average=learner.average,
+                loss=cast(BCEWithLogits, self.worker.loss),
                 clock=clock,
                 precision=learner.precision,
                 progressive=self.progressive,
@@ -231,7 +232,7 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
             worker = StepSizeWorker(
                 learner.model,
                 learner.optimizer,
-                BCEWithLogits(),
+                build_loss(config.loss),
                 config.stepsize.measuring,
                 take_rows=first_click_rows,
                 delay=config.stepsize.delay,
@@ -239,7 +240,8 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
                 forward_context=learner.precision.forward,
             )
         stack.callback(worker.close)
-        watch, trend, recovery = DivergenceWatch(config.divergence), ValidationTrend(), Recovery()
+        watch = DivergenceWatch(config.divergence, largest_weight=config.loss.largest_weight)
+        trend, recovery = ValidationTrend(), Recovery()
         yield TrainingState(
             learner=learner,
             feed=feed,
@@ -276,7 +278,11 @@ def _progressive(config: Config, learner: Learner) -> ProgressiveValidation | No
     if not asked:
         return None
     return ProgressiveValidation(
-        window_rows=config.eval.progressive_rows, once=config.data.follow, device=learner.device
+        window_rows=config.eval.progressive_rows,
+        once=config.data.follow,
+        device=learner.device,
+        shift=config.loss.shift,
+        negative_weight=config.loss.trained_negative_weight,
     )
 
 

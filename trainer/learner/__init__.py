@@ -13,10 +13,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from trainer.learner.config import ModelConfig, OptimizerConfig, load_preset
+from trainer.learner.loss_config import LossConfig
 from trainer.learner.schedules import ScheduleConfig, scheduled_rate
 
 if TYPE_CHECKING:
     from trainer.learner.averaging import WeightAverage, build_average
+    from trainer.learner.loss import ShiftedLogits, build_loss
     from trainer.learner.model import build_model, count_parameters
     from trainer.learner.optimizers import build_optimizer, evaluation_mode, learning_rate
     from trainer.learner.precision import TrainingPrecision
@@ -26,13 +28,16 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "HostCopy",
+    "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
     "ProgressiveValidation",
     "ScheduleConfig",
+    "ShiftedLogits",
     "TrainingPrecision",
     "WeightAverage",
     "build_average",
+    "build_loss",
     "build_model",
     "build_optimizer",
     "count_parameters",
@@ -48,9 +53,11 @@ _FILES = {
     "Evaluator": "scoring",
     "HostCopy": "scoring",
     "ProgressiveValidation": "scoring",
+    "ShiftedLogits": "loss",
     "TrainingPrecision": "precision",
     "WeightAverage": "averaging",
     "build_average": "averaging",
+    "build_loss": "loss",
     "build_model": "model",
     "build_optimizer": "optimizers",
     "count_parameters": "model",

@@ -1,4 +1,4 @@
-"""What is done with a trained model: a run is opened, evaluated, and asked.
+"""What is done with a trained model: a run is opened, evaluated, asked and exported.
 
 For example:
 
@@ -9,6 +9,7 @@ For example:
 from __future__ import annotations
 
 from trainer.serving.evaluating import evaluate_run
+from trainer.serving.export import export_run
 from trainer.serving.opened import OpenedRun, open_run
 from trainer.serving.predicting import Predicted, predict_run
 from trainer.serving.tables import RunTables
@@ -20,6 +21,7 @@ __all__ = [
     "RunTables",
     "TrainedRun",
     "evaluate_run",
+    "export_run",
     "open_run",
     "predict_run",
     "train_run",

@@ -19,7 +19,7 @@ from pipeline.device import ModelInputs, open_lines, open_rows
 from pipeline.errors import InputError
 from pipeline.lines import RejectedLine
 from pipeline.shards import MANIFEST, Manifest
-from pipeline.source import Source, check_sources, find_sources
+from pipeline.source import Source, find_sources
 from trainer.job import EVALUATION_BATCH_ROWS
 from trainer.learner import Evaluation, HostCopy
 from trainer.serving.opened import OpenedRun, open_run
@@ -32,7 +32,7 @@ STANDARD_OUTPUT = "-"
 OUT_KINDS = (".parquet", ".csv")
 
 
-class Batch(NamedTuple):
+class ScoringBatch(NamedTuple):
     """Lines, and what the model is asked about them."""
 
     lines: int
@@ -54,7 +54,7 @@ class Rows(Protocol):
         """Lines, if they are known."""
         ...
 
-    def batches(self, opened: OpenedRun, *, lines: int, rows: int) -> Iterator[Batch]:
+    def batches(self, opened: OpenedRun, *, lines: int, rows: int) -> Iterator[ScoringBatch]:
         """From line `lines` on, before which there were `rows` rows."""
         ...
 
@@ -75,7 +75,7 @@ class LogRows:
     def total(self) -> int | None:
         return None
 
-    def batches(self, opened: OpenedRun, *, lines: int, rows: int) -> Iterator[Batch]:
+    def batches(self, opened: OpenedRun, *, lines: int, rows: int) -> Iterator[ScoringBatch]:
         found = open_lines(
             self.sources,
             opened.log_format,
@@ -86,7 +86,7 @@ class LogRows:
             skip_lines=lines,
         )
         for batch, inputs in found:
-            yield Batch(batch.lines, batch.places(), inputs, batch.labelled, batch.rejected)
+            yield ScoringBatch(batch.lines, batch.places(), inputs, batch.labelled, batch.rejected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class SplitRows:
     def total(self) -> int | None:
         return self.manifest.splits[self.split].rows
 
-    def batches(self, opened: OpenedRun, *, lines: int, rows: int) -> Iterator[Batch]:
+    def batches(self, opened: OpenedRun, *, lines: int, rows: int) -> Iterator[ScoringBatch]:
         found = open_rows(
             replace(opened.config.data, path=self.path, damaged="fail"),
             self.manifest,
@@ -114,7 +114,7 @@ class SplitRows:
             first_row=rows,
         )
         for inputs in found:
-            yield Batch(inputs.rows, slice(None), inputs, True, ())
+            yield ScoringBatch(inputs.rows, slice(None), inputs, True, ())
 
 
 @dataclass(kw_only=True)
@@ -167,8 +167,6 @@ def predict_run(
     target = None if out == STANDARD_OUTPUT else _target(Path(out), force=force)
     rows, manifest = _rows_of(sources, split, labelled, data)
     opened = open_run(run, checkpoint=checkpoint, best=best, manifest=manifest)
-    if isinstance(rows, LogRows):
-        check_sources(rows.sources, replace(opened.log_format, header=False))
     predicted = Predicted(step=opened.step)
     with ExitStack() as stack:
         if target is None:
@@ -177,6 +175,7 @@ def predict_run(
                 scored.add(records)
                 write_lines(probabilities(records), sys.stdout)
             sys.stdout.flush()
+            _refuse_nothing(predicted, sources)
             predicted.evaluation = scored.result()
             return predicted
         identity = {
@@ -195,8 +194,14 @@ def predict_run(
             if time.monotonic() - committed >= COMMIT_SECONDS:
                 kept.commit()
                 committed = time.monotonic()
+        _refuse_nothing(predicted, sources)
         predicted.evaluation = kept.publish()
     return predicted
+
+
+def _refuse_nothing(predicted: Predicted, sources: Sequence[str]) -> None:
+    if not predicted.lines:
+        raise InputError(f"{', '.join(sources)}: there is no line to score; check the path")
 
 
 def _scored(

@@ -63,6 +63,8 @@ class KeptScores:
         with suppress(OSError):
             self._file.close()
         self._lock.release()
+        if not self.lines:  # nothing to go on with
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def _records(self) -> Path:

@@ -14,12 +14,14 @@ Z1, T1 = torch.randn(2, 7, 1, generator=G, dtype=torch.float64) * 3
 Z5, T5 = torch.randn(2, 7, 5, generator=G, dtype=torch.float64) * 3
 CLASSES = torch.randint(5, (7,), generator=G)
 SOFT = torch.rand(7, 5, generator=G, dtype=torch.float64)
+HARD = torch.randint(2, (7, 5), generator=torch.Generator().manual_seed(1))
 
 FORMS = {
     "bce": (BCEWithLogits(), Z1, torch.rand(7, 1, generator=G).double(), T1),
     "bce_flat": (BCEWithLogits(), Z1[:, 0], torch.randint(2, (7,), generator=G), T1[:, 0]),
     "bce_column_for_row": (BCEWithLogits(), Z1, torch.randint(2, (7,), generator=G), T1),
     "bce_multilabel": (BCEWithLogits(), Z5, SOFT, T5),
+    "bce_weighted": (BCEWithLogits(positive_weight=3.0, negative_weight=0.3, label_smoothing=0.1), Z5, HARD, T5),
     "cross_entropy": (CrossEntropy(), Z5, CLASSES, T5),
     "cross_entropy_unnormalized": (CrossEntropy(), Z5, SOFT, T5),
     "squared": (SquaredError(), Z5, SOFT, T5),
@@ -69,6 +71,24 @@ def test_mean_over_rows_is_torch_s_loss(torch_loss, name):
 def test_a_loss_without_closed_form_says_what_to_give_instead(module):
     with pytest.raises(MeasurementError, match="AutogradLoss"):
         as_loss(module)
+
+
+def test_class_weights_and_smoothing_are_what_torch_makes_of_its_own_options():
+    """`pos_weight` for clicks; and for two classes, `CrossEntropyLoss` with smoothing and weights, unreduced."""
+    z, y = Z1[:, 0], torch.randint(2, (7,), generator=G).double()
+    weighted = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0).double())
+    torch.testing.assert_close(BCEWithLogits(positive_weight=3.0).mean(z, y), weighted(z, y), rtol=1e-14, atol=0)
+    both = torch.stack([torch.zeros_like(z), z], 1)
+    smoothed = nn.CrossEntropyLoss(label_smoothing=0.2)(both, y.long())
+    torch.testing.assert_close(BCEWithLogits(label_smoothing=0.2).mean(z, y), smoothed, rtol=1e-14, atol=0)
+
+
+def test_the_plain_mean_is_torch_s_to_the_bit():
+    z, y = torch.randn(1001, generator=G, requires_grad=True), torch.randint(2, (1001,), generator=G).float()
+    theirs = nn.functional.binary_cross_entropy_with_logits(z, y)
+    ours = BCEWithLogits().mean(z, y)
+    assert torch.equal(ours, theirs)
+    assert torch.equal(*(torch.autograd.grad(loss, z)[0] for loss in (ours, theirs)))
 
 
 def test_curvature_of_a_confident_click_keeps_its_digits_in_float32():

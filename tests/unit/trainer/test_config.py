@@ -104,7 +104,7 @@ def test_keys_of_earlier_versions_are_read_under_their_present_names() -> None:
 def test_every_section_has_defaults_but_the_path() -> None:
     config = from_toml('data.path = "DATA"')
     assert [section.name for section in fields(config)] == [
-        *("data", "model", "optimizer", "schedule", "stepsize", "budget", "eval"),
+        *("data", "model", "loss", "optimizer", "schedule", "stepsize", "budget", "eval"),
         *("checkpoint", "records", "divergence", "metrics", "watchdog"),
     ]
     assert config.metrics.host == "127.0.0.1"

@@ -32,7 +32,8 @@ class Evaluation:
     split: str
     rows: int
     loss: float
-    """Mean binary cross-entropy: the sum over rows in float64, divided by their number."""
+    """Mean binary cross-entropy: the sum over rows in float64, divided by their number. Where rows of label 0 were
+    left out and [loss] corrects for it, both are those of the whole log."""
     auc: float | None
     """Probability that a positive row has the higher logit than a negative one, ties counting half; None if
     one of the two labels is absent or a logit is nan."""
@@ -51,8 +52,9 @@ class Evaluator:
     the device, and logits and labels are counted once they have come to the host.
     """
 
-    def __init__(self, *, exact_rows: int = EXACT_ROWS) -> None:
+    def __init__(self, *, exact_rows: int = EXACT_ROWS, negative_weight: float = 1.0) -> None:
         self._exact_rows = exact_rows
+        self._negative_weight = negative_weight
         self._rows = 0
         self._positives = 0
         self._sums: Tensor | None = None
@@ -66,8 +68,10 @@ class Evaluator:
         """Takes in logits (R,) and labels 0 or 1 (R,)."""
         logits = logits.detach()
         values = logits.double()
-        loss = functional.binary_cross_entropy_with_logits(values, label.double(), reduction="sum")
-        sums = torch.stack([loss, values.sigmoid().sum()])
+        weights = row_weights(label, self._negative_weight)
+        loss = functional.binary_cross_entropy_with_logits(values, label.double(), weights, reduction="sum")
+        predicted = values.sigmoid() if weights is None else values.sigmoid() * weights
+        sums = torch.stack([loss, predicted.sum()])
         self._sums = sums if self._sums is None else self._sums + sums
         self._coming.append(HostCopy(logits.float(), label))
         self._take_in(keep=IN_FLIGHT_BATCHES if logits.is_cuda else 0)
@@ -105,6 +109,7 @@ class Evaluator:
             loss=loss,
             predicted=predicted,
             area=self._area(),
+            negative_weight=self._negative_weight,
         )
 
     def _count(self, parts: tuple[NDArray[np.float32], NDArray[np.float32]]) -> None:
@@ -128,12 +133,16 @@ class Evaluator:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[ModelInputs], *, split: str) -> Evaluation:
+def evaluate(
+    model: nn.Module, batches: Iterable[ModelInputs], *, split: str, negative_weight: float = 1.0
+) -> Evaluation:
     """The model, in evaluation mode, on all rows of `batches`; the mode it had is put back.
 
+    A row of label 0 stands for `negative_weight` rows: loss, entropy and calibration are those of all of them. The AUC
+    does not depend on it.
     Raises: ValueError if there are no rows.
     """
-    evaluator = Evaluator()
+    evaluator = Evaluator(negative_weight=negative_weight)
     training = model.training
     model.eval()
     try:
@@ -145,19 +154,37 @@ def evaluate(model: nn.Module, batches: Iterable[ModelInputs], *, split: str) ->
 
 
 def evaluation_of(
-    *, split: str, rows: int, positives: int, loss: float, predicted: float, area: tuple[float | None, float]
+    *,
+    split: str,
+    rows: int,
+    positives: int,
+    loss: float,
+    predicted: float,
+    area: tuple[float | None, float],
+    negative_weight: float = 1.0,
 ) -> Evaluation:
-    """The figures of `rows` rows, 1 or more: `loss`, `predicted` are sums over them, `area` the AUC and its error."""
-    entropy = _entropy(positives / rows)
+    """The figures of `rows` rows, 1 or more: `loss`, `predicted` are sums over them, `area` the AUC and its error.
+
+    A row of label 0 counted `negative_weight` times in these sums.
+    """
+    counted = positives + negative_weight * (rows - positives)
+    entropy = _entropy(positives / counted)
     return Evaluation(
         split=split,
         rows=rows,
-        loss=loss / rows,
+        loss=loss / counted,
         auc=area[0],
         auc_error=area[1],
-        normalized_entropy=loss / rows / entropy if entropy else None,
+        normalized_entropy=loss / counted / entropy if entropy else None,
         calibration=predicted / positives if positives else None,
     )
+
+
+def row_weights(label: Tensor, negative_weight: float) -> Tensor | None:
+    """How often each row of labels 0 or 1 (R,) counts, (R,) float64; None if each counts once."""
+    if negative_weight == 1.0:
+        return None
+    return torch.full_like(label, negative_weight, dtype=torch.float64).masked_fill(label > 0.5, 1.0)
 
 
 def area_of_counts(counts: NDArray[np.integer]) -> tuple[float | None, float]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.learner.scoring.evaluation import Evaluation, area_of_counts, evaluation_of
+from trainer.learner.scoring.evaluation import Evaluation, area_of_counts, evaluation_of, row_weights
 from trainer.learner.scoring.host_copy import HostCopy
 
 PROGRESSIVE = "progressive"
@@ -30,13 +30,23 @@ class ProgressiveValidation:
     it.
 
     The logits are those of the training step: of the weights themselves, not of their average, with dropout, and in
-    training's precision. Rows without a finite loss are left out of a window, and of its `rows`.
+    training's precision; `shift` is added to them, and a row of label 0 stands for `negative_weight` rows. Rows without
+    a finite loss are left out of a window, and of its `rows`.
 
     On the device nothing waits: counts and sums stay there, in memory that does not grow, until their window ends.
     """
 
-    def __init__(self, *, window_rows: int, once: bool, device: torch.device) -> None:
+    def __init__(
+        self,
+        *,
+        window_rows: int,
+        once: bool,
+        device: torch.device,
+        shift: float = 0.0,
+        negative_weight: float = 1.0,
+    ) -> None:
         self.window_rows, self.once = window_rows, once
+        self._shift, self._negative_weight = shift, negative_weight
         self._closed: deque[_Window] = deque()
         self._rows = 0
         """Of the batches of the open window, those without a finite loss included: known without asking the device."""
@@ -53,13 +63,15 @@ class ProgressiveValidation:
         """
         if epoch > 0 and not self.once:
             return
-        values = logits.detach().double()
-        losses = functional.binary_cross_entropy_with_logits(values, label.double(), reduction="none")
+        values = logits.detach().double() + self._shift
+        weights = row_weights(label, self._negative_weight)
+        losses = functional.binary_cross_entropy_with_logits(values, label.double(), weights, reduction="none")
+        predicted = values.sigmoid() if weights is None else values.sigmoid() * weights
         finite = losses.isfinite()
         scaled = (values / LIMIT + 1.0) * (BINS / 2)
         bins = scaled.nan_to_num(0.0).clamp(0, BINS - 1).long() + BINS * (label > 0.5)
         self._counts.index_add_(0, bins, finite.int())
-        self._sums += torch.stack([part.masked_fill(~finite, 0.0).sum() for part in (losses, values.sigmoid())])
+        self._sums += torch.stack([part.masked_fill(~finite, 0.0).sum() for part in (losses, predicted)])
         self._rows += len(label)
         if self._rows >= self.window_rows or (next_epoch > epoch and not self.once):
             self._closed.append(_Window(step, HostCopy(self._counts, self._sums)))
@@ -82,7 +94,13 @@ class ProgressiveValidation:
         loss, predicted = sums.tolist()
         area = area_of_counts(counts.numpy())
         return evaluation_of(
-            split=PROGRESSIVE, rows=rows, positives=positives, loss=loss, predicted=predicted, area=area
+            split=PROGRESSIVE,
+            rows=rows,
+            positives=positives,
+            loss=loss,
+            predicted=predicted,
+            area=area,
+            negative_weight=self._negative_weight,
         )
 
     def state_dict(self) -> dict[str, Any]:

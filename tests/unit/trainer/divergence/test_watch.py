@@ -123,3 +123,12 @@ def test_a_watch_that_is_restored_goes_on_alike(cut: int) -> None:
 def test_settings_are_checked(values: dict[str, float], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         DivergenceConfig(**values)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_bar_rises_with_the_weights_of_the_loss() -> None:
+    """And stays where it is when the state is put back."""
+    watch = DivergenceWatch(DivergenceConfig(), largest_weight=100.0)
+    watch.add(0, 0.5, withheld=False)
+    assert watch.bar == pytest.approx(DivergenceConfig().loss_factor * 100 * math.log(2))
+    watch.load_state_dict(watch.state_dict())
+    assert watch.bar == pytest.approx(DivergenceConfig().loss_factor * 100 * math.log(2))

@@ -1,0 +1,255 @@
+"""predict: the scores of a split, of the log it was made of and of that log without labels are the same bits."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pipeline.schema import CRITEO
+from trainer.cli import main
+from trainer.serving import evaluate_run, open_run
+
+IN_SMALL_BATCHES = """
+import sys, time
+from trainer.serving import predicting, scores
+predicting.EVALUATION_BATCH_ROWS, predicting.COMMIT_SECONDS = 512, 0.0
+add = scores.KeptScores.add
+scores.KeptScores.add = lambda *arguments: (time.sleep(0.05), add(*arguments))[1]
+from trainer.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+KILLED_AT_LINES = (1_000, 6_000)
+
+
+@dataclass(frozen=True)
+class Trained:
+    run: Path
+    data: Path
+    lines: list[bytes]
+    """Of the whole log, in the order of the splits."""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, small_log: Path) -> Trained:
+    """A run that averages its weights, on a folder whose one split to score is the whole log."""
+    folder = tmp_path_factory.mktemp("predict")
+    lines = b"".join(path.read_bytes() for path in sorted(small_log.glob("day_*"))).splitlines()
+    (folder / "log.tsv").write_bytes(b"\n".join(lines) + b"\n")
+    shares = ["--validation", "0.1", "--test", "0.1"]
+    assert main(["preprocess", str(folder / "log.tsv"), "--out", str(folder / "data"), *shares]) == 0
+    config = folder / "config.toml"
+    config.write_text(
+        f'[data]\npath = "{folder / "data"}"\nbatch_rows = 256\n[model]\ntable_rows = 1000\n[optimizer]\n'
+        'average = "ema"\n[budget]\nsteps = 20\n[metrics]\nport = -1\n'
+    )
+    assert main(["train", str(config), "--run", str(folder / "run")]) == 0
+    return Trained(folder / "run", folder / "data", lines)
+
+
+def scores(path: Path) -> np.ndarray:
+    table = pq.read_table(path)
+    assert table.column_names == ["probability"]
+    return table["probability"].to_numpy()
+
+
+def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.dtype == other.dtype == np.float32 and np.array_equal(one.view(np.uint32), other.view(np.uint32))
+
+
+def predict(trained: Trained, *arguments: object) -> int:
+    return main(["predict", str(trained.run), *map(str, arguments)])
+
+
+def test_a_split_its_lines_and_its_lines_without_labels_have_the_same_scores(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain, packed, in several files, and from standard input; loss and AUC are those of evaluate."""
+    data, log = trained.data, trained.lines[:9600]  # the training split: more rows than one pass has
+    assert predict(trained, data, "--split", "train", "--out", tmp_path / "split.parquet", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    _, evaluation = evaluate_run(trained.run, split="train", rows=None, data=None)
+    assert (told["lines"], told["rows"], told["rejected_lines"]) == (9600, 9600, 0)
+    for name in ("rows", "loss", "auc", "normalized_entropy", "calibration"):
+        assert told["evaluation"][name] == getattr(evaluation, name)
+    expected = scores(tmp_path / "split.parquet")
+    (tmp_path / "plain.tsv").write_bytes(b"\n".join(log))  # no last line end
+    bare = [line.split(b"\t", 1)[1] for line in log]
+    (tmp_path / "bare.gz").write_bytes(gzip.compress(b"\r\n".join(bare) + b"\r\n"))
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    (parts / "day_0.tsv").write_bytes(b"\n".join(log[:4000]) + b"\n")
+    (parts / "day_1.tsv").write_bytes(b"\n".join(log[4000:]) + b"\n")
+    for name, labelled in (("plain.tsv", True), ("bare.gz", False), ("parts", True)):
+        assert predict(trained, tmp_path / name, "--out", tmp_path / f"{name}.parquet", "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        assert same_bits(scores(tmp_path / f"{name}.parquet"), expected), name
+        assert found["evaluation"] == (told["evaluation"] if labelled else None), name
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n".join(bare))))
+    assert predict(trained, "-", "--out", "-") == 0
+    text = capsys.readouterr().out
+    assert same_bits(np.array(text.split(), np.float32), expected)
+    assert predict(trained, tmp_path / "plain.tsv", "--out", tmp_path / "scores.csv") == 0
+    header, *rest = (tmp_path / "scores.csv").read_text().splitlines()
+    assert header == "probability"
+    assert same_bits(np.array(rest, np.float32), expected)
+
+
+def test_scores_are_what_the_averaged_model_says(trained: Trained, tmp_path: Path) -> None:
+    """Against the sigmoid of the model's logits, with the averaged weights put in by hand."""
+    assert predict(trained, trained.data, "--split", "test", "--out", tmp_path / "s.parquet") == 0
+    opened = open_run(trained.run)
+    average = {name: value for name, value in opened.checkpoint.tensors["average"].items() if name[0] != "#"}
+    assert any(not torch.equal(value, opened.checkpoint.tensors["model"][name]) for name, value in average.items())
+    opened.learner.model.load_state_dict(average)
+    shards = pq.read_table(trained.data / "test")
+    dense = np.stack([shards[name].fill_null(0).to_numpy() for name in CRITEO.dense], axis=1)
+    dense = np.log(np.maximum(dense, 0).astype(np.float32).astype(np.float64) + 1)
+    ids = np.stack([shards[name].to_numpy().astype(np.float32).astype(np.int64) % 1000 for name in CRITEO.sparse])
+    with torch.no_grad():
+        logits = opened.learner.model.eval()(torch.from_numpy(dense).float(), torch.from_numpy(ids))
+    np.testing.assert_allclose(scores(tmp_path / "s.parquet"), torch.sigmoid(logits).numpy(), rtol=1e-5)
+
+
+def test_a_line_that_is_no_row_keeps_its_place(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever it stands, between passes too, and nobody else's score moves by a bit."""
+    log = trained.lines[:9000]
+    (tmp_path / "log.tsv").write_bytes(b"\n".join(log))
+    assert predict(trained, tmp_path / "log.tsv", "--out", tmp_path / "log.parquet") == 0
+    bad = {1: b"not a row", 2: b"", 8194: log[0].replace(b"\t", b" "), 8200: b"7" + log[1][1:], 9004: b"x"}
+    mixed = list(log)
+    for place, line in sorted(bad.items()):
+        mixed.insert(place, line)
+    (tmp_path / "mixed.tsv").write_bytes(b"\n".join(mixed) + b"\n")
+    capsys.readouterr()
+    for name in ("mixed.parquet", "mixed.csv"):
+        assert predict(trained, tmp_path / "mixed.tsv", "--out", tmp_path / name) == 0
+    said = capsys.readouterr().err
+    assert "line 2: 1 fields instead of 40" in said
+    assert "line 3: empty line" in said
+    assert "5 of 9,005 lines were rejected" in said
+    column = pq.read_table(tmp_path / "mixed.parquet")["probability"].combine_chunks()
+    nulls = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False)).tolist()
+    assert nulls == sorted(bad)
+    assert same_bits(np.delete(column.to_numpy(zero_copy_only=False), nulls), scores(tmp_path / "log.parquet"))
+    text = (tmp_path / "mixed.csv").read_text().splitlines()[1:]
+    assert [place for place, value in enumerate(text) if value == "nan"] == nulls
+
+
+def test_killed_again_and_again_it_makes_the_same_file(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "log.tsv").write_bytes(b"\n".join([*trained.lines[:3000], b"no row", *trained.lines[3000:9600]]))
+    state = tmp_path / "killed.parquet.partial" / "state.json"
+
+    def command(out: str) -> list[str]:
+        arguments = ["predict", str(trained.run), str(tmp_path / "log.tsv"), "--out", str(tmp_path / out), "--json"]
+        return [sys.executable, "-c", IN_SMALL_BATCHES, *arguments]
+
+    def lines_done() -> int:
+        return json.loads(state.read_text())["lines"] if state.exists() else 0
+
+    for lines in KILLED_AT_LINES:
+        process = subprocess.Popen(command("killed.parquet"), stderr=subprocess.DEVNULL)
+        while lines_done() < lines:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "killed.parquet").exists()
+    told = subprocess.run(command("killed.parquet"), capture_output=True, check=True, text=True)
+    assert json.loads(told.stdout)["resumed_lines"] >= KILLED_AT_LINES[-1]
+    whole = subprocess.run(command("whole.parquet"), capture_output=True, check=True, text=True)
+    assert json.loads(whole.stdout)["resumed_lines"] == 0
+    assert json.loads(told.stdout)["evaluation"] == json.loads(whole.stdout)["evaluation"]
+    assert (tmp_path / "killed.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.parquet", "log.tsv", "whole.parquet"]
+
+
+def test_what_is_left_of_other_scores_is_not_gone_on_with(trained: Trained, tmp_path: Path) -> None:
+    """Of a log that changed since: begun anew, not continued with rows of two logs."""
+    from trainer.serving.scores import RECORD, KeptScores
+
+    (tmp_path / "log.tsv").write_bytes(b"\n".join(trained.lines[:100]))
+    with KeptScores(tmp_path / "s.parquet", {"of": "another log"}) as kept:
+        kept.add(np.ones(50, RECORD), 50)
+        kept.commit()
+    assert predict(trained, tmp_path / "log.tsv", "--out", tmp_path / "s.parquet") == 0
+    assert predict(trained, tmp_path / "log.tsv", "--out", tmp_path / "t.parquet") == 0
+    assert (tmp_path / "s.parquet").read_bytes() == (tmp_path / "t.parquet").read_bytes()
+
+
+def test_a_header_is_not_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a format whose label stands in the middle; with labels, without, and with names that are others."""
+    (tmp_path / "format.toml").write_text(
+        'name = "clicks"\ncolumns = ["n", "click", "c", "junk"]\nlabel = "click"\ndense = ["n"]\nsparse = ["c"]\n'
+        'bucket_sizes = 1000\ndelimiter = ","\nheader = true\nhexadecimal = false\n'
+    )
+    rows = [(i % 7, i % 2, f"shop{i % 50}", "x") for i in range(3000)]
+    for name, columns in (("log.csv", (0, 1, 2, 3)), ("bare.csv", (0, 2, 3)), ("other.csv", (0, 2, 1))):
+        names = [("n", "click", "c", "junk")[column] for column in columns]
+        lines = [names, *[[str(row[column]) for column in columns] for row in rows]]
+        (tmp_path / name).write_text("".join(",".join(line) + "\n" for line in lines))
+    data, run = tmp_path / "data", tmp_path / "run"
+    made = ["preprocess", str(tmp_path / "log.csv"), "--out", str(data), "--format", str(tmp_path / "format.toml")]
+    assert main(made) == 0
+    config = tmp_path / "config.toml"
+    config.write_text(
+        f'[data]\npath = "{data}"\nbatch_rows = 64\n[model]\ntable_rows = 500\n[budget]\nsteps = 5\n'
+        "[metrics]\nport = -1\n"
+    )
+    assert main(["train", str(config), "--run", str(run)]) == 0
+    data.rename(tmp_path / "gone")  # the checkpoint tells how lines are encoded
+    for name in ("log.csv", "bare.csv"):
+        assert main(["predict", str(run), str(tmp_path / name), "--out", str(tmp_path / f"{name}.parquet")]) == 0
+    assert len(scores(tmp_path / "log.csv.parquet")) == 3000
+    assert same_bits(scores(tmp_path / "log.csv.parquet"), scores(tmp_path / "bare.csv.parquet"))
+    capsys.readouterr()
+    assert main(["predict", str(run), str(tmp_path / "other.csv"), "--out", str(tmp_path / "o.parquet")]) == 2
+    assert "its header names 'click' where format 'clicks' has 'junk'" in capsys.readouterr().err
+
+
+WRONG: list[tuple[str, Callable[[Trained, Path], list[object]], str]] = [
+    ("other-format", lambda t, p: [_log(p, b"1,2,3"), "--out", p / "s.csv"], "its first line has 1 field, and"),
+    ("no-source", lambda t, p: [p / "none", "--out", p / "s.csv"], "does not exist"),
+    ("empty", lambda t, p: [_log(p, b""), "--out", p / "s.csv"], "empty"),
+    ("kind", lambda t, p: [_log(p, t.lines[0]), "--out", p / "s.txt"], "end its name in .parquet or .csv"),
+    ("folder", lambda t, p: [_log(p, t.lines[0]), "--out", p / "no" / "s.csv"], "is no folder; make it"),
+    ("there", lambda t, p: [_log(p, t.lines[0]), "--out", _log(p, b"kept", "s.csv")], "--force to replace it"),
+    ("step", lambda t, p: [_log(p, t.lines[0]), "--out", p / "s.csv", "--checkpoint", "3"], "it has those of 20"),
+    ("two", lambda t, p: [t.data, _log(p, t.lines[0]), "--out", p / "s.csv"], "name it alone"),
+]
+
+
+def _log(folder: Path, content: bytes, name: str = "log.tsv") -> Path:
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
+@pytest.mark.parametrize(("arguments", "words"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG])
+def test_wrong_use_is_one_line_and_leaves_nothing(
+    trained: Trained,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: Callable[[Trained, Path], list[object]],
+    words: str,
+) -> None:
+    given = arguments(trained, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert predict(trained, *given) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert words in line
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
