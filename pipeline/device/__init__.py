@@ -19,17 +19,23 @@ if TYPE_CHECKING:
     from pipeline.device.line_inputs import LineInputs, open_lines
     from pipeline.device.model_inputs import ModelInputs
     from pipeline.device.opening import open_feed, open_rows
+    from pipeline.device.own_loop import BatchStream, PairStream, open_batches, open_pairs, open_split
 
 __all__ = [
+    "BatchStream",
     "DataConfig",
     "DevicePair",
     "Feed",
     "LineInputs",
     "ModelInputs",
+    "PairStream",
     "StreamWait",
+    "open_batches",
     "open_feed",
     "open_lines",
+    "open_pairs",
     "open_rows",
+    "open_split",
 ]
 
 _FILES = {
@@ -38,6 +44,11 @@ _FILES = {
     "LineInputs": "line_inputs",
     "ModelInputs": "model_inputs",
     "StreamWait": "feed",
+    "BatchStream": "own_loop",
+    "PairStream": "own_loop",
+    "open_batches": "own_loop",
+    "open_pairs": "own_loop",
+    "open_split": "own_loop",
     "open_feed": "opening",
     "open_lines": "line_inputs",
     "open_rows": "opening",

@@ -12,5 +12,17 @@ from trainer.serving.evaluating import evaluate_run
 from trainer.serving.export import export_run
 from trainer.serving.opened import OpenedRun, open_run
 from trainer.serving.predicting import Predicted, predict_run
+from trainer.serving.tables import RunTables
+from trainer.serving.training import TrainedRun, train_run
 
-__all__ = ["OpenedRun", "Predicted", "evaluate_run", "export_run", "open_run", "predict_run"]
+__all__ = [
+    "OpenedRun",
+    "Predicted",
+    "RunTables",
+    "TrainedRun",
+    "evaluate_run",
+    "export_run",
+    "open_run",
+    "predict_run",
+    "train_run",
+]

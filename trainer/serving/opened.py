@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from pipeline.addresses import is_remote
 from pipeline.errors import InputError
 from pipeline.schema import LogFormat
 from pipeline.shards import Manifest
-from trainer.config import Config, ConfigError, load_config
+from trainer.config import Config, ConfigError, config_errors, load_config
 from trainer.console import Console
 from trainer.job import Learner, model_columns
+from trainer.learner import Evaluation, build_model
 from trainer.records import Checkpoint, checkpoint_steps, load_best, load_latest
+from trainer.serving.tables import RunTables
+from trainer.serving.values import predict_values
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    DataFrame = Any  # of pandas, which need not be there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +46,59 @@ class OpenedRun:
     @property
     def step(self) -> int:
         return self.checkpoint.step
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """A plain module in evaluation mode, a copy of the weights that answer: the averaged ones, if the run averages.
+
+        Logits (R,) of dense (R, D) float32 and ids (S, R).
+        """
+        with self.learner.answering() as answering:
+            weights = {name: weight.detach().clone() for name, weight in answering.state_dict().items()}
+        plain = build_model(
+            self.config.resolved().model,
+            dense_features=len(self.log_format.dense),
+            sparse_features=len(self.log_format.sparse),
+            seed=0,
+        )
+        plain.load_state_dict(weights)
+        return plain.to(self.learner.device).eval()
+
+    @property
+    def records(self) -> RunTables:
+        """Steps, α*, evaluations and events as Arrow tables."""
+        return RunTables(self.run)
+
+    def predict(
+        self,
+        values: Iterable[str] | pa.Table | DataFrame | tuple[Tensor, Tensor],
+        *,
+        labelled: bool | None = None,
+    ) -> NDArray[np.float32]:
+        """Probabilities (N,) of a click: of lines of the log, with or without the label (`labelled`; None: by the
+        first of them); of a table with its raw columns; or of tensors (dense, ids) as `pipeline.open_pairs` gives them.
+
+        NaN for a line that cannot be used. Raises: InputError for what is nothing of the kind.
+        """
+        return predict_values(self.learner, self.log_format, values, labelled=labelled)
+
+    def evaluate(self, split: str = "validation", *, rows: int | None = None, data: str | None = None) -> Evaluation:
+        """The weights on a split of the run's data, or of the folder `data`; on its first `rows` rows.
+
+        Raises: as `evaluate_run`.
+        """
+        if data is None:
+            refuse_lost_path(self.config.data.path, self.run)
+        folder = self.config.data if data is None else replace(self.config.data, path=data)
+        with config_errors():
+            evaluation = replace(self.config.eval, rows=rows)
+        manifest = Manifest.load(folder.path)
+        if model_columns(manifest.format) != model_columns(self.log_format):
+            raise ConfigError(
+                f"{folder.path}: has other columns or bucket sizes than {self.run} was trained on; give data of the "
+                "same format"
+            )
+        return self.learner.evaluate(folder, manifest, evaluation, split)
 
 
 def open_run(

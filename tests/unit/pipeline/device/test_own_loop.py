@@ -1,0 +1,132 @@
+"""Pairs for a loop of one's own: their state, epochs, ranks, errors, and their place in a graph of torchdata.nodes."""
+
+from __future__ import annotations
+
+import doctest
+import threading
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torchdata.nodes import Loader, Prefetcher
+
+import pipeline
+from pipeline.device import DevicePair
+from pipeline.errors import InputError
+
+
+def open_here(data: Path, **options: Any):
+    return pipeline.open_pairs(str(data), **{"batch_rows": 20, "table_rows": 1000, "epochs": 2, "seed": 3, **options})
+
+
+def values(pairs: Any) -> list[list[Any]]:
+    """Every number of every batch."""
+    return [[part.tolist() for batch in (pair.b1, pair.b2) for part in batch] for pair in pairs]
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_a_state_continues_with_the_next_pair(tiny_data: Path, after: int) -> None:
+    with open_here(tiny_data) as whole:
+        expected = values(whole)
+        assert len(expected) == 2 * whole.steps_per_epoch > 3
+    with open_here(tiny_data) as begun:
+        list(islice(begun, after))
+        state = begun.state_dict()
+    with open_here(tiny_data) as resumed:
+        resumed.load_state_dict(state)
+        assert values(resumed) == expected[after:]
+        assert list(map(str, expected[: after + 1])) != list(map(str, expected[after:]))
+
+
+def test_another_loop_begins_anew_with_the_next_epoch(tiny_data: Path) -> None:
+    with open_here(tiny_data) as whole, open_here(tiny_data, epochs=1) as one:
+        assert values(one) + values(one) == values(whole)
+
+
+def test_a_loop_that_was_left_goes_on(tiny_data: Path) -> None:
+    with open_here(tiny_data) as whole, open_here(tiny_data) as left:
+        assert values(islice(left, 2)) + values(left) == values(whole)
+
+
+def test_ranks_share_every_batch(tiny_data: Path) -> None:
+    with (
+        open_here(tiny_data) as whole,
+        open_here(tiny_data, ranks=2) as first,
+        open_here(tiny_data, rank=1, ranks=2) as second,
+    ):
+        for pair, *shares in zip(whole, first, second, strict=True):
+            joined = torch.cat([share.b2.dense for share in shares])
+            assert torch.equal(joined, pair.b2.dense)
+
+
+def test_batches_are_those_that_the_pairs_train_on(tiny_data: Path) -> None:
+    with open_here(tiny_data) as pairs:
+        expected = [pair.b2.dense.tolist() for pair in pairs]
+    with pipeline.open_batches(str(tiny_data), batch_rows=20, table_rows=1000, epochs=2, seed=3) as batches:
+        assert [batch.dense.tolist() for batch in batches] == expected
+
+
+def test_a_split_gives_every_row_once(tiny_data: Path) -> None:
+    from pipeline.shards import Manifest
+
+    batches = list(pipeline.open_split(str(tiny_data), split="train", batch_rows=7, table_rows=1000))
+    assert sum(batch.rows for batch in batches) == Manifest.load(tiny_data).splits["train"].rows
+
+
+def test_a_graph_of_nodes_continues_behind_a_prefetcher(tiny_data: Path) -> None:
+    with open_here(tiny_data) as whole:
+        expected = values(whole)
+    with open_here(tiny_data) as stream:
+        loader: Loader[DevicePair] = Loader(Prefetcher(stream.node(), prefetch_factor=2))
+        given = iter(loader)
+        assert values(islice(given, 2)) == expected[:2]
+        state = loader.state_dict()
+        del given, loader
+    with open_here(tiny_data) as stream:
+        loader = Loader(Prefetcher(stream.node(), prefetch_factor=2))
+        loader.load_state_dict(state)
+        assert values(loader) == expected[2:]
+
+
+def test_no_thread_stays(tiny_data: Path) -> None:
+    before = set(threading.enumerate())
+    with open_here(tiny_data) as left:
+        next(left)
+        assert set(threading.enumerate()) > before
+    assert set(threading.enumerate()) == before
+    list(ended := open_here(tiny_data))
+    assert set(threading.enumerate()) == before
+    del ended
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"batch_rows": 0}, "batch_rows = 0"),
+        ({"batch_rows": 10**6}, "1000000|1,000,000"),
+        ({"table_rows": 0}, "table_rows = 0"),
+        ({"epochs": 0}, "epochs = 0"),
+        ({"rank": 2, "ranks": 2}, "rank = 2"),
+        ({"device": "nonsense"}, "nonsense"),
+        ({"split": "nonsense"}, "nonsense"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_a_line(tiny_data: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        open_here(tiny_data, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_folder_and_a_foreign_state_are_refused(tiny_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere"):
+        open_here(tmp_path / "nowhere")
+    with open_here(tiny_data) as stream, pytest.raises(InputError, match="the state lacks 'epoch'"):
+        stream.load_state_dict({})
+
+
+def test_the_example_of_the_package_does_what_it_says(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny_data.parent)
+    result = doctest.testmod(pipeline, extraglobs={"open_pairs": pipeline.open_pairs})
+    assert (result.failed, result.attempted) == (0, 2)
