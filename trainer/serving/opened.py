@@ -60,6 +60,7 @@ class OpenedRun:
             dense_features=len(self.log_format.dense),
             sparse_features=len(self.log_format.sparse),
             seed=0,
+            bucket_sizes=self.log_format.bucket_sizes,
         )
         plain.load_state_dict(weights)
         return plain.to(self.learner.device).eval()
