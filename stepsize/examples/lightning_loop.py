@@ -15,7 +15,7 @@ from stepsize import RateController
 from stepsize.examples.generated_clicks import ClickModel, batches
 
 
-class PairStream(IterableDataset):
+class ProbedBatches(IterableDataset):
     """Each batch with the next one, which probes its step. With a loader of your own: pairwise(loader)."""
 
     def __init__(self, steps: int) -> None:
@@ -62,7 +62,7 @@ class ClickModule(LightningModule):
 def train_by_lightning(steps: int, **given: Any) -> list[float]:
     """The rate of each of `steps` steps; `given` goes to Lightning's Trainer."""
     module = ClickModule(steps)
-    loader = torch.utils.data.DataLoader(PairStream(steps), batch_size=None)
+    loader = torch.utils.data.DataLoader(ProbedBatches(steps), batch_size=None)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     Trainer(max_steps=steps, max_epochs=1, **{**quiet, **given}).fit(module, loader)
     return module.rates
