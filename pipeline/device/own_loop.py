@@ -168,8 +168,14 @@ def open_pairs(
     options are those of `DataConfig`, by the same names.
     Raises: InputError for data or options that cannot be used.
     """
-    config = _config(
-        data, batch_rows, probe_rows=probe_rows, pairing=pairing, shuffle=shuffle, seed=seed, prefetch=prefetch_batches
+    config = DataConfig(
+        path=str(data),
+        batch_rows=batch_rows,
+        probe_rows=probe_rows,
+        pairing=pairing,
+        shuffle=shuffle,
+        seed=seed,
+        prefetch_batches=prefetch_batches,
     )
     return PairStream(_feed(config, table_rows, split, epochs, device, rank, ranks), epochs=epochs)
 
@@ -192,8 +198,8 @@ def open_batches(
 
     The last batch of an epoch may be shorter. For every row once, in file order, see `open_split`.
     """
-    config = _config(
-        data, batch_rows, probe_rows=None, pairing="sliding", shuffle=shuffle, seed=seed, prefetch=prefetch_batches
+    config = DataConfig(
+        path=str(data), batch_rows=batch_rows, shuffle=shuffle, seed=seed, prefetch_batches=prefetch_batches
     )
     return BatchStream(_feed(config, table_rows, split, epochs, device, rank, ranks), epochs=epochs)
 
@@ -215,27 +221,6 @@ def open_split(
     if split not in manifest.splits or not manifest.splits[split].rows:
         raise InputError(f"{data}: has no rows in split {split!r}; choose one of {', '.join(manifest.splits)}")
     return open_rows(config, manifest, table_rows=table_rows, device=device, split=split, batch_rows=config.batch_rows)
-
-
-def _config(
-    data: str,
-    batch_rows: int,
-    *,
-    probe_rows: int | None,
-    pairing: Pairing,
-    shuffle: Shuffle,
-    seed: int,
-    prefetch: int,
-) -> DataConfig:
-    return DataConfig(
-        path=str(data),
-        batch_rows=batch_rows,
-        probe_rows=probe_rows,
-        pairing=pairing,
-        shuffle=shuffle,
-        seed=seed,
-        prefetch_batches=prefetch,
-    )
 
 
 def _feed(  # noqa: PLR0917

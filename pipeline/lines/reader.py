@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -15,12 +16,13 @@ from pipeline.rows import RowBatch, encoded_columns
 from pipeline.schema import LogFormat
 from pipeline.source import Block, LineReader, Source, after_newlines, check_header
 
+MOST_EXAMPLES = 5
+"""Rejected lines of a batch whose reasons are told."""
+
 
 class RejectedLine(NamedTuple):
     """A line that holds no row."""
 
-    place: int
-    """Among the lines of its batch, from 0."""
     source: str
     number: int
     """In its source, from 1."""
@@ -29,18 +31,22 @@ class RejectedLine(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LineBatch:
-    """Consecutive lines: up to and with the last row of the batch, or, of the last batch, to the end."""
+    """Consecutive lines: up to and with the last row of the batch; without a row, so many as a batch has rows; of the
+    last batch, to the end."""
 
     rows: RowBatch
     """In order; may hold none. Labels are 0 if the lines have none."""
     lines: int
     labelled: bool
     """Whether the lines have labels."""
-    rejected: tuple[RejectedLine, ...]
+    rejected: NDArray[np.int64]
+    """The places of the lines that hold no row among the batch's, from 0, ascending."""
+    examples: tuple[RejectedLine, ...]
+    """The first MOST_EXAMPLES of them."""
 
     def places(self) -> NDArray[np.int64]:
         """(R,) the place of every row among the batch's lines, from 0."""
-        return np.delete(np.arange(self.lines), [line.place for line in self.rejected])
+        return np.delete(np.arange(self.lines), self.rejected)
 
 
 def read_lines(
@@ -95,11 +101,13 @@ class _Filling:
         self._group, self._tally = make_group(log_format, batch_rows), Counts(log_format).tally
         self._group.label[:] = 0
         self._filled = self.lines = 0
-        self._rejected: list[RejectedLine] = []
+        self._rejected = array("q")
+        self._examples: list[RejectedLine] = []
 
     @property
     def full(self) -> bool:
-        return self._filled == self._batch_rows
+        """Whether it has its rows, or so many lines without one that nothing else bounds it."""
+        return self._filled == self._batch_rows or (not self._filled and self.lines >= self._batch_rows)
 
     def add(self, block: Block, position: int, *, source: Source, number: int) -> tuple[int, int]:
         """Takes lines of the block from `position`, that of line `number`; the position behind them and how many."""
@@ -116,10 +124,12 @@ class _Filling:
         )
         rejects = self._rejects
         for i in range(count):
-            line = block.buffer[rejects.starts[i] : rejects.stops[i]].tobytes()
-            why = reason(self.log_format, int(rejects.codes[i]), int(rejects.fields[i]), line)
             index = int(rejects.lines[i])
-            self._rejected.append(RejectedLine(self.lines + index, source.named, number + index, why))
+            self._rejected.append(self.lines + index)
+            if len(self._examples) < MOST_EXAMPLES:
+                line = block.buffer[rejects.starts[i] : rejects.stops[i]].tobytes()
+                why = reason(self.log_format, int(rejects.codes[i]), int(rejects.fields[i]), line)
+                self._examples.append(RejectedLine(source.named, number + index, why))
         self.lines += taken
         return position, taken
 
@@ -135,10 +145,11 @@ class _Filling:
             rows=RowBatch(label=label, dense=dense, buckets=buckets, epoch=0, start=0),
             lines=self.lines,
             labelled=bool(self.log_format.label),
-            rejected=tuple(self._rejected),
+            rejected=np.array(self._rejected, np.int64),
+            examples=tuple(self._examples),
         )
         self._filled = self.lines = 0
-        self._rejected = []
+        self._rejected, self._examples = array("q"), []
         return batch
 
 

@@ -217,3 +217,15 @@ def test_an_interrupted_export_leaves_nothing(
     monkeypatch.setattr("trainer.serving.export.exporting.check_torch_program", interrupt)
     assert main(["export", str(averaged_run), "--out", str(tmp_path / "clicks")]) != 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_each_features_own_table_is_exported(tmp_path: Path, small_data: Path) -> None:
+    """Of tables of 3 to 2,048 rows: the programs are tried with ids that each of them has."""
+    config = tmp_path / "config.toml"
+    config.write_text(
+        f'[data]\npath = "{small_data}"\nbatch_rows = 64\n[model]\ntable_rows = 2048\ntables = "per_feature"\n'
+        "[budget]\nsteps = 2\n[metrics]\nport = -1\n"
+    )
+    assert main(["train", str(config), "--run", str(tmp_path / "run")]) == 0
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--onnx", "no"]) == 0
+    assert (tmp_path / "out" / "card.json").is_file()

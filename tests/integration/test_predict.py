@@ -21,7 +21,9 @@ import torch
 
 from pipeline.schema import CRITEO
 from trainer.cli import main
+from trainer.job import EVALUATION_BATCH_ROWS
 from trainer.serving import evaluate_run, open_run
+from trainer.serving.scores import RECORD, KeptScores
 
 IN_SMALL_BATCHES = """
 import sys, time
@@ -152,6 +154,44 @@ def test_a_line_that_is_no_row_keeps_its_place(
     assert [place for place, value in enumerate(text) if value == "nan"] == nulls
 
 
+def test_of_a_log_without_its_non_clicks_the_scores_are_those_of_evaluate(
+    small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Answers and loss are of the whole log in all three: evaluate, predict, and the model from Python."""
+    config, run = tmp_path / "config.toml", tmp_path / "run"
+    config.write_text(
+        f'[data]\npath = "{small_data}"\nbatch_rows = 64\n[model]\ntable_rows = 500\n[loss]\nnegatives_kept = 0.1\n'
+        "[budget]\nsteps = 5\n[metrics]\nport = -1\n"
+    )
+    assert main(["train", str(config), "--run", str(run)]) == 0
+    capsys.readouterr()
+    assert main(["predict", str(run), str(small_data), "--out", str(tmp_path / "s.parquet"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    _, evaluation = evaluate_run(run, split="validation", rows=None, data=None)
+    for name in ("loss", "auc", "normalized_entropy", "calibration"):
+        assert told["evaluation"][name] == getattr(evaluation, name)
+    opened = open_run(run)
+    dense, ids = torch.rand(7, 13), torch.randint(500, (26, 7))
+    with torch.no_grad():
+        trained = opened.learner.model.eval()(dense, ids)
+        torch.testing.assert_close(opened.model(dense, ids), trained + float(np.log(0.1)))
+
+
+def test_a_log_that_holds_no_row_takes_bounded_memory(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long: lines without a row are handed on as many at a time as a pass has rows."""
+    kept: list[int] = []
+    add = KeptScores.add
+    monkeypatch.setattr(
+        KeptScores, "add", lambda self, records, rows: (kept.append(len(records)), add(self, records, rows))
+    )
+    (tmp_path / "log.tsv").write_bytes(b"no row\n" * 100_000 + b"\n".join(trained.lines[:100]))
+    assert predict(trained, tmp_path / "log.tsv", "--labels", "yes", "--out", tmp_path / "s.parquet") == 0
+    assert max(kept) < 3 * EVALUATION_BATCH_ROWS
+    assert np.flatnonzero(~np.isnan(scores(tmp_path / "s.parquet"))).tolist() == list(range(100_000, 100_100))
+
+
 def test_killed_again_and_again_it_makes_the_same_file(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "log.tsv").write_bytes(b"\n".join([*trained.lines[:3000], b"no row", *trained.lines[3000:9600]]))
     state = tmp_path / "killed.parquet.partial" / "state.json"
@@ -182,8 +222,6 @@ def test_killed_again_and_again_it_makes_the_same_file(trained: Trained, tmp_pat
 
 def test_what_is_left_of_other_scores_is_not_gone_on_with(trained: Trained, tmp_path: Path) -> None:
     """Of a log that changed since: begun anew, not continued with rows of two logs."""
-    from trainer.serving.scores import RECORD, KeptScores
-
     (tmp_path / "log.tsv").write_bytes(b"\n".join(trained.lines[:100]))
     with KeptScores(tmp_path / "s.parquet", {"of": "another log"}) as kept:
         kept.add(np.ones(50, RECORD), 50)
@@ -231,6 +269,7 @@ WRONG: list[tuple[str, Callable[[Trained, Path], list[object]], str]] = [
     ("folder", lambda t, p: [_log(p, t.lines[0]), "--out", p / "no" / "s.csv"], "is no folder; make it"),
     ("there", lambda t, p: [_log(p, t.lines[0]), "--out", _log(p, b"kept", "s.csv")], "--force to replace it"),
     ("step", lambda t, p: [_log(p, t.lines[0]), "--out", p / "s.csv", "--checkpoint", "3"], "it has those of 20"),
+    ("split", lambda t, p: [_log(p, t.lines[0]), "--out", p / "s.csv", "--split", "test"], "--split test is of a data"),
     ("two", lambda t, p: [t.data, _log(p, t.lines[0]), "--out", p / "s.csv"], "name it alone"),
 ]
 

@@ -136,8 +136,8 @@ class PredictArguments:
     out: Annotated[str, tyro.conf.arg(metavar="FILE")]
     """FILE.parquet (one float32 column, probability), FILE.csv (the same with a header), or - for standard output, one
     probability a line."""
-    split: Literal["train", "validation", "test"] = "validation"
-    """Of a data folder: which split."""
+    split: Literal["train", "validation", "test"] | None = None
+    """Of a data folder: which split; by default validation."""
     labels: Literal["auto", "yes", "no"] = "auto"
     """Whether lines have the label column; auto: told from the number of fields of the first."""
     checkpoint: Annotated[int | None, tyro.conf.arg(metavar="STEP")] = None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from pipeline.shards import Manifest
-from trainer.config import config_errors
 from trainer.learner import Evaluation
-from trainer.serving.opened import open_run, refuse_lost_path, run_config
+from trainer.serving.opened import open_run
 
 
 def evaluate_run(
@@ -20,12 +18,5 @@ def evaluate_run(
     Raises: InputError as `load_best`; ConfigError for a missing run, checkpoint or split; StorageError if all
     checkpoints are damaged.
     """
-    config = run_config(run)
-    if data is None:
-        refuse_lost_path(config.data.path, run)
-    folder = config.data if data is None else replace(config.data, path=data)
-    with config_errors():
-        evaluation = replace(config.eval, rows=rows)
-    manifest = Manifest.load(folder.path)
-    opened = open_run(run, best=best, manifest=manifest)
-    return opened.step, opened.learner.evaluate(folder, manifest, evaluation, split)
+    opened = open_run(run, best=best, manifest=None if data is None else Manifest.load(data))
+    return opened.step, opened.evaluate(split, rows=rows, data=data)

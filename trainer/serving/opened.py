@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +20,7 @@ from pipeline.shards import Manifest
 from trainer.config import Config, ConfigError, config_errors, load_config
 from trainer.console import Console
 from trainer.job import Learner, model_columns
-from trainer.learner import Evaluation, build_model
+from trainer.learner import Evaluation
 from trainer.records import Checkpoint, checkpoint_steps, load_best, load_latest
 from trainer.serving.tables import RunTables
 from trainer.serving.values import predict_values
@@ -49,21 +50,13 @@ class OpenedRun:
 
     @cached_property
     def model(self) -> nn.Module:
-        """A plain module in evaluation mode, a copy of the weights that answer: the averaged ones, if the run averages.
+        """A plain module on the host, in evaluation mode, a copy of the weights that answer: the averaged ones, if the
+        run averages; with the shift of `[loss]`, if it has one.
 
         Logits (R,) of dense (R, D) float32 and ids (S, R).
         """
         with self.learner.answering() as answering:
-            weights = {name: weight.detach().clone() for name, weight in answering.state_dict().items()}
-        plain = build_model(
-            self.config.resolved().model,
-            dense_features=len(self.log_format.dense),
-            sparse_features=len(self.log_format.sparse),
-            seed=0,
-            bucket_sizes=self.log_format.bucket_sizes,
-        )
-        plain.load_state_dict(weights)
-        return plain.to(self.learner.device).eval()
+            return copy.deepcopy(plain_model(answering))
 
     @property
     def records(self) -> RunTables:
@@ -127,6 +120,17 @@ def open_run(
     for key in learner.changed_factories(found):
         Console().warn(f"the file of {key} has changed since {found.path.name} was saved; what it answers may have too")
     return OpenedRun(run=run, config=config, log_format=log_format, checkpoint=found, learner=learner)
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """The model on the host, in evaluation mode, of ordinary parameters that share the memory of host weights."""
+    tensors = [*model.parameters(), *model.buffers()]
+    memo: dict[int, object] = {}
+    for tensor in tensors:
+        # A view is read, which brings a table that is kept by rows up to date and makes an ordinary tensor of it.
+        weight = tensor.detach().view(tensor.shape).cpu()
+        memo[id(tensor)] = nn.Parameter(weight, requires_grad=False) if isinstance(tensor, nn.Parameter) else weight
+    return copy.deepcopy(model, memo).eval()
 
 
 def run_config(run: Path) -> Config:

@@ -40,7 +40,7 @@ class ScoringBatch(NamedTuple):
     """Of the rows among the lines."""
     inputs: ModelInputs | None
     labelled: bool
-    rejected: Sequence[RejectedLine]
+    examples: Sequence[RejectedLine] = ()
 
 
 class Rows(Protocol):
@@ -57,6 +57,9 @@ class Rows(Protocol):
     def batches(self, opened: OpenedRun, *, lines: int, rows: int) -> Iterator[ScoringBatch]:
         """From line `lines` on, before which there were `rows` rows."""
         ...
+
+    def refuse_changed(self) -> None:
+        """Raises: InputError if it is not what it was when it was found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,12 @@ class LogRows:
             skip_lines=lines,
         )
         for batch, inputs in found:
-            yield ScoringBatch(batch.lines, batch.places(), inputs, batch.labelled, batch.rejected)
+            yield ScoringBatch(batch.lines, batch.places(), inputs, batch.labelled, batch.examples)
+
+    def refuse_changed(self) -> None:
+        for source in self.sources:
+            if source.refresh() != source:
+                raise InputError(f"{source.address} changed while it was read; predict again once nobody writes to it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +122,10 @@ class SplitRows:
             first_row=rows,
         )
         for inputs in found:
-            yield ScoringBatch(inputs.rows, slice(None), inputs, True, ())
+            yield ScoringBatch(inputs.rows, slice(None), inputs, True)
+
+    def refuse_changed(self) -> None:
+        """Its shards never change, and are checked as they are read."""
 
 
 @dataclass(kw_only=True)
@@ -127,7 +138,7 @@ class Predicted:
     resumed_lines: int = 0
     """Of these, lines that an earlier call had done."""
     examples: list[RejectedLine] = field(default_factory=list)
-    """The first lines without a row that this call met; their `place` says nothing."""
+    """The first lines without a row that this call met."""
     evaluation: Evaluation | None = None
     """None if the rows have no labels."""
 
@@ -146,7 +157,7 @@ def predict_run(
     sources: Sequence[str],
     out: str,
     *,
-    split: str = "validation",
+    split: str | None = None,
     labelled: bool | None = None,
     checkpoint: int | None = None,
     best: bool = False,
@@ -155,7 +166,8 @@ def predict_run(
     report: Report = lambda predicted, total: None,
 ) -> Predicted:
     """Scores what `sources` name: log files, folders and patterns of them, URIs, `-` for standard input, or one data
-    folder, of which `split`; into the file `out` (.parquet, .csv), or as text to standard output (`-`).
+    folder, of which `split` (None: validation); into the file `out` (.parquet, .csv), or as text to
+    standard output (`-`).
 
     One probability a line, in order, null (in text `nan`) for a line that is not a row. The weights are those that
     `evaluate` uses, in the same passes, so that rows get the same scores from a log as from the data folder made of it.
@@ -170,11 +182,12 @@ def predict_run(
     predicted = Predicted(step=opened.step)
     with ExitStack() as stack:
         if target is None:
-            scored = Scored()
+            scored = Scored(opened.learner.loss.evaluated_negative_weight)
             for records, _ in _scored(opened, rows, predicted, report):
                 scored.add(records)
                 write_lines(probabilities(records), sys.stdout)
             sys.stdout.flush()
+            rows.refuse_changed()
             _refuse_nothing(predicted, sources)
             predicted.evaluation = scored.result()
             return predicted
@@ -195,7 +208,8 @@ def predict_run(
                 kept.commit()
                 committed = time.monotonic()
         _refuse_nothing(predicted, sources)
-        predicted.evaluation = kept.publish()
+        rows.refuse_changed()
+        predicted.evaluation = kept.publish(Scored(opened.learner.loss.evaluated_negative_weight))
     return predicted
 
 
@@ -223,13 +237,13 @@ def _scored(
                 count = batch.inputs.rows
             predicted.lines += batch.lines
             predicted.rows += count
-            predicted.examples += batch.rejected[: SHOWN_REJECTS - len(predicted.examples)]
+            predicted.examples += batch.examples[: SHOWN_REJECTS - len(predicted.examples)]
             yield records, count
             report(predicted, total)
 
 
 def _rows_of(
-    sources: Sequence[str], split: str, labelled: bool | None, data: str | None
+    sources: Sequence[str], split: str | None, labelled: bool | None, data: str | None
 ) -> tuple[LogRows | SplitRows, Manifest | None]:
     """What is to be scored, and the data folder whose format it has, if one is named."""
     folders = [each for each in sources if (Path(each) / MANIFEST).is_file()]
@@ -237,7 +251,9 @@ def _rows_of(
         if len(sources) > 1:
             raise InputError(f"{folders[0]} is a data folder, which is scored by itself; name it alone")
         manifest = Manifest.load(folders[0])
-        return SplitRows(manifest=manifest, path=folders[0], split=split), manifest
+        return SplitRows(manifest=manifest, path=folders[0], split=split or "validation"), manifest
+    if split is not None:
+        raise InputError(f"--split {split} is of a data folder, and {', '.join(sources)} are logs; leave it out")
     found = find_sources(sources)
     return LogRows(sources=tuple(found.sources), labelled=labelled), Manifest.load(data) if data else None
 

@@ -95,10 +95,9 @@ class KeptScores:
         state = {"identity": self._identity, "lines": self.lines, "rows": self.rows}
         write_atomically(self.folder / "state.json", json.dumps(state).encode())
 
-    def publish(self) -> Evaluation | None:
-        """Writes OUT whole and deletes the rest; how good the scores are, if the rows have labels."""
+    def publish(self, scored: Scored) -> Evaluation | None:
+        """Writes OUT whole and deletes the rest; by `scored`, how good the scores are, if the rows have labels."""
         self._file.flush()
-        scored = Scored()
         made = self.folder / f"scores{self._out.suffix}"
         with made.open("wb") as file, _writer(file, self._out.suffix) as writer:
             for records in self._read():
@@ -119,8 +118,8 @@ class KeptScores:
 class Scored:
     """How good scores are, of records in their order; in the batches of `evaluate`, so that its sums are the same."""
 
-    def __init__(self) -> None:
-        self._evaluator = Evaluator()
+    def __init__(self, negative_weight: float) -> None:
+        self._evaluator = Evaluator(negative_weight=negative_weight)
         self._left = np.empty(0, RECORD)
         self.rows = 0
 

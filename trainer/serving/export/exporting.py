@@ -13,19 +13,19 @@ from torch import nn
 from pipeline.errors import InputError
 from pipeline.schema import LogFormat
 from pipeline.shards import Manifest, sync_file, sync_folder
+from trainer.learner import rows_of_tables
 from trainer.serving.export.card import encoder_parameters, model_card, write_card
 from trainer.serving.export.programs import (
     CHECKED_ROWS,
     check_onnx,
     check_torch_program,
     missing_onnx_packages,
-    plain_model,
     sample_inputs,
     trace,
     write_onnx,
     write_torch_program,
 )
-from trainer.serving.opened import OpenedRun, open_run
+from trainer.serving.opened import OpenedRun, open_run, plain_model
 
 _TEMPLATE = Path(__file__).parent / "templates" / "encode.py.txt"
 _PLACE = '"@FORMAT@"'
@@ -87,12 +87,10 @@ def _write_programs(
     opened: OpenedRun, model: nn.Module, folder: Path, *, onnx: bool, say: Callable[[str], None]
 ) -> dict[str, float]:
     """The largest difference of each program from the model."""
-    sizes = {
-        "dense_features": len(opened.log_format.dense),
-        "sparse_features": len(opened.log_format.sparse),
-        "table_rows": opened.learner.table_rows,
-    }
-    batches = [sample_inputs(rows, **sizes) for rows in CHECKED_ROWS]
+    log_format = opened.log_format
+    tables = rows_of_tables(opened.config.model, log_format.bucket_sizes)
+    sizes = (tables,) * len(log_format.sparse) if isinstance(tables, int) else tables
+    batches = [sample_inputs(rows, dense_features=len(log_format.dense), table_rows=sizes) for rows in CHECKED_ROWS]
     say(f"step {opened.step:,}: writing model.pt2")
     program = trace(model, batches[-1])
     write_torch_program(program, folder / "model.pt2")

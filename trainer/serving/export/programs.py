@@ -6,12 +6,11 @@ Letters: R rows, D dense columns, S sparse columns.
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,23 +44,12 @@ class ClickProbability(nn.Module):
         return torch.sigmoid(self.model(dense, ids).float())
 
 
-def plain_model(model: nn.Module) -> nn.Module:
-    """The model on the host, in evaluation mode, of ordinary parameters that share the memory of host weights."""
-    tensors = [*model.parameters(), *model.buffers()]
-    memo: dict[int, object] = {}
-    for tensor in tensors:
-        # A view is read, which brings a table that is kept by rows up to date and makes an ordinary tensor of it.
-        weight = tensor.detach().view(tensor.shape).cpu()
-        memo[id(tensor)] = nn.Parameter(weight, requires_grad=False) if isinstance(tensor, nn.Parameter) else weight
-    return copy.deepcopy(model, memo).eval()
-
-
-def sample_inputs(rows: int, *, dense_features: int, sparse_features: int, table_rows: int) -> Inputs:
-    """Made-up rows within what a model takes."""
+def sample_inputs(rows: int, *, dense_features: int, table_rows: Sequence[int]) -> Inputs:
+    """Made-up rows within what a model takes; `table_rows` of each sparse feature."""
     generator = torch.Generator().manual_seed(rows)
     dense = torch.randint(0, 5000, (rows, dense_features), generator=generator).float().add_(1).log_()
-    ids = torch.randint(0, table_rows, (sparse_features, rows), generator=generator, dtype=torch.int32)
-    return dense, ids
+    ids = [torch.randint(0, size, (rows,), generator=generator, dtype=torch.int32) for size in table_rows]
+    return dense, torch.stack(ids) if ids else torch.empty((0, rows), dtype=torch.int32)
 
 
 def trace(model: nn.Module, inputs: Inputs) -> ExportedProgram:

@@ -16,11 +16,11 @@ from trainer.serving.export.programs import (
     CHECKED_ROWS,
     Inputs,
     check_torch_program,
-    plain_model,
     sample_inputs,
     trace,
     write_torch_program,
 )
+from trainer.serving.opened import plain_model
 
 
 def small_model(dense: int, sparse: int) -> DLRM:
@@ -30,7 +30,7 @@ def small_model(dense: int, sparse: int) -> DLRM:
 
 
 def batches(dense: int = 2, sparse: int = 3) -> list[Inputs]:
-    return [sample_inputs(rows, dense_features=dense, sparse_features=sparse, table_rows=97) for rows in CHECKED_ROWS]
+    return [sample_inputs(rows, dense_features=dense, table_rows=[97] * sparse) for rows in CHECKED_ROWS]
 
 
 @pytest.mark.parametrize(("dense", "sparse"), [(2, 3), (0, 3), (13, 1)])
