@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from pipeline.schema import CRITEO
+from tests.faults.small_disk import fill, small_file_system
 from trainer.cli import main
 from trainer.job import EVALUATION_BATCH_ROWS
 from trainer.serving import evaluate_run, open_run
@@ -218,6 +219,26 @@ def test_killed_again_and_again_it_makes_the_same_file(trained: Trained, tmp_pat
     assert json.loads(told.stdout)["evaluation"] == json.loads(whole.stdout)["evaluation"]
     assert (tmp_path / "killed.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.parquet", "log.tsv", "whole.parquet"]
+
+
+@pytest.mark.parametrize("pages", [1, 15, 30])
+def test_a_full_disk_is_said_and_gone_on_from(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str], pages: int
+) -> None:
+    """Full at the first lines, at later ones, and where the file itself is written."""
+    (tmp_path / "log.tsv").write_bytes(b"\n".join(trained.lines[:9600]))
+    assert predict(trained, tmp_path / "log.tsv", "--out", tmp_path / "whole.parquet") == 0
+    with small_file_system(tmp_path / "small", mebibytes=4) as disk:
+        ballast = fill(disk, leave_bytes=pages * 4096)
+        capsys.readouterr()
+        assert predict(trained, tmp_path / "log.tsv", "--out", disk / "s.parquet") == 74
+        [line] = capsys.readouterr().err.splitlines()
+        assert "s.parquet.partial cannot be written (No space left on device); make room" in line
+        assert not (disk / "s.parquet").exists()
+        ballast.unlink()
+        assert predict(trained, tmp_path / "log.tsv", "--out", disk / "s.parquet") == 0
+        assert (disk / "s.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+        assert [path.name for path in disk.iterdir()] == ["s.parquet"]
 
 
 def test_what_is_left_of_other_scores_is_not_gone_on_with(trained: Trained, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -84,30 +84,44 @@ class KeptScores:
 
     def add(self, records: NDArray[np.void], rows: int) -> None:
         """Keeps those of further lines, `rows` of them rows."""
-        self._file.write(records.tobytes())
+        with self._writing():
+            self._file.write(records.tobytes())
         self.lines += len(records)
         self.rows += rows
 
     def commit(self) -> None:
         """What is there now outlives a crash."""
-        self._file.flush()
-        sync_file(self._records)
         state = {"identity": self._identity, "lines": self.lines, "rows": self.rows}
-        write_atomically(self.folder / "state.json", json.dumps(state).encode())
+        with self._writing():
+            self._file.flush()
+            sync_file(self._records)
+            write_atomically(self.folder / "state.json", json.dumps(state).encode())
 
     def publish(self, scored: Scored) -> Evaluation | None:
         """Writes OUT whole and deletes the rest; by `scored`, how good the scores are, if the rows have labels."""
-        self._file.flush()
         made = self.folder / f"scores{self._out.suffix}"
-        with made.open("wb") as file, _writer(file, self._out.suffix) as writer:
-            for records in self._read():
-                writer.write_table(probabilities(records))
-                scored.add(records)
-        sync_file(made)
-        made.replace(self._out)
-        sync_folder(self._out.absolute().parent)
+        with self._writing():
+            self._file.flush()
+            with made.open("wb") as file, _writer(file, self._out.suffix) as writer:
+                for records in self._read():
+                    writer.write_table(probabilities(records))
+                    scored.add(records)
+            sync_file(made)
+            made.replace(self._out)
+            sync_folder(self._out.absolute().parent)
         shutil.rmtree(self.folder, ignore_errors=True)
         return scored.result()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raises: StorageError where the disk is full or fails."""
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"{self.folder} cannot be written ({cause_of(error)}); make room and run the same command again to "
+                "continue"
+            ) from error
 
     def _read(self) -> Iterator[NDArray[np.void]]:
         with self._records.open("rb") as file:
