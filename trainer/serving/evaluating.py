@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.shards import Manifest
 from trainer.learner import Evaluation
-from trainer.serving.opened import open_run
+from trainer.serving.opened import open_run, refuse_lost_path, run_config
 
 
 def evaluate_run(
@@ -18,5 +18,7 @@ def evaluate_run(
     Raises: InputError as `load_best`; ConfigError for a missing run, checkpoint or split; StorageError if all
     checkpoints are damaged.
     """
+    if data is None:  # before anything large is read
+        refuse_lost_path(run_config(run).data.path, run)
     opened = open_run(run, best=best, manifest=None if data is None else Manifest.load(data))
     return opened.step, opened.evaluate(split, rows=rows, data=data)

@@ -15,6 +15,7 @@ import pipeline.reads
 from pipeline.errors import FetchError, InterruptedWaitError, StorageError
 from pipeline.reads import ReaderThreads, ReadRetries, awaited, is_transient
 from pipeline.reads.retries import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
+from pipeline.shards import write_atomically
 from tests.tiny_data import flip_in_row_group, reader
 
 
@@ -151,7 +152,7 @@ def test_damage_that_the_disk_does_not_have_is_gone_when_read_again(
     shard = tiny_data / "train" / "part-00001.parquet"
     good = shard.read_bytes()
     flip_in_row_group(shard, 2)
-    monkeypatch.setattr("pipeline.shards.shard_files.drop_files", lambda paths: shard.write_bytes(good))
+    monkeypatch.setattr("pipeline.shards.shard_files.drop_files", lambda paths: write_atomically(shard, good))
     r = reader(tiny_data)
     told: list[tuple[str, str]] = []
     r._groups._retries.listen = lambda cause, text: told.append((cause, text))
