@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stepsize.measuring.comparison import operator_class
-from stepsize.measuring.curvature import secant_forms, summarize
+from stepsize.measuring.curvature import secant_forms, secant_tangent, summarize
 from stepsize.measuring.direction import Batch, Snapshot, Tables, Tracker
 from stepsize.measuring.handoff import Inline, Lane, Pending, Quantities, lane_for
 from stepsize.measuring.kept import Generators
@@ -21,19 +21,24 @@ from stepsize.measuring.passes import (
     unwrapped,
 )
 from stepsize.measuring.self_check import SelfCheck
-from stepsize.measuring.tables import refuse_max_norm
+from stepsize.measuring.shares import Gather, merged, share_of
+from stepsize.measuring.tables import LookUpAcross, RowsAcross, StandIn, refuse_max_norm
 
 __all__ = [
     "Batch",
     "ForwardContext",
+    "Gather",
     "Generators",
     "Inline",
     "Lane",
     "LastTrainingForward",
+    "LookUpAcross",
     "Pending",
     "Quantities",
+    "RowsAcross",
     "SelfCheck",
     "Snapshot",
+    "StandIn",
     "Steps",
     "Tables",
     "Tracker",
@@ -43,6 +48,7 @@ __all__ = [
     "in_precision",
     "lane_for",
     "measure",
+    "merged",
     "operator_class",
     "optimizers_of",
     "plain_logits",
@@ -52,6 +58,8 @@ __all__ = [
     "refuse_sharded",
     "refuse_without_parameters",
     "secant_forms",
+    "secant_tangent",
+    "share_of",
     "summarize",
     "unwrapped",
 ]

@@ -109,9 +109,14 @@ def relative_rounding(direction: Direction, eps: float) -> Tensor:
     what a normalization undoes), this is all that is left.
     """
     before, change = direction.moved()
-    ratio = get_total_norm(change) / get_total_norm(before).clamp(min=torch.finfo(torch.float32).tiny)
     stored = max(torch.finfo(value.dtype).eps for value in before)
-    return stored / 2 + 16 * eps * ratio
+    length = get_total_norm(before).clamp(min=torch.finfo(torch.float32).tiny)
+    return stored / 2 + 16 * eps * get_total_norm(change) / length
+
+
+def pass_rounding(*, stored: float, eps: float, before: float, change: float) -> float:
+    """`relative_rounding` of the lengths ‖θ0‖ and ‖d‖, on the host; `stored` is the parameters' ε_θ."""
+    return stored / 2 + 16 * eps * change / max(before, torch.finfo(torch.float32).tiny)
 
 
 def row_forms(
@@ -166,22 +171,27 @@ def secant_forms(
 
     Rounding can leave ±4 ε z in it, with signs as they come; `eps` is ε, that of the passes (`coarsest_eps`).
     """
+    tangent, noise = secant_tangent(z, later, eps=eps)
+    return row_forms(loss, z, tangent, targets, eps=eps, noise=noise, live=live, apart=apart)
+
+
+def secant_tangent(z: Tensor, later: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
+    """The difference of two passes' logits, and what rounding can leave in it."""
     tangent = torch.where(later == z, 0, later - z)  # −∞ − (−∞) where logits are masked
     signs = torch.arange(z.numel(), device=z.device).reshape(z.shape).remainder(2) * 2 - 1
-    noise = 4 * eps * _bounded(z) * signs
-    return row_forms(loss, z, tangent, targets, eps=eps, noise=noise, live=live, apart=apart)
+    return tangent, 4 * eps * bounded_logits(z) * signs
 
 
 def _seen(curvature_of: AlongTangent, z: Tensor) -> Tensor:
     """The logits' own size as the loss weighs it, less what all rows have in common, a scalar: the smaller of two."""
-    bounded = _bounded(z)
+    bounded = bounded_logits(z)
     whole = _size(curvature_of(bounded))
     if len(z) < 2:
         return whole
     return torch.minimum(whole, _size(curvature_of(bounded - bounded.mean(0))))
 
 
-def _bounded(z: Tensor) -> Tensor:
+def bounded_logits(z: Tensor) -> Tensor:
     """Logits without infinities and masks, whose squares overflow."""
     return torch.where(z.abs() < 1e15, z, 0)
 

@@ -28,6 +28,7 @@ from stepsize.measuring.tables import (
     ReadAsAWholeError,
     Recorder,
     StandIn,
+    across,
     way_of_keeping,
 )
 
@@ -130,7 +131,7 @@ class Snapshot:
             for tables in self.lookups:
                 for name, calls in tables.items():
                     for call in calls:
-                        call.difference = self.moving[name].detach().index_select(0, call.ids).sub_(call.before)
+                        call.difference = call.read(self.moving[name].detach()).sub_(call.before)
         return Direction(
             values=self.values,
             differences=differences,
@@ -144,6 +145,19 @@ class Snapshot:
             apart=TensorsApart.of(self.survey.modules) if apart else None,
             loss_apart=self.tracker.loss_apart(self.optimized) if apart else None,
         )
+
+    def looking_up(self, batches: Sequence[Batch]) -> Snapshot:
+        """The same, where whole tables of several processes are now the rows that `batches` look up: no pass beside
+        training then needs another process. All processes call it.
+        """
+        shared = [name for name in self.values if across(self.moving[name]) is not None]
+        if not shared:
+            return self
+        with torch.no_grad():
+            held = {name: self.values[name] for name in shared}
+            lookups = tuple(self.tracker.record(self.survey, held, batch, self.buffers) for batch in batches)
+        others = {name: value for name, value in self.values.items() if name not in held}
+        return replace(self, values=others, lookups=lookups)
 
     def reliance(self, *, apart: bool) -> Reliance:
         """What the measurement relies on, to be asked once its numbers are there."""
@@ -349,19 +363,31 @@ class Tracker:
             except ReadAsAWholeError as found:
                 candidates -= {found.table}
                 continue
-            kept = {name: way_of_keeping(calls[name], rows=moving[name].shape[0]) for name in candidates}
+            kept = {
+                name: way_of_keeping(calls[name], rows=moving[name].shape[0])
+                if across(moving[name]) is None
+                else Kept(lookups=len(calls[name]), room=None)
+                for name in sorted(candidates)  # not in the order of a set, which is another one in every process
+            }
             return {name: way for name, way in kept.items() if way is not None}
         return {}
+
+    def record(
+        self, survey: Survey, held: Mapping[str, Tensor], batch: Batch, buffers: dict[str, Tensor]
+    ) -> dict[str, list[Lookup]]:
+        """The look-ups of `batch` in tables of several processes, of which this one has the rows `held`."""
+        return self._record(survey, survey.parameters, batch, buffers, dict.fromkeys(held), held=held)
 
     def _record(
         self,
         survey: Survey,
-        moving: dict[str, nn.Parameter],
+        moving: Mapping[str, nn.Parameter],
         batch: Batch,
         buffers: dict[str, Tensor],
         expected: Mapping[str, Kept | None],
         *,
         copies: dict[int, Tensor] | None = None,
+        held: Mapping[str, Tensor] | None = None,
     ) -> dict[str, list[Lookup]]:
         """Each table's look-ups in order; the pass ends at the last one where their number is known."""
         calls: dict[str, list[Lookup]] = {name: [] for name in expected}
@@ -373,7 +399,8 @@ class Tracker:
         stand_ins = {}
         for name, kept in expected.items():
             room = None if kept is None else kept.room
-            recorder = Recorder(moving[name].detach(), calls[name], stop_when_read, room)
+            weight = moving[name].detach() if held is None else held[name]
+            recorder = Recorder(weight, calls[name], stop_when_read, room, across(moving[name]))
             stand_ins[name] = StandIn(name, moving[name], recorder)
         with suppress(EveryTableRead):
             forward_pass(

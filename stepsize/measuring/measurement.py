@@ -20,6 +20,7 @@ from stepsize.measuring.direction import Batch, Direction
 from stepsize.measuring.handoff import Quantities
 from stepsize.measuring.passes import ForwardContext, coarsest_eps
 from stepsize.measuring.self_check import SelfCheck
+from stepsize.measuring.shares import share_of
 from stepsize.measuring.tables import OVERFLOW, looks_up_others
 from stepsize.options import MeasuringOptions
 
@@ -36,10 +37,12 @@ def measure(
     *,
     context: ForwardContext = nullcontext,
     check: SelfCheck | None = None,
+    shared: bool = False,
 ) -> Quantities:
     """Everything `options` asks for along `direction`; `batches` is B1 and, where it is given, B2.
 
-    With a `check`, its comparison is made on B1's pass, for which the host waits.
+    With a `check`, its comparison is made on B1's pass, for which the host waits. If the batches are `shared` among
+    processes, `share_of` takes the place of `summarize`.
 
     `summarize` of "b1", "b2" and "group.0", ...; "operator", dᵀCd of another matrix; "diagnostics";
     "look-ups of TABLE", a number a look-up that is not 0 where it was for other rows than before the step, of tables
@@ -50,8 +53,10 @@ def measure(
         batch = batches[index]
         z, tangent = logits_along(model, direction, batch, index=index, group=group, context=context)
         eps = coarsest_eps(z, context)
-        rounding = relative_rounding(direction, eps)
         live, apart = direction.optimized, direction.loss_apart
+        if shared:
+            return share_of(loss, z, tangent, batch.targets, eps=eps, direction=direction, live=live, apart=apart)
+        rounding = relative_rounding(direction, eps)
         forms = row_forms(loss, z, tangent, batch.targets, eps=eps, rounding=rounding, live=live, apart=apart)
         if index == 0 and group is None and check is not None:
             check.compare(forms)

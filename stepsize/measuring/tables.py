@@ -35,6 +35,23 @@ class EveryTableRead(BaseException):
     """Ends a recording pass once nothing is left to record; not an Exception, so that no model can swallow it."""
 
 
+class RowsAcross(Protocol):
+    """One look-up of a table whose rows several processes hold between them."""
+
+    def rows(self, held: Tensor) -> Tensor:
+        """The looked up rows (N, E), of a table of which this process has the rows `held`. All processes call it."""
+        ...
+
+
+LookUpAcross = Callable[[Tensor], RowsAcross]
+"""From ids (N,) of the whole table to their look-up. All processes call it, each with its own ids."""
+
+
+def across(parameter: Tensor) -> LookUpAcross | None:
+    """How rows of a table are looked up of which this process holds some only: the attribute `look_up_across`."""
+    return getattr(parameter, "look_up_across", None)
+
+
 @dataclass(kw_only=True)
 class Lookup:
     """One look-up of N rows: at θ0, and once the optimizer has stepped, what the step changed in them.
@@ -48,6 +65,12 @@ class Lookup:
     places: Tensor | None = None
     overflow: Tensor | None = None
     """Whether there were more different rows than room for them, a truth value on the device."""
+    across: RowsAcross | None = None
+    """Where the rows are those of several processes."""
+
+    def read(self, held: Tensor) -> Tensor:
+        """The rows as they are in `held`, the table or this process's rows of it, in memory of their own."""
+        return held.index_select(0, self.ids) if self.across is None else self.across.rows(held)
 
     def looked_up(self) -> Tensor:
         """The N ids."""
@@ -118,9 +141,14 @@ class Recorder:
     """Called once a look-up is recorded; may raise EveryTableRead."""
     room: int | None = None
     """For how many different rows there is room in each look-up; None: every look-up of a row is kept."""
+    look_up: LookUpAcross | None = None
+    """Where `weight` are this process's rows of the table."""
 
     def rows(self, ids: Tensor) -> Tensor:
-        if self.room is None:
+        if self.look_up is not None:
+            found = self.look_up(ids)
+            call = Lookup(ids=ids.clone(), before=found.rows(self.weight), across=found)
+        elif self.room is None:
             call = Lookup(ids=ids.clone(), before=self.weight.index_select(0, ids))
         else:
             kept, places, overflow = different_rows(ids, table_rows=len(self.weight), room=self.room)

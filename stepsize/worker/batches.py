@@ -28,6 +28,8 @@ class ProbeBatches:
     take_rows: TakeRows
     device: torch.device
     last_forward: LastTrainingForward
+    shared: bool = False
+    """Whether each process has a share of B1, which may have no rows."""
 
     def __call__(
         self,
@@ -35,17 +37,20 @@ class ProbeBatches:
         targets: Tensor,
         train_inputs: Tensor | tuple[Any, ...] | None,
         train_targets: Tensor | None,
+        rows: int | None = None,
     ) -> tuple[Batch, ...]:
         """B1, under the dropout mask that the next forward pass will draw, and B2 under the one it was trained with.
 
+        Of B1 the first `rows`, by default those of the `probe_fraction`.
+
         Raises: MeasurementError where B1 has no rows, or B2 is needed and not given.
         """
-        if targets is None or not len(targets):
+        if targets is None or not (len(targets) or self.shared):
             raise MeasurementError(
                 "before_step: B1 has no rows; give targets of at least one, zeros where the loss needs none"
             )
         now = Generators.capture(self.device)
-        rows = math.ceil(self.options.probe_fraction * len(targets))
+        rows = math.ceil(self.options.probe_fraction * len(targets)) if rows is None else rows
         b1_inputs, b1_targets = _as_tuple(inputs), targets
         if rows < len(targets):
             b1_inputs, b1_targets = self.take_rows(b1_inputs, targets, rows)

@@ -130,6 +130,7 @@ class Horizon:
         *,
         step: int,
         since: int | None = None,
+        rows: int | None = None,
     ) -> bool:
         """Measure the displacement from the snapshot of `since` (the oldest) to the present, after `step` steps.
 
@@ -149,20 +150,30 @@ class Horizon:
             raise MeasurementError("measure: no probe rows were given to keep(); give inputs and targets here")
         return self.worker.measure_since(
             kept.snapshot,
-            kept.batches or self._probe(inputs, targets),
+            kept.batches or self._probe(inputs, targets, rows),
             self.options,
             horizon=step - since,
             step=step - 1,
         )
 
     def carry_out(
-        self, plan: HorizonPlan, inputs: Tensor | tuple[Any, ...], targets: Tensor, *, step: int, fresh: bool = True
+        self,
+        plan: HorizonPlan,
+        inputs: Tensor | tuple[Any, ...],
+        targets: Tensor,
+        *,
+        step: int,
+        fresh: bool = True,
+        rows: int | None = None,
     ) -> bool:
-        """Do what a policy plans after `step` steps; (`inputs`, `targets`) is the probe batch, of rows not trained on.
+        """Do what a policy plans after `step` steps; (`inputs`, `targets`) is the probe batch, of rows not trained on:
+        its first `rows`, by default those of the `probe_fraction`.
 
         A probe that is not `fresh`, or whose snapshot is not there, is not measured. Returns whether one was.
         """
-        measured = fresh and plan.since in self._kept and self.measure(inputs, targets, step=step, since=plan.since)
+        measured = (
+            fresh and plan.since in self._kept and self.measure(inputs, targets, step=step, since=plan.since, rows=rows)
+        )
         for old in plan.forget:
             self.forget(old)
         if plan.keep:
@@ -211,10 +222,12 @@ class Horizon:
             )
         return self._kept[since], since
 
-    def _probe(self, inputs: Tensor | tuple[Any, ...] | None, targets: Tensor | None) -> tuple[Batch, ...]:
+    def _probe(
+        self, inputs: Tensor | tuple[Any, ...] | None, targets: Tensor | None, rows: int | None = None
+    ) -> tuple[Batch, ...]:
         """The probe rows in memory of their own; () where there are none."""
         if targets is None and inputs is None:
             return ()
         if targets is None or inputs is None:
             raise MeasurementError("the probe rows: inputs and targets belong together; give both or neither")
-        return tuple(batch.copied() for batch in self._batches(inputs, targets, None, None))
+        return tuple(batch.copied() for batch in self._batches(inputs, targets, None, None, rows))

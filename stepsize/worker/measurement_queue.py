@@ -39,8 +39,9 @@ class MeasurementQueue:
     it finished; if it is late, the host waits for it there. The queue has room for delay + 1 in flight.
     """
 
-    def __init__(self, delay: int | None = None) -> None:
-        self.delay = delay
+    def __init__(self, delay: int | None = None, *, on_time: bool = False) -> None:
+        """`on_time`: a measurement that has finished early is not looked at before it is due either."""
+        self.delay, self._on_time = delay, on_time
         self._in_flight: deque[_InFlight] = deque()
         self._finished: deque[Finished] = deque()
 
@@ -104,7 +105,7 @@ class MeasurementQueue:
         return None if self.delay is None else step + self.delay
 
     def _collect(self) -> None:
-        while self._in_flight and self._in_flight[0].pending.done():
+        while not self._on_time and self._in_flight and self._in_flight[0].pending.done():
             self._finish_oldest()
 
     def _finish_oldest(self) -> None:

@@ -17,6 +17,7 @@ from stepsize.losses import Loss, as_loss
 from stepsize.measuring import (
     Batch,
     ForwardContext,
+    Gather,
     Inline,
     Lane,
     LastTrainingForward,
@@ -42,10 +43,13 @@ from stepsize.measuring import (
     refuse_sharded,
     refuse_without_parameters,
     secant_forms,
+    secant_tangent,
+    share_of,
     summarize,
     unwrapped,
 )
 from stepsize.options import MeasuringOptions, chosen
+from stepsize.worker.across import across_of
 from stepsize.worker.batches import ProbeBatches, TakeRows, first_rows
 from stepsize.worker.group_rates import GroupRates
 from stepsize.worker.measurement_queue import MakeEstimate, MeasurementQueue, refuse_delay
@@ -120,6 +124,7 @@ class StepSizeWorker:
         lane: Lane | None = None,
         forward_context: ForwardContext = nullcontext,
         self_check: bool = True,
+        gather: Gather | None = None,
         **options: Any,
     ) -> None:
         """A worker for `model(*inputs)` -> logits (R,), (R, 1) or (R, C) and the optimizers that move it.
@@ -132,6 +137,8 @@ class StepSizeWorker:
         `lane` runs the measurements, by default a side stream on CUDA and the calling thread elsewhere.
         `forward_context` makes the context the model runs in, such as the autocast of the training.
         `self_check` holds the first measurement against a backward pass through the model (`SelfCheck`).
+        `gather` is given where each of several processes has a share of the batches: all of them measure the same steps
+        and come to the same estimates, of all rows together. They need a delay, and there is no self-check.
 
         Raises: MeasurementError for an unknown option, a delay that is negative or longer than `max_age`, a loss
         without a closed form or with weights of its own that the optimizer moves, an optimizer without a rate or of
@@ -157,16 +164,22 @@ class StepSizeWorker:
         self._tracker = Tracker(self.model, self._optimizers, tables=tables, context=self._context, loss=self.loss)
         self._tracker.refuse_moving(self.loss)
         self._tracker.moving()
+        self._across = across_of(gather, self.options, delay)
+        self_check = self_check and self._across is None
         self._checks_left = CHECKS if self_check and self.options.method == "jvp" else 0
         self._lane = lane or lane_for(self._device)
         self._apart = not isinstance(self._lane, Inline)
         last_forward = LastTrainingForward(self._device)
         self._hook = model.register_forward_pre_hook(last_forward) if self.options.needs_b2 else None
         self._batches = ProbeBatches(
-            options=self.options, take_rows=take_rows or first_rows, device=self._device, last_forward=last_forward
+            options=self.options,
+            take_rows=take_rows or first_rows,
+            device=self._device,
+            last_forward=last_forward,
+            shared=gather is not None,
         )
         self._open: _Measured | None = None
-        self._queue = MeasurementQueue(delay)
+        self._queue = MeasurementQueue(delay, on_time=gather is not None)
 
     @contextmanager
     def around_step(
@@ -198,8 +211,10 @@ class StepSizeWorker:
         train_inputs: Tensor | tuple[Any, ...] | None = None,
         train_targets: Tensor | None = None,
         step: int,
+        rows: int | None = None,
     ) -> bool:
-        """Keep θ0 of everything the coming optimizer step may change, and B1 (`inputs`, `targets`).
+        """Keep θ0 of everything the coming optimizer step may change, and B1 (`inputs`, `targets`): its first `rows`,
+        by default those of the `probe_fraction`.
 
         Without a delay it returns False, and an estimate is DROPPED, where the one before is still being measured.
         With one it returns True, and waits for the oldest measurement where delay + 1 are in flight.
@@ -211,7 +226,7 @@ class StepSizeWorker:
         if not self._queue.make_room():
             self._drop(step, rates)
             return False
-        batches = self._batches(inputs, targets, train_inputs, train_targets)
+        batches = self._batches(inputs, targets, train_inputs, train_targets, rows)
         if self._apart:
             batches = tuple(batch.copied() for batch in batches)
         secant = self.options.method == "secant"
@@ -250,6 +265,7 @@ class StepSizeWorker:
         rates = GroupRates.now(self._optimizers)
         if not self._queue.make_room():
             return False
+        snapshot = snapshot.looking_up(batches)
         measured = _Measured(step=step, rates=rates, batches=batches, snapshot=snapshot, origin=None, check=None)
         estimate_of = self._estimate_of(measured, options, horizon=horizon)
         self._queue.put(step, self._submit(measured, snapshot, options, {}), estimate_of)
@@ -261,7 +277,10 @@ class StepSizeWorker:
 
         def make_estimate(numbers: dict[str, list[float]]) -> Estimate:
             known = rates.read(numbers)
-            if is_void(numbers) or (reliance is not None and reliance.broken(numbers)):
+            broken = reliance is not None and reliance.broken(numbers)
+            if self._across is not None:
+                numbers, broken = self._across.merge(numbers, options, broken=broken)
+            if is_void(numbers) or broken:
                 return dropped(step=step, learning_rate=known[0], horizon=horizon)
             return estimate_from(numbers, options, step=step, learning_rates=known, horizon=horizon)
 
@@ -351,6 +370,7 @@ class StepSizeWorker:
                 options,
                 context=self._context,
                 check=measured.check,
+                shared=self._across is not None,
             )
             return found | measured.rates.quantities() | void
 
@@ -387,8 +407,12 @@ class StepSizeWorker:
         loss_apart = self._tracker.loss_apart(live) if self._apart else None
 
         def work() -> Quantities:
-            forms = secant_forms(self.loss, z, later, batch.targets, eps=eps, live=live, apart=loss_apart)
-            found = {"b1": summarize(forms)}
+            beside: dict[str, Any] = {"eps": eps, "live": live, "apart": loss_apart}
+            if self._across is None:
+                found = {"b1": summarize(secant_forms(self.loss, z, later, batch.targets, **beside))}
+            else:
+                tangent, noise = secant_tangent(z, later, eps=eps)
+                found = {"b1": share_of(self.loss, z, tangent, batch.targets, noise=noise, **beside)}
             return found | measured.rates.quantities() | void
 
         beside = [*(loss_apart.tensors() if loss_apart is not None else ()), *void.values()]

@@ -15,6 +15,7 @@ from stepsize import BCEWithLogits, MeasurementError, StepSizeWorker
 from trainer.learner.config import ModelConfig
 from trainer.learner.factory import made
 from trainer.learner.models import DLRM, SHIPPED
+from trainer.ranks import ALONE, Ranks
 
 __all__ = ["DLRM", "build_model", "check_model", "count_parameters", "rows_of_tables"]
 
@@ -47,15 +48,24 @@ def build_model(
     sparse_features: int,
     seed: int,
     bucket_sizes: Sequence[int] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Any:
     """The initialized model on the CPU; equal seeds give equal weights, whatever the global generator's state.
 
+    Of several `ranks` each has the rows of its tables that are its own, with the values that one rank would have given
+    them.
+
     Raises: ValueError for a configuration that `ModelConfig.resolved` refuses, options that the model does not take,
-    or a factory that cannot be used.
+    or a factory that cannot be used, on several ranks any of the user's own.
     """
+    if config.own and not ranks.alone:
+        raise ValueError(
+            f"model.factory = {config.factory!r}: on several ranks each holds some rows of every table, and a model of "
+            f"your own makes its tables whole; train it on one rank, or one of {', '.join(SHIPPED)} on several"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _sized(config, dense_features, sparse_features, bucket_sizes, device="cpu")
+        model = _sized(config, dense_features, sparse_features, bucket_sizes, device="cpu", ranks=ranks)
     if callable(initialize := getattr(model, "initialize", None)):
         initialize(torch.Generator().manual_seed(seed))
     return model
@@ -81,7 +91,13 @@ def count_parameters(
 
 
 def _sized(
-    config: ModelConfig, dense_features: int, sparse_features: int, bucket_sizes: Sequence[int] | None, device: str
+    config: ModelConfig,
+    dense_features: int,
+    sparse_features: int,
+    bucket_sizes: Sequence[int] | None,
+    *,
+    device: str,
+    ranks: Ranks = ALONE,
 ) -> nn.Module:
     sizes = config.resolved()
     arguments: dict[str, Any] = {
@@ -100,13 +116,13 @@ def _sized(
     make = SHIPPED[sizes.factory]
     known = set(inspect.signature(make).parameters)
     arguments |= {name: getattr(sizes, name) for name in ("embedding_dim", "bottom", "top", "dropout") if name in known}
-    free = known - set(arguments) - {"device"}
+    free = known - set(arguments) - {"device", "ranks"}
     for name in sizes.options:
         if name not in free:
             takes = f"it has {', '.join(sorted(free))}" if free else "it has none"
             raise ValueError(f"model.options.{name}: {sizes.factory} has no such setting; {takes}")
     try:
-        return make(**arguments, **sizes.options, device=device)
+        return make(**arguments, **sizes.options, device=device, ranks=ranks)
     except ValueError as error:
         raise ValueError(f"model.options.{error}") from None
 

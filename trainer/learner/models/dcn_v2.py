@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from trainer.learner.models.layers import (
     TableRows,
     embedding,
+    fill_table,
     fill_xavier,
     linear_modules,
     linears,
@@ -18,6 +19,7 @@ from trainer.learner.models.layers import (
     rows_in_one,
     table_starts,
 )
+from trainer.ranks import ALONE, Ranks
 
 
 class DCNv2(nn.Module):
@@ -42,6 +44,7 @@ class DCNv2(nn.Module):
         structure: Literal["stacked", "parallel"] = "stacked",
         low_rank: int | None = None,
         device: torch.device | str = "cpu",
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
         if not isinstance(cross_layers, int) or cross_layers < 1:
@@ -52,7 +55,7 @@ class DCNv2(nn.Module):
         if low_rank is not None and not (isinstance(low_rank, int) and low_rank >= 1):
             raise ValueError(f"low_rank is {low_rank!r}; give 1 or more, or leave it out for full matrices")
         self.parallel = structure == "parallel"
-        self.table = embedding(table_rows, embedding_dim, device)
+        self.table = embedding(table_rows, embedding_dim, device, ranks)
         self.first_row: Tensor | None
         self.register_buffer("first_row", table_starts(table_rows, device), persistent=False)
         self.cross = nn.ModuleList()
@@ -82,6 +85,6 @@ class DCNv2(nn.Module):
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
         """Fill every parameter from `generator`: table N(0, 0.01²), weights as Glorot and Bengio do, biases 0."""
-        self.table.weight.normal_(0.0, 0.01, generator=generator)
+        fill_table(self.table, lambda part: part.normal_(0.0, 0.01, generator=generator))
         for linear in linear_modules(self):
             fill_xavier(linear, generator)

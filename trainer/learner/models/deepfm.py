@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trainer.learner.models.layers import (
     TableRows,
     embedding,
+    fill_table,
     fill_xavier,
     linear_modules,
     linears,
@@ -17,6 +18,7 @@ from trainer.learner.models.layers import (
     rows_in_one,
     table_starts,
 )
+from trainer.ranks import ALONE, Ranks
 
 
 class DeepFM(nn.Module):
@@ -38,15 +40,16 @@ class DeepFM(nn.Module):
         dropout: float = 0.0,
         first_order: bool = True,
         device: torch.device | str = "cpu",
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
         if not isinstance(first_order, bool):
             raise ValueError(f"first_order is {first_order!r}; give true or false")
-        self.table = embedding(table_rows, embedding_dim, device)
+        self.table = embedding(table_rows, embedding_dim, device, ranks)
         self.first_row: Tensor | None
         self.register_buffer("first_row", table_starts(table_rows, device), persistent=False)
         self.dense_vectors = nn.Parameter(torch.empty(dense_features, embedding_dim, device=device))
-        self.sparse_weights = embedding(table_rows, 1, device) if first_order else None
+        self.sparse_weights = embedding(table_rows, 1, device, ranks) if first_order else None
         self.dense_weights = nn.Parameter(torch.empty(dense_features, device=device)) if first_order else None
         *hidden, outputs = top
         fields = (sparse_features + dense_features) * embedding_dim
@@ -71,7 +74,7 @@ class DeepFM(nn.Module):
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
         """Fill every parameter from `generator`: vectors N(0, 0.01²), the MLP as Glorot and Bengio do, w and b 0."""
-        self.table.weight.normal_(0.0, 0.01, generator=generator)
+        fill_table(self.table, lambda part: part.normal_(0.0, 0.01, generator=generator))
         self.dense_vectors.normal_(0.0, 0.01, generator=generator)
         if self.sparse_weights is not None:
             self.sparse_weights.weight.zero_()

@@ -12,12 +12,14 @@ from trainer.learner.models.layers import (
     TableRows,
     each_table,
     embedding,
+    fill_table,
     linear_modules,
     linears,
     relu_mlp,
     rows_in_one,
     table_starts,
 )
+from trainer.ranks import ALONE, Ranks
 
 
 class DLRM(nn.Module):
@@ -40,11 +42,12 @@ class DLRM(nn.Module):
         top: Sequence[int],
         dropout: float = 0.0,
         device: torch.device | str = "cpu",
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
         self.dense_features, self.sparse_features = dense_features, sparse_features
         self.table_rows = table_rows
-        self.table = embedding(table_rows, embedding_dim, device)
+        self.table = embedding(table_rows, embedding_dim, device, ranks)
         self.first_row: Tensor | None
         self.register_buffer("first_row", table_starts(table_rows, device), persistent=False)
         self.bottom = relu_mlp((dense_features, *bottom) if dense_features else (), device)
@@ -76,9 +79,9 @@ class DLRM(nn.Module):
         Table U(0, 1)/√rows (of each table's own rows); bottom weights U(±√(6/(in + out))); top weights
         N(0, 2/(in + out)); all biases N(0, 1/out), where N's second argument is a variance.
         """
-        self.table.weight.uniform_(0.0, 1.0, generator=generator)
-        for part in each_table(self.table.weight, self.table_rows):
-            part.div_(math.sqrt(len(part)))
+        fill_table(self.table, lambda part: part.uniform_(0.0, 1.0, generator=generator))
+        for part, rows in each_table(self.table, self.table_rows):
+            part.div_(math.sqrt(rows))
         for linear in linear_modules(self.bottom):
             bound = math.sqrt(6.0 / (linear.in_features + linear.out_features))
             linear.weight.uniform_(-bound, bound, generator=generator)

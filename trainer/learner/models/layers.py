@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from trainer.ranks import ALONE, Ranks, RowsOfRank, ShardedEmbedding
+
 TableRows = int | tuple[int, ...]
 """Rows of the one table that all sparse features share, or of each feature's own."""
 
 
-def embedding(table_rows: TableRows, width: int, device: torch.device | str) -> nn.Embedding:
-    """The table that all features share, or those of the features one below the other; not filled yet."""
+def embedding(table_rows: TableRows, width: int, device: torch.device | str, ranks: Ranks = ALONE) -> nn.Embedding:
+    """The table that all features share, or those of the features one below the other; not filled yet.
+
+    Of several ranks each has its rows of it.
+    """
     rows = table_rows if isinstance(table_rows, int) else sum(table_rows)
+    if not ranks.alone:
+        return ShardedEmbedding(RowsOfRank(rows=rows, rank=ranks.rank, ranks=ranks.ranks), width, ranks, device=device)
     return cast(nn.Embedding, skip_init(nn.Embedding, rows, width, device=device))
 
 
@@ -33,9 +40,25 @@ def rows_in_one(ids: Tensor, first: Tensor | None) -> Tensor:
     return ids if first is None else ids + first
 
 
-def each_table(weight: Tensor, table_rows: TableRows) -> Sequence[Tensor]:
-    """The parts of an `embedding`'s weight (views), a table each."""
-    return [weight] if isinstance(table_rows, int) else weight.split(list(table_rows))
+def fill_table(table: nn.Embedding, draw: Callable[[Tensor], object]) -> None:
+    """Fills a table with what `draw` fills its weight with; one that is sharded with its rows of that."""
+    if isinstance(table, ShardedEmbedding):
+        table.fill(draw)
+    else:
+        draw(table.weight)
+
+
+def each_table(table: nn.Embedding, table_rows: TableRows) -> Iterator[tuple[Tensor, int]]:
+    """The parts of an `embedding`'s weight (views), a feature's table each, and the rows that this has.
+
+    Of a sharded one, what this rank holds of each.
+    """
+    place = table.place if isinstance(table, ShardedEmbedding) else RowsOfRank(rows=len(table.weight), rank=0, ranks=1)
+    stop = 0
+    for rows in [table_rows] if isinstance(table_rows, int) else table_rows:
+        start, stop = stop, stop + rows
+        low, high = (min(max(row, place.start), place.stop) - place.start for row in (start, stop))
+        yield table.weight[low:high], rows
 
 
 def linears(widths: Sequence[int], device: torch.device | str) -> list[nn.Linear]:

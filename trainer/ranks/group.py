@@ -1,0 +1,195 @@
+"""The processes of a run, as torchrun starts them, and what they say to one another.
+
+Two groups: `data` moves what lies where the model lies (NCCL on CUDA, else gloo), `control` small numbers from host to
+host (gloo), so that an agreement waits for no device; checkpoints, which other threads write, have a third.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.errors import InputError, StorageError
+
+RANK, RANKS, LOCAL_RANK = "RANK", "WORLD_SIZE", "LOCAL_RANK"
+"""Environment variables of torchrun."""
+
+
+class RanksLostError(StorageError):
+    """Another rank does not answer any more."""
+
+
+@dataclass(kw_only=True)
+class Ranks:
+    """This process among those that train a run. Alone, it says nothing to nobody.
+
+    All methods but `share` and the properties are collective: every rank calls them, in the same order.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    data: dist.ProcessGroup | None = None
+    control: dist.ProcessGroup | None = None
+    saves: dist.ProcessGroup | None = None
+    timeout_seconds: float = 0.0
+    step: int | None = None
+    """The one at hand, to be named in errors."""
+    sent_bytes: Counter[str] = field(default_factory=Counter)
+    """That this rank has sent to others, by what it was for."""
+
+    @property
+    def alone(self) -> bool:
+        return self.ranks == 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that talks, serves and writes what is not sharded."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor, *, what: str) -> Tensor:
+        """`tensor`, where the model lies, with every rank's added up in place; the same bits on all."""
+        if self.alone:
+            return tensor
+        # a ring passes each part around twice, but for the part where it begins and ends
+        self.sent_bytes[what] += 2 * (self.ranks - 1) * tensor.nbytes // self.ranks
+        with self._contact(what):
+            dist.all_reduce(tensor, group=self.data)
+        return tensor
+
+    def exchange(self, given: Tensor, *, give: Sequence[int], take: Sequence[int], what: str) -> Tensor:
+        """`give[r]` rows of `given` to each rank r in turn, and `take[r]` rows from it, in the order of ranks."""
+        taken = given.new_empty((sum(take), *given.shape[1:]))
+        row_bytes = given.element_size() * math.prod(given.shape[1:])
+        self.sent_bytes[what] += (sum(give) - give[self.rank]) * row_bytes
+        with self._contact(what):
+            dist.all_to_all_single(taken, given.contiguous(), list(take), list(give), group=self.data)
+        return taken
+
+    def gather(self, numbers: Sequence[float], *, what: str = "control") -> list[list[float]]:
+        """Every rank's numbers, as many on each, in the order of ranks; float64, from host to host."""
+        if self.alone:
+            return [list(numbers)]
+        own = torch.tensor(numbers, dtype=torch.float64)
+        everyone = [torch.empty_like(own) for _ in range(self.ranks)]
+        self.sent_bytes[what] += (self.ranks - 1) * own.nbytes
+        with self._contact(what):
+            dist.all_gather(everyone, own, group=self.control)
+        return [values.tolist() for values in everyone]
+
+    def told_by_first(self, value: Any) -> Any:
+        """What rank 0 has, as JSON values, on every rank."""
+        return self.gather_values(value)[0]
+
+    def gather_values(self, value: Any) -> list[Any]:
+        """Every rank's JSON value, in the order of ranks; from host to host."""
+        return [value] if self.alone else gather_values(self.control, value, contact=self._contact("control"))
+
+    def for_saves(self) -> SaveRanks:
+        """The same ranks for the thread that saves."""
+        return SaveRanks(ranks_=self)
+
+    @contextmanager
+    def _contact(self, what: str) -> Iterator[None]:
+        """Within it the loss of another rank becomes an error that says where it was noticed."""
+        try:
+            yield
+        except (RuntimeError, dist.DistError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            at = "" if self.step is None else f" at step {self.step:,}"
+            first = (str(error).splitlines() or [""])[0][:200]
+            raise RanksLostError(
+                f"rank {self.rank} of {self.ranks}{at} ({what}): another rank has ended or has not answered within "
+                f"{self.timeout_seconds:g} s ({first}); see what that one says; the same command goes on from the "
+                "newest checkpoint"
+            ) from error
+
+
+ALONE = Ranks()
+"""One process, as ever."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveRanks:
+    """What the ranks say to one another about a checkpoint, from whichever thread writes it."""
+
+    ranks_: Ranks
+
+    @property
+    def rank(self) -> int:
+        return self.ranks_.rank
+
+    @property
+    def ranks(self) -> int:
+        return self.ranks_.ranks
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's JSON value, in the order of ranks."""
+        if self.ranks_.alone:
+            return [value]
+        return gather_values(self.ranks_.saves, value, contact=self.ranks_._contact("checkpoint"))
+
+
+def gather_values(group: dist.ProcessGroup | None, value: Any, *, contact: Any) -> list[Any]:
+    """JSON values of all of `group`: their lengths first, then as many bytes as the longest has."""
+    own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    with contact:
+        size = dist.get_world_size(group)
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(size)]
+        dist.all_gather(lengths, torch.tensor([len(own)]), group=group)
+        longest = int(max(length.item() for length in lengths))
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: len(own)] = own
+        everyone = [torch.empty_like(padded) for _ in range(size)]
+        dist.all_gather(everyone, padded, group=group)
+    return [
+        json.loads(bytes(found[: int(length.item())].tolist())) for found, length in zip(everyone, lengths, strict=True)
+    ]
+
+
+def ranks_asked() -> int:
+    """How many processes torchrun, or whoever set its variables, has started for this run."""
+    return int(os.environ.get(RANKS, "1") or "1")
+
+
+@contextmanager
+def open_ranks(*, timeout_seconds: float) -> Iterator[Ranks]:
+    """This process's place among those that torchrun has started; alone if it has started one, or none.
+
+    Raises: InputError for more ranks of a machine than it has GPUs, if it has one; RanksLostError if the others do not
+    come.
+    """
+    if ranks_asked() == 1:
+        yield Ranks()
+        return
+    rank, local = int(os.environ[RANK]), int(os.environ.get(LOCAL_RANK, "0"))
+    cuda = torch.cuda.is_available()
+    if cuda:
+        if local >= torch.cuda.device_count():
+            raise InputError(
+                f"rank {rank} is number {local + 1} of this machine, which has {torch.cuda.device_count()} GPUs; start "
+                "as many ranks a machine as it has"
+            )
+        torch.cuda.set_device(local)
+    limit = timedelta(seconds=timeout_seconds)
+    ranks = Ranks(rank=rank, ranks=ranks_asked(), timeout_seconds=timeout_seconds)
+    with ranks._contact("start"):
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=limit)
+        ranks.data = dist.group.WORLD
+        ranks.control = dist.new_group(backend="gloo", timeout=limit)
+        ranks.saves = dist.new_group(backend="gloo", timeout=limit)
+    try:
+        yield ranks
+    finally:
+        dist.destroy_process_group()
