@@ -25,19 +25,34 @@ from pipeline.stages import StageTotals
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DevicePair:
-    """A `BatchPair` as model inputs on the device; with sliding pairs the next `b2` may share this `b1`'s memory."""
+    """A `BatchPair` as model inputs on the device; with sliding pairs the next `b2` may share this `b1`'s memory.
+
+    With several ranks `b1` and `b2` are this rank's shares, maybe empty: rows [b2_start, b2_start + b2.rows) of a batch
+    of `b2_rows`. All else is the same on every rank.
+    """
 
     b1: ModelInputs
     b2: ModelInputs
+    b1_rows: int
+    """Rows of `b1` over all ranks."""
+    b1_start: int
+    """Which of them the first of `b1` is; this and `b2_start` alone differ between ranks."""
+    b2_rows: int
+    """Rows of `b2` over all ranks."""
+    b2_start: int
+    """Which of them the first of `b2` is."""
     fresh: bool
     """Whether no row of `b1` has been trained on in this epoch; make no estimate if it is False."""
     epoch: int
     start: int
-    """Where in the epoch's sequence `b2` starts."""
-    rows: int
-    """Rows of `b2`."""
+    """Where in the epoch's sequence the batch that `b2` is of starts."""
     position: RowPosition
     skipped: int
+
+    @property
+    def rows(self) -> int:
+        """Rows that the step trains on, over all ranks: `b2_rows`."""
+        return self.b2_rows
 
     @classmethod
     def of(cls, pair: BatchPair, *, b1: ModelInputs, b2: ModelInputs, skipped: int) -> DevicePair:
@@ -45,10 +60,13 @@ class DevicePair:
         return cls(
             b1=b1,
             b2=b2,
+            b1_rows=pair.b1_rows,
+            b1_start=pair.b1_start,
+            b2_rows=pair.b2_rows,
+            b2_start=pair.b2_start,
             fresh=pair.fresh,
             epoch=pair.b2.epoch,
-            start=pair.b2.start,
-            rows=pair.b2.rows,
+            start=pair.start,
             position=pair.position,
             skipped=skipped,
         )

@@ -25,6 +25,7 @@ from pipeline.rows import (
     HostPairs,
     Order,
     PairSpans,
+    RankShare,
     RowPosition,
     RowReader,
     RowSelection,
@@ -188,16 +189,20 @@ def open_rows(
     batch_rows: int,
     first_row: int = 0,
     limit_rows: int | None = None,
+    rank: int = 0,
+    ranks: int = 1,
     interrupted: Callable[[], bool] = never,
     retries: ReadRetries | None = None,
 ) -> Iterator[ModelInputs]:
     """The rows of `split` in file order, each once, in batches of `batch_rows` (the last may be shorter).
 
-    `first_row` begins it later, `limit_rows` ends it early. Threads end with the iterator. On CUDA a batch is for
-    the stream that is current where it is asked for, and the host does not wait for its copy. Raises: as
+    `first_row` begins it later, `limit_rows` ends it early. With several ranks each gets its share of every batch, as
+    `RankShare` has it: as many batches on each, some perhaps of no rows. Threads end with the iterator. On CUDA a
+    batch is for the stream that is current where it is asked for, and the host does not wait for its copy. Raises: as
     `open_feed`, when first asked for a batch; InterruptedWaitError once `interrupted` while rows are waited for.
     """
     order = _order(manifest, split, seed=0, shuffle="none", window_groups=1, limit_rows=limit_rows)
+    share = RankShare(rank=rank, ranks=ranks)
     stages = StageTotals()
     encode_rows = table_rows if device.type == "cpu" else None
     reader = _reader(config, manifest, split, order=order, encode_rows=encode_rows, stages=stages, retries=retries)
@@ -206,10 +211,11 @@ def open_rows(
         uploader = make_uploader(device, table_rows=table_rows, stages=stages, role="evaluation")
         for start in range(first_row, end, batch_rows):
             batch = reader.read(0, start, min(start + batch_rows, end), interrupted=interrupted)
-            inputs = uploader.upload(batch)
+            if not batch.rows:
+                continue  # damage left none, to no rank
+            inputs = uploader.upload(batch if ranks == 1 else batch.slice(*share.of(batch.rows)))
             hand_over(inputs, uploader.mark())
-            if batch.rows:
-                yield inputs
+            yield inputs
     finally:
         reader.close()
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.rows.groups import GroupReader
     from pipeline.rows.growing import GrowingLog
     from pipeline.rows.held_out import HeldOutProbes, probing_order
-    from pipeline.rows.order import Order, RowPosition
+    from pipeline.rows.order import Order, RankShare, RowPosition
     from pipeline.rows.pairs import BatchPair, Gap, HostPairs, OncePerBatch, PairSpans
     from pipeline.rows.reader import RowBatch, RowReader
     from pipeline.rows.selection import RowSelection, hold_out
@@ -43,6 +43,7 @@ __all__ = [
     "Order",
     "PairSpans",
     "Pairing",
+    "RankShare",
     "RowBatch",
     "RowPosition",
     "RowReader",
@@ -71,6 +72,7 @@ _FILES = {
     "HostPairs": "pairs",
     "RowBatch": "reader",
     "RowReader": "reader",
+    "RankShare": "order",
     "RowPosition": "order",
 }
 

@@ -31,6 +31,19 @@ class RowPosition:
     row: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class RankShare:
+    """What rank `rank` of `ranks` has of every batch: contiguous rows, whose number differs by at most one between
+    ranks; none if a batch has fewer rows than there are ranks."""
+
+    rank: int = 0
+    ranks: int = 1
+
+    def of(self, rows: int) -> tuple[int, int]:
+        """[start, stop) of the rows of a batch of `rows`."""
+        return rows * self.rank // self.ranks, rows * (self.rank + 1) // self.ranks
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ShuffleWindow:
     """Rows that are shuffled among themselves: some row groups, read together.

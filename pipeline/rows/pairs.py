@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from pipeline.errors import InputError, StorageError
 from pipeline.rows.choices import Pairing
 from pipeline.rows.held_out import HeldOutProbes
-from pipeline.rows.order import RowPosition
+from pipeline.rows.order import RankShare, RowPosition
 from pipeline.rows.reader import RowBatch, RowReader
 
 Span = tuple[int, int]
@@ -19,10 +19,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class BatchPair:
-    """One step's data: `b2` to train on, `b1` to probe with; no row is in both."""
+    """One step's data: `b2` to train on, `b1` to probe with; no row is in both.
+
+    With several ranks `b1` and `b2` are one rank's shares: rows [b2_start, b2_start + b2.rows) of a batch of `b2_rows`.
+    """
 
     b1: RowBatch
     b2: RowBatch
+    b1_rows: int
+    """Rows of `b1` over all ranks."""
+    b1_start: int
+    """Which of them the first of `b1` is."""
+    b2_rows: int
+    """Rows of `b2` over all ranks."""
+    b2_start: int
+    """Which of them the first of `b2` is."""
+    start: int
+    """Where in the epoch's sequence the batch that `b2` is of starts, the same on every rank."""
     fresh: bool
     """Whether no row of `b1` has been trained on in this epoch; a stale probe gives a biased estimate."""
     position: RowPosition
@@ -131,8 +144,7 @@ class PairSpans:
 class HostPairs:
     """The pairs from `position` on, epoch after epoch without end.
 
-    Rank `rank` of `ranks` gets its share of every batch of the one global sequence: contiguous, sizes differ by at
-    most a row, empty if a batch has fewer rows than there are ranks.
+    Rank `rank` of `ranks` gets its share of every batch of the one global sequence, see `RankShare`.
     Raises while iterating: what `RowReader.read` raises, and StorageError if damage leaves no pair in an epoch.
     """
 
@@ -151,7 +163,7 @@ class HostPairs:
         self.position = position
         self.spans = spans
         self._held_out = held_out
-        self._reader, self._rank, self._ranks = reader, rank, ranks
+        self._reader, self._share = reader, RankShare(rank=rank, ranks=ranks)
         self._first: RowBatch | None = None
         self._last: tuple[tuple[int, Span], RowBatch] | None = None
 
@@ -187,7 +199,19 @@ class HostPairs:
             b1 = self._held_out.at(self.spans.number(position))
         elif b1 is None or not b1.rows:
             b1, fresh = self._other_probe(epoch, train)
-        return BatchPair(b1=self._share(b1), b2=self._share(b2), fresh=fresh, position=after, skipped=skipped)
+        probes, trains = self._share.of(b1.rows), self._share.of(b2.rows)
+        return BatchPair(
+            b1=_part(b1, probes),
+            b2=_part(b2, trains),
+            b1_rows=b1.rows,
+            b1_start=probes[0],
+            b2_rows=b2.rows,
+            b2_start=trains[0],
+            start=b2.start,
+            fresh=fresh,
+            position=after,
+            skipped=skipped,
+        )
 
     def close(self) -> None:
         """Ends the threads that read; a read under way raises an error."""
@@ -207,10 +231,6 @@ class HostPairs:
         if self._last is None or self._last[0] != (epoch, span):
             self._last = (epoch, span), self._reader.read(epoch, *span)
         return self._last[1]
-
-    def _share(self, batch: RowBatch) -> RowBatch:
-        bounds = [batch.rows * rank // self._ranks for rank in (self._rank, self._rank + 1)]
-        return batch if self._ranks == 1 else batch.slice(*bounds)
 
     def _keep_first(self, epoch: int) -> None:
         """Copies the epoch's first probe, which its last pair needs, so that its window need not be read again."""
@@ -251,6 +271,10 @@ class OncePerBatch(Generic[T]):
             if _place(before) == _place(batch):
                 return made
         return self._make(batch)
+
+
+def _part(batch: RowBatch, span: Span) -> RowBatch:
+    return batch if span == (0, batch.rows) else batch.slice(*span)
 
 
 def _place(batch: RowBatch) -> tuple[bool, int, int, int]:

@@ -46,7 +46,7 @@ class RepeatedPair:
     def __next__(self) -> DevicePair:
         shape = next(self._shapes)
         b1, b2 = self._pair.b1.head(shape.probe_rows), self._pair.b2.head(shape.rows)
-        return replace(self._pair, b1=b1, b2=b2, rows=b2.rows, fresh=shape.fresh)
+        return replace(self._pair, b1=b1, b2=b2, b1_rows=b1.rows, b2_rows=b2.rows, fresh=shape.fresh)
 
 
 def _last_repeated(shapes: list[PairShape]) -> Iterator[PairShape]:

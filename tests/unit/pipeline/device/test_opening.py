@@ -11,6 +11,7 @@ import torch
 
 from pipeline.device.config import DataConfig
 from pipeline.device.feed import DevicePair
+from pipeline.device.model_inputs import ModelInputs
 from pipeline.device.opening import open_rows
 from pipeline.errors import InputError, StorageError
 from pipeline.rows.order import Order, RowPosition
@@ -73,6 +74,52 @@ def test_sequence_does_not_depend_on_batch_threads_prefetch_or_ranks(tiny_data):
         count = 2 * -(-ROWS // changes.get("batch_rows", 10))
         assert row_numbers([take(tiny_data, count, **changes)]) == reference
     assert row_numbers([take(tiny_data, 16, rank=rank, ranks=4) for rank in range(4)]) == reference
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+@pytest.mark.parametrize("pairing", ["sliding", "disjoint", "held_out"])
+def test_every_rank_is_told_the_same_but_for_where_its_share_lies(tiny_data, pairing, ranks):
+    """Batches of four rows: with five ranks some shares are empty, with three or five the last batch's are."""
+    options: dict[str, Any] = {"batch_rows": 4, "probe_rows": 3, "pairing": pairing}
+    whole = take(tiny_data, 60, **options)
+    shares = [take(tiny_data, 60, rank=rank, ranks=ranks, **options) for rank in range(ranks)]
+    for pair, *parts in zip(whole, *shares, strict=True):
+        assert (pair.b1_start, pair.b2_start, pair.b1_rows, pair.rows) == (0, 0, pair.b1.rows, pair.b2.rows)
+        for part in parts:
+            names = ("b1_rows", "b2_rows", "rows", "fresh", "epoch", "start", "position", "skipped")
+            assert [getattr(part, name) for name in names] == [getattr(pair, name) for name in names]
+            for name in ("b1", "b2"):
+                share, batch, start = getattr(part, name), getattr(pair, name), getattr(part, f"{name}_start")
+                of_batch = slice(start, start + share.rows)
+                assert torch.equal(share.dense, batch.dense[of_batch])
+                assert torch.equal(share.ids, batch.ids[:, of_batch])
+                assert torch.equal(share.label, batch.label[of_batch])
+        for name in ("b1", "b2"):
+            assert sum(getattr(part, name).rows for part in parts) == getattr(pair, name).rows
+    assert any(part.b2.rows == 0 for share in shares for part in share) == (ranks > min(pair.rows for pair in whole))
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_ranks_share_the_batches_of_an_evaluation(tiny_data, ranks):
+    """77 rows in batches of eight leave five; from row 72 on, in batches of two, some ranks have none."""
+    for first_row, batch_rows in ((0, 8), (72, 2)):
+
+        def batches(first_row=first_row, batch_rows=batch_rows, **share: Any) -> list[ModelInputs]:
+            options: dict[str, Any] = {
+                "table_rows": TABLE_ROWS,
+                "device": CPU,
+                "split": "train",
+                "first_row": first_row,
+            }
+            config = DataConfig(path=str(tiny_data))
+            return list(open_rows(config, Manifest.load(tiny_data), batch_rows=batch_rows, **options, **share))
+
+        whole, shares = batches(), [batches(rank=rank, ranks=ranks) for rank in range(ranks)]
+        for batch, *parts in zip(whole, *shares, strict=True):
+            assert torch.equal(torch.cat([part.dense for part in parts]), batch.dense)
+            assert torch.equal(torch.cat([part.ids for part in parts], dim=1), batch.ids)
+            assert torch.equal(torch.cat([part.label for part in parts]), batch.label)
+            assert max(part.rows for part in parts) - min(part.rows for part in parts) <= 1
 
 
 def test_position_opens_the_feed_there(tiny_data):

@@ -56,7 +56,19 @@ def train_step(model: nn.Module, name: Any, *, table: Any = "dense", lr: float =
 def pair(seed: int) -> DevicePair:
     b1, b2 = click_batch(1000 + seed), click_batch(seed)
     position = RowPosition(epoch=0, row=ROWS)
-    return DevicePair(b1=b1, b2=b2, fresh=True, epoch=0, start=0, rows=ROWS, position=position, skipped=0)
+    return DevicePair(
+        b1=b1,
+        b2=b2,
+        b1_rows=ROWS,
+        b1_start=0,
+        b2_rows=ROWS,
+        b2_start=0,
+        fresh=True,
+        epoch=0,
+        start=0,
+        position=position,
+        skipped=0,
+    )
 
 
 @pytest.fixture

@@ -93,10 +93,13 @@ class SlowFeed:
         return DevicePair(
             b1=inputs,
             b2=inputs,
+            b1_rows=rows,
+            b1_start=0,
+            b2_rows=rows,
+            b2_start=0,
             fresh=rows == EPOCH[0],
             epoch=0,
             start=0,
-            rows=rows,
             position=RowPosition(),
             skipped=0,
         )
