@@ -283,7 +283,7 @@ def as_loss(loss: Loss | nn.Module) -> Loss:
 
 
 def _columns(z: Tensor) -> Tensor:
-    return z.reshape(z.shape[0], -1)
+    return z.flatten(1) if z.ndim > 1 else z.unsqueeze(1)
 
 
 def _targets_like(z: Tensor, y: Tensor) -> Tensor:
@@ -291,4 +291,4 @@ def _targets_like(z: Tensor, y: Tensor) -> Tensor:
         raise MeasurementError(
             f"loss: logits {tuple(z.shape)} with targets {tuple(y.shape)}; give as many targets as logits"
         )
-    return y.reshape(y.shape[0], -1).to(z.dtype)
+    return _columns(y).to(z.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,7 @@ from stepsize.policies import NO_HORIZON, HorizonPlan, set_learning_rate
 from stepsize.worker import Horizon, StepSizeWorker
 from trainer.divergence import Checked, NumberCheck, step_unless
 from trainer.learner import ProgressiveValidation, TrainingPrecision, WeightAverage
+from trainer.ranks import ALONE, Ranks, StepSums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +46,18 @@ class TrainStep:
     precision: TrainingPrecision = TrainingPrecision()  # noqa: RUF009 (frozen)
     progressive: ProgressiveValidation | None = None
     """Told of every batch before it moves the weights."""
+    ranks: Ranks = ALONE
+    """Those that train together; each has its share of every batch, and its rows of the tables."""
 
     @cached_property
     def check(self) -> NumberCheck:
         """What looks at the step's numbers."""
         return NumberCheck(self.model)
+
+    @cached_property
+    def sums(self) -> StepSums:
+        """What adds up a step over ranks."""
+        return StepSums(self.model, self.ranks)
 
     def __call__(
         self,
@@ -74,7 +83,7 @@ class TrainStep:
         with self.clock.phase("forward"):
             with self.precision.forward(), self.check.forward():
                 logits = self.model(*inputs)
-            loss = self.loss.mean(logits.float(), pair.b2.label)
+            loss = self._loss(logits, pair)
             if self.progressive is not None:
                 epochs = {"epoch": pair.epoch, "next_epoch": pair.position.epoch}
                 self.progressive.add(logits, pair.b2.label, step=step, **epochs)
@@ -82,7 +91,7 @@ class TrainStep:
             self.optimizer.zero_grad(set_to_none=True)
             with self.precision.backward():
                 loss.backward()
-            checked = self.check.sizes(inputs, loss)
+            checked = self._checked(inputs, loss)
         if measure:
             with self.clock.phase("alpha"):
                 measure = self.worker.before_step(
@@ -91,6 +100,7 @@ class TrainStep:
                     train_inputs=inputs,
                     train_targets=pair.b2.label,
                     step=step,
+                    rows=self._probe_rows(pair),
                 )
         with self.clock.phase("optimizer"):
             step_unless(self.optimizer, checked.withheld)
@@ -102,8 +112,31 @@ class TrainStep:
         if plan != NO_HORIZON:
             with self.clock.phase("alpha"):
                 b1 = (pair.b1.dense, pair.b1.ids)
-                self.horizon.carry_out(plan, b1, pair.b1.label, step=step + 1, fresh=pair.fresh)
-        return Trained(loss=loss.detach(), checked=checked)
+                self.horizon.carry_out(
+                    plan, b1, pair.b1.label, step=step + 1, fresh=pair.fresh, rows=self._probe_rows(pair)
+                )
+        return Trained(loss=checked.loss, checked=checked)
+
+    def _loss(self, logits: Tensor, pair: DevicePair) -> Tensor:
+        """The mean loss over the batch; of several ranks, this one's part of it, 0 of an empty share."""
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        if self.ranks.alone:
+            return self.loss.mean(logits, pair.b2.label)
+        if not pair.b2.rows:
+            return logits.sum()
+        return self.loss.mean(logits, pair.b2.label) * (pair.b2.rows / pair.b2_rows)
+
+    def _checked(self, inputs: tuple[Tensor, Tensor], loss: Tensor) -> Checked:
+        if self.ranks.alone:
+            return self.check.sizes(inputs, loss)
+        return self.check.sizes(inputs, loss, summed=self.sums)
+
+    def _probe_rows(self, pair: DevicePair) -> int | None:
+        """How many of its rows of B1 a rank measures on: those among the first `probe_fraction` of all; None: alone."""
+        if self.ranks.alone:
+            return None
+        wanted = math.ceil(self.worker.options.probe_fraction * pair.b1_rows)
+        return min(max(wanted - pair.b1_start, 0), pair.b1.rows)
 
 
 def first_click_rows(inputs: tuple[Any, ...], targets: Tensor, rows: int) -> tuple[tuple[Any, ...], Tensor]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,6 +44,8 @@ class Checked:
     one is nan. Of a table, a bound on it."""
     names: Sequence[str]
     """What each of `sizes` is of."""
+    loss: Tensor
+    """() mean loss, of several ranks over the rows of all."""
 
     @cached_property
     def withheld(self) -> Tensor:
@@ -121,8 +123,17 @@ class NumberCheck:
         return on_output
 
     @torch.no_grad()
-    def sizes(self, inputs: Sequence[Tensor], loss: Tensor) -> Checked:
-        """What is to be known of a step after its backward pass; nothing is waited for."""
+    def sizes(
+        self,
+        inputs: Sequence[Tensor],
+        loss: Tensor,
+        *,
+        summed: Callable[[Sequence[Tensor]], Sequence[Tensor]] = lambda numbers: numbers,
+    ) -> Checked:
+        """What is to be known of a step after its backward pass; nothing is waited for.
+
+        `summed` adds up over ranks gradients in place, and the scalars it is given: a bound of what they are of.
+        """
         if not self._seen_graph:
             self._seen_graph = True
             whole = read_otherwise(loss)
@@ -132,6 +143,9 @@ class NumberCheck:
         zero = torch.zeros((), device=loss.device)
         floats = [value for value in inputs if value.is_floating_point() and value.numel()]
         given = torch.stack([_size(value) for value in floats]).amax() if floats else zero
+        looked_up = [self._found.get(index, zero) for index in range(len(self._tables))]
+        self._found = {}
+        given, loss, *looked_up = summed([given, loss.detach(), *looked_up])
         gradients = [parameter.grad for parameter in self._parameters]
         dense = [gradient for gradient in gradients if gradient is not None and not gradient.is_sparse]
         norms = iter(_sizes([gradient.detach() for gradient in dense if gradient.numel()]))
@@ -143,10 +157,8 @@ class NumberCheck:
             else next(norms)
             for gradient in gradients
         ]
-        looked_up = [self._found.get(index, zero) for index in range(len(self._tables))]
-        self._found = {}
-        found = torch.stack([value.float() for value in (given, loss.detach().abs(), *others, *looked_up)])
-        return Checked(sizes=found, names=self.names)
+        found = torch.stack([value.float() for value in (given, loss.abs(), *others, *looked_up)])
+        return Checked(sizes=found, names=self.names, loss=loss)
 
 
 def read_otherwise(loss: Tensor) -> set[int]:

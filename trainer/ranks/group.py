@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -30,7 +30,7 @@ class RanksLostError(StorageError):
     """Another rank does not answer any more."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Ranks:
     """This process among those that train a run. Alone, it says nothing to nobody.
 
@@ -187,8 +187,7 @@ def open_ranks(*, timeout_seconds: float) -> Iterator[Ranks]:
     with ranks._contact("start"):
         dist.init_process_group("nccl" if cuda else "gloo", timeout=limit)
         ranks.data = dist.group.WORLD
-        ranks.control = dist.new_group(backend="gloo", timeout=limit)
-        ranks.saves = dist.new_group(backend="gloo", timeout=limit)
+        ranks.control, ranks.saves = (cast(Any, dist.new_group(backend="gloo", timeout=limit)) for _ in range(2))
     try:
         yield ranks
     finally:

@@ -97,7 +97,7 @@ class ShardedEmbedding(nn.Embedding):
         return functional.embedding(look_up.places, fetched).reshape(*ids.shape, self.embedding_dim)
 
     @torch.no_grad()
-    def fill(self, draw: Callable[[Tensor], None]) -> None:
+    def fill(self, draw: Callable[[Tensor], Any]) -> None:
         """Fills the weight with its rows of what `draw` would fill the whole table with, a piece at a time."""
         ends = [*range(FILLED_ROWS, self.place.rows - LEAST_ROWS + 1, FILLED_ROWS), self.place.rows]
         for start, stop in pairwise([0, *ends]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ def rows_in_one(ids: Tensor, first: Tensor | None) -> Tensor:
     return ids if first is None else ids + first
 
 
-def fill_table(table: nn.Embedding, draw: Callable[[Tensor], object]) -> None:
+def fill_table(table: nn.Embedding, draw: Callable[[Tensor], Any]) -> None:
     """Fills a table with what `draw` fills its weight with; one that is sharded with its rows of that."""
     if isinstance(table, ShardedEmbedding):
         table.fill(draw)
