@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline.errors import StorageError, cause_of
 from trainer.records.content import STATE, STATE_FILE
 from trainer.records.serialization import deserialize
 from trainer.records.sharded.rows import Take
@@ -57,8 +57,11 @@ class _Reader:
         """By name, what there is to take of each tensor of the file."""
         whole = self.path / f"{file}.safetensors"
         tensors = load_file(whole, device=device) if self.take is None else self._taken_of(file, whole, device)
-        for name, pieces in self._sharded_of(file):
-            tensors[name] = self._read(file, name, pieces, device)
+        for key, entry in self.sharded.items():
+            if key.startswith(f"{file}/"):
+                name = key.removeprefix(f"{file}/")
+                pieces = [_Piece(self.path / held, key, *having) for held, having in entry["ranges"].items()]
+                tensors[name] = self._read(file, name, entry["shape"], pieces, device)
         return tensors
 
     def _taken_of(self, file: str, whole: Path, device: str) -> dict[str, Tensor]:
@@ -68,38 +71,34 @@ class _Reader:
         for name in names:
             shape = stored.get_slice(name).get_shape()
             if shape:
-                tensors[name] = self._read(file, name, [_Piece(whole, name, 0, shape[0])], device)
+                tensors[name] = self._read(file, name, shape, [_Piece(whole, name, 0, shape[0])], device)
             else:
                 tensors[name] = stored.get_tensor(name).to(device)
         return tensors
 
-    def _sharded_of(self, file: str) -> Iterator[tuple[str, list[_Piece]]]:
-        for key, entry in self.sharded.items():
-            if key.startswith(f"{file}/"):
-                yield (
-                    key.removeprefix(f"{file}/"),
-                    [_Piece(self.path / held, key, start, stop) for held, (start, stop) in entry["ranges"].items()],
-                )
-
-    def _read(self, file: str, name: str, pieces: list[_Piece], device: str) -> Tensor:
-        """The rows to take of the tensor that the pieces make up; no others are read."""
-        one = self._opened(pieces[0].file).get_slice(pieces[0].name)
-        shape = (max(piece.stop for piece in pieces), *one.get_shape()[1:])
-        wanted = None if self.take is None else self.take(file, name, shape)
-        if wanted is not None and wanted.rows != shape[0]:
-            raise ValueError(
-                f"{self.path}: {name} of {file} has {shape[0]} rows, and rows of {wanted.rows} are asked for"
-            )
-        start, stop = (0, shape[0]) if wanted is None else (wanted.start, wanted.stop)
-        taken = torch.empty((stop - start, *shape[1:]), dtype=one[0:0].dtype, device=device)
-        for piece in pieces:
-            first, last = max(start, piece.start), min(stop, piece.stop)
-            if first < last:
-                stored = self._opened(piece.file).get_slice(piece.name)
-                taken[first - start : last - start].copy_(stored[first - piece.start : last - piece.start])
+    def _read(self, file: str, name: str, shape: list[int], pieces: list[_Piece], device: str) -> Tensor:
+        """The rows to take of the tensor of `shape` that the pieces make up; files of others are not even opened."""
+        rows = shape[0]
+        wanted = None if self.take is None else self.take(file, name, tuple(shape))
+        if wanted is not None and wanted.rows != rows:
+            raise ValueError(f"{self.path}: {name} of {file} has {rows} rows, and rows of {wanted.rows} are asked for")
+        start, stop = (0, rows) if wanted is None else (wanted.start, wanted.stop)
+        sources = [each for each in pieces if max(start, each.start) < min(stop, each.stop)]
+        # the library's slices are views of the file's pages: what is not copied never gets into memory
+        dtype = self._stored(*(sources or pieces)[:1])[0:0].dtype
+        taken = torch.empty((stop - start, *shape[1:]), dtype=dtype, device=device)
+        for each in sources:
+            first, last = max(start, each.start), min(stop, each.stop)
+            taken[first - start : last - start].copy_(self._stored(each)[first - each.start : last - each.start])
         return taken
+
+    def _stored(self, piece: _Piece) -> Any:
+        return self._opened(piece.file).get_slice(piece.name)
 
     def _opened(self, file: Path) -> Any:
         if file not in self._open:
-            self._open[file] = self.stack.enter_context(safe_open(file, framework="pt"))
+            try:
+                self._open[file] = self.stack.enter_context(safe_open(file, framework="pt"))
+            except RuntimeError as error:  # the system refuses to map what is larger than its memory
+                raise StorageError(f"{file} cannot be read on this machine ({cause_of(error)})") from error
         return self._open[file]

@@ -103,7 +103,8 @@ class _Part:
             if group.rank == 0:
                 self.forms[file.name] = file.form
                 entries |= self._written(f"{file.name}.safetensors", whole)
-            compared = (name for name in whole if self.shares.compared(file.name, name))
+            # what is empty has nothing to compare, and may have two names for what is one tensor elsewhere
+            compared = (name for name in whole if whole[name].numel() and self.shares.compared(file.name, name))
             digests |= {f"{file.name}/{name}": _digest_of(whole[name]) for name in compared}
         missing = {f"{file}/{name}" for file, name in expected} - mine.keys()
         assert not missing, f"rows of no tensor: {', '.join(sorted(missing))}"
@@ -140,12 +141,13 @@ def _rank_file(rank: int, ranks: int) -> str:
 
 def _rows_of(tensor: Tensor, start: int, stop: int, rows: int) -> dict[str, Any]:
     assert len(tensor) == stop - start, f"{len(tensor)} rows where {start} to {stop} of {rows} should be"
-    return {"range": [start, stop], "rows": rows, "row": f"{tensor.dtype} {list(tensor.shape[1:])}"}
+    shape = [rows, *tensor.shape[1:]]
+    return {"range": [start, stop], "shape": shape, "dtype": str(tensor.dtype).removeprefix("torch.")}
 
 
 def _digest_of(tensor: Tensor) -> str:
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
-    digest.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -182,24 +184,24 @@ def _refuse_drift(digests: list[dict[str, str]]) -> None:
 
 
 def _layout(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Tensor → how many rows the whole one has, and which of them each file holds; the same on every rank."""
+    """Tensor → the shape of the whole one, and which of its rows each file holds; the same on every rank."""
     layout: dict[str, Any] = {}
     for key in dict.fromkeys(key for part in parts for key in part):
         having = {rank: part[key] for rank, part in enumerate(parts) if key in part}
-        rows = next(iter(having.values()))["rows"]
+        shape = next(iter(having.values()))["shape"]
         filled = sorted(each["range"] for each in having.values() if each["range"][0] < each["range"][1])
         starts, stops = [start for start, _ in filled], [stop for _, stop in filled]
         if not filled and key not in parts[0]:
-            continue  # a rank without rows may have two names for what is one tensor elsewhere
-        alike = len({(each["rows"], each["row"]) for each in having.values()}) == 1
-        if not alike or [*starts, rows] != [0, *stops] or key not in parts[0]:
+            continue  # of a rank without rows, as above
+        alike = len({f"{each['dtype']} {each['shape']}" for each in having.values()}) == 1
+        if not alike or [*starts, shape[0]] != [0, *stops] or key not in parts[0]:
             told = ", ".join(f"rank {rank} {_told_rows(each)}" for rank, each in having.items())
             raise RanksDriftedError(f"ranks do not have every row of {key} once: {told}")
         ranges = {_rank_file(rank, len(parts)): each["range"] for rank, each in having.items()}
-        layout[key] = {"rows": rows, "ranges": ranges}
+        layout[key] = {"shape": shape, "ranges": ranges}
     return layout
 
 
 def _told_rows(having: dict[str, Any]) -> str:
     start, stop = having["range"]
-    return f"{start} to {stop} of {having['rows']} of {having['row']}"
+    return f"{start} to {stop} of {having['dtype']} {having['shape']}"
