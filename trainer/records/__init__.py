@@ -18,15 +18,16 @@ if TYPE_CHECKING:
     from trainer.records.best import best_evaluation
     from trainer.records.checkpoint import (
         Checkpoint,
-        CheckpointFile,
-        checkpoint_files,
         checkpoint_steps,
         checkpoint_up_to,
         load_best,
         load_latest,
+        load_latest_on_ranks,
         lost_random_state,
         make_room,
+        make_room_on_ranks,
         random_state,
+        read_checkpoint,
         restore_random_state,
         save_checkpoint,
         seed_generators,
@@ -34,12 +35,14 @@ if TYPE_CHECKING:
         verify_checkpoints,
         write_checkpoint,
     )
+    from trainer.records.content import CheckpointFile, checkpoint_files
     from trainer.records.history import EVALUATION_FIELDS, Column, RunHistory, lowest_loss
     from trainer.records.host_memory import HostMemory, all_finite
     from trainer.records.kept import folder_bytes, held_bytes
     from trainer.records.line_of_history import delete_set_aside, set_aside
     from trainer.records.lines import Extent, thinning
     from trainer.records.records import Records, read_records
+    from trainer.records.sharded import RankFailedError, RanksDriftedError, RowRange, SaveGroup, Shares, bytes_on_ranks
 
 __all__ = [
     "EVALUATION_FIELDS",
@@ -49,11 +52,17 @@ __all__ = [
     "Column",
     "Extent",
     "HostMemory",
+    "RankFailedError",
+    "RanksDriftedError",
     "Records",
     "RecordsConfig",
+    "RowRange",
     "RunHistory",
+    "SaveGroup",
+    "Shares",
     "all_finite",
     "best_evaluation",
+    "bytes_on_ranks",
     "checkpoint_files",
     "checkpoint_steps",
     "checkpoint_up_to",
@@ -62,10 +71,13 @@ __all__ = [
     "held_bytes",
     "load_best",
     "load_latest",
+    "load_latest_on_ranks",
     "lost_random_state",
     "lowest_loss",
     "make_room",
+    "make_room_on_ranks",
     "random_state",
+    "read_checkpoint",
     "read_records",
     "restore_random_state",
     "save_checkpoint",
@@ -80,14 +92,14 @@ __all__ = [
 _FILES = {
     "EVALUATION_FIELDS": "history",
     "Checkpoint": "checkpoint",
-    "CheckpointFile": "checkpoint",
+    "CheckpointFile": "content",
     "Column": "history",
     "Extent": "lines",
     "thinning": "lines",
     "HostMemory": "host_memory",
     "Records": "records",
     "RunHistory": "history",
-    "checkpoint_files": "checkpoint",
+    "checkpoint_files": "content",
     "best_evaluation": "best",
     "checkpoint_steps": "checkpoint",
     "checkpoint_up_to": "checkpoint",
@@ -109,6 +121,15 @@ _FILES = {
     "stored_value": "checkpoint",
     "verify_checkpoints": "checkpoint",
     "write_checkpoint": "checkpoint",
+    "load_latest_on_ranks": "checkpoint",
+    "make_room_on_ranks": "checkpoint",
+    "read_checkpoint": "checkpoint",
+    "RankFailedError": "sharded",
+    "RanksDriftedError": "sharded",
+    "RowRange": "sharded",
+    "SaveGroup": "sharded",
+    "Shares": "sharded",
+    "bytes_on_ranks": "sharded",
 }
 
 

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import random
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.errors import InputError, StorageError
-from pipeline.shards import free_bytes, sync_file, sync_folder
+from pipeline.errors import InputError, StorageError, cause_of
+from pipeline.shards import free_bytes
 from trainer.records.best import best_evaluation
-from trainer.records.kept import folder_bytes, listed, partial_of, prune, remove, replaced_by, sweep
-from trainer.records.serialization import deserialize, serialize
-
-CHECKPOINT_VERSION = 1
-_MANIFEST = "manifest.json"
-STATE = "state.json"
-STATE_FILE = "state"
-_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+from trainer.records.content import STATE, CheckpointFile, checkpoint_files, find_damage, step_of, write_content
+from trainer.records.kept import begin, final_of, folder_bytes, listed, partial_of, prune, publish, remove
+from trainer.records.serialization import deserialize
+from trainer.records.sharded import SaveGroup, Shares, Take, read_content, together, write_on_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,25 +45,6 @@ class CheckpointHealth:
     step: int
     damage: str | None
     """None if every byte is as it was written."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointFile:
-    """What one safetensors file of a checkpoint holds, and the form that makes a value of it again."""
-
-    name: str
-    """Without suffix; the file called `STATE_FILE` comes last."""
-    form: Any
-    tensors: dict[str, Tensor]
-
-
-def checkpoint_files(
-    tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, on_host: bool = True
-) -> Iterator[CheckpointFile]:
-    """The files of a checkpoint of `tensors` and `state`, one after the other; as `serialize` takes them apart."""
-    for name, values in {**tensors, STATE_FILE: state}.items():
-        form, stored = serialize(dict(values), on_host=on_host)
-        yield CheckpointFile(name=name, form=form, tensors=stored)
 
 
 def save_checkpoint(
@@ -104,6 +76,7 @@ def write_checkpoint(
     best_step: int | None = None,
     before_publishing: Callable[[], None] = lambda: None,
     not_pruned: Callable[[OSError], None] | None = None,
+    shares: Shares | None = None,
 ) -> Path:
     """`save_checkpoint` of what `checkpoint_files` gave; takes no file before the one before it is written.
 
@@ -112,26 +85,31 @@ def write_checkpoint(
     `before_publishing` is called when all is on disk under a name that nobody looks for. What it raises, or the
     iteration over `files`, is an error like any other: the checkpoint does not appear, and what was written goes.
     `not_pruned` is told, if older ones cannot be deleted, why; without it that is raised, though the new one is there.
+
+    With `shares` of several ranks each of them calls it, with the files that it has; as `write_on_ranks` has it.
     """
-    folder = Path(run) / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
-    final = folder / f"step-{step:08d}"
+    if shares is not None and shares.group.ranks > 1:
+        return write_on_ranks(
+            run,
+            step,
+            files,
+            shares,
+            keep=keep,
+            best_step=best_step,
+            before_publishing=before_publishing,
+            not_pruned=not_pruned,
+        )
+    final = final_of(run, step)
     partial = partial_of(final)
     try:
-        partial.mkdir()
-        _write_content(partial, step, files)
+        begin(partial)
+        write_content(partial, step, files)
         before_publishing()
-        _publish(partial, final)
+        publish(partial, final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    try:
-        prune(folder, step, keep=keep, best_step=best_step)
-    except OSError as error:
-        if not_pruned is None:
-            raise
-        not_pruned(error)
+    prune(final.parent, step, keep=keep, best_step=best_step, not_pruned=not_pruned)
     return final
 
 
@@ -161,29 +139,92 @@ def make_room(run: str | Path, needed_bytes: int) -> list[str]:
     return deleted
 
 
+def make_room_on_ranks(run: str | Path, needed_bytes: int, *, group: SaveGroup) -> list[str]:
+    """`make_room`, by rank 0, for the `needed_bytes` that it gives; all ranks return, or raise, alike. Collective."""
+    return together(group, lambda: make_room(run, needed_bytes) if group.rank == 0 else None)[0]
+
+
 def load_latest(
-    run: str | Path, *, device: torch.device | str = "cpu", wanted: Callable[[int], bool] = lambda step: True
+    run: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    wanted: Callable[[int], bool] = lambda step: True,
 ) -> Checkpoint | None:
     """The newest whole checkpoint of the run at a step that is `wanted`, its `tensors` on `device`; None without one.
 
+    One that several ranks saved is read as if one process had: its tensors are whole.
     Raises: StorageError if there are such checkpoints and every one is damaged; InputError for one that a
     newer version of this program wrote.
     """
+    return _newest_whole(run, wanted, lambda path: read_checkpoint(path, device=device, verified=True))
+
+
+def load_latest_on_ranks(
+    run: str | Path,
+    *,
+    group: SaveGroup,
+    take: Take,
+    device: torch.device | str = "cpu",
+    wanted: Callable[[int], bool] = lambda step: True,
+) -> Checkpoint | None:
+    """`load_latest` on every rank of `group`, which all get the same checkpoint, each what it is to `take` of it.
+
+    Collective. Rank 0 chooses and looks for damage; however many ranks saved it, and however many are here.
+    Raises: as `load_latest` and `read_checkpoint`, on all ranks if on one; RankFailedError for other errors elsewhere.
+    """
+
+    def choose() -> list[Any] | None:
+        if group.rank:
+            return None
+        found = _newest_whole(run, wanted, lambda path: Checkpoint(path=path, step=step_of(path), tensors={}, state={}))
+        return None if found is None else [found.path.name, list(found.damaged)]
+
+    chosen = together(group, choose)[0]
+    if chosen is None:
+        return None
+    name, damaged = chosen
+    read: list[Checkpoint] = []
+    path = Path(run) / "checkpoints" / name
+    together(group, lambda: read.append(read_checkpoint(path, device=device, take=take, verified=True)))
+    return replace(read[0], damaged=tuple(damaged))
+
+
+def read_checkpoint(
+    path: Path, *, device: torch.device | str = "cpu", take: Take | None = None, verified: bool = False
+) -> Checkpoint:
+    """The checkpoint at `path`, its `tensors` on `device`, with what there is to `take` of it; by default all.
+
+    `take` is given the file without suffix, the name and the whole shape of each tensor, and answers with the rows that
+    are wanted of it, or None for all; no more than these is ever in memory. `verified` if somebody has just found it
+    undamaged.
+
+    Raises: StorageError if it is damaged; InputError for one that a newer version of this program wrote; ValueError if
+    `take` asks for rows of another tensor than it was shown.
+    """
+    problem = None if verified else find_damage(path)
+    if problem is not None:
+        raise StorageError(f"{path} is damaged: {problem}; restore it from a backup, or use another")
+    tensors, state = read_content(path, device, take)
+    return Checkpoint(path=path, step=step_of(path), tensors=tensors, state=state)
+
+
+def _newest_whole(
+    run: str | Path, wanted: Callable[[int], bool], read: Callable[[Path], Checkpoint]
+) -> Checkpoint | None:
+    """What `read` makes of the newest whole checkpoint; as `load_latest`."""
     damaged: list[str] = []
-    candidates = [(step, path) for step, path in listed(Path(run) / "checkpoints") if wanted(step)]
-    for step, path in candidates:
+    candidates = [path for step, path in listed(Path(run) / "checkpoints") if wanted(step)]
+    for path in candidates:
         problem = find_damage(path)
         if problem is None:
             try:
-                tensors, state = _read_content(path, device)
+                return replace(read(path), damaged=tuple(damaged))
             except FileNotFoundError as error:
-                problem = f"{error.filename} is missing"
-            else:
-                return Checkpoint(path=path, step=step, tensors=tensors, state=state, damaged=tuple(damaged))
+                problem = f"{error.filename} is missing" if error.filename else cause_of(error)
         if path.exists():
             damaged.append(f"{path.name} is damaged: {problem}")
     if candidates and not damaged:  # while they were looked at, newer ones have replaced them all
-        return load_latest(run, device=device, wanted=wanted)
+        return _newest_whole(run, wanted, read)
     if damaged:
         raise StorageError(
             f"{run}: no checkpoint is whole ({'; '.join(damaged)}); restore one from a backup, or start a new run"
@@ -243,31 +284,6 @@ def checkpoint_steps(run: str | Path) -> list[int]:
     return [step for step, _ in listed(Path(run) / "checkpoints")]
 
 
-def find_damage(path: Path) -> str | None:
-    """What is wrong with the checkpoint at `path`, or None if every byte is as it was written.
-
-    Raises: InputError for a checkpoint that a newer version of this program wrote.
-    """
-    manifest = _manifest_or_damage(path)
-    if isinstance(manifest, str):
-        return manifest
-    if manifest["format_version"] > CHECKPOINT_VERSION:
-        raise InputError(
-            f"{path} has checkpoint format {manifest['format_version']}, this version reads up to "
-            f"{CHECKPOINT_VERSION}; update alphastream"
-        )
-    for name, entry in manifest["files"].items():
-        try:
-            size = (path / name).stat().st_size
-            if size != entry["bytes"]:
-                return f"{name} has {size} bytes instead of {entry['bytes']}"
-            if _hash_file(path / name) != entry["sha256"]:
-                return f"{name} does not match its hash"
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror or error})"
-    return None
-
-
 def _is_whole(path: Path) -> bool:
     try:
         return find_damage(path) is None
@@ -312,73 +328,3 @@ def lost_random_state(state: Mapping[str, Any]) -> str | None:
         f"the checkpoint has the random state of {devices}, and {here} here: what is drawn on a device, such as "
         "dropout, goes on otherwise than it would have there"
     )
-
-
-def _manifest_or_damage(path: Path) -> dict[str, Any] | str:
-    try:
-        manifest = json.loads((path / _MANIFEST).read_bytes())
-        claimed = manifest.pop("sha256")
-    except FileNotFoundError:
-        return f"{_MANIFEST} is missing"
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        return f"{_MANIFEST} cannot be read ({error})"
-    return manifest if claimed == _digest(manifest) else f"{_MANIFEST} does not match its own hash"
-
-
-def _write_content(partial: Path, step: int, files: Iterable[CheckpointFile]) -> None:
-    forms: dict[str, Any] = {}
-    for file in files:
-        forms[file.name] = file.form
-        _save_tensors(file.tensors, partial / f"{file.name}.safetensors")
-    content = {"state": forms.pop(STATE_FILE), "tensors": forms}
-    (partial / STATE).write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
-    for path in partial.glob("*.safetensors"):
-        path.chmod((partial / STATE).stat().st_mode)  # the library lets nobody but the owner read them
-    entries = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _hash_file(path)} for path in sorted(partial.iterdir())
-    }
-    manifest = {"format_version": CHECKPOINT_VERSION, "step": step, "files": entries}
-    manifest["sha256"] = _digest(manifest)
-    (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for path in partial.iterdir():
-        sync_file(path)
-    sync_folder(partial)
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:
-        # the library wraps the system's error in its own, which is not an OSError
-        if number := _SYSTEM_ERROR.search(str(error)):
-            raise StorageError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-        raise StorageError(f"{path}: writing failed ({error}); make space or choose another disk") from error
-
-
-def _publish(partial: Path, final: Path) -> None:
-    """Gives the finished folder its name. A folder that has it already stays listed until the new one is."""
-    replaced = replaced_by(final)
-    if final.exists():
-        if replaced.exists():
-            remove(replaced)
-        final.rename(replaced)
-    partial.rename(final)
-    sync_folder(final.parent)
-
-
-def _read_content(path: Path, device: torch.device | str) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    content = json.loads((path / STATE).read_text(encoding="utf-8"))
-    tensors = {
-        name: deserialize(form, load_file(path / f"{name}.safetensors", device=str(device)))
-        for name, form in content["tensors"].items()
-    }
-    return tensors, deserialize(content["state"], load_file(path / "state.safetensors"))
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

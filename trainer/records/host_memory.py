@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.records.checkpoint import CheckpointFile, checkpoint_files
+from trainer.records.content import CheckpointFile, checkpoint_files
 
 FEW_ELEMENTS = 32_768
 """Torch computes with so many elements in the calling thread, and leaves the training's threads alone."""

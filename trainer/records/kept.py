@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+
+from pipeline.shards import sync_folder
 
 _NAME = re.compile(r"step-(\d{8,})(\.replaced)?")
 
@@ -19,6 +21,11 @@ def listed(folder: Path) -> list[tuple[int, Path]]:
     matches = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
     matches.sort(key=lambda pair: (-int(pair[0][1]), pair[0][2] is not None))
     return [(int(match[1]), path) for match, path in matches]
+
+
+def final_of(run: str | Path, step: int) -> Path:
+    """The folder of the run's checkpoint of `step`."""
+    return Path(run) / "checkpoints" / f"step-{step:08d}"
 
 
 def partial_of(final: Path) -> Path:
@@ -37,6 +44,24 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(left_over, ignore_errors=True)
 
 
+def begin(partial: Path) -> None:
+    """Makes the folder that a checkpoint is written into, and room around it; raises OSError."""
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    sweep(partial.parent)
+    partial.mkdir()
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Gives the finished folder its name. A folder that has it already stays listed until the new one is."""
+    replaced = replaced_by(final)
+    if final.exists():
+        if replaced.exists():
+            remove(replaced)
+        final.rename(replaced)
+    partial.rename(final)
+    sync_folder(final.parent)
+
+
 def remove(checkpoint: Path) -> None:
     """Deletes a finished folder, which loses its name first: half a checkpoint is never listed."""
     nameless = checkpoint.with_name(f".partial-removed-{checkpoint.name}")
@@ -44,12 +69,28 @@ def remove(checkpoint: Path) -> None:
     shutil.rmtree(nameless)
 
 
-def prune(folder: Path, step: int, *, keep: int, best_step: int | None = None) -> None:
+def prune(
+    folder: Path,
+    step: int,
+    *,
+    keep: int,
+    best_step: int | None = None,
+    not_pruned: Callable[[OSError], None] | None = None,
+) -> None:
     """Deletes what the checkpoint of `step` makes superfluous: the one that it replaced, those older than the `keep`
     newest, and leftovers. Those of later steps stay, and of all the newest that is no later than `best_step`.
 
-    Raises: OSError for the first that cannot be deleted, once all others are gone.
+    `not_pruned` is told of the first that cannot be deleted, once all others are gone; without it that is raised.
     """
+    try:
+        _prune(folder, step, keep, best_step)
+    except OSError as error:
+        if not_pruned is None:
+            raise
+        not_pruned(error)
+
+
+def _prune(folder: Path, step: int, keep: int, best_step: int | None) -> None:
     errors: list[OSError] = []
     for path in _superfluous(folder, step, keep, best_step):
         try:

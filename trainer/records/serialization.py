@@ -123,9 +123,15 @@ def _is_dense(tensor: Tensor) -> bool:
     return torch.empty_like(tensor, memory_format=torch.preserve_format, device="meta").stride() == tensor.stride()
 
 
+def _dense_strides(shape: torch.Size, stride: list[int]) -> bool:
+    """Whether a tensor of `shape` fills its memory with these strides: not if they are of one with other rows, of
+    which these were taken, and which they would ask the whole memory of."""
+    return 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) == shape.numel()
+
+
 def _tensor_of(value: dict[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
     tensor = tensors[value["name"]]
-    if "stride" not in value:
+    if "stride" not in value or not _dense_strides(tensor.shape, value["stride"]):
         return tensor
     strided = torch.empty_strided(tensor.shape, value["stride"], dtype=tensor.dtype, device=tensor.device)
     return strided.copy_(tensor)

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import trainer.records.checkpoint
+import trainer.records.content
 from pipeline.errors import InputError, StorageError
 from tests.limits import largest_file
 from tests.resume import assert_identical
 from trainer.records.checkpoint import (
-    checkpoint_files,
     load_latest,
     lost_random_state,
     random_state,
@@ -28,6 +28,7 @@ from trainer.records.checkpoint import (
     write_checkpoint,
 )
 from trainer.records.config import CheckpointConfig
+from trainer.records.content import checkpoint_files
 
 
 def content(step: int) -> dict[str, Any]:
@@ -164,10 +165,10 @@ def test_all_damaged_is_an_error_that_names_them(tmp_path: Path) -> None:
 
 def test_a_newer_format_is_refused_rather_than_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 1)
-    monkeypatch.setattr(trainer.records.checkpoint, "CHECKPOINT_VERSION", 2)
+    monkeypatch.setattr(trainer.records.content, "CHECKPOINT_VERSION", 3)
     save(tmp_path, 2)
     monkeypatch.undo()
-    with pytest.raises(InputError, match=r"checkpoint format 2.*update"):
+    with pytest.raises(InputError, match=r"checkpoint format 3.*update"):
         load_latest(tmp_path)
 
 

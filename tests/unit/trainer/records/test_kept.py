@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import trainer.records.checkpoint
+import trainer.records.content
 from trainer.records import checkpoint_files, load_latest, make_room, save_checkpoint, write_checkpoint
 from trainer.records.kept import folder_bytes, prune, replaced_by
 
@@ -80,7 +81,7 @@ def test_without_a_whole_one_none_goes(disk: Path) -> None:
 
 
 def test_one_of_a_newer_version_counts_as_whole(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer.records.checkpoint, "CHECKPOINT_VERSION", 0)
+    monkeypatch.setattr(trainer.records.content, "SHARDED_VERSION", 0)
     assert make_room(disk, one(disk)) == ["step-00000001"]
 
 
