@@ -26,6 +26,7 @@ from trainer.divergence import DivergenceConfig
 from trainer.earlier_keys import renewed
 from trainer.learner import LossConfig, ModelConfig, OptimizerConfig, ScheduleConfig, beside
 from trainer.process import WatchdogConfig
+from trainer.ranks.config import RanksConfig
 from trainer.records import CheckpointConfig, RecordsConfig
 
 MISSING_PATH = (
@@ -94,6 +95,7 @@ class Config:
     divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    ranks: RanksConfig = field(default_factory=RanksConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.data.seed < 2**32:

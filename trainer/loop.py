@@ -105,6 +105,12 @@ class Timetable:
 class Host(Protocol):
     """What the loop asks of whoever runs it."""
 
+    def agree(self, position: Position, *, scheduled: bool) -> None:
+        """Asked between steps, before anything is decided: of several ranks all come to the same answers until the
+        next time, and to rank 0's `training_seconds`. `scheduled`: the timetable has a save here.
+        """
+        ...
+
     def evaluate(self, position: Position) -> Mapping[str, float] | None:
         """Evaluates and returns the loss of every split; None if a signal cut it short, so that it will be repeated."""
 
@@ -222,7 +228,7 @@ class Loop:
         """Trains until the budget, the target, divergence or a signal, and leaves a checkpoint behind."""
         self.observer.on_pause(self.clock.finish_outside())  # building and loading are not training
         while True:
-            while (stop := self._stop_reason()) is None:
+            while (stop := self._agreed_stop()) is None:
                 self.host.poll_save()
                 if self.timetable.evaluation_due(self.position):
                     self._evaluate()
@@ -305,6 +311,14 @@ class Loop:
             if message:
                 self.observer.on_message(message, step=step)
 
+    def _agree(self) -> None:
+        scheduled = self.timetable.checkpoint_due(self.position) and not self.watch.suspicious
+        self.host.agree(self.position, scheduled=scheduled)
+
+    def _agreed_stop(self) -> Stop | None:
+        self._agree()
+        return self._stop_reason()
+
     def _stop_reason(self) -> Stop | None:
         if self._divergence() is not None:
             return Stop.DIVERGED
@@ -357,6 +371,7 @@ class Loop:
             estimates = self.worker.drain(step=last)
         self._read_steps(keep=0)
         self._take_estimates(estimates, step=last)
+        self._agree()
 
     def _last_look(self, stop: Stop) -> Stop:
         """`stop`, once what is in flight is known, and the model evaluated if the budget is used up."""

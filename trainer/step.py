@@ -48,6 +48,8 @@ class TrainStep:
     """Told of every batch before it moves the weights."""
     ranks: Ranks = ALONE
     """Those that train together; each has its share of every batch, and its rows of the tables."""
+    seed: int = 0
+    """Of what a rank of several draws: at each step anew, so that no rank need know what another has drawn."""
 
     @cached_property
     def check(self) -> NumberCheck:
@@ -80,6 +82,9 @@ class TrainStep:
         """
         inputs = (pair.b2.dense, pair.b2.ids)
         set_learning_rate(self.optimizer, learning_rate)
+        if not self.ranks.alone:
+            self.ranks.step = step
+            torch.manual_seed(hash((self.seed, step, self.ranks.rank)))
         with self.clock.phase("forward"):
             with self.precision.forward(), self.check.forward():
                 logits = self.model(*inputs)

@@ -99,6 +99,9 @@ class _Outside:
         if self.run is not None:
             self.state.save(self.run, position, {}, keep=1)
 
+    def agree(self, position: Position, *, scheduled: bool) -> None:
+        pass
+
     def save_due(self, position: Position, *, scheduled: bool) -> bool:
         return scheduled
 

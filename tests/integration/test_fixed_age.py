@@ -83,6 +83,9 @@ class Outside:
             self.state.save(self.run, position, {}, keep=1)
         self.ended.worker, self.ended.policy = self.state.worker.state_dict(), self.state.policy.state_dict()
 
+    def agree(self, position: Position, *, scheduled: bool) -> None:
+        pass
+
     def save_due(self, position: Position, *, scheduled: bool) -> bool:
         return scheduled
 

@@ -67,13 +67,21 @@ def train_verb(arguments: list[str]) -> int:
     manager = ServiceManager.from_environment()
     manager.starting("loading torch")
     from trainer.job import train
+    from trainer.ranks import open_ranks
 
     console = Console()
     if given.settings.budget == BudgetConfig():
         console.say("no budget is set, so it trains until it is stopped; --budget.steps, .epochs or .seconds ends it")
-    return train(
-        given.settings, given.run, console=console, manager=manager, from_checkpoint=given.from_checkpoint
-    ).exit_code
+    with open_ranks(given.settings.ranks) as ranks:
+        stop = train(
+            given.settings,
+            given.run,
+            console=console,
+            manager=manager,
+            from_checkpoint=given.from_checkpoint,
+            ranks=ranks,
+        )
+    return stop.exit_code
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,6 +141,8 @@ class Checkpointing:
 
     def _snapshot(self, position: Position) -> list[CheckpointFile] | None:
         files = self.memory.snapshot(*self.state.content(position, self.outlets.directory.lengths()))
+        if not self._everywhere(files is not None):
+            files = None
         if files is None and not self._told_of_memory:
             self._told_of_memory = True
             self.outlets.warn(
@@ -163,15 +165,21 @@ class Checkpointing:
             return False
         return position.last_evaluation_step == here == self._best_step() and position.last_checkpoint_step != here
 
+    def _everywhere(self, here: bool) -> bool:
+        """Whether something is so on all ranks that save together."""
+        return all(self.state.ranks.for_saves().gather(here))
+
     def _new_attempt(self) -> SaveAttempt:
-        self._attempt = SaveAttempt(run=self.outlets.directory.path, needed_bytes=self._needed_bytes)
+        self._attempt = SaveAttempt(
+            run=self.outlets.directory.path, needed_bytes=self._needed_bytes, group=self.state.ranks.for_saves()
+        )
         return self._attempt
 
     def _write(
         self, step: int, files: list[CheckpointFile], attempt: SaveAttempt, best_step: int | None
     ) -> Path | None:
         """In the thread: the checkpoint's path, or None if there is none because of its weights."""
-        if not self.state.learner.saved_finite(files):
+        if not self._everywhere(self.state.learner.saved_finite(files)):
             return None
 
         def write() -> Path:
@@ -183,6 +191,7 @@ class Checkpointing:
                 best_step=best_step,
                 before_publishing=self._make_records_durable,
                 not_pruned=attempt.not_pruned,
+                shares=self.state.shares(lambda: files),
             )
 
         return attempt.write(write)
@@ -192,7 +201,7 @@ class Checkpointing:
         self.outlets.directory.sync()
 
     def _save_now(self, position: Position) -> None:
-        if not self.state.learner.finite():
+        if not self._everywhere(self.state.learner.finite()):
             self._tell_of_weights(position.step)
             return
         directory, attempt = self.outlets.directory, self._new_attempt()
@@ -221,7 +230,7 @@ class Checkpointing:
             except OSError as error:
                 self._tell_notes(position.step)
                 self.outlets.metrics.checkpoint(ok=False)
-                left = given_up - now()
+                left = self.state.ranks.for_saves().gather(given_up - now())[0]
                 if left <= 0:
                     raise StorageError(self._lost(position.step, error)) from error
                 if not told:
@@ -275,7 +284,7 @@ class Checkpointing:
         self.outlets.metrics.checkpoint(ok=True, unix_time=unix_time, seconds=seconds, size_bytes=size)
         self.outlets.metrics.set("last_checkpoint_step", step)
         self.outlets.directory.event("checkpoint", step=step, checkpoint=path.name)
-        if step > self.goes_on_from:
+        if step > self.goes_on_from and self.state.ranks.first:
             delete_set_aside(self.outlets.directory.path)
         self._tell_notes(step)
 

@@ -36,12 +36,14 @@ from trainer.job.lineage.start import (
     warn_of_changes,
 )
 from trainer.job.observer import Outlets, RunObserver
+from trainer.job.ranks import Agreement, SilentDirectory, silenced
 from trainer.job.recording.replay import replay_history
 from trainer.job.run_directory import RunDirectory
 from trainer.job.saving import watched_disk
 from trainer.job.training_state import TrainingState, open_training
 from trainer.loop import Position, Stop, Timetable
 from trainer.process import Requests, Watchdog, stop_signals
+from trainer.ranks import ALONE, Ranks
 from trainer.records import RunHistory
 
 START_SECONDS = 30.0
@@ -55,22 +57,26 @@ def train(
     console: Console,
     manager: ServiceManager | None = None,
     from_checkpoint: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Stop:
     """Trains `config` in the run directory `run`, continuing from its newest whole checkpoint.
 
     With `from_checkpoint` it goes on from the checkpoint of that step; later ones are set aside.
-    `manager` is whoever started this process as a service and waits for its news.
+    `manager` is whoever started this process as a service and waits for its news. Of several `ranks` all call it; the
+    first alone talks, serves and keeps records.
 
     Raises: pipeline.errors.InputError for what the user gave (exit code 2), OSError if reading or writing failed
     (74); the run's event log has it too, unless the run directory could not be opened.
     """
     manager = ServiceManager() if manager is None else manager
     config = decided(config, run)
+    if not ranks.first:
+        config, console, manager = silenced(config), Console(quiet=True), ServiceManager()
     manager.starting("opening the data")
     folder = Manifest.load(config.data.path)
     with (
-        open_training(config, pinned(folder, config, Path(run))) as state,
-        RunDirectory(run, config) as directory,
+        open_training(config, pinned(folder, config, Path(run)), ranks=ranks) as state,
+        (RunDirectory if ranks.first else SilentDirectory)(run, config) as directory,
         failures_recorded(directory),
     ):
         outlets = open_outlets(config, state, directory, console, manager)
@@ -82,6 +88,7 @@ def train(
             watched(config.watchdog, outlets, readiness.mark_hung) as watchdog,
         ):
             manager.starting("looking for a checkpoint")
+            ranks.told_by_first(None)  # all have read the directory as it is
             position = resume(config, state, outlets, from_checkpoint=from_checkpoint)
             say_what_is_left_out(folder, state.manifest, outlets.console)
             with (
@@ -103,6 +110,7 @@ def train(
                         budget_seconds=config.watchdog.data_wait_seconds,
                     ),
                     watchdog=watchdog,
+                    agreement=Agreement(ranks=ranks),
                 )
                 watchdog.saving_seconds = checkpointing.thread.seconds
                 watchdog.stop_by(requests.set)
@@ -205,7 +213,7 @@ def resume(config: Config, state: TrainingState, outlets: Outlets, *, from_check
     Raises: as `load_latest` and `TrainingState.load`.
     """
     directory = outlets.directory
-    found = checkpoint_to_continue(directory.path, step=from_checkpoint, device=state.learner.device)
+    found = checkpoint_to_continue(directory.path, step=from_checkpoint, state=state)
     if found is None:
         directory.begin(config, records={})
         directory.event("start", step=0)
@@ -227,7 +235,8 @@ def resume(config: Config, state: TrainingState, outlets: Outlets, *, from_check
         rows=position.rows,
         training_seconds=position.training_seconds,
     )
-    outlets.estimates.extend(replay_history(RunHistory.load(directory.path), outlets.live))
+    if directory.writes:
+        outlets.estimates.extend(replay_history(RunHistory.load(directory.path), outlets.live))
     outlets.metrics.progress(position.step, total_steps=state.total_steps)
     outlets.console.say(f"continuing {directory.path} at step {position.step:,}")
     return position
@@ -245,14 +254,27 @@ class Job:
     requests: Requests
     log_wait: LogWait
     watchdog: Watchdog
+    agreement: Agreement
+
+    def agree(self, position: Position, *, scheduled: bool) -> None:
+        saves = self.checkpointing
+        position.training_seconds = self.agreement.reach(
+            stop=self.requests.is_set(),
+            save_asked=self.requests.save_asked(),
+            busy=saves.busy,
+            save_due=saves.due(position, scheduled=scheduled),
+            broken_weights=saves.broken_weights,
+            seconds=position.training_seconds,
+        )
 
     def stopping(self) -> bool:
-        return self.requests.is_set()
+        return self.agreement.stop or (self.state.ranks.alone and self.requests.is_set())
 
     def save_asked(self) -> bool:
         """Never while a save is under way, after which one that is asked for comes."""
-        if not self.requests.save_asked() or self.checkpointing.busy:
+        if not self.agreement.save_asked:
             return False
+        self.agreement.save_asked = False
         self.requests.save_begins()
         return True
 
@@ -302,7 +324,8 @@ class Job:
     def _fill(self) -> None:
         """Compiles and reads ahead: start-up, and no step's wait for rows, unless it takes longer than that does."""
         feed = self.state.feed
-        feed.interrupted = self._interrupted
+        if self.state.ranks.alone:  # of several all wait, and see to it together
+            feed.interrupted = self._interrupted
         self.state.retries.listen = self.outlets.retry
         with suppress(InterruptedWaitError, NoRowsYetError):  # the loop sees to what it was interrupted for
             if not feed.fill(seconds=START_SECONDS):
@@ -346,6 +369,7 @@ class Job:
         self.watchdog.beat()
         self.poll_save()
         self.outlets.manager.alive()
+        self.agreement.reach(stop=self.requests.is_set(), broken_weights=self.checkpointing.broken_weights)
         return self.stopping()
 
     def save(self, position: Position, *, final: bool) -> None:
@@ -354,7 +378,7 @@ class Job:
         self.checkpointing.save(position, final=final)
 
     def save_due(self, position: Position, *, scheduled: bool) -> bool:
-        return self.checkpointing.due(position, scheduled=scheduled)
+        return self.agreement.save_due
 
     def poll_save(self) -> None:
         self.checkpointing.poll()
@@ -366,7 +390,7 @@ class Job:
         return self.log_wait.wait(step=position.step)
 
     def broken_weights(self) -> int | None:
-        return self.checkpointing.broken_weights
+        return self.agreement.broken_weights
 
     def roll_back(self, position: Position, divergence: Divergence) -> bool:
         if not roll_back(self.config, self.state, self.checkpointing, position, divergence):

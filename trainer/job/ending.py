@@ -40,6 +40,8 @@ def write_textfile(outlets: Outlets) -> None:
 
     One that cannot be written is warned of; the run is whole without it.
     """
+    if not outlets.directory.writes:
+        return
     path = outlets.directory.path / TEXTFILE
     try:
         path.write_text(outlets.metrics.exposition(), encoding="utf-8")

@@ -37,6 +37,7 @@ from trainer.learner import (
     rows_of_tables,
     source_hash,
 )
+from trainer.ranks import ALONE, Ranks, held_rows
 from trainer.records import Checkpoint, CheckpointFile, all_finite, seed_generators
 
 GIGABYTE = 1_000_000_000
@@ -56,14 +57,16 @@ class Learner:
     device: torch.device
     precision: TrainingPrecision
     """Of training; evaluations are in float32, as what is served."""
+    ranks: Ranks = field(default_factory=lambda: ALONE)
+    """Those that train it together."""
     loss: LossConfig = field(default_factory=LossConfig)
     """What was trained, and so what is to be added to a logit that answers."""
     factories: Mapping[str, str] = field(default_factory=dict)
     """Key of each factory of the user's → SHA-256 of its file."""
 
     @classmethod
-    def build(cls, config: Config, log_format: LogFormat) -> Learner:
-        """As `config` has it, before its first step; seeds the global generators.
+    def build(cls, config: Config, log_format: LogFormat, *, ranks: Ranks = ALONE) -> Learner:
+        """As `config` has it, before its first step, of `ranks` this one's part; seeds the global generators.
 
         Raises: ConfigError for a model or an optimizer that cannot be made, alone or of this size.
         """
@@ -72,8 +75,8 @@ class Learner:
         sizes = log_format.bucket_sizes
         seed_generators(config.data.seed)
         with config_errors():
-            _refuse_too_large(config.model, features, sizes)
-            model = build_model(config.model, **features, seed=config.data.seed, bucket_sizes=sizes)
+            _refuse_too_large(config.model, features, sizes, ranks)
+            model = build_model(config.model, **features, seed=config.data.seed, bucket_sizes=sizes, ranks=ranks)
             if config.model.own:
                 rows, forward = rows_of_tables(config.model, sizes), _measured_by_jvp(config)
                 check_model(model, config.model, **features, table_rows=rows, measured=forward)
@@ -86,6 +89,7 @@ class Learner:
             table_rows=cast(int, config.model.table_rows),
             device=device,
             precision=TrainingPrecision(name=config.model.precision, device=device),
+            ranks=ranks,
             loss=config.loss,
             factories={
                 f"{name}.factory": source_hash(part.factory, part.factory_folder)
@@ -106,11 +110,17 @@ class Learner:
     def saved_bytes(self) -> int:
         """Bytes of weights, average and optimizer state as they are now; little of a checkpoint is anything else.
 
-        Looks at their sizes alone. Many optimizers make their state at the first step.
+        Looks at their sizes alone. Many optimizers make their state at the first step. Of several ranks those of all.
         """
         held = (self.tensors(), list(self.optimizer.state.values()))
         tensors = {id(leaf): leaf for leaf in tree_leaves(held) if isinstance(leaf, Tensor)}
-        return sum(leaf.numel() * leaf.dtype.itemsize for leaf in tensors.values())
+        elsewhere = 0
+        for name, place in held_rows(self.model).items():
+            moments = self.optimizer.state.get(self.model.get_parameter(name), {}).values()
+            copies = [self.model.get_parameter(name), *(one for one in moments if isinstance(one, Tensor) and one.ndim)]
+            copies += [] if self.average is None else copies[:1]
+            elsewhere += sum((place.rows - place.held) * one.shape[1] * one.dtype.itemsize for one in copies)
+        return elsewhere + sum(leaf.numel() * leaf.dtype.itemsize for leaf in tensors.values())
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Puts weights, average and optimizer where the checkpoint has them."""
@@ -164,6 +174,8 @@ class Learner:
             split=split,
             batch_rows=EVALUATION_BATCH_ROWS,
             limit_rows=evaluation.rows,
+            rank=self.ranks.rank,
+            ranks=self.ranks.ranks,
             interrupted=interrupted,
             retries=retries,
         )
@@ -173,6 +185,7 @@ class Learner:
                 _until(batches, stopping),
                 split=split,
                 negative_weight=self.loss.evaluated_negative_weight,
+                whole=self.ranks.whole_batch,
             )
 
     @contextmanager
@@ -207,9 +220,11 @@ def _measured_by_jvp(config: Config) -> bool:
     return config.stepsize.policy != "none" and config.stepsize.measuring.method == "jvp"
 
 
-def _refuse_too_large(model: ModelConfig, features: Mapping[str, int], bucket_sizes: Sequence[int]) -> None:
-    """Says so before the system kills the process, or another one, for memory."""
-    needed = 4 * count_parameters(model, **features, bucket_sizes=bucket_sizes)
+def _refuse_too_large(
+    model: ModelConfig, features: Mapping[str, int], bucket_sizes: Sequence[int], ranks: Ranks
+) -> None:
+    """Says so before the system kills the process, or another one, for memory; nearly all of it are tables."""
+    needed = 4 * count_parameters(model, **features, bucket_sizes=bucket_sizes) // ranks.ranks
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > available:
         raise ConfigError(

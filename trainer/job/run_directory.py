@@ -60,6 +60,9 @@ class RunDirectory:
     be a run directory.
     """
 
+    writes = True
+    """Whether this process writes what is in it, but for its rows of checkpoints."""
+
     def __init__(self, path: str | Path, config: Config) -> None:
         self.path = Path(path)
         try:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,9 +26,20 @@ from trainer.job.device import training_stream
 from trainer.job.generations import data_identity, refuse_other_rows, seen_by
 from trainer.job.learner import Learner, training_device
 from trainer.job.lineage.carried_over import carried_over, policy_settings, rate_settings
+from trainer.job.ranks import WantedRows, load_on_ranks, refuse_on_ranks, shares_of, wanted_rows
 from trainer.learner import ProgressiveValidation, TrainingPrecision, build_loss, learning_rate, scheduled_rate
 from trainer.loop import Host, Loop, Observer, Pairs, Position, Timetable
-from trainer.records import Checkpoint, checkpoint_files, random_state, restore_random_state, write_checkpoint
+from trainer.ranks import ALONE, Ranks
+from trainer.records import (
+    Checkpoint,
+    CheckpointFile,
+    Shares,
+    checkpoint_files,
+    load_latest,
+    random_state,
+    restore_random_state,
+    write_checkpoint,
+)
 from trainer.step import TrainStep, first_click_rows
 
 
@@ -55,6 +67,8 @@ class TrainingState:
     watch: DivergenceWatch = field(default_factory=lambda: DivergenceWatch(DivergenceConfig()))
     trend: ValidationTrend = field(default_factory=ValidationTrend)
     recovery: Recovery = field(default_factory=Recovery)
+    ranks: Ranks = field(default_factory=lambda: ALONE)
+    """Those that train the run together."""
     beginning: Mapping[str, Any] = field(default_factory=dict)
     """Of a checkpoint's state, what policy, measurements and the rest were before the first step."""
     progressive: ProgressiveValidation | None = None
@@ -88,6 +102,8 @@ class TrainingState:
                 clock=clock,
                 precision=learner.precision,
                 progressive=self.progressive,
+                ranks=self.ranks,
+                seed=self.config.data.seed,
             ),
             policy=self.policy,
             scheduled_rate=self.scheduled_rate,
@@ -142,16 +158,36 @@ class TrainingState:
         not_pruned: Callable[[OSError], None] | None = None,
     ) -> Path:
         """Writes a checkpoint of the `content` now; the rest is as `write_checkpoint` has it."""
-        files = checkpoint_files(*self.content(position, records))
+        tensors, state = self.content(position, records)
         return write_checkpoint(
             run,
             position.step,
-            files,
+            checkpoint_files(tensors, state),
             keep=keep,
             best_step=best_step,
             before_publishing=before_publishing,
             not_pruned=not_pruned,
+            shares=self.shares(lambda: checkpoint_files(tensors, state, on_host=False)),
         )
+
+    def newest(self, run: Path, which: Callable[[int], bool] = lambda step: True) -> Checkpoint | None:
+        """The newest whole checkpoint at a step that is `which`, as `load` takes it; of several ranks all get the same.
+
+        Raises: as `load_latest`.
+        """
+        device = self.learner.device
+        if self.ranks.alone:
+            return load_latest(run, device=device, wanted=which)
+        return load_on_ranks(run, ranks=self.ranks, wanted=self.wanted, device=device, which=which)
+
+    @cached_property
+    def wanted(self) -> WantedRows:
+        """Which rows of a checkpoint's tensors are this rank's."""
+        return wanted_rows(self.learner.model, self.learner.optimizer)
+
+    def shares(self, files: Callable[[], Iterable[CheckpointFile]]) -> Shares | None:
+        """What of `files` is this rank's part of a checkpoint; None if there is one rank."""
+        return None if self.ranks.alone else shares_of(files(), self.ranks, self.wanted)
 
     def load(self, checkpoint: Checkpoint, *, run: Path, before: Config | None = None) -> Position:
         """Puts everything back to where `save` found it; `run` is named in errors.
@@ -186,7 +222,7 @@ class TrainingState:
     def begin_again(self) -> Position:
         """Puts everything but the stream to what it was before the first step, by making the weights anew."""
         dense = replace(self.config, optimizer=replace(self.config.optimizer, table="dense"))
-        fresh = Learner.build(dense, self.manifest.format)  # seeds the generators as well
+        fresh = Learner.build(dense, self.manifest.format, ranks=self.ranks)  # seeds the generators as well
         state = {"optimizer": fresh.optimizer.state_dict()}
         self.learner.load(Checkpoint(path=Path(), step=0, tensors=fresh.tensors(), state=state))
         self.policy.load_state_dict(self.beginning["policy"])
@@ -204,8 +240,10 @@ class TrainingState:
 
 
 @contextmanager
-def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = None) -> Iterator[TrainingState]:
-    """A run of `config` before its first step; its feed and worker are closed afterwards.
+def open_training(
+    config: Config, manifest: Manifest, *, lane: Lane | None = None, ranks: Ranks = ALONE
+) -> Iterator[TrainingState]:
+    """A run of `config` before its first step, of `ranks` this one's part; its feed and worker are closed afterwards.
 
     Within it, CUDA work of this thread goes to the training stream.
 
@@ -216,6 +254,7 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
     device = training_device()
     config = with_delay(config.resolved(), device)
     splits = _evaluated_splits(config, manifest)
+    refuse_on_ranks(config, ranks.ranks)
     with ExitStack() as stack:
         stack.enter_context(training_stream(device))
         with config_errors():
@@ -224,11 +263,19 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
             TrainingPrecision(name=config.model.precision, device=device).refuse_unsupported()
             table_rows = cast(int, config.model.table_rows)
             retries = ReadRetries(config.data.retry_seconds)
-            feed = open_feed(config.data, manifest, table_rows=table_rows, device=device, retries=retries)
+            feed = open_feed(
+                config.data,
+                manifest,
+                table_rows=table_rows,
+                device=device,
+                rank=ranks.rank,
+                ranks=ranks.ranks,
+                retries=retries,
+            )
             stack.enter_context(feed)
             total_steps = config.budget.total_steps(feed.steps_per_epoch)
             scheduled_rate(config.schedule, step=0, total_steps=total_steps, peak=1.0)
-            learner = Learner.build(config, manifest.format)
+            learner = Learner.build(config, manifest.format, ranks=ranks)
             peak = learning_rate(learner.optimizer)
             policy = make_policy(config.stepsize, initial_rate=peak, total_steps=total_steps)
             worker = StepSizeWorker(
@@ -240,6 +287,7 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
                 delay=config.stepsize.delay,
                 lane=lane,
                 forward_context=learner.precision.forward,
+                gather=None if ranks.alone else partial(ranks.gather, what="α*"),
             )
         stack.callback(worker.close)
         watch = DivergenceWatch(config.divergence, largest_weight=config.loss.largest_weight)
@@ -260,6 +308,7 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
             watch=watch,
             trend=trend,
             recovery=recovery,
+            ranks=ranks,
             beginning=_small(policy, worker, watch, trend, recovery),
         )
 

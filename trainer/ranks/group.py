@@ -11,7 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, cast
@@ -19,11 +19,17 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from pipeline.errors import InputError, StorageError
+from trainer.ranks.config import RanksConfig
 
 RANK, RANKS, LOCAL_RANK = "RANK", "WORLD_SIZE", "LOCAL_RANK"
 """Environment variables of torchrun."""
+FAILED = "failed"
+WORD_SECONDS = 2.0
+"""So long a rank that has lost another one looks for a word of it."""
 
 
 class RanksLostError(StorageError):
@@ -42,6 +48,8 @@ class Ranks:
     data: dist.ProcessGroup | None = None
     control: dist.ProcessGroup | None = None
     saves: dist.ProcessGroup | None = None
+    store: Any = None
+    """Where a rank that fails leaves word of it for the others."""
     timeout_seconds: float = 0.0
     step: int | None = None
     """The one at hand, to be named in errors."""
@@ -76,6 +84,20 @@ class Ranks:
             dist.all_to_all_single(taken, given.contiguous(), list(take), list(give), group=self.data)
         return taken
 
+    def whole_batch(self, logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and labels (R,) of a batch of which each rank has a share (R/ranks,), in the order of rows."""
+        if self.alone:
+            return logits, label
+        rows = [int(told[0]) for told in self.gather([len(label)], what="evaluation")]
+        own = torch.zeros((2, max(rows)), dtype=logits.dtype, device=logits.device)
+        own[:, : len(label)] = torch.stack([logits.detach(), label.to(logits.dtype)])
+        everyone = [torch.empty_like(own) for _ in rows]
+        self.sent_bytes["evaluation"] += (self.ranks - 1) * own.nbytes
+        with self._contact("evaluation"):
+            dist.all_gather(everyone, own, group=self.data)
+        whole = torch.cat([found[:, :count] for found, count in zip(everyone, rows, strict=True)], dim=1)
+        return whole[0], whole[1].to(label.dtype)
+
     def gather(self, numbers: Sequence[float], *, what: str = "control") -> list[list[float]]:
         """Every rank's numbers, as many on each, in the order of ranks; float64, from host to host."""
         if self.alone:
@@ -95,6 +117,21 @@ class Ranks:
         """Every rank's JSON value, in the order of ranks; from host to host."""
         return [value] if self.alone else gather_values(self.control, value, contact=self._contact("control"))
 
+    def say_failed(self, error: BaseException) -> None:
+        """Leaves word for the others of what ends this rank; not collective."""
+        if self.store is not None and not isinstance(error, RanksLostError):
+            with suppress(RuntimeError):
+                self.store.set(FAILED, json.dumps([self.rank, str(error)]))
+
+    def _failure_told(self) -> str:
+        """What another rank has left word of, if one has by now."""
+        if self.store is not None:
+            with suppress(RuntimeError):
+                self.store.wait([FAILED], timedelta(seconds=WORD_SECONDS))
+                rank, text = json.loads(self.store.get(FAILED))
+                return f"rank {rank} has stopped: {text}" if rank != self.rank else ""
+        return ""
+
     def for_saves(self) -> SaveRanks:
         """The same ranks for the thread that saves."""
         return SaveRanks(ranks_=self)
@@ -109,6 +146,8 @@ class Ranks:
                 raise
             at = "" if self.step is None else f" at step {self.step:,}"
             first = (str(error).splitlines() or [""])[0][:200]
+            if told := self._failure_told():
+                raise RanksLostError(told) from error
             raise RanksLostError(
                 f"rank {self.rank} of {self.ranks}{at} ({what}): another rank has ended or has not answered within "
                 f"{self.timeout_seconds:g} s ({first}); see what that one says; the same command goes on from the "
@@ -164,7 +203,7 @@ def ranks_asked() -> int:
 
 
 @contextmanager
-def open_ranks(*, timeout_seconds: float) -> Iterator[Ranks]:
+def open_ranks(config: RanksConfig = RanksConfig()) -> Iterator[Ranks]:  # noqa: B008 (frozen)
     """This process's place among those that torchrun has started; alone if it has started one, or none.
 
     Raises: InputError for more ranks of a machine than it has GPUs, if it has one; RanksLostError if the others do not
@@ -182,13 +221,20 @@ def open_ranks(*, timeout_seconds: float) -> Iterator[Ranks]:
                 "as many ranks a machine as it has"
             )
         torch.cuda.set_device(local)
-    limit = timedelta(seconds=timeout_seconds)
-    ranks = Ranks(rank=rank, ranks=ranks_asked(), timeout_seconds=timeout_seconds)
+    limit, save_limit = timedelta(seconds=config.timeout_seconds), timedelta(seconds=config.save_timeout_seconds)
+    ranks = Ranks(rank=rank, ranks=ranks_asked(), timeout_seconds=config.timeout_seconds)
     with ranks._contact("start"):
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=limit)
+        store, _, _ = next(rendezvous("env://", timeout=limit))
+        ranks.store = PrefixStore("alphastream", store)
+        backend = "nccl" if cuda else "gloo"
+        groups = PrefixStore("groups", store)
+        dist.init_process_group(backend, store=groups, rank=rank, world_size=ranks.ranks, timeout=limit)
         ranks.data = dist.group.WORLD
-        ranks.control, ranks.saves = (cast(Any, dist.new_group(backend="gloo", timeout=limit)) for _ in range(2))
+        ranks.control = cast(Any, dist.new_group(backend="gloo", timeout=limit))
+        ranks.saves = cast(Any, dist.new_group(backend="gloo", timeout=save_limit))
     try:
         yield ranks
-    finally:
-        dist.destroy_process_group()
+    except BaseException as error:
+        ranks.say_failed(error)
+        raise
+    dist.destroy_process_group()

@@ -100,6 +100,9 @@ class Stopwatch:
     def save(self, position: Position, *, final: bool) -> None:
         pass
 
+    def agree(self, position: Position, *, scheduled: bool) -> None:
+        pass
+
     def save_due(self, position: Position, *, scheduled: bool) -> bool:
         return scheduled
 

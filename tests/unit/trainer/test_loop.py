@@ -88,7 +88,7 @@ class Scene:
         if measure:
             self.in_flight.append(step)
         loss = torch.tensor(self.losses(step))
-        checked = Checked(sizes=torch.stack([torch.tensor(0.0), loss.abs()]), names=["an input", "the loss"])
+        checked = Checked(sizes=torch.stack([torch.tensor(0.0), loss.abs()]), names=["an input", "the loss"], loss=torch.tensor(0.5))
         return Trained(loss=loss, checked=checked)
 
     # the worker
@@ -141,6 +141,9 @@ class Scene:
 
     def save(self, position: Position, *, final: bool) -> None:
         self.events.append(("save", position.step, final))
+
+    def agree(self, position: Position, *, scheduled: bool) -> None:
+        pass
 
     def save_due(self, position: Position, *, scheduled: bool) -> bool:
         return scheduled

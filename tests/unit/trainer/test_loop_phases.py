@@ -62,7 +62,7 @@ class Scene:
                 self.device.queue(round(STEP * self.jitter(step)) * share // 100)
         assert len(self.device.waited_for) == waited, "a step waits for nothing"
         self.launched += 1
-        checked = Checked(sizes=torch.tensor([0.0, 0.5]), names=["an input", "the loss"])
+        checked = Checked(sizes=torch.tensor([0.0, 0.5]), names=["an input", "the loss"], loss=torch.tensor(0.5))
         return Trained(loss=torch.tensor(0.5), checked=checked)
 
     def poll(self, *, step: int) -> list[Any]:
@@ -99,6 +99,9 @@ class Scene:
     def _begin(self, what: str) -> None:
         self.begun.append((what, len(self.steps), max(self.device.free_at - self.device.now, 0)))
         self.device.now += 1000 * MILLISECOND
+
+    def agree(self, position: Position, *, scheduled: bool) -> None:
+        pass
 
     def save_due(self, position: Position, *, scheduled: bool) -> bool:
         return scheduled

@@ -13,7 +13,7 @@ from trainer.job.checkpointing import Checkpointing
 from trainer.job.recording.replay import replay_history
 from trainer.job.training_state import TrainingState
 from trainer.loop import Position
-from trainer.records import Checkpoint, RunHistory, all_finite, checkpoint_steps, load_latest, set_aside
+from trainer.records import Checkpoint, RunHistory, all_finite, checkpoint_steps, set_aside
 
 
 def roll_back(
@@ -49,7 +49,9 @@ def roll_back(
     state.watch.calm()
     _move(position, reached, seconds=came_from.training_seconds)
     outlets.directory.cut(records)
-    set_aside(run, after=position.step)
+    if state.ranks.first:
+        set_aside(run, after=position.step)
+    state.ranks.told_by_first(None)  # so that no rank looks for checkpoints before
     event = {
         "from": came_from.step,
         "to": position.step,
@@ -81,7 +83,7 @@ def roll_back(
 
 def _good_checkpoint(state: TrainingState, run: Path, divergence: Divergence) -> tuple[Checkpoint | None, bool]:
     """What to go back to, None for the weights that the run began with; and whether it is of before the divergence."""
-    recovery, steps = state.recovery, checkpoint_steps(run)
+    recovery, steps = state.recovery, state.ranks.told_by_first(checkpoint_steps(run))
     again = recovery.step if recovery.in_place and recovery.sound else None
     found = _finite_before(state, run, divergence.since if again is None else max(divergence.since, again + 1))
     if found is None and steps and recovery.sound:
@@ -90,15 +92,16 @@ def _good_checkpoint(state: TrainingState, run: Path, divergence: Divergence) ->
 
 
 def _finite_before(state: TrainingState, run: Path, step: int) -> Checkpoint | None:
-    while checkpoint_steps(run) and min(checkpoint_steps(run)) < step:
+    while (steps := state.ranks.told_by_first(checkpoint_steps(run))) and min(steps) < step:
         try:
-            found = load_latest(run, device=state.learner.device, wanted=step.__gt__)
+            found = state.newest(run, which=step.__gt__)
         except StorageError:  # all of them are damaged
             return None
         if found is None:
             return None
         buffers = {name for name, _ in state.learner.model.named_buffers()}
-        if all_finite(value.cpu() for name, value in found.tensors["model"].items() if name not in buffers):
+        finite = all_finite(value.cpu() for name, value in found.tensors["model"].items() if name not in buffers)
+        if all(state.ranks.gather_values(finite)):
             return found
         step = found.step
     return None

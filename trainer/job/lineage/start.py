@@ -11,20 +11,21 @@ from trainer.job.lineage.held_out import say_what_is_held_out
 from trainer.job.observer import Outlets
 from trainer.job.training_state import TrainingState
 from trainer.learner import learning_rate
-from trainer.records import Checkpoint, checkpoint_steps, load_latest, lost_random_state, set_aside
+from trainer.records import Checkpoint, checkpoint_steps, lost_random_state, set_aside
 
 FEWEST_STEPS = 100
 """Of a budget in which policy auto has measured many steps as a whole some ten times."""
 
 
-def checkpoint_to_continue(run: Path, *, step: int | None, device: Any) -> Checkpoint | None:
-    """The newest whole checkpoint, or the one of `step`; None if nothing was saved and no step is asked for.
+def checkpoint_to_continue(run: Path, *, step: int | None, state: TrainingState) -> Checkpoint | None:
+    """The newest whole checkpoint, or the one of `step`, for `state`; None if nothing was saved and no step is asked
+    for.
 
     Raises: ConfigError if `step` has no checkpoint; as `load_latest` where what there is is damaged.
     """
     if step is None:
-        return load_latest(run, device=device)
-    found = load_latest(run, device=device, wanted=lambda saved: saved == step)
+        return state.newest(run)
+    found = state.newest(run, which=lambda saved: saved == step)
     if found is None:
         steps = ", ".join(map(str, reversed(checkpoint_steps(run))))
         raise ConfigError(
@@ -36,7 +37,7 @@ def checkpoint_to_continue(run: Path, *, step: int | None, device: Any) -> Check
 
 def leave_later(run: Path, step: int, outlets: Outlets) -> None:
     """Sets aside the checkpoints after `step`, which the run goes on from; says so."""
-    left = set_aside(run, after=step)
+    left = set_aside(run, after=step) if outlets.directory.writes else []
     if left:
         names = ", ".join(reversed(left))
         message = (

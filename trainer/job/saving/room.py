@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import cause_of
-from trainer.records import folder_bytes, make_room
+from trainer.records import SaveGroup, folder_bytes, make_room_on_ranks
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -26,6 +26,8 @@ class SaveAttempt:
     run: Path
     needed_bytes: int
     """What the checkpoint will take."""
+    group: SaveGroup
+    """Of the ranks that save together, be it this one alone."""
     notes: list[str] = field(default_factory=list)
     """What people should be told of it."""
     seconds: float = 0.0
@@ -41,7 +43,9 @@ class SaveAttempt:
         try:
             path = write()
         except OSError as error:
-            if not lacks_space(error) or not (deleted := make_room(self.run, self.needed_bytes)):
+            if not lacks_space(error):
+                raise
+            if not (deleted := make_room_on_ranks(self.run, self.needed_bytes, group=self.group)):
                 raise
             self.notes.append(f"{cause_of(error)}: deleted {', '.join(deleted)} to make room for a checkpoint")
             path = write()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,12 +134,18 @@ class Evaluator:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Iterable[ModelInputs], *, split: str, negative_weight: float = 1.0
+    model: nn.Module,
+    batches: Iterable[ModelInputs],
+    *,
+    split: str,
+    negative_weight: float = 1.0,
+    whole: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda logits, label: (logits, label),
 ) -> Evaluation:
     """The model, in evaluation mode, on all rows of `batches`; the mode it had is put back.
 
     A row of label 0 stands for `negative_weight` rows: loss, entropy and calibration are those of all of them. The AUC
     does not depend on it.
+    Where `batches` are shares of a rank, `whole` gives logits and labels of all of them.
     Raises: ValueError if there are no rows.
     """
     evaluator = Evaluator(negative_weight=negative_weight)
@@ -147,7 +153,7 @@ def evaluate(
     model.eval()
     try:
         for batch in batches:
-            evaluator.add(model(batch.dense, batch.ids), batch.label)
+            evaluator.add(*whole(model(batch.dense, batch.ids), batch.label))
     finally:
         model.train(training)
     return evaluator.result(split)

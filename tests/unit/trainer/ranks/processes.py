@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-from trainer.ranks import Ranks, open_ranks
+from trainer.ranks import Ranks, RanksConfig, open_ranks
 
 SECONDS = 60.0
 
@@ -34,5 +34,5 @@ def _run(rank: int, settings: tuple[int, int, str, Callable[..., Any], tuple[Any
     ranks, port, folder, function, arguments = settings
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with open_ranks(timeout_seconds=SECONDS) as opened:
+    with open_ranks(RanksConfig(timeout_seconds=SECONDS)) as opened:
         torch.save(function(opened, *arguments), Path(folder) / f"{rank}.pt")

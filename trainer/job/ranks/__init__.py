@@ -1,0 +1,17 @@
+"""A run on several ranks: what they agree on, what is refused, and the ranks that only work."""
+
+from trainer.job.ranks.agreement import Agreement
+from trainer.job.ranks.checkpoints import WantedRows, load_on_ranks, shares_of, wanted_rows
+from trainer.job.ranks.refused import refuse_on_ranks
+from trainer.job.ranks.silent import SilentDirectory, silenced
+
+__all__ = [
+    "Agreement",
+    "SilentDirectory",
+    "WantedRows",
+    "load_on_ranks",
+    "refuse_on_ranks",
+    "shares_of",
+    "silenced",
+    "wanted_rows",
+]

@@ -1,0 +1,42 @@
+"""What all ranks decide alike: told from host to host between the steps, so that no device is waited for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trainer.ranks import ALONE, Ranks
+
+
+@dataclass(kw_only=True)
+class Agreement:
+    """The latest answers that all ranks have; alone, this rank's own."""
+
+    ranks: Ranks = field(default_factory=lambda: ALONE)
+    stop: bool = False
+    """A signal asked any of them to stop."""
+    save_asked: bool = False
+    """A signal asked any of them for a checkpoint, and none is still writing one."""
+    save_due: bool = False
+    """Rank 0 saves now."""
+    broken_weights: int | None = None
+    """The latest step of a save that found weights that are not finite, on any of them."""
+
+    def reach(
+        self,
+        *,
+        stop: bool,
+        save_asked: bool = False,
+        busy: bool = False,
+        save_due: bool = False,
+        broken_weights: int | None = None,
+        seconds: float = 0.0,
+    ) -> float:
+        """Tells the others what is so here, and takes in what is so there; returns rank 0's `seconds`. Collective."""
+        broken = -1 if broken_weights is None else broken_weights
+        told = self.ranks.gather([stop, save_asked, busy, save_due, broken, seconds])
+        stops, saves, busies, _, brokens, _ = zip(*told, strict=True)
+        self.stop = any(stops)
+        self.save_asked = any(saves) and not any(busies)
+        self.save_due = bool(told[0][3])
+        self.broken_weights = None if max(brokens) < 0 else int(max(brokens))
+        return told[0][5]

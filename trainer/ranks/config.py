@@ -1,0 +1,22 @@
+"""The [ranks] section of a configuration; importing it costs nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class RanksConfig:
+    """What several processes that train one run wait for."""
+
+    timeout_seconds: float = 300.0
+    """So long a rank waits for another at a step before it gives the run up (exit code 74): longer than the slowest
+    read, evaluation batch and compilation of any."""
+    save_timeout_seconds: float = 1800.0
+    """The same where a checkpoint is written or verified."""
+
+    def __post_init__(self) -> None:
+        for name in ("timeout_seconds", "save_timeout_seconds"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"ranks.{name} is {getattr(self, name)}; give a number of seconds above 0")
