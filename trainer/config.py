@@ -26,7 +26,7 @@ from trainer.divergence import DivergenceConfig
 from trainer.earlier_keys import renewed
 from trainer.learner import LossConfig, ModelConfig, OptimizerConfig, ScheduleConfig, beside
 from trainer.process import WatchdogConfig
-from trainer.ranks.config import RanksConfig
+from trainer.ranks import RanksConfig
 from trainer.records import CheckpointConfig, RecordsConfig
 
 MISSING_PATH = (

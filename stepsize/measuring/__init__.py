@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stepsize.measuring.comparison import operator_class
-from stepsize.measuring.curvature import secant_forms, secant_tangent, summarize
+from stepsize.measuring.curvature import secant_summary
 from stepsize.measuring.direction import Batch, Snapshot, Tables, Tracker
 from stepsize.measuring.handoff import Inline, Lane, Pending, Quantities, lane_for
 from stepsize.measuring.kept import Generators
@@ -21,7 +21,7 @@ from stepsize.measuring.passes import (
     unwrapped,
 )
 from stepsize.measuring.self_check import SelfCheck
-from stepsize.measuring.shares import Gather, merged, share_of
+from stepsize.measuring.shares import Gather, merged, secant_share
 from stepsize.measuring.tables import LookUpAcross, RowsAcross, StandIn, refuse_max_norm
 
 __all__ = [
@@ -57,9 +57,7 @@ __all__ = [
     "refuse_scripted",
     "refuse_sharded",
     "refuse_without_parameters",
-    "secant_forms",
-    "secant_tangent",
-    "share_of",
-    "summarize",
+    "secant_share",
+    "secant_summary",
     "unwrapped",
 ]

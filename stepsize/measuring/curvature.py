@@ -235,3 +235,17 @@ def summarize(forms: RowForms) -> Tensor:
             covariance[0, 1],
         ]
     )
+
+
+def secant_summary(
+    loss: Loss,
+    z: Tensor,
+    later: Tensor,
+    targets: Tensor,
+    *,
+    eps: float,
+    live: Mapping[int, str] | None = None,
+    apart: TensorsApart | None = None,
+) -> Tensor:
+    """`summarize` of `secant_forms`."""
+    return summarize(secant_forms(loss, z, later, targets, eps=eps, live=live, apart=apart))

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from stepsize.errors import MeasurementError
 from stepsize.losses import Loss
-from stepsize.measuring import handoff
 from stepsize.measuring.kept import Generators, TensorsApart, own_copy
 from stepsize.measuring.optimizers import Steps
 from stepsize.measuring.passes import ForwardContext, forward_pass, loss_modules, modules_of
@@ -29,6 +28,7 @@ from stepsize.measuring.tables import (
     Recorder,
     StandIn,
     across,
+    dense_gradient,
     way_of_keeping,
 )
 
@@ -150,12 +150,14 @@ class Snapshot:
         """The same, where whole tables of several processes are now the rows that `batches` look up: no pass beside
         training then needs another process. All processes call it.
         """
-        shared = [name for name in self.values if across(self.moving[name]) is not None]
-        if not shared:
+        held = {name: value for name, value in self.values.items() if across(self.moving[name]) is not None}
+        if not held:
             return self
         with torch.no_grad():
-            held = {name: self.values[name] for name in shared}
-            lookups = tuple(self.tracker.record(self.survey, held, batch, self.buffers) for batch in batches)
+            lookups = tuple(
+                self.tracker.record(self.survey, self.moving, batch, self.buffers, dict.fromkeys(held), held=held)
+                for batch in batches
+            )
         others = {name: value for name, value in self.values.items() if name not in held}
         return replace(self, values=others, lookups=lookups)
 
@@ -168,7 +170,7 @@ class Snapshot:
     def _gradients(self) -> dict[str, Tensor]:
         found = {name: parameter.grad for name, parameter in self.moving.items() if name in self.values}
         return {
-            name: _dense(gradient.detach()) if gradient.is_sparse else gradient.detach().clone()
+            name: dense_gradient(gradient.detach()) if gradient.is_sparse else gradient.detach().clone()
             for name, gradient in found.items()
             if gradient is not None
         }
@@ -197,15 +199,6 @@ class Reliance:
 def _differences(now: list[Tensor], before: Mapping[str, Tensor]) -> Sequence[Tensor]:
     """`now` less `before`, in one launch where the device has one for many tensors."""
     return torch._foreach_sub(now, list(before.values())) if now else ()  # pyright: ignore[reportPrivateImportUsage]
-
-
-def _dense(gradient: Tensor) -> Tensor:
-    """A sparse gradient of rows as a whole; on a device without waiting for how many different rows there are."""
-    if handoff.host_sees(gradient) or gradient.sparse_dim() != 1:
-        return gradient.to_dense()
-    return gradient.new_zeros(gradient.shape, layout=torch.strided).index_add_(
-        0, gradient._indices()[0], gradient._values()
-    )
 
 
 @dataclass
@@ -256,7 +249,7 @@ class Tracker:
             lookups = tuple({name: [] for name in by_rows} for _ in batches or (None,))
             if any(kept.lookups for kept in by_rows.values()):
                 lookups = tuple(
-                    self._record(survey, moving, batch, buffers, by_rows, copies=copies) for batch in batches
+                    self.record(survey, moving, batch, buffers, by_rows, copies=copies) for batch in batches
                 )
             still = {name: value for name, value in survey.parameters.items() if name not in moving}
             constants = {name: still[name].clone() for name in self._restless_among(still)} if apart else {}
@@ -359,7 +352,7 @@ class Tracker:
         candidates = survey.tables & moving.keys() if self.tables == "rows" else frozenset[str]()
         while candidates:
             try:
-                calls = self._record(survey, moving, batch, buffers, dict.fromkeys(candidates))
+                calls = self.record(survey, moving, batch, buffers, dict.fromkeys(candidates))
             except ReadAsAWholeError as found:
                 candidates -= {found.table}
                 continue
@@ -373,12 +366,6 @@ class Tracker:
         return {}
 
     def record(
-        self, survey: Survey, held: Mapping[str, Tensor], batch: Batch, buffers: dict[str, Tensor]
-    ) -> dict[str, list[Lookup]]:
-        """The look-ups of `batch` in tables of several processes, of which this one has the rows `held`."""
-        return self._record(survey, survey.parameters, batch, buffers, dict.fromkeys(held), held=held)
-
-    def _record(
         self,
         survey: Survey,
         moving: Mapping[str, nn.Parameter],
@@ -389,7 +376,9 @@ class Tracker:
         copies: dict[int, Tensor] | None = None,
         held: Mapping[str, Tensor] | None = None,
     ) -> dict[str, list[Lookup]]:
-        """Each table's look-ups in order; the pass ends at the last one where their number is known."""
+        """Each table's look-ups in order; the pass ends at the last one where their number is known. Of
+        tables of several processes, rows as they are in what this one had `held`, by default the present ones.
+        """
         calls: dict[str, list[Lookup]] = {name: [] for name in expected}
 
         def stop_when_read() -> None:

@@ -20,9 +20,10 @@ from torch.overrides import TorchFunctionMode
 from stepsize.errors import MeasurementError
 from stepsize.losses import Loss
 from stepsize.measuring.curvature import RowForms
-from stepsize.measuring.direction import Batch
+from stepsize.measuring.direction import Batch, Snapshot
 from stepsize.measuring.forward_mode import RECURRENT, without_fused_kernels
 from stepsize.measuring.kept import Generators, attributes_kept, contents_of, own_copy
+from stepsize.measuring.optimizers import Steps
 from stepsize.measuring.passes import TF32_EPS, ForwardContext, as_logits, loss_modules, undisturbed
 
 CAUSES = (
@@ -96,6 +97,28 @@ class SelfCheck:
             for (key, (parameter, _)), gradient in zip(moved.items(), gradients, strict=True)
             if gradient is not None
         ]
+
+    @classmethod
+    def of_step(
+        cls,
+        model: nn.Module,
+        loss: Loss,
+        optimizers: Sequence[Steps],
+        batch: Batch,
+        snapshot: Snapshot,
+        *,
+        context: ForwardContext = nullcontext,
+    ) -> SelfCheck:
+        """Of the step that `snapshot` was taken before."""
+        called = snapshot.optimized
+        parameters = {
+            id(parameter): (parameter, called[id(parameter)])
+            for optimizer in optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        kept = {id(snapshot.moving[name]): value for name, value in snapshot.values.items()}
+        return cls(model, loss, parameters, batch, kept=kept, context=context)
 
     def after_step(self) -> None:
         """Take the gradient along the step that the optimizer has made; later values are not read."""

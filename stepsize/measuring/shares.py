@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.nn.utils import get_total_norm
 
 from stepsize.errors import MeasurementError
 from stepsize.losses import Loss, curvature_along
-from stepsize.measuring.curvature import SUMMARY, bounded_logits, pass_rounding
+from stepsize.measuring.curvature import SUMMARY, bounded_logits, pass_rounding, secant_tangent
 from stepsize.measuring.direction import Direction
 from stepsize.measuring.kept import TensorsApart
 from stepsize.measuring.passes import loss_undisturbed
@@ -97,6 +97,12 @@ def share_of(
     told = [len(z), *means, slope.square().sum(), curvature.square().sum(), (slope * curvature).sum(), errors.sum()]
     told += [seen, (plus - minus) / 4, alone, bounded.double().sum(), left, *own, *common, stored, eps, tiny]
     return torch.stack([torch.as_tensor(value, dtype=torch.float64, device=z.device) for value in told])
+
+
+def secant_share(loss: Loss, z: Tensor, later: Tensor, targets: Tensor, *, eps: float, **beside: Any) -> Tensor:
+    """`share_of` along the difference of two passes' logits, as `secant_summary` is of all rows."""
+    tangent, noise = secant_tangent(z, later, eps=eps)
+    return share_of(loss, z, tangent, targets, eps=eps, noise=noise, **beside)
 
 
 def _lengths(direction: Direction | None, like: Tensor) -> tuple[list[Tensor], list[Tensor]]:

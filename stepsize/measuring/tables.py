@@ -125,6 +125,15 @@ def way_of_keeping(calls: list[Lookup], *, rows: int) -> Kept | None:
     return Kept(lookups=len(calls), room=room) if len(calls) * room <= rows else None
 
 
+def dense_gradient(gradient: Tensor) -> Tensor:
+    """A sparse gradient of rows as a whole; on a device without waiting for how many different rows there are."""
+    if handoff.host_sees(gradient) or gradient.sparse_dim() != 1:
+        return gradient.to_dense()
+    return gradient.new_zeros(gradient.shape, layout=torch.strided).index_add_(
+        0, gradient._indices()[0], gradient._values()
+    )
+
+
 class Reader(Protocol):
     """Answers look-ups in a table's place: N ids to (N, E) rows, dual tensors where a direction is known."""
 

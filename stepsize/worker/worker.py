@@ -42,10 +42,8 @@ from stepsize.measuring import (
     refuse_scripted,
     refuse_sharded,
     refuse_without_parameters,
-    secant_forms,
-    secant_tangent,
-    share_of,
-    summarize,
+    secant_share,
+    secant_summary,
     unwrapped,
 )
 from stepsize.options import MeasuringOptions, chosen
@@ -237,7 +235,7 @@ class StepSizeWorker:
             batches=batches,
             snapshot=snapshot,
             origin=self._logits(batches[0]) if secant else None,
-            check=self._self_check(batches[0], snapshot) if snapshot is not None and self._checks_left else None,
+            check=self._self_check(batches[0], snapshot),
         )
         return True
 
@@ -379,16 +377,10 @@ class StepSizeWorker:
             self._checks_left = 0 if measured.check.told else self._checks_left - 1
         return pending
 
-    def _self_check(self, batch: Batch, snapshot: Snapshot) -> SelfCheck:
-        called = snapshot.optimized
-        parameters = {
-            id(parameter): (parameter, called[id(parameter)])
-            for optimizer in self._optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        }
-        kept = {id(snapshot.moving[name]): value for name, value in snapshot.values.items()}
-        return SelfCheck(self.model, self.loss, parameters, batch, kept=kept, context=self._context)
+    def _self_check(self, batch: Batch, snapshot: Snapshot | None) -> SelfCheck | None:
+        if snapshot is None or not self._checks_left:
+            return None
+        return SelfCheck.of_step(self.model, self.loss, self._optimizers, batch, snapshot, context=self._context)
 
     def _logits(self, batch: Batch) -> Tensor:
         return plain_logits(self.model, batch.inputs, generators=batch.generators, context=self._context)
@@ -406,13 +398,10 @@ class StepSizeWorker:
         live = self._tracker.optimized()
         loss_apart = self._tracker.loss_apart(live) if self._apart else None
 
+        told = secant_summary if self._across is None else secant_share
+
         def work() -> Quantities:
-            beside: dict[str, Any] = {"eps": eps, "live": live, "apart": loss_apart}
-            if self._across is None:
-                found = {"b1": summarize(secant_forms(self.loss, z, later, batch.targets, **beside))}
-            else:
-                tangent, noise = secant_tangent(z, later, eps=eps)
-                found = {"b1": share_of(self.loss, z, tangent, batch.targets, noise=noise, **beside)}
+            found = {"b1": told(self.loss, z, later, batch.targets, eps=eps, live=live, apart=loss_apart)}
             return found | measured.rates.quantities() | void
 
         beside = [*(loss_apart.tensors() if loss_apart is not None else ()), *void.values()]

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from ops.live import LiveStatus
 from ops.metrics import Metrics
 from ops.receivers import ServiceManager, TensorBoard
-from ops.server import Server
 from pipeline.addresses import without_secrets
 from pipeline.errors import InterruptedWaitError, NoRowsYetError
 from pipeline.shards import Manifest, warnings_of_labels
-from trainer.config import Config, MetricsConfig, config_errors
+from trainer.config import Config, config_errors
 from trainer.console import Console
 from trainer.divergence import Divergence
 from trainer.job.checkpointing import Checkpointing, open_checkpointing
 from trainer.job.decided import decided
 from trainer.job.device import device_memory, step_clock
-from trainer.job.ending import end_exported, exit_of, last_scrape_awaited, write_textfile
+from trainer.job.ending import end_exported, exit_of, write_textfile
 from trainer.job.generations import LogWait, pinned, say_what_is_left_out
 from trainer.job.hangs import watched
 from trainer.job.lineage.best import follow_validation, tell_of_best
@@ -40,6 +38,7 @@ from trainer.job.ranks import Agreement, SilentDirectory, silenced
 from trainer.job.recording.replay import replay_history
 from trainer.job.run_directory import RunDirectory
 from trainer.job.saving import watched_disk
+from trainer.job.served import served
 from trainer.job.training_state import TrainingState, open_training
 from trainer.loop import Position, Stop, Timetable
 from trainer.process import Requests, Watchdog, stop_signals
@@ -162,49 +161,6 @@ def open_outlets(
         manager=manager,
         tensorboard=tensorboard,
     )
-
-
-class Readiness(Protocol):
-    """What is told whether the run trains."""
-
-    def mark_ready(self) -> None: ...
-    def mark_hung(self, reason: str | None) -> None: ...
-
-
-class Unserved:
-    """Nobody asks."""
-
-    def mark_ready(self) -> None:
-        pass
-
-    def mark_hung(self, reason: str | None) -> None:
-        pass
-
-
-@contextmanager
-def served(address: MetricsConfig, outlets: Outlets) -> Iterator[Readiness]:
-    """Within it metrics and live page are served, unless switched off; gives what to tell whether the run trains.
-
-    Raises: ConfigError for an address that cannot be listened on or a web config that cannot be used.
-    """
-    if address.port < 0:
-        yield Unserved()
-        return
-    with config_errors():
-        server = Server(
-            outlets.metrics,
-            address.host,
-            address.port,
-            outlets.live.snapshot,
-            allowed_hosts=address.allowed_hosts,
-            web_config=None if address.web_config is None else Path(address.web_config),
-            warn=outlets.console.warn,
-        )
-    with closing(server):
-        server.start()
-        outlets.console.say(f"live page {server.url}  metrics {server.url}metrics")
-        with last_scrape_awaited(server, outlets, at_most_seconds=address.last_scrape_seconds):
-            yield server
 
 
 def resume(config: Config, state: TrainingState, outlets: Outlets, *, from_checkpoint: int | None = None) -> Position:

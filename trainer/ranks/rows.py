@@ -1,4 +1,4 @@
-"""Which rows of a table a rank holds, and which rows of a batch are its share."""
+"""Which rows of a table a rank holds."""
 
 from __future__ import annotations
 
@@ -34,8 +34,3 @@ class RowsOfRank:
     def bounds(self) -> list[int]:
         """Where each rank's rows end."""
         return [min((rank + 1) * self.most, self.rows) for rank in range(self.ranks)]
-
-
-def share_of_rows(rows: int, *, rank: int, ranks: int) -> tuple[int, int]:
-    """Rows [start, stop) of a batch that are a rank's: contiguous, sizes differ by at most a row."""
-    return rows * rank // ranks, rows * (rank + 1) // ranks

@@ -88,7 +88,9 @@ class Scene:
         if measure:
             self.in_flight.append(step)
         loss = torch.tensor(self.losses(step))
-        checked = Checked(sizes=torch.stack([torch.tensor(0.0), loss.abs()]), names=["an input", "the loss"], loss=torch.tensor(0.5))
+        checked = Checked(
+            sizes=torch.stack([torch.tensor(0.0), loss.abs()]), names=["an input", "the loss"], loss=torch.tensor(0.5)
+        )
         return Trained(loss=loss, checked=checked)
 
     # the worker
