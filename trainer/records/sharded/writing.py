@@ -173,7 +173,7 @@ def _refuse_other_steps(steps: list[int]) -> None:
 def _refuse_drift(digests: list[dict[str, str]]) -> None:
     """The same on every rank, which all have all digests."""
     for rank, found in enumerate(digests):
-        names = [key for key in {**digests[0], **found} if digests[0].get(key) != found.get(key)]
+        names = sorted(key for key in {**digests[0], **found} if digests[0].get(key) != found.get(key))
         if names:
             file, _, name = names[0].partition("/")
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -186,7 +186,7 @@ def _refuse_drift(digests: list[dict[str, str]]) -> None:
 def _layout(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Tensor → the shape of the whole one, and which of its rows each file holds; the same on every rank."""
     layout: dict[str, Any] = {}
-    for key in dict.fromkeys(key for part in parts for key in part):
+    for key in sorted({key for part in parts for key in part}):
         having = {rank: part[key] for rank, part in enumerate(parts) if key in part}
         shape = next(iter(having.values()))["shape"]
         filled = sorted(each["range"] for each in having.values() if each["range"][0] < each["range"][1])

@@ -127,7 +127,7 @@ def test_no_more_than_the_rows_that_are_taken_is_allocated(
         allocated.append(shape[0])
         return empty(shape, **values)
 
-    monkeypatch.setattr(trainer.records.sharded.reading.torch, "empty", watched)
+    monkeypatch.setattr(torch, "empty", watched)
     found = read_checkpoint(tmp_path / "checkpoints" / "step-00000005", take=taken(mine))
     monkeypatch.undo()
     assert_identical(content_of(found), rows_of(whole_content(5, rows=40), mine))
