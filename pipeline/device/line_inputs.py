@@ -13,6 +13,7 @@ from pipeline.device.model_inputs import ModelInputs
 from pipeline.device.ring import make_uploader
 from pipeline.device.streams import hand_over
 from pipeline.lines import LineBatch, read_lines
+from pipeline.rows import Moduli
 from pipeline.reads import ReaderThreads
 from pipeline.schema import LogFormat
 from pipeline.source import Source
@@ -33,7 +34,7 @@ def open_lines(
     sources: Sequence[Source],
     log_format: LogFormat,
     *,
-    table_rows: int,
+    table_rows: Moduli,
     device: torch.device,
     batch_rows: int,
     labelled: bool | None = None,
@@ -60,5 +61,5 @@ def open_lines(
                 yield LineInputs(batch, None)
                 continue
             inputs = uploader.upload(batch.rows)
-            hand_over(inputs, uploader.mark())
+            hand_over(inputs.tensors(), uploader.mark())
             yield LineInputs(batch, inputs)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from pipeline.rows import Moduli
 
 
 class ModelInputs(NamedTuple):
@@ -17,6 +20,8 @@ class ModelInputs(NamedTuple):
     """(S, R) int32: table rows."""
     label: Tensor
     """(R,) float32"""
+    weight: Tensor | None = None
+    """(R,) float32: how often each row counts; None of data without weights."""
 
     @property
     def rows(self) -> int:
@@ -24,26 +29,42 @@ class ModelInputs(NamedTuple):
 
     def head(self, rows: int) -> ModelInputs:
         """The first `rows` rows, as views."""
-        return ModelInputs(self.dense[:rows], self.ids[:, :rows], self.label[:rows])
+        weight = None if self.weight is None else self.weight[:rows]
+        return ModelInputs(self.dense[:rows], self.ids[:, :rows], self.label[:rows], weight)
+
+    def tensors(self) -> list[Tensor]:
+        """Those that are there."""
+        return [part for part in self if part is not None]
 
 
-def encoded_inputs(label: Tensor, dense: Tensor, buckets: Tensor) -> ModelInputs:
+def encoded_inputs(label: Tensor, dense: Tensor, buckets: Tensor, weight: Tensor | None = None) -> ModelInputs:
     """Model inputs from what the reader has encoded: label (R,) float32, dense (D, R) int32 that holds the bits of
-    float32 logarithms, buckets (S, R) table rows. Views; nothing is copied."""
-    return ModelInputs(dense.view(torch.float32).T, buckets, label)
+    float32 logarithms, buckets (S, R) table rows, weight (R,) float32. Views; nothing is copied."""
+    return ModelInputs(dense.view(torch.float32).T, buckets, label, weight)
 
 
-def to_inputs(label: Tensor, dense: Tensor, buckets: Tensor, *, table_rows: int) -> ModelInputs:
-    """Model inputs from label (R,) uint8, dense (D, R) int32 and buckets (S, R) int32, on their own device.
+def to_inputs(
+    label: Tensor, dense: Tensor, buckets: Tensor, weight: Tensor | None = None, *, table_rows: Moduli
+) -> ModelInputs:
+    """Model inputs from label (R,) uint8, dense (D, R) int32, buckets (S, R) int32 and weight (R,) float32, on their own
+    device.
 
-    Table row = int32(float32(bucket)) mod table_rows: the rounding is the reference's, so buckets above 2²⁴ land on
+    Table row = int32(float32(bucket)) mod table_rows (of its own column, where they differ): the rounding is the reference's, so buckets above 2²⁴ land on
     multiples of 2 or 4. Dense values are rounded to float32 before the logarithm, as there. `pipeline.rows.columns`
     does the same on the host, once for every entry of a dictionary.
     """
     logarithm = dense.clamp(min=0).to(torch.float32).add_(1).log_()
     ids = buckets.to(torch.float32).to(torch.int32)
-    if table_rows & (table_rows - 1) == 0:
+    if not isinstance(table_rows, int):
+        ids.remainder_(_moduli(table_rows, ids.device))
+    elif table_rows & (table_rows - 1) == 0:
         ids.bitwise_and_(table_rows - 1)
     else:
         ids.remainder_(table_rows)
-    return ModelInputs(logarithm.T, ids, label.to(torch.float32))
+    return ModelInputs(logarithm.T, ids, label.to(torch.float32), weight)
+
+
+@lru_cache(maxsize=16)
+def _moduli(table_rows: tuple[int, ...], device: torch.device) -> Tensor:
+    """(S, 1) int32; there once it is returned, for any stream."""
+    return torch.tensor(table_rows, dtype=torch.int32, device=device).unsqueeze(1)

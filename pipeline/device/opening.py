@@ -23,6 +23,7 @@ from pipeline.rows import (
     GrowingLog,
     HeldOutProbes,
     HostPairs,
+    Moduli,
     Order,
     PairSpans,
     RowPosition,
@@ -40,7 +41,7 @@ def open_feed(
     config: DataConfig,
     manifest: Manifest,
     *,
-    table_rows: int,
+    table_rows: Moduli,
     device: torch.device,
     split: str = "train",
     position: RowPosition | None = None,
@@ -118,7 +119,7 @@ def _open_following(
     config: DataConfig,
     manifest: Manifest,
     *,
-    table_rows: int,
+    table_rows: Moduli,
     device: torch.device,
     split: str,
     start: RowPosition | None,
@@ -182,7 +183,7 @@ def open_rows(
     config: DataConfig,
     manifest: Manifest,
     *,
-    table_rows: int,
+    table_rows: Moduli,
     device: torch.device,
     split: str,
     batch_rows: int,
@@ -207,7 +208,7 @@ def open_rows(
         for start in range(first_row, end, batch_rows):
             batch = reader.read(0, start, min(start + batch_rows, end), interrupted=interrupted)
             inputs = uploader.upload(batch)
-            hand_over(inputs, uploader.mark())
+            hand_over(inputs.tensors(), uploader.mark())
             if batch.rows:
                 yield inputs
     finally:
@@ -215,7 +216,7 @@ def open_rows(
 
 
 def _maker(
-    config: DataConfig, *, table_rows: int, device: torch.device, stages: StageTotals
+    config: DataConfig, *, table_rows: Moduli, device: torch.device, stages: StageTotals
 ) -> Callable[[HostPairs], PairMaker]:
     """What makes device pairs of the host's, by `config.feed`."""
     if config.feed == "dali":
@@ -291,7 +292,7 @@ def _reader(
     split: str,
     *,
     order: Order,
-    encode_rows: int | None,
+    encode_rows: Moduli | None,
     stages: StageTotals,
     retries: ReadRetries | None,
     last_epoch: int | None = None,

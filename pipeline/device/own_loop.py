@@ -14,7 +14,7 @@ from pipeline.device.feed import DevicePair, Feed
 from pipeline.device.model_inputs import ModelInputs
 from pipeline.device.opening import open_feed, open_rows
 from pipeline.errors import InputError
-from pipeline.rows import Pairing, Shuffle
+from pipeline.rows import Moduli, Pairing, Shuffle
 from pipeline.schema import LogFormat
 from pipeline.shards import Manifest
 
@@ -146,7 +146,7 @@ class _StreamNode(BaseNode[Item]):
 def open_pairs(
     data: str,
     *,
-    table_rows: int,
+    table_rows: Moduli,
     batch_rows: int = 2048,
     probe_rows: int | None = None,
     pairing: Pairing = "sliding",
@@ -183,7 +183,7 @@ def open_pairs(
 def open_batches(
     data: str,
     *,
-    table_rows: int,
+    table_rows: Moduli,
     batch_rows: int = 2048,
     shuffle: Shuffle = "rows",
     seed: int = 0,
@@ -207,7 +207,7 @@ def open_batches(
 def open_split(
     data: str,
     *,
-    table_rows: int,
+    table_rows: Moduli,
     batch_rows: int = 8192,
     split: Literal["train", "validation", "test"] = "validation",
     device: str | torch.device = "cpu",
@@ -225,7 +225,7 @@ def open_split(
 
 def _feed(  # noqa: PLR0917
     config: DataConfig,
-    table_rows: int,
+    table_rows: Moduli,
     split: str,
     epochs: int | None,
     device: str | torch.device,
@@ -240,8 +240,8 @@ def _feed(  # noqa: PLR0917
     return open_feed(config, manifest, table_rows=table_rows, device=device, split=split, rank=rank, ranks=ranks)
 
 
-def _checked(config: DataConfig, table_rows: int, device: str | torch.device) -> tuple[Manifest, torch.device]:
-    if table_rows < 1:
+def _checked(config: DataConfig, table_rows: Moduli, device: str | torch.device) -> tuple[Manifest, torch.device]:
+    if min((table_rows,) if isinstance(table_rows, int) else table_rows, default=1) < 1:
         raise InputError(f"table_rows = {table_rows}; give the rows of the embedding table, at least 1")
     try:
         device = torch.device(device)
@@ -249,4 +249,10 @@ def _checked(config: DataConfig, table_rows: int, device: str | torch.device) ->
         raise InputError(f"device = {device!r}; give cpu or cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device = {str(device)!r}, and torch finds no GPU here; give cpu")
-    return Manifest.load(config.path), device
+    manifest = Manifest.load(config.path)
+    if not isinstance(table_rows, int) and len(table_rows) != len(manifest.format.sparse):
+        raise InputError(
+            f"table_rows has {len(table_rows)} numbers and {config.path} {len(manifest.format.sparse)} sparse columns; "
+            "give one each, or one number"
+        )
+    return manifest, device
