@@ -118,5 +118,5 @@ def take(data: Path | str, count: int, **changes: Any) -> list[DevicePair]:
 
 
 def same(a: DevicePair, b: DevicePair) -> bool:
-    tensors = all(torch.equal(x.cpu(), y.cpu()) for x, y in zip((*a.b1.tensors(), *a.b2.tensors()), (*b.b1.tensors(), *b.b2.tensors()), strict=True))
+    tensors = all(torch.equal(x.cpu(), y.cpu()) for x, y in zip((*a.b1, *a.b2), (*b.b1, *b.b2), strict=True))
     return tensors and (a.fresh, a.epoch, a.start, a.position) == (b.fresh, b.epoch, b.start, b.position)

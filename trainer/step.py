@@ -15,7 +15,7 @@ from stepsize.losses import BCEWithLogits
 from stepsize.policies import NO_HORIZON, HorizonPlan, set_learning_rate
 from stepsize.worker import Horizon, StepSizeWorker
 from trainer.divergence import Checked, NumberCheck, step_unless
-from trainer.learner import ProgressiveValidation, TrainingPrecision, WeightAverage
+from trainer.learner import ProgressiveValidation, TrainedLoss, TrainingPrecision, WeightAverage, targets_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class TrainStep:
     """Of the worker: what measures many steps at once."""
     average: WeightAverage | None
     clock: StepClock
-    loss: BCEWithLogits = BCEWithLogits()  # noqa: RUF009 (frozen)
+    loss: TrainedLoss = BCEWithLogits()  # noqa: RUF009 (frozen)
     """The one that the worker measures."""
     precision: TrainingPrecision = TrainingPrecision()  # noqa: RUF009 (frozen)
     progressive: ProgressiveValidation | None = None
@@ -74,10 +74,12 @@ class TrainStep:
         with self.clock.phase("forward"):
             with self.precision.forward(), self.check.forward():
                 logits = self.model(*inputs)
-            loss = self.loss.mean(logits.float(), pair.b2.label)
+            targets = targets_of(pair.b2, self.loss)
+            loss = self.loss.mean(logits.float(), targets)
             if self.progressive is not None:
                 epochs = {"epoch": pair.epoch, "next_epoch": pair.position.epoch}
-                self.progressive.add(logits, pair.b2.label, step=step, **epochs)
+                weight = None if targets is pair.b2.label else pair.b2.weight
+                self.progressive.add(logits, pair.b2.label, weight, step=step, **epochs)
         with self.clock.phase("backward"):
             self.optimizer.zero_grad(set_to_none=True)
             with self.precision.backward():
@@ -87,9 +89,9 @@ class TrainStep:
             with self.clock.phase("alpha"):
                 measure = self.worker.before_step(
                     (pair.b1.dense, pair.b1.ids),
-                    pair.b1.label,
+                    targets_of(pair.b1, self.loss),
                     train_inputs=inputs,
-                    train_targets=pair.b2.label,
+                    train_targets=targets,
                     step=step,
                 )
         with self.clock.phase("optimizer"):
@@ -102,7 +104,7 @@ class TrainStep:
         if plan != NO_HORIZON:
             with self.clock.phase("alpha"):
                 b1 = (pair.b1.dense, pair.b1.ids)
-                self.horizon.carry_out(plan, b1, pair.b1.label, step=step + 1, fresh=pair.fresh)
+                self.horizon.carry_out(plan, b1, targets_of(pair.b1, self.loss), step=step + 1, fresh=pair.fresh)
         return Trained(loss=loss.detach(), checked=checked)
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pipeline.rows import RowBatch
 
-
 BatchTensors = tuple[Tensor, Tensor, Tensor, Tensor | None]
 """Label (R,), dense (D, R), buckets (S, R), and weight (R,) float32 of data that has weights."""
 

@@ -13,8 +13,8 @@ from pipeline.device.model_inputs import ModelInputs
 from pipeline.device.ring import make_uploader
 from pipeline.device.streams import hand_over
 from pipeline.lines import LineBatch, read_lines
-from pipeline.rows import Moduli
 from pipeline.reads import ReaderThreads
+from pipeline.rows import Moduli
 from pipeline.schema import LogFormat
 from pipeline.source import Source
 from pipeline.stages import StageTotals

@@ -11,17 +11,23 @@ from torch import Tensor
 from pipeline.rows import Moduli
 
 
-class ModelInputs(NamedTuple):
-    """One batch on its device. Tensors may be strided views, and batches may share memory: do not write to them."""
-
+class _Parts(NamedTuple):
     dense: Tensor
     """(R, D) float32: log(max(x, 0) + 1), missing as 0."""
     ids: Tensor
     """(S, R) int32: table rows."""
     label: Tensor
     """(R,) float32"""
+
+
+class ModelInputs(_Parts):
+    """One batch on its device: (dense, ids, label), and beside them a weight where the data has weights.
+
+    Tensors may be strided views, and batches may share memory: do not write to them.
+    """
+
     weight: Tensor | None = None
-    """(R,) float32: how often each row counts; None of data without weights."""
+    """(R,) float32: how often each row counts; None of data without weights. Not one of the tuple's three."""
 
     @property
     def rows(self) -> int:
@@ -29,18 +35,24 @@ class ModelInputs(NamedTuple):
 
     def head(self, rows: int) -> ModelInputs:
         """The first `rows` rows, as views."""
-        weight = None if self.weight is None else self.weight[:rows]
-        return ModelInputs(self.dense[:rows], self.ids[:, :rows], self.label[:rows], weight)
+        first = ModelInputs(self.dense[:rows], self.ids[:, :rows], self.label[:rows])
+        return first.weighed_by(None if self.weight is None else self.weight[:rows])
+
+    def weighed_by(self, weight: Tensor | None) -> ModelInputs:
+        """The same rows with these weights (R,), or none."""
+        inputs = ModelInputs(*self)
+        inputs.weight = weight
+        return inputs
 
     def tensors(self) -> list[Tensor]:
-        """Those that are there."""
-        return [part for part in self if part is not None]
+        """All that are there."""
+        return [*self, *([] if self.weight is None else [self.weight])]
 
 
 def encoded_inputs(label: Tensor, dense: Tensor, buckets: Tensor, weight: Tensor | None = None) -> ModelInputs:
     """Model inputs from what the reader has encoded: label (R,) float32, dense (D, R) int32 that holds the bits of
     float32 logarithms, buckets (S, R) table rows, weight (R,) float32. Views; nothing is copied."""
-    return ModelInputs(dense.view(torch.float32).T, buckets, label, weight)
+    return ModelInputs(dense.view(torch.float32).T, buckets, label).weighed_by(weight)
 
 
 def to_inputs(
@@ -61,7 +73,7 @@ def to_inputs(
         ids.bitwise_and_(table_rows - 1)
     else:
         ids.remainder_(table_rows)
-    return ModelInputs(logarithm.T, ids, label.to(torch.float32), weight)
+    return ModelInputs(logarithm.T, ids, label.to(torch.float32)).weighed_by(weight)
 
 
 @lru_cache(maxsize=16)

@@ -43,9 +43,22 @@ from pipeline.line_buffer import MAX_LINE_BYTES, PADDING_BYTES
 from pipeline.schema import LogFormat
 
 __all__ = [
-    "DISTINCT_PRECISION", "Group", "Layout", "Rejects", "Scratch", "Tally",
-    "Negatives", "hash_bytes", "keep_negatives", "make_group", "make_layout", "make_rejects", "make_scratch",
-    "make_tally", "parse", "reason",
+    "DISTINCT_PRECISION",
+    "Group",
+    "Layout",
+    "Negatives",
+    "Rejects",
+    "Scratch",
+    "Tally",
+    "hash_bytes",
+    "keep_negatives",
+    "make_group",
+    "make_layout",
+    "make_rejects",
+    "make_scratch",
+    "make_tally",
+    "parse",
+    "reason",
 ]  # fmt: skip
 
 _NOT_FINITE = re.compile(r"\s*[+-]?(inf|infinity|nan)\s*", re.ASCII | re.IGNORECASE)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.encode import Counts, make_group, make_layout, make_rejects, make_scratch, parse, reason
 from pipeline.errors import InputError
-from pipeline.rows import RowBatch, Moduli, encoded_columns
+from pipeline.rows import Moduli, RowBatch, encoded_columns
 from pipeline.schema import LogFormat
 from pipeline.source import Block, LineReader, Source, after_newlines, check_header
 

@@ -138,9 +138,9 @@ class GroupReader:
 
 def _encodes(log_format: LogFormat, table_rows: Moduli | None) -> list[Encode | None]:
     """What to do with the values of label, dense and sparse columns, and of the weights."""
-    weight = [None] * bool(log_format.weight)
+    weight: list[Encode | None] = [None] * bool(log_format.weight)
     if table_rows is None:
-        return [None] * (1 + len(log_format.dense) + len(log_format.sparse)) + weight
+        return [None] * (1 + len(log_format.dense) + len(log_format.sparse) + len(weight))
     rows = [partial(rows_of_table, table_rows=each) for each in moduli_of(table_rows, len(log_format.sparse))]
     return [None, *[_logarithm_bits] * len(log_format.dense), *rows, *weight]
 

@@ -81,7 +81,7 @@ class ReadFeed:
     def advance(self) -> Any:
         pair = next(self.feed)
         # copies: a slot of the feed may be filled again
-        batches = [tensor.clone() for tensor in (*pair.b1.tensors(), *pair.b2.tensors())]
+        batches = [tensor.clone() for tensor in (*pair.b1, *pair.b2)]
         return batches, pair.fresh, pair.epoch, pair.start, pair.rows
 
     def state(self) -> Any:

@@ -20,7 +20,7 @@ from trainer.config import Config, MetricsConfig, config_errors
 from trainer.console import Console
 from trainer.divergence import Divergence
 from trainer.job.checkpointing import Checkpointing, open_checkpointing
-from trainer.job.decided import decided
+from trainer.job.decided import decided, of_data
 from trainer.job.device import device_memory, step_clock
 from trainer.job.ending import end_exported, exit_of, last_scrape_awaited, write_textfile
 from trainer.job.generations import LogWait, pinned, say_what_is_left_out
@@ -68,6 +68,7 @@ def train(
     config = decided(config, run)
     manager.starting("opening the data")
     folder = Manifest.load(config.data.path)
+    config = of_data(config, folder)
     with (
         open_training(config, pinned(folder, config, Path(run))) as state,
         RunDirectory(run, config) as directory,

@@ -170,10 +170,18 @@ class Learner:
         with self.answering() as model:
             return evaluate(
                 model,
-                _until(batches, stopping),
+                map(self.weighed, _until(batches, stopping)),
                 split=split,
-                negative_weight=self.loss.evaluated_negative_weight,
+                negative_weight=self.negative_weight(manifest, split),
             )
+
+    def weighed(self, batch: ModelInputs) -> ModelInputs:
+        """The batch as it is scored: without weights that [loss] has no use for."""
+        return batch.weighed_by(None) if self.loss.sample_weights is False else batch
+
+    def negative_weight(self, manifest: Manifest, split: str) -> float:
+        """How many rows of the whole log one of label 0 of a split stands for, where it is scored."""
+        return self.loss.evaluated_weight(manifest.negatives_kept if split == "train" else 1.0)
 
     @contextmanager
     def answering(self) -> Iterator[nn.Module]:

@@ -239,7 +239,7 @@ class RunObserver:
 
     def on_evaluation(self, evaluation: Evaluation, *, step: int, seconds: float, training_seconds: float) -> None:
         """One split's evaluation after `step` steps."""
-        values = asdict(evaluation)
+        values = evaluation.values()
         self._directory.records["evals"].append(
             {"step": step, **values, "seconds": seconds, "training_seconds": training_seconds}
         )
@@ -257,7 +257,7 @@ class RunObserver:
         )
         auc = "" if evaluation.auc is None else f"  AUC {evaluation.auc:.4f}"
         self._outlets.console.say(
-            f"step {step}: {evaluation.split} loss {evaluation.loss:.5f}{auc}  ({evaluation.rows:,} rows)"
+            f"step {step}: {evaluation.split} loss {evaluation.loss:.5f}{auc}  ({evaluation.rows:,} rows{', weighted' if evaluation.weight is not None else ''})"
         )
 
 

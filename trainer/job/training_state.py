@@ -15,17 +15,23 @@ from pipeline.device import Feed, open_feed
 from pipeline.reads import ReadRetries
 from pipeline.shards import Manifest
 from stepsize import Lane
-from stepsize.losses import BCEWithLogits
 from stepsize.policies import Policy, make_policy
 from stepsize.worker import Horizon, StepSizeWorker
 from trainer.config import Config, ConfigError, config_errors
 from trainer.divergence import DivergenceConfig, DivergenceWatch, Recovery, ValidationTrend
-from trainer.job.decided import with_delay
+from trainer.job.decided import of_data, with_delay
 from trainer.job.device import training_stream
 from trainer.job.generations import data_identity, refuse_other_rows, seen_by
 from trainer.job.learner import Learner, training_device
 from trainer.job.lineage.carried_over import carried_over, policy_settings, rate_settings
-from trainer.learner import ProgressiveValidation, TrainingPrecision, build_loss, learning_rate, scheduled_rate
+from trainer.learner import (
+    ProgressiveValidation,
+    TrainedLoss,
+    TrainingPrecision,
+    build_loss,
+    learning_rate,
+    scheduled_rate,
+)
 from trainer.loop import Host, Loop, Observer, Pairs, Position, Timetable
 from trainer.records import Checkpoint, checkpoint_files, random_state, restore_random_state, write_checkpoint
 from trainer.step import TrainStep, first_click_rows
@@ -84,7 +90,7 @@ class TrainingState:
                 worker=self.worker,
                 horizon=self.horizon,
                 average=learner.average,
-                loss=cast(BCEWithLogits, self.worker.loss),
+                loss=cast(TrainedLoss, self.worker.loss),
                 clock=clock,
                 precision=learner.precision,
                 progressive=self.progressive,
@@ -214,7 +220,7 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
     Raises: ConfigError and InputError for settings that cannot be used, alone or together.
     """
     device = training_device()
-    config = with_delay(config.resolved(), device)
+    config = with_delay(of_data(config.resolved(), manifest), device)
     splits = _evaluated_splits(config, manifest)
     with ExitStack() as stack:
         stack.enter_context(training_stream(device))
@@ -242,7 +248,8 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
                 forward_context=learner.precision.forward,
             )
         stack.callback(worker.close)
-        watch = DivergenceWatch(config.divergence, largest_weight=config.loss.largest_weight)
+        largest_weight = config.loss.largest_weight * (_mean_weight(manifest) if config.loss.sample_weights else 1.0)
+        watch = DivergenceWatch(config.divergence, largest_weight=largest_weight)
         trend, recovery = ValidationTrend(), Recovery()
         yield TrainingState(
             learner=learner,
@@ -285,7 +292,13 @@ def _progressive(config: Config, learner: Learner) -> ProgressiveValidation | No
         device=learner.device,
         shift=config.loss.shift,
         negative_weight=config.loss.trained_negative_weight,
+        weighted=bool(config.loss.sample_weights),
     )
+
+
+def _mean_weight(manifest: Manifest) -> float:
+    """Of the data's rows: what a loss is scaled by."""
+    return manifest.statistics["columns"][manifest.format.weight]["mean"] or 1.0
 
 
 def _small(

@@ -19,7 +19,7 @@ from trainer.learner.schedules import ScheduleConfig, scheduled_rate
 
 if TYPE_CHECKING:
     from trainer.learner.averaging import WeightAverage, build_average
-    from trainer.learner.loss import ShiftedLogits, build_loss
+    from trainer.learner.loss import ShiftedLogits, TrainedLoss, build_loss, targets_of
     from trainer.learner.model import build_model, check_model, count_parameters, rows_of_tables
     from trainer.learner.optimizers import build_optimizer, evaluation_mode, learning_rate
     from trainer.learner.precision import TrainingPrecision
@@ -35,6 +35,7 @@ __all__ = [
     "ProgressiveValidation",
     "ScheduleConfig",
     "ShiftedLogits",
+    "TrainedLoss",
     "TrainingPrecision",
     "WeightAverage",
     "beside",
@@ -51,6 +52,7 @@ __all__ = [
     "rows_of_tables",
     "scheduled_rate",
     "source_hash",
+    "targets_of",
 ]
 
 _FILES = {
@@ -59,6 +61,7 @@ _FILES = {
     "HostCopy": "scoring",
     "ProgressiveValidation": "scoring",
     "ShiftedLogits": "loss",
+    "TrainedLoss": "loss",
     "TrainingPrecision": "precision",
     "WeightAverage": "averaging",
     "build_average": "averaging",
@@ -71,6 +74,7 @@ _FILES = {
     "evaluation_mode": "optimizers",
     "learning_rate": "optimizers",
     "rows_of_tables": "model",
+    "targets_of": "loss",
 }
 
 

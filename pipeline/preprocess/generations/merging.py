@@ -11,7 +11,6 @@ from pipeline.encode import collision_rate, distinct_estimate
 from pipeline.schema import LogFormat
 from pipeline.shards import AT_LEAST, AT_MOST, bounds_of
 
-
 DROPPED = "dropped_negatives"
 
 

@@ -28,7 +28,7 @@ ROWS = 77
 def seen(pair: DevicePair) -> Any:
     """Everything of a pair, its memory's place apart."""
     facts = (pair.fresh, pair.epoch, pair.start, pair.rows, pair.position.epoch, pair.position.row, pair.skipped)
-    return [tensor.cpu().clone() for tensor in (*pair.b1.tensors(), *pair.b2.tensors())], facts
+    return [tensor.cpu().clone() for tensor in (*pair.b1, *pair.b2)], facts
 
 
 def assert_same(found: list[DevicePair], expected: list[DevicePair]) -> None:

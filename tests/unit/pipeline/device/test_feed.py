@@ -14,7 +14,7 @@ from tests.tiny_data import feed, flip_in_row_group
 
 
 def seen(pair: DevicePair) -> Any:
-    return [tensor.clone() for tensor in (*pair.b1.tensors(), *pair.b2.tensors())], (pair.start, pair.position.row)
+    return [tensor.clone() for tensor in (*pair.b1, *pair.b2)], (pair.start, pair.position.row)
 
 
 def test_it_stands_where_it_stood_and_gives_the_same_pairs(tiny_data: Path) -> None:

@@ -177,5 +177,5 @@ def test_cuda_gives_the_pairs_of_the_cpu(tiny_data, prefetch):
     with feed(tiny_data, device=cuda, **options) as on_device, feed(tiny_data, **options) as on_host:
         for a, b in islice(zip(on_device, on_host, strict=True), 400):
             assert a.b2.label.device == cuda
-            for x, y in zip((*a.b1.tensors(), *a.b2.tensors()), (*b.b1.tensors(), *b.b2.tensors()), strict=True):
+            for x, y in zip((*a.b1, *a.b2), (*b.b1, *b.b2), strict=True):
                 torch.testing.assert_close(x.cpu(), y, rtol=3e-7, atol=0)

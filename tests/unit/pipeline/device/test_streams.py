@@ -101,7 +101,7 @@ def trained_and_measured(data: Path, machine: Simulated | Real, **options: Any) 
         with feed(data, device=torch.device(DEVICE), **options) as pairs:
             for pair in islice(pairs, PAIRS):
                 machine.hold("training", torch.cuda.current_stream())
-                seen.append([part.clone() for part in (*pair.b1.tensors(), *pair.b2.tensors())])
+                seen.append([part.clone() for part in (*pair.b1, *pair.b2)])
                 machine.hold("side", side.stream)
                 pending.append(side.submit(lambda b1=pair.b1: measured(b1), uses=pair.b1))
         machine.finish()

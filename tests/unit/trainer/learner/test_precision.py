@@ -241,7 +241,7 @@ def test_on_cuda_gradients_are_those_of_float32_but_for_the_rounding(name: Any, 
     for precision in ("float32", name):
         model = click_model().cuda()
         step = replace(train_step(model, "float32"), precision=TrainingPrecision(name=precision, device=CUDA))
-        inputs = ModelInputs(*(part.cuda() for part in batch.tensors()))
+        inputs = ModelInputs(*(part.cuda() for part in batch))
         step(replace(pair(0), b2=inputs), step=0, learning_rate=0.0, measure=False)
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))  # pyright: ignore
     difference = (gradients[1] - gradients[0]).norm() / gradients[0].norm()
@@ -258,7 +258,7 @@ def test_on_cuda_the_self_check_finds_no_fault_and_estimates_are_near_those_of_f
             model = click_model(seed).cuda()
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
             worker = StepSizeWorker(model, optimizer, BCEWithLogits(), delay=0, forward_context=precision.forward)
-            b1, b2 = (ModelInputs(*(part.cuda() for part in click_batch(seed + other).tensors())) for other in (1000, 0))
+            b1, b2 = (ModelInputs(*(part.cuda() for part in click_batch(seed + other))) for other in (1000, 0))
             binary_cross_entropy_with_logits(model(b2.dense, b2.ids), b2.label).backward()
             with worker.around_step((b1.dense, b1.ids), b1.label, step=0):
                 optimizer.step()

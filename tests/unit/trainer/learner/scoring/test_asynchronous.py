@@ -41,7 +41,7 @@ def on_host(*, nan: bool = False) -> list[ModelInputs]:
 
 def on_device(batches: list[ModelInputs]) -> Iterator[ModelInputs]:
     for batch in batches:
-        yield ModelInputs(*(part.to(DEVICE, non_blocking=True) for part in batch.tensors()))
+        yield ModelInputs(*(part.to(DEVICE, non_blocking=True) for part in batch))
 
 
 def evaluated_late(seed: int, batches: list[ModelInputs]) -> Evaluation:
@@ -103,7 +103,7 @@ def test_tensors_of_the_host_are_not_copied():
 def test_on_cuda_no_batch_is_waited_for_and_the_numbers_are_right():
     """`set_sync_debug_mode` refuses whatever synchronizes but waiting for an event."""
     batches = on_host()
-    device = [ModelInputs(*(part.cuda() for part in batch.tensors())) for batch in batches]
+    device = [ModelInputs(*(part.cuda() for part in batch)) for batch in batches]
     model, evaluator = Scale(), Evaluator()
     torch.cuda.set_sync_debug_mode("error")
     try:
