@@ -159,8 +159,6 @@ def _complaints_of_text(log_format: LogFormat) -> Iterator[str]:
     for literal in log_format.missing:
         if _ONE.fullmatch(literal):
             yield f"{_shown(literal)} in `missing` would turn every label that is written so into 0; take it out"
-    if log_format.weight and log_format.weight == log_format.label:
-        yield f"column {log_format.weight!r} is named twice, as `label` and as `weight`; name each column once"
     if not log_format.dense and not log_format.sparse:
         yield "neither `dense` nor `sparse` names a column; name those to learn from"
 
@@ -173,6 +171,8 @@ def _complaints_of_columns(log_format: LogFormat) -> Iterator[str]:
             near = get_close_matches(name, log_format.columns, n=1)
             remedy = f"did you mean {near[0]!r}?" if near else "add it to `columns`"
             yield f"{_shown(name)} is not among its columns; {remedy}"
+    if log_format.weight and log_format.weight == log_format.label:
+        yield f"column {log_format.weight!r} is named twice, as `label` and as `weight`; name each column once"
     for key in ("columns", "dense", "sparse"):
         names = getattr(log_format, key)
         if len(set(names)) != len(names):

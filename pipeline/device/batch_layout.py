@@ -21,8 +21,8 @@ def tensors_of(batch: RowBatch) -> BatchTensors:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchLayout:
-    """Where the parts of a batch lie in its words: dense columns, buckets, weights if there are any, and last the labels' bytes,
-    so that every column stays aligned."""
+    """Where the parts of a batch lie in its words: dense columns, buckets, weights if there are any, and last the
+    labels' bytes, so that every column stays aligned."""
 
     rows: int
     dense: int

@@ -58,12 +58,12 @@ def encoded_inputs(label: Tensor, dense: Tensor, buckets: Tensor, weight: Tensor
 def to_inputs(
     label: Tensor, dense: Tensor, buckets: Tensor, weight: Tensor | None = None, *, table_rows: Moduli
 ) -> ModelInputs:
-    """Model inputs from label (R,) uint8, dense (D, R) int32, buckets (S, R) int32 and weight (R,) float32, on their own
-    device.
+    """Model inputs from label (R,) uint8, dense (D, R) int32, buckets (S, R) int32 and weight (R,) float32, on their
+    own device.
 
-    Table row = int32(float32(bucket)) mod table_rows (of its own column, where they differ): the rounding is the reference's, so buckets above 2²⁴ land on
-    multiples of 2 or 4. Dense values are rounded to float32 before the logarithm, as there. `pipeline.rows.columns`
-    does the same on the host, once for every entry of a dictionary.
+    Table row = int32(float32(bucket)) mod table_rows (of its own column, where they differ): the rounding is the
+    reference's, so buckets above 2²⁴ land on multiples of 2 or 4. Dense values are rounded to float32 before the
+    logarithm, as there. `pipeline.rows.columns` does the same on the host, once for every entry of a dictionary.
     """
     logarithm = dense.clamp(min=0).to(torch.float32).add_(1).log_()
     ids = buckets.to(torch.float32).to(torch.int32)

@@ -26,7 +26,8 @@ class GroupReader:
     """Reads row groups of `shards`, whose files are `files`; safe to use from several threads at once.
 
     With `table_rows` values come as the model takes them: labels and logarithms as float32, table rows in place of
-    buckets (of one table, or of each sparse column's own). Each is computed once for a dictionary entry, not for every row.
+    buckets (of one table, or of each sparse column's own). Each is computed once for a dictionary entry, not for every
+    row.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ from trainer.learner import (
     evaluation_mode,
     rows_of_tables,
     source_hash,
+    table_moduli,
 )
 from trainer.records import Checkpoint, CheckpointFile, all_finite, seed_generators
 
@@ -52,7 +53,10 @@ class Learner:
     model: nn.Module
     optimizer: Optimizer
     average: WeightAverage | None
-    table_rows: int
+    table_rows: int | tuple[int, ...]
+    """What buckets are reduced by, `mod`: one number, or one for each sparse column."""
+    tables: int | tuple[int, ...]
+    """Rows of the shared table, or of each feature's own: above the largest of its ids."""
     device: torch.device
     precision: TrainingPrecision
     """Of training; evaluations are in float32, as what is served."""
@@ -72,18 +76,20 @@ class Learner:
         sizes = log_format.bucket_sizes
         seed_generators(config.data.seed)
         with config_errors():
-            _refuse_too_large(config.model, features, sizes)
-            model = build_model(config.model, **features, seed=config.data.seed, bucket_sizes=sizes)
-            if config.model.own:
-                rows, forward = rows_of_tables(config.model, sizes), _measured_by_jvp(config)
-                check_model(model, config.model, **features, table_rows=rows, measured=forward)
+            described = config.model.of_columns(log_format.sparse)
+            _refuse_too_large(described, features, sizes)
+            model = build_model(described, **features, seed=config.data.seed, bucket_sizes=sizes)
+            tables = rows_of_tables(described, sizes)
+            if described.own:
+                check_model(model, described, **features, table_rows=tables, measured=_measured_by_jvp(config))
             model = model.to(device)
             optimizer = build_optimizer(config.optimizer, model)
         return cls(
             model=model,
             optimizer=optimizer,
             average=build_average(config.optimizer, model),
-            table_rows=cast(int, config.model.table_rows),
+            table_rows=table_moduli(described),
+            tables=tables,
             device=device,
             precision=TrainingPrecision(name=config.model.precision, device=device),
             loss=config.loss,

@@ -255,9 +255,10 @@ class RunObserver:
             auc=evaluation.auc,
             normalized_entropy=evaluation.normalized_entropy,
         )
+        weighted = "" if evaluation.weight is None else ", weighted"
         auc = "" if evaluation.auc is None else f"  AUC {evaluation.auc:.4f}"
         self._outlets.console.say(
-            f"step {step}: {evaluation.split} loss {evaluation.loss:.5f}{auc}  ({evaluation.rows:,} rows{', weighted' if evaluation.weight is not None else ''})"
+            f"step {step}: {evaluation.split} loss {evaluation.loss:.5f}{auc}  ({evaluation.rows:,} rows{weighted})"
         )
 
 

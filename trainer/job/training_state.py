@@ -31,6 +31,7 @@ from trainer.learner import (
     build_loss,
     learning_rate,
     scheduled_rate,
+    table_moduli,
 )
 from trainer.loop import Host, Loop, Observer, Pairs, Position, Timetable
 from trainer.records import Checkpoint, checkpoint_files, random_state, restore_random_state, write_checkpoint
@@ -228,7 +229,7 @@ def open_training(config: Config, manifest: Manifest, *, lane: Lane | None = Non
             # first what is quick to refuse: the model can be large
             _refuse_two_lengths(config)
             TrainingPrecision(name=config.model.precision, device=device).refuse_unsupported()
-            table_rows = cast(int, config.model.table_rows)
+            table_rows = table_moduli(config.model.of_columns(manifest.format.sparse))
             retries = ReadRetries(config.data.retry_seconds)
             feed = open_feed(config.data, manifest, table_rows=table_rows, device=device, retries=retries)
             stack.enter_context(feed)

@@ -20,7 +20,7 @@ from trainer.learner.schedules import ScheduleConfig, scheduled_rate
 if TYPE_CHECKING:
     from trainer.learner.averaging import WeightAverage, build_average
     from trainer.learner.loss import ShiftedLogits, TrainedLoss, build_loss, targets_of
-    from trainer.learner.model import build_model, check_model, count_parameters, rows_of_tables
+    from trainer.learner.model import build_model, check_model, count_parameters, rows_of_tables, table_moduli
     from trainer.learner.optimizers import build_optimizer, evaluation_mode, learning_rate
     from trainer.learner.precision import TrainingPrecision
     from trainer.learner.scoring import Evaluation, Evaluator, HostCopy, ProgressiveValidation, evaluate
@@ -52,6 +52,7 @@ __all__ = [
     "rows_of_tables",
     "scheduled_rate",
     "source_hash",
+    "table_moduli",
     "targets_of",
 ]
 
@@ -74,6 +75,7 @@ _FILES = {
     "evaluation_mode": "optimizers",
     "learning_rate": "optimizers",
     "rows_of_tables": "model",
+    "table_moduli": "model",
     "targets_of": "loss",
 }
 

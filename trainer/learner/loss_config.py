@@ -11,8 +11,8 @@ from typing import Literal
 class LossConfig:
     """The `[loss]` section: what is trained, and what an answer means where rows of label 0 were left out of the log.
 
-    Trained is the mean over rows of v · w(y) · ℓ, with ℓ the log loss against the target y(1 − ε) + ε/2, w(y) the weight
-    of the label and v that of the row, where the data has weights.
+    Trained is the mean over rows of v · w(y) · ℓ, with ℓ the log loss against the target y(1 − ε) + ε/2, w(y) the
+    weight of the label and v that of the row, where the data has weights.
     """
 
     positive_weight: float = 1.0
@@ -21,8 +21,8 @@ class LossConfig:
     label_smoothing: float = 0.0
     """ε, from 0 to below 1: targets are ε/2 and 1 − ε/2."""
     negatives_kept: float | None = None
-    """The share of the rows of label 0 that training has; by default what `preprocess --keep-negatives` left of them, and
-    all elsewhere. The shards are taken as they are, nothing is left out here."""
+    """The share of the rows of label 0 that training has; by default what `preprocess --keep-negatives` left of them,
+    and all elsewhere. The shards are taken as they are, nothing is left out here."""
     correction: Literal["shift", "weight", "none"] = "shift"
     """How answers become those of the whole log. shift: ln(negatives_kept) is added to every logit that the model
     answers with (He et al. 2014). weight: a row of label 0 counts 1 / negatives_kept times in training (McMahan et al.
@@ -31,8 +31,8 @@ class LossConfig:
     """The same share of the rows that evaluations see; by default 1 where `preprocess` left out training rows, else as
     `negatives_kept`. Scores are those of the whole log: a row of label 0 counts 1 / this share times in them."""
     sample_weights: bool | None = None
-    """Whether a row counts as often as its weight says, in training, in α* and in every score; by default where the data
-    has weights (`weight` in the format that it was preprocessed by)."""
+    """Whether a row counts as often as its weight says, in training, in α* and in every score; by default where the
+    data has weights (`weight` in the format that it was preprocessed by)."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.positive_weight < math.inf:
@@ -52,8 +52,8 @@ class LossConfig:
             )
 
     def of_data(self, *, weight: str, negatives_kept: float) -> LossConfig:
-        """The same with what is left open as the data has it: the column of its weights, empty if there are none, and the
-        share of the training rows of label 0 that were kept of the log.
+        """The same with what is left open as the data has it: the column of its weights, empty if there are none, and
+        the share of the training rows of label 0 that were kept of the log.
 
         Raises: ValueError where the two contradict each other.
         """

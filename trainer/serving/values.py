@@ -55,14 +55,24 @@ def _of_tensors(model: nn.Module, learner: Learner, inputs: tuple[Tensor, ...]) 
         raise InputError(
             f"dense {tuple(dense.shape)} and ids {tuple(ids.shape)} do not fit; give dense (R, D) and ids (S, R)"
         )
-    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < learner.table_rows:
-        raise InputError(f"ids from {int(ids.min())} to {int(ids.max())}; the table has {learner.table_rows} rows")
+    _refuse_outside(ids, learner.tables)
     found = np.empty(len(dense), np.float32)
     for start in range(0, len(dense), EVALUATION_BATCH_ROWS):
         rows = slice(start, start + EVALUATION_BATCH_ROWS)
         logits = model(dense[rows].to(learner.device), ids[:, rows].to(learner.device))
         found[rows] = logits.float().sigmoid().cpu().numpy()
     return found
+
+
+def _refuse_outside(ids: Tensor, tables: int | tuple[int, ...]) -> None:
+    """Raises: InputError for ids (S, R) that are no rows of the table, or of their own feature's."""
+    rows = (tables,) * len(ids) if isinstance(tables, int) else tables
+    if len(rows) != len(ids):
+        raise InputError(f"ids {tuple(ids.shape)}: the model has {len(rows)} sparse features; give ids (S, R)")
+    for feature, (each, limit) in enumerate(zip(ids, rows, strict=True)):
+        if each.numel() and not 0 <= int(each.min()) <= int(each.max()) < limit:
+            which = "the table" if isinstance(tables, int) else f"the table of sparse feature {feature}"
+            raise InputError(f"ids from {int(each.min())} to {int(each.max())}; {which} has {limit} rows")
 
 
 def _of_lines(

@@ -178,8 +178,8 @@ class Evaluator:
 def evaluate(
     model: nn.Module, batches: Iterable[ModelInputs], *, split: str, negative_weight: float = 1.0
 ) -> Evaluation:
-    """The model, in evaluation mode, on all rows of `batches`, each as often as its weight says, if it has one; the mode
-    it had is put back.
+    """The model, in evaluation mode, on all rows of `batches`, each as often as its weight says, if it has one; the
+    mode it had is put back.
 
     A row of label 0 stands for `negative_weight` rows: loss, entropy and calibration are those of all of them. The AUC
     does not depend on it.
@@ -238,8 +238,9 @@ def row_weights(label: Tensor, negative_weight: float, weight: Tensor | None = N
 
 
 def area_of_counts(counts: NDArray[np.integer] | NDArray[np.floating]) -> tuple[float | None, float]:
-    """The AUC from how many negative and positive rows (or how much weight of them) each bin of logits holds (2, bins), ascending; and a bound of
-    its error, as within a bin the order is unknown: each pair counts half, and is wrong by at most a half.
+    """The AUC from how many negative and positive rows (or how much weight of them) each bin of logits holds (2, bins),
+    ascending; and a bound of its error, as within a bin the order is unknown: each pair counts half, and is wrong by at
+    most a half.
 
     None if one of the two is absent.
     """

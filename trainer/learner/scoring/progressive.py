@@ -70,8 +70,8 @@ class ProgressiveValidation:
         epoch: int,
         next_epoch: int,
     ) -> None:
-        """Takes in logits (R,), labels 0 or 1 (R,) and, if rows are `weighted`, how often each counts (R,), of `step` in
-        `epoch`; the batch after it is in `next_epoch`.
+        """Takes in logits (R,), labels 0 or 1 (R,) and, if rows are `weighted`, how often each counts (R,), of `step`
+        in `epoch`; the batch after it is in `next_epoch`.
 
         Steps come in order.
         """

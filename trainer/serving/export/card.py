@@ -19,18 +19,18 @@ ENCODING = (
     "A field is missing if it is empty or one of `missing`.",
     "dense (R, D) float32: log(max(x, 0) + 1) of a whole number in int32, rounded to float32 before the logarithm and "
     "after it; missing as 0.",
-    "ids (S, R) int32: int32(float32(bucket)) mod table_rows, where bucket = Fingerprint64(field ‖ decimal j) mod "
-    "bucket_sizes[j], j the position in `sparse`, Fingerprint64 FarmHash's; a missing field is hashed as "
-    "`default_category`.",
+    "ids (S, R) int32: int32(float32(bucket)) mod table_rows (its j-th number, if it is a list), where bucket = "
+    "Fingerprint64(field ‖ decimal j) mod bucket_sizes[j], j the position in `sparse`, Fingerprint64 FarmHash's; a "
+    "missing field is hashed as `default_category`.",
     "probability (R,) float32: of a click, or whatever the label 1 stands for.",
 )
 
 _FIGURES = ("step", "rows", "loss", "auc", "normalized_entropy", "calibration")
 
 
-def encoder_parameters(log_format: LogFormat, table_rows: int) -> dict[str, Any]:
+def encoder_parameters(log_format: LogFormat, table_rows: int | tuple[int, ...]) -> dict[str, Any]:
     """What `encode.py` needs to know."""
-    return log_format.to_dict() | {"table_rows": table_rows}
+    return log_format.to_dict() | {"table_rows": table_rows if isinstance(table_rows, int) else list(table_rows)}
 
 
 def model_card(opened: OpenedRun, checks: dict[str, float]) -> dict[str, Any]:
@@ -46,6 +46,7 @@ def model_card(opened: OpenedRun, checks: dict[str, float]) -> dict[str, Any]:
         "batch_rows": config.data.batch_rows,
         "averaged_weights": opened.learner.average is not None,
         "format": encoder_parameters(opened.log_format, opened.learner.table_rows),
+        "tables": opened.learner.tables if isinstance(opened.learner.tables, int) else list(opened.learner.tables),
         "inputs": {
             "dense": {"shape": ["rows", len(opened.log_format.dense)], "dtype": "float32"},
             "ids": {"shape": [len(opened.log_format.sparse), "rows"], "dtype": "int32"},
@@ -102,9 +103,11 @@ def _page(card: dict[str, Any]) -> str:
     encoding = "\n".join(f"- {rule}" for rule in card["encoding"])
     onnx = _ONNX_EXAMPLE if "model.onnx" in card["files"] else "There is no ONNX file here."
     averaged = "averaged weights" if card["averaged_weights"] else "weights"
+    tables = card["tables"]
+    rows = f"{tables:,} table rows" if isinstance(tables, int) else f"{sum(tables):,} rows in {len(tables)} tables"
     return f"""# {card["name"]}
 
-{card["model"]}, {card["parameters"]:,} parameters, {log_format["table_rows"]:,} table rows: {averaged} of step
+{card["model"]}, {card["parameters"]:,} parameters, {rows}: {averaged} of step
 {card["step"]:,}. Written by alphastream {card["versions"]["alphastream"]} with torch {card["versions"]["torch"]}.
 
 ## Use
@@ -157,6 +160,8 @@ print(model.run(None, {"dense": numpy.array(dense, "float32"), "ids": numpy.arra
 def _role(name: str, log_format: dict[str, Any]) -> str:
     if name == log_format["label"]:
         return "label, may be left out"
+    if name == log_format.get("weight"):
+        return "how often the row counts; may be left out with the label"
     if name in log_format["dense"]:
         return "whole number"
     if name in log_format["sparse"]:
