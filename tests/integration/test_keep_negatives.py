@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import math
 import tomllib
@@ -13,7 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.errors import StorageError
 from pipeline.preprocess import PreprocessConfig, forecast, preprocess
+from pipeline.preprocess.workplace import PartRecord, Workplace, save_record
 from pipeline.shards import Manifest
 from tests.weighted_log import UNWEIGHTED_FORMAT, weighted_log
 from trainer.cli import main
@@ -72,7 +75,9 @@ def test_all_clicks_and_the_share_of_the_others_stay(folder: Path, tmp_path: Pat
     assert "dropped_negatives" not in before.statistics
 
 
-def test_which_rows_stay_depends_on_their_place_alone(folder: Path, tmp_path: Path) -> None:
+def test_which_rows_stay_depends_on_their_place_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = rows_of(folder / "data")
     (tmp_path / "log.toml").write_bytes((folder / "log.toml").read_bytes())
     (tmp_path / "log.csv.gz").write_bytes(gzip.compress((folder / "log.csv").read_bytes()))
@@ -85,10 +90,6 @@ def test_which_rows_stay_depends_on_their_place_alone(folder: Path, tmp_path: Pa
     assert manifests[0] == manifests[1]
 
     # begun, broken off and continued
-    def break_off(progress: object) -> None:
-        if (tmp_path / "broken" / ".work" / "done").is_dir() and any((tmp_path / "broken/.work/done").iterdir()):
-            raise KeyboardInterrupt
-
     config = PreprocessConfig(
         sources=(str(folder / "log.csv"),),
         out=tmp_path / "broken",
@@ -97,11 +98,17 @@ def test_which_rows_stay_depends_on_their_place_alone(folder: Path, tmp_path: Pa
         workers=1,
         keep_negatives=SHARE,
     )
-    try:
-        preprocess(config, report=break_off)
-    except KeyboardInterrupt:
-        assert not (tmp_path / "broken" / "manifest.json").exists()
-    preprocess(config)
+    done = itertools.count()
+
+    def save(place: Workplace, record: PartRecord) -> None:
+        if next(done) == 7:
+            raise OSError(28, "No space left on device")
+        save_record(place, record)
+
+    with monkeypatch.context() as patched, pytest.raises(StorageError, match="No space left"):
+        patched.setattr("pipeline.preprocess.encoder.save_record", save)
+        preprocess(config)
+    assert preprocess(config).resumed_rows > 0
     assert (tmp_path / "broken" / "manifest.json").read_bytes() == manifests[0]
     assert forecast(config).rows == pytest.approx(Manifest.load(folder / "data").rows, rel=0.1)
 

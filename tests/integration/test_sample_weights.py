@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional
 from pipeline import open_batches, open_pairs, open_split
 from pipeline.shards import Manifest
 from tests.resume import lasting, same_bits
-from tests.weighted_log import FORMAT, UNWEIGHTED_FORMAT, WeightedLog, weighted_log
+from tests.weighted_log import COLUMNS, FORMAT, UNWEIGHTED_FORMAT, WeightedLog, weighted_log
 from trainer.cli import main
 from trainer.records import read_records
 from trainer.serving import open_run
@@ -178,6 +179,13 @@ def test_trained_continued_evaluated_and_predicted(
     assert told["bare.csv"] is None
     for out in ("lines.csv", "split.csv"):
         assert {**told[out], "split": "test"} == found.values()
+
+    # from Python: a table with all columns, without the label's weight, and with what the model reads alone
+    columns = list(zip(*(line.split(",") for line in log.lines[tail]), strict=True))
+    table = pa.table(dict(zip(COLUMNS, map(list, columns), strict=True)))
+    expected = np.loadtxt(tmp_path / "scores-split.csv", skiprows=1, dtype=np.float32)
+    for names in ([], ["weight"], ["click"], ["click", "weight"]):
+        np.testing.assert_array_equal(opened.predict(table.drop_columns(names)), expected)
 
 
 def test_a_row_without_a_weight_is_rejected(folder: Path, log: WeightedLog, tmp_path: Path) -> None:

@@ -81,7 +81,8 @@ class EvaluateArguments:
     """Evaluate a run's newest checkpoint, or its best: loss, AUC and normalized entropy of a split.
 
     The exact AUC differs from the one shown by at most `auc error`, which is 0 up to 33 million rows.
-    Normalized entropy is the loss over that of the label rate alone; below 1 is useful.
+    Normalized entropy is the loss over that of the label rate alone; below 1 is useful. Rows that have weights count as
+    often as these say, unless the run has loss.sample_weights = false; `weight` is their sum then.
 
     Example: alphastream evaluate RUN --split test
     """

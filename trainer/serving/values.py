@@ -123,7 +123,9 @@ def _as_table(values: Any) -> pa.Table | None:
 
 def _lines_of(table: pa.Table, log_format: LogFormat) -> tuple[list[str], bool]:
     """The rows as lines of the log, and whether they have the label. Columns that no model reads may be missing."""
-    labelled = log_format.label in table.column_names
+    given = {log_format.label, *filter(None, [log_format.weight])}
+    labelled = given <= set(table.column_names)  # a label without its weight is of no use, and needs none here
+    read = given if labelled else set()
     needed = {*log_format.dense, *log_format.sparse}
     if missing := sorted(needed - set(table.column_names)):
         raise InputError(f"the table lacks column {missing[0]!r}; format {log_format.name!r} has {len(needed)} of them")
@@ -131,7 +133,7 @@ def _lines_of(table: pa.Table, log_format: LogFormat) -> tuple[list[str], bool]:
     for name in log_format.columns:
         if name == log_format.label and not labelled:
             continue
-        if name not in needed and name != log_format.label:
+        if name not in needed and name not in read:
             columns.append(pa.array([""] * len(table), pa.string()))
             continue
         columns.append(_texts(table[name], name, log_format.delimiter))
