@@ -15,7 +15,7 @@ from stepsize.losses import BCEWithLogits
 from stepsize.policies import NO_HORIZON, HorizonPlan, set_learning_rate
 from stepsize.worker import Horizon, StepSizeWorker
 from trainer.divergence import Checked, NumberCheck, step_unless
-from trainer.learner import ProgressiveValidation, TrainedLoss, TrainingPrecision, WeightAverage, targets_of
+from trainer.learner import ProgressiveValidation, TrainedLoss, TrainingPrecision, WeightAverage, weighed_targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class TrainStep:
         with self.clock.phase("forward"):
             with self.precision.forward(), self.check.forward():
                 logits = self.model(*inputs)
-            targets = targets_of(pair.b2, self.loss)
+            targets = weighed_targets(pair.b2, self.loss)
             loss = self.loss.mean(logits.float(), targets)
             if self.progressive is not None:
                 epochs = {"epoch": pair.epoch, "next_epoch": pair.position.epoch}
@@ -89,7 +89,7 @@ class TrainStep:
             with self.clock.phase("alpha"):
                 measure = self.worker.before_step(
                     (pair.b1.dense, pair.b1.ids),
-                    targets_of(pair.b1, self.loss),
+                    weighed_targets(pair.b1, self.loss),
                     train_inputs=inputs,
                     train_targets=targets,
                     step=step,
@@ -104,7 +104,7 @@ class TrainStep:
         if plan != NO_HORIZON:
             with self.clock.phase("alpha"):
                 b1 = (pair.b1.dense, pair.b1.ids)
-                self.horizon.carry_out(plan, b1, targets_of(pair.b1, self.loss), step=step + 1, fresh=pair.fresh)
+                self.horizon.carry_out(plan, b1, weighed_targets(pair.b1, self.loss), step=step + 1, fresh=pair.fresh)
         return Trained(loss=loss.detach(), checked=checked)
 
 

@@ -167,11 +167,9 @@ class Readiness(Protocol):
 class Unserved:
     """Nobody asks."""
 
-    def mark_ready(self) -> None:
-        pass
+    def mark_ready(self) -> None: ...
 
-    def mark_hung(self, reason: str | None) -> None:
-        pass
+    def mark_hung(self, reason: str | None) -> None: ...
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from trainer.learner.schedules import ScheduleConfig, scheduled_rate
 
 if TYPE_CHECKING:
     from trainer.learner.averaging import WeightAverage, build_average
-    from trainer.learner.loss import ShiftedLogits, TrainedLoss, build_loss, targets_of
+    from trainer.learner.loss import ShiftedLogits, TrainedLoss, build_loss, weighed_targets
     from trainer.learner.model import build_model, check_model, count_parameters, rows_of_tables, table_moduli
     from trainer.learner.optimizers import build_optimizer, evaluation_mode, learning_rate
     from trainer.learner.precision import TrainingPrecision
@@ -53,7 +53,7 @@ __all__ = [
     "scheduled_rate",
     "source_hash",
     "table_moduli",
-    "targets_of",
+    "weighed_targets",
 ]
 
 _FILES = {
@@ -76,7 +76,7 @@ _FILES = {
     "learning_rate": "optimizers",
     "rows_of_tables": "model",
     "table_moduli": "model",
-    "targets_of": "loss",
+    "weighed_targets": "loss",
 }
 
 

@@ -15,7 +15,7 @@ TrainedLoss = BCEWithLogits | WeightedRows
 
 
 def build_loss(config: LossConfig) -> TrainedLoss:
-    """What the training step goes down and α* is measured of; of `targets_of` batches.
+    """What the training step goes down and α* is measured of; of `weighed_targets` batches.
 
     `config` is as `LossConfig.of_data` gives it.
     """
@@ -27,7 +27,7 @@ def build_loss(config: LossConfig) -> TrainedLoss:
     return WeightedRows(loss) if config.sample_weights else loss
 
 
-def targets_of(batch: ModelInputs, loss: TrainedLoss) -> Tensor:
+def weighed_targets(batch: ModelInputs, loss: TrainedLoss) -> Tensor:
     """Labels (R,), or (R, 2) with the rows' weights where the loss is to weigh them."""
     if isinstance(loss, BCEWithLogits):
         return batch.label
