@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from stepsize import BCEWithLogits, Estimate, Outcome, StepSizeWorker, WeightedRows
+from stepsize import BCEWithLogits, Estimate, MeasuringOptions, Outcome, StepSizeWorker, WeightedRows
 from stepsize.estimate import delta_method_variance
 from tests.cases import CASES, parameters_of
+from tests.reverse_mode import forms_by_reverse_mode, hessian_form
 
 CASE = CASES["row_weighted_bce"]
 
@@ -51,6 +53,25 @@ def test_the_error_bar_is_that_of_means_of_weighted_rows() -> None:
         factor, curvatures.mean().item(), *(covariance[i].item() for i in ((0, 0), (1, 1), (0, 1)))
     )
     assert estimate.standard_error == pytest.approx(math.sqrt(variance), rel=1e-9)
+
+
+@pytest.mark.parametrize("curvature", ["ggn", "hessian"])
+def test_the_forms_are_those_of_a_backward_pass_and_of_curvlinops(curvature: str) -> None:
+    model = CASE.model()
+    batch, (train_inputs, train_targets) = CASE.batch(1, rows=60), CASE.batch(2, rows=60)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    CASE.torch_loss(model(*train_inputs), train_targets).backward()
+    before, origin = parameters_of(model), copy.deepcopy(model)
+    worker = StepSizeWorker(model, optimizer, CASE.loss, MeasuringOptions(curvature=curvature))
+    with worker.around_step(*batch, step=0):
+        optimizer.step()
+    [estimate] = worker.poll(step=0)
+    change = {name: after.detach() - before[name] for name, after in model.named_parameters()}
+    slope, expected = forms_by_reverse_mode(CASE, origin, change, *batch)
+    if curvature == "hessian":
+        expected = hessian_form(CASE, origin, change, *batch)
+    assert estimate.slope == pytest.approx(slope, rel=1e-10)
+    assert estimate.curvature == pytest.approx(expected, rel=1e-8)
 
 
 def test_a_common_factor_of_all_weights_changes_nothing() -> None:
