@@ -152,10 +152,14 @@ def test_the_card_tells_step_metrics_and_hashes(averaged_run: Path, tmp_path: Pa
     records = [json.loads(line) for line in (averaged_run / "evals.jsonl").read_text().splitlines()]
     (of_step,) = [each for each in records if each["split"] == "validation" and each["step"] == 10]
     assert card["evaluations"]["validation"]["loss"] == of_step["loss"]
-    assert set(card["files"]) == {"README.md", "encode.py", "model.pt2"}
+    assert set(card["files"]) == {"card.html", "encode.py", "model.pt2"}
+    assert card["rows_trained"] == 10 * 64
+    page = (out / "card.html").read_text(encoding="utf-8")
+    assert "averaged weights of step 10, after 640 rows" in " ".join(page.split())
+    assert f">{of_step['rows']:,}</td>" in page
     for name, entry in card["files"].items():
         assert hashlib.sha256((out / name).read_bytes()).hexdigest() == entry["sha256"]
-        assert name == "README.md" or entry["sha256"] in (out / "README.md").read_text()
+        assert name == "card.html" or entry["sha256"] in page
 
 
 @pytest.fixture
