@@ -163,9 +163,10 @@ def open_pairs(
     endlessly.
 
     A pair's `b2` is the batch to train on and `b1` the probe of that step: dense (R, D) float32, ids (S, R) int32
-    below `table_rows`, label (R,) float32. Do not write to them. The last
-    pair of an epoch may be shorter. `batch_rows` is over all ranks, of which each gets its share of every batch. The
-    options are those of `DataConfig`, by the same names.
+    below `table_rows`, label (R,) float32. Do not write to them. The last pair of an epoch may be shorter. `batch_rows`
+    is over all ranks: every one goes through the same sequence of batches and gets its contiguous share of each, in the
+    order of ranks, sizes differing by a row at most (none, of a batch with fewer rows than ranks). The state is the
+    same on all ranks, and continues on any number of them. The options are those of `DataConfig`, by the same names.
     Raises: InputError for data or options that cannot be used.
     """
     config = DataConfig(
