@@ -15,7 +15,7 @@ def test_a_loop_of_one_s_own_goes_on_where_it_was_stopped(from_the_wheel: Callab
     begun = from_the_wheel(*OWN_LOOP, "state.pt", "13").splitlines()
     assert begun + from_the_wheel(*OWN_LOOP, "state.pt", "27").splitlines() == whole
     losses = [float(line.split()[1]) for line in whole]
-    assert sum(losses[-5:]) < sum(losses[:5])
+    assert sum(losses[1:]) / 26 < losses[0] - 0.05
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "state.pt", "whole.pt"]
 
 
@@ -36,7 +36,7 @@ def test_a_run_is_trained_and_used_from_python(from_the_wheel: Callable[..., str
         "15",
         "20",
     }
-    assert len(by_name["alpha"]) > 3
+    assert len(by_name["alpha"]) == 1 + 4
 
 
 def test_the_readme_names_the_examples() -> None:

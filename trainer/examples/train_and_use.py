@@ -20,9 +20,10 @@ def settings(data: str, steps: int) -> dict[str, dict[str, object]]:
         "data": {"path": data, "batch_rows": 64},
         "model": {"table_rows": 4096},
         "optimizer": {"average": "ema"},
-        "stepsize": {"policy": "observe", "interval": 5},
+        "stepsize": {"policy": "observe", "interval": 10, "count": 2},
         "budget": {"steps": steps},
         "eval": {"every_steps": max(steps // 4, 1)},
+        "checkpoint": {"every_steps": max(steps // 4, 1)},
     }
 
 
