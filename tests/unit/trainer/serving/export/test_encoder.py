@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import json
 import subprocess
@@ -83,6 +84,10 @@ def test_any_fields_are_encoded_or_refused_as_in_training(line: tuple[bytes, ...
 @given(integers=st.tuples(numbers, numbers), hexadecimal=st.text("0123456789abcdefABCDEF", max_size=80))
 def test_integers_and_hexadecimal_categories_are_training_s(integers: tuple[str, str], hexadecimal: str) -> None:
     assert_alike(f"1,7,{integers[0]},{hexadecimal},{integers[1]},{hexadecimal}".encode(), SMALL)
+
+
+def test_the_file_is_python_3_9() -> None:
+    ast.parse(encoder_source(CRITEO, TABLE_ROWS), feature_version=(3, 9))
 
 
 @pytest.mark.parametrize(
