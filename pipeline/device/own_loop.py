@@ -165,8 +165,9 @@ def open_pairs(
     A pair's `b2` is the batch to train on and `b1` the probe of that step: dense (R, D) float32, ids (S, R) int32
     below `table_rows` (one number, or one for each sparse column), label (R,) float32, and `weight` (R,) float32 of
     data that has weights, else None. Do not write to them. The last pair of an epoch may be shorter. `batch_rows` is
-    over all ranks, of which each gets its share of every batch. The
-    options are those of `DataConfig`, by the same names.
+    over all ranks: every one goes through the same sequence of batches and gets its contiguous share of each, in the
+    order of ranks, sizes differing by a row at most (none, of a batch with fewer rows than ranks). The state is the
+    same on all ranks, and continues on any number of them. The options are those of `DataConfig`, by the same names.
     Raises: InputError for data or options that cannot be used.
     """
     config = DataConfig(

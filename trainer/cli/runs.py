@@ -217,7 +217,7 @@ class ExportArguments:
     """Write a run's model as files that run without this program.
 
     FOLDER gets model.pt2 (torch.export, any batch size), model.onnx (extra `onnx`), encode.py (plain Python: raw fields
-    to the model's inputs), card.json and README.md (columns, encoding, metrics, hashes, how to use it). Programs are
+    to the model's inputs), card.json and card.html (columns, encoding, metrics, hashes, how to use it). Programs are
     checked against the model before the folder gets its name.
 
     Example: alphastream export RUN --out clicks
