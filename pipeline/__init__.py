@@ -12,6 +12,7 @@ Its rooms, in the order of a row's way; each says in its first line what it is f
     reading, at every step of a training run   shards → pairs on the device
         shards, parquet → rows → device
         lines          a log's lines → rows in their order, to be scored
+        examples       a training loop of one's own
 
 For a training loop of one's own:
 

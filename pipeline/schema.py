@@ -29,12 +29,13 @@ class LogFormat:
     """How one delimited log is read and encoded. A pure description: no paths, no options of a run.
 
     A row becomes `label` (uint8), `dense` (int32, null = missing) and `sparse`
-    (int32 bucket = Fingerprint64(field ‖ decimal j) mod bucket_sizes[j], j the position in `sparse`).
+    (int32 bucket = Fingerprint64(field ‖ decimal j) mod bucket_sizes[j], j the position in `sparse`), and, where the
+    format has one, `weight` (float32).
     """
 
     name: str
     columns: tuple[str, ...]
-    """Every field of a line, in order; names in neither `label`, `dense` nor `sparse` are ignored."""
+    """Every field of a line, in order; names in neither `label`, `dense`, `sparse` nor `weight` are ignored."""
     label: str
     dense: tuple[str, ...]
     sparse: tuple[str, ...]
@@ -49,18 +50,26 @@ class LogFormat:
     """Literals that mean missing, beside the empty field."""
     default_category: str = "00000000"
     """What a missing category is hashed as."""
+    weight: str = ""
+    """The column that says how often a row counts, a number above 0; empty: every row counts once."""
 
     def __post_init__(self) -> None:
         for complaint in _complaints_of_columns(self):
             raise InputError(f"format {self.name!r}: {complaint}")
 
-    def without_label(self) -> LogFormat:
-        """The same format for lines that lack the label column: its `label` is empty."""
-        return replace(self, label="", columns=tuple(name for name in self.columns if name != self.label))
+    def without_label(self, *, without_weight: bool = False) -> LogFormat:
+        """The same format for lines that lack the label column, perhaps the weight's too: both are empty, as nothing
+        is weighed without a label."""
+        left_out = {self.label, self.weight} if without_weight else {self.label}
+        columns = tuple(name for name in self.columns if name not in left_out)
+        return replace(self, label="", weight="", columns=columns)
 
     def to_dict(self) -> dict[str, Any]:
-        """The description as plain JSON values; `from_dict` gives it back."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """The description as plain JSON values, without a weight that is not there; `from_dict` gives it back."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        if not self.weight:
+            del values["weight"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LogFormat:
@@ -89,7 +98,7 @@ def describe_format(values: Mapping[str, Any]) -> LogFormat:
     """
     name = values.get("name")
     where = f"format {name!r}" if isinstance(name, str) else "format"
-    for key in ("name", "label", "delimiter", "default_category"):
+    for key in ("name", "label", "delimiter", "default_category", "weight"):
         _demand(values, where, key, "a string", isinstance(values.get(key), str))
     for key in ("columns", "dense", "sparse", "missing"):
         _demand(values, where, key, "a list of strings", _all_of(values.get(key), str))
@@ -156,19 +165,24 @@ def _complaints_of_text(log_format: LogFormat) -> Iterator[str]:
 
 def _complaints_of_columns(log_format: LogFormat) -> Iterator[str]:
     """What is wrong with which columns there are and how many buckets they have."""
-    used = (*filter(None, [log_format.label]), *log_format.dense, *log_format.sparse)
+    used = (*filter(None, [log_format.label, log_format.weight]), *log_format.dense, *log_format.sparse)
     for name in used:
         if name not in log_format.columns:
             near = get_close_matches(name, log_format.columns, n=1)
             remedy = f"did you mean {near[0]!r}?" if near else "add it to `columns`"
             yield f"{_shown(name)} is not among its columns; {remedy}"
+    if log_format.weight and log_format.weight == log_format.label:
+        yield f"column {log_format.weight!r} is named twice, as `label` and as `weight`; name each column once"
     for key in ("columns", "dense", "sparse"):
         names = getattr(log_format, key)
         if len(set(names)) != len(names):
             twice = next(name for i, name in enumerate(names) if name in names[:i])
             yield f"column {twice!r} is named twice in `{key}`; name each column once"
-    for first, second in (("dense", "sparse"), ("label", "dense"), ("label", "sparse")):
-        names = (log_format.label,) if first == "label" else getattr(log_format, first)
+    for first, second in (
+        ("dense", "sparse"),
+        *((one, other) for one in ("label", "weight") for other in ("dense", "sparse")),
+    ):
+        names = (getattr(log_format, first),) if first in ("label", "weight") else getattr(log_format, first)
         if both := [name for name in names if name in getattr(log_format, second)]:
             yield f"column {both[0]!r} is named twice, in `{first}` and in `{second}`; name each column once"
     sizes = log_format.bucket_sizes

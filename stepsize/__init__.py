@@ -20,7 +20,7 @@ from stepsize.policies import Policy, StepSizeConfig, make_policy, set_learning_
 from stepsize.pooling import PooledRate, RatioSums, median_rate, per_rate, pool
 
 if TYPE_CHECKING:
-    from stepsize.losses import AutogradLoss, BCEWithLogits, CrossEntropy, Loss, SquaredError
+    from stepsize.losses import AutogradLoss, BCEWithLogits, CrossEntropy, Loss, SquaredError, WeightedRows
     from stepsize.measuring import Lane, Pending
     from stepsize.policies import L4, PAL, SGDBB, SPS
     from stepsize.worker import Horizon, RateController, StepSizeWorker, first_rows
@@ -53,6 +53,7 @@ __all__ = [
     "StepSizeConfig",
     "StepSizeNumbers",
     "StepSizeWorker",
+    "WeightedRows",
     "__version__",
     "first_rows",
     "make_policy",
@@ -69,6 +70,7 @@ _FILES = {
     "SPS": "policies",
     "AutogradLoss": "losses",
     "BCEWithLogits": "losses",
+    "WeightedRows": "losses",
     "CrossEntropy": "losses",
     "Horizon": "worker",
     "Lane": "measuring",

@@ -102,6 +102,53 @@ class BCEWithLogits:
 
 
 @dataclass(frozen=True)
+class WeightedRows:
+    """`loss`, each row of which counts as often as it says; y (R, 2): a row's target, and its weight.
+
+    The mean is over rows, not over weights, as that of torch's losses with `weight` for each row. A common factor of
+    all weights changes no α*.
+    """
+
+    loss: Loss
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loss", as_loss(self.loss))
+
+    def mean(self, z: Tensor, y: Tensor) -> Tensor:
+        """The mean over rows, ()."""
+        return self.per_sample(z, y).mean()
+
+    def per_sample(self, z: Tensor, y: Tensor) -> Tensor:
+        target, weight = self._parts(y)
+        return self.loss.per_sample(z, target) * weight
+
+    def slope(self, z: Tensor, y: Tensor, t: Tensor) -> Tensor:
+        target, weight = self._parts(y)
+        return self.loss.slope(z, target, t) * weight
+
+    def curvature(self, z: Tensor, y: Tensor, t: Tensor) -> Tensor:
+        return self.curvature_of(z, y)(t)
+
+    def curvature_of(self, z: Tensor, y: Tensor) -> AlongTangent:
+        """`curvature` as a function of t, with what depends on z alone computed once."""
+        target, weight = self._parts(y)
+        along = curvature_along(self.loss, z, target)
+        return lambda t: along(t) * weight
+
+    def curvature_error(self, z: Tensor, y: Tensor, t: Tensor, eps: float) -> Tensor:
+        target, weight = self._parts(y)
+        return self.loss.curvature_error(z, target, t, eps) * weight
+
+    @staticmethod
+    def _parts(y: Tensor) -> tuple[Tensor, Tensor]:
+        if y.ndim != 2 or y.shape[1] != 2:
+            raise MeasurementError(
+                f"WeightedRows: targets {tuple(y.shape)}; give (R, 2), such as torch.stack([target, weight], 1)"
+            )
+        return y[:, 0], y[:, 1]
+
+
+@dataclass(frozen=True)
 class CrossEntropy:
     """Softmax cross-entropy; z (R, C) with class indices (R,) or probabilities (R, C), averaged over rows.
 
@@ -251,9 +298,15 @@ def _as_written() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager")
 
 
+def unweighted(loss: Loss) -> Loss:
+    """The loss of a row that counts once."""
+    return unweighted(loss.loss) if isinstance(loss, WeightedRows) else loss
+
+
 def curvature_along(loss: Loss, z: Tensor, y: Tensor) -> AlongTangent:
     """`loss.curvature` at these logits, for several derivatives."""
-    if type(loss) is BCEWithLogits or type(loss) is CrossEntropy:  # a class made of these may have its own curvature
+    # a class made of these may have its own curvature
+    if type(loss) is BCEWithLogits or type(loss) is CrossEntropy or type(loss) is WeightedRows:
         return loss.curvature_of(z, y)
     return lambda t: loss.curvature(z, y, t)
 

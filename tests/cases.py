@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stepsize.losses import AutogradLoss, BCEWithLogits, CrossEntropy, Loss, SquaredError
+from stepsize.losses import AutogradLoss, BCEWithLogits, CrossEntropy, Loss, SquaredError, WeightedRows
 
 MakeBatch = Callable[[torch.Generator, int], tuple[tuple[Tensor, ...], Tensor]]
 
@@ -152,6 +152,22 @@ class WeightedSmoothedLoss(nn.Module):
         return ((3.0 * y + 0.3 * (1 - y)) * losses).mean()
 
 
+class RowWeightedLoss(nn.Module):
+    """Log loss of clicks in the first column of the targets, each row times its second column; the mean over rows."""
+
+    reduction = "mean"
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        losses = -y[:, 0] * torch.sigmoid(z).log() - (1 - y[:, 0]) * torch.sigmoid(-z).log()
+        return (losses * y[:, 1]).mean()
+
+
+def _with_weights(targets: Tensor, generator: torch.Generator) -> Tensor:
+    """Targets (R, 2), with weights from 0.1 to some 7."""
+    weights = torch.rand(len(targets), generator=generator, dtype=torch.float64).mul(4).sub(2).exp()
+    return torch.stack([targets, weights], 1)
+
+
 def _mlp(inputs: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, 12), nn.GELU(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, outputs))
 
@@ -254,6 +270,16 @@ CASES = {
             loss=BCEWithLogits(positive_weight=3.0, negative_weight=0.3, label_smoothing=0.1),
             torch_loss=WeightedSmoothedLoss(),
             make_batch=lambda g, r: ((_normal(g, r, 4), torch.randint(400, (3, r), generator=g)), _clicks(g, r)),
+        ),
+        Case(
+            name="row_weighted_bce",
+            build=SmallDLRM,
+            loss=WeightedRows(BCEWithLogits()),
+            torch_loss=RowWeightedLoss(),
+            make_batch=lambda g, r: (
+                (_normal(g, r, 4), torch.randint(400, (3, r), generator=g)),
+                _with_weights(_clicks(g, r), g),
+            ),
         ),
     )
 }

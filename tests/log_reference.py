@@ -145,7 +145,7 @@ def whole_number(field: bytes) -> int | str:
     significant = significant.rstrip("0")
     if exponent < 0:
         return "is not a whole number"
-    value = int(significant) * 10 ** min(exponent, 20) * (-1 if negative else 1)
+    value = int(significant[:20]) * 10 ** min(exponent, 20) * (-1 if negative else 1)
     return value if -(2**31) <= value < 2**31 else "is outside int32"
 
 

@@ -4,6 +4,7 @@ Read `step` (one training step), `loop` (all of them) and `config` (what can be 
 user types to what learns:
 
     cli              `alphastream VERB`
+    examples         a run trained and used from Python
     study, stall     many runs from one file; what bounds the speed of one
     serving          what is done with a trained model
     job, report      one run: put together, resumed, observed, stopped; its figures and tables

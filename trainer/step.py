@@ -16,7 +16,7 @@ from stepsize.losses import BCEWithLogits
 from stepsize.policies import NO_HORIZON, HorizonPlan, set_learning_rate
 from stepsize.worker import Horizon, StepSizeWorker
 from trainer.divergence import Checked, NumberCheck, step_unless
-from trainer.learner import ProgressiveValidation, TrainingPrecision, WeightAverage
+from trainer.learner import ProgressiveValidation, TrainedLoss, TrainingPrecision, WeightAverage, weighed_targets
 from trainer.ranks import ALONE, Ranks, StepSums
 
 
@@ -41,7 +41,7 @@ class TrainStep:
     """Of the worker: what measures many steps at once."""
     average: WeightAverage | None
     clock: StepClock
-    loss: BCEWithLogits = BCEWithLogits()  # noqa: RUF009 (frozen)
+    loss: TrainedLoss = BCEWithLogits()  # noqa: RUF009 (frozen)
     """The one that the worker measures."""
     precision: TrainingPrecision = TrainingPrecision()  # noqa: RUF009 (frozen)
     progressive: ProgressiveValidation | None = None
@@ -88,10 +88,12 @@ class TrainStep:
         with self.clock.phase("forward"):
             with self.precision.forward(), self.check.forward():
                 logits = self.model(*inputs)
-            loss = self._loss(logits, pair)
+            targets = weighed_targets(pair.b2, self.loss)
+            loss = self._loss(logits, targets, pair)
             if self.progressive is not None:
                 epochs = {"epoch": pair.epoch, "next_epoch": pair.position.epoch}
-                self.progressive.add(logits, pair.b2.label, step=step, **epochs)
+                weight = None if targets is pair.b2.label else pair.b2.weight
+                self.progressive.add(logits, pair.b2.label, weight, step=step, **epochs)
         with self.clock.phase("backward"):
             self.optimizer.zero_grad(set_to_none=True)
             with self.precision.backward():
@@ -101,9 +103,9 @@ class TrainStep:
             with self.clock.phase("alpha"):
                 measure = self.worker.before_step(
                     (pair.b1.dense, pair.b1.ids),
-                    pair.b1.label,
+                    weighed_targets(pair.b1, self.loss),
                     train_inputs=inputs,
-                    train_targets=pair.b2.label,
+                    train_targets=targets,
                     step=step,
                     rows=self._probe_rows(pair),
                 )
@@ -118,18 +120,23 @@ class TrainStep:
             with self.clock.phase("alpha"):
                 b1 = (pair.b1.dense, pair.b1.ids)
                 self.horizon.carry_out(
-                    plan, b1, pair.b1.label, step=step + 1, fresh=pair.fresh, rows=self._probe_rows(pair)
+                    plan,
+                    b1,
+                    weighed_targets(pair.b1, self.loss),
+                    step=step + 1,
+                    fresh=pair.fresh,
+                    rows=self._probe_rows(pair),
                 )
         return Trained(loss=checked.loss, checked=checked)
 
-    def _loss(self, logits: Tensor, pair: DevicePair) -> Tensor:
+    def _loss(self, logits: Tensor, targets: Tensor, pair: DevicePair) -> Tensor:
         """The mean loss over the batch; of several ranks, this one's part of it, 0 of an empty share."""
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         if self.ranks.alone:
-            return self.loss.mean(logits, pair.b2.label)
+            return self.loss.mean(logits, targets)
         if not pair.b2.rows:
             return logits.sum()
-        return self.loss.mean(logits, pair.b2.label) * (pair.b2.rows / pair.b2_rows)
+        return self.loss.mean(logits, targets) * (pair.b2.rows / pair.b2_rows)
 
     def _checked(self, inputs: tuple[Tensor, Tensor], loss: Tensor) -> Checked:
         if self.ranks.alone:

@@ -17,7 +17,7 @@ from pipeline.device.feed import DevicePair, Made
 from pipeline.device.model_inputs import ModelInputs, encoded_inputs, to_inputs
 from pipeline.device.streams import upload_stream
 from pipeline.errors import InputError
-from pipeline.rows import BatchPair, BufferPool, Gap, HostPairs, OncePerBatch, RowBatch
+from pipeline.rows import BatchPair, BufferPool, Gap, HostPairs, Moduli, OncePerBatch, RowBatch
 from pipeline.stages import StageTotals
 
 
@@ -53,7 +53,7 @@ class DaliPairs:
         pairs: HostPairs,
         *,
         device: torch.device,
-        table_rows: int,
+        table_rows: Moduli,
         depth: int,
         stages: StageTotals,
         checkpoint: bytes | None = None,

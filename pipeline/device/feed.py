@@ -350,6 +350,6 @@ def _stream_wait(pair: DevicePair, ready: torch.cuda.Event) -> StreamWait:
     began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     began_at = time.perf_counter_ns()
     began.record(stream)
-    hand_over((*pair.b1, *pair.b2), ready)
+    hand_over((*pair.b1.tensors(), *pair.b2.tensors()), ready)
     ended.record(stream)
     return StreamWait(began=began, ended=ended, began_at=began_at)

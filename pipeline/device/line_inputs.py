@@ -14,6 +14,7 @@ from pipeline.device.ring import make_uploader
 from pipeline.device.streams import hand_over
 from pipeline.lines import LineBatch, read_lines
 from pipeline.reads import ReaderThreads
+from pipeline.rows import Moduli
 from pipeline.schema import LogFormat
 from pipeline.source import Source
 from pipeline.stages import StageTotals
@@ -33,7 +34,7 @@ def open_lines(
     sources: Sequence[Source],
     log_format: LogFormat,
     *,
-    table_rows: int,
+    table_rows: Moduli,
     device: torch.device,
     batch_rows: int,
     labelled: bool | None = None,
@@ -60,5 +61,5 @@ def open_lines(
                 yield LineInputs(batch, None)
                 continue
             inputs = uploader.upload(batch.rows)
-            hand_over(inputs, uploader.mark())
+            hand_over(inputs.tensors(), uploader.mark())
             yield LineInputs(batch, inputs)

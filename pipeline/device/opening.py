@@ -23,6 +23,7 @@ from pipeline.rows import (
     GrowingLog,
     HeldOutProbes,
     HostPairs,
+    Moduli,
     Order,
     PairSpans,
     RankShare,
@@ -41,7 +42,7 @@ def open_feed(
     config: DataConfig,
     manifest: Manifest,
     *,
-    table_rows: int,
+    table_rows: Moduli,
     device: torch.device,
     split: str = "train",
     position: RowPosition | None = None,
@@ -119,7 +120,7 @@ def _open_following(
     config: DataConfig,
     manifest: Manifest,
     *,
-    table_rows: int,
+    table_rows: Moduli,
     device: torch.device,
     split: str,
     start: RowPosition | None,
@@ -183,7 +184,7 @@ def open_rows(
     config: DataConfig,
     manifest: Manifest,
     *,
-    table_rows: int,
+    table_rows: Moduli,
     device: torch.device,
     split: str,
     batch_rows: int,
@@ -214,14 +215,14 @@ def open_rows(
             if not batch.rows:
                 continue  # damage left none, to no rank
             inputs = uploader.upload(batch if ranks == 1 else batch.slice(*share.of(batch.rows)))
-            hand_over(inputs, uploader.mark())
+            hand_over(inputs.tensors(), uploader.mark())
             yield inputs
     finally:
         reader.close()
 
 
 def _maker(
-    config: DataConfig, *, table_rows: int, device: torch.device, stages: StageTotals
+    config: DataConfig, *, table_rows: Moduli, device: torch.device, stages: StageTotals
 ) -> Callable[[HostPairs], PairMaker]:
     """What makes device pairs of the host's, by `config.feed`."""
     if config.feed == "dali":
@@ -297,7 +298,7 @@ def _reader(
     split: str,
     *,
     order: Order,
-    encode_rows: int | None,
+    encode_rows: Moduli | None,
     stages: StageTotals,
     retries: ReadRetries | None,
     last_epoch: int | None = None,

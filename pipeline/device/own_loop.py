@@ -14,7 +14,7 @@ from pipeline.device.feed import DevicePair, Feed
 from pipeline.device.model_inputs import ModelInputs
 from pipeline.device.opening import open_feed, open_rows
 from pipeline.errors import InputError
-from pipeline.rows import Pairing, Shuffle
+from pipeline.rows import Moduli, Pairing, Shuffle
 from pipeline.schema import LogFormat
 from pipeline.shards import Manifest
 
@@ -146,7 +146,7 @@ class _StreamNode(BaseNode[Item]):
 def open_pairs(
     data: str,
     *,
-    table_rows: int,
+    table_rows: Moduli,
     batch_rows: int = 2048,
     probe_rows: int | None = None,
     pairing: Pairing = "sliding",
@@ -163,9 +163,11 @@ def open_pairs(
     endlessly.
 
     A pair's `b2` is the batch to train on and `b1` the probe of that step: dense (R, D) float32, ids (S, R) int32
-    below `table_rows`, label (R,) float32. Do not write to them. The last
-    pair of an epoch may be shorter. `batch_rows` is over all ranks, of which each gets its share of every batch. The
-    options are those of `DataConfig`, by the same names.
+    below `table_rows` (one number, or one for each sparse column), label (R,) float32, and `weight` (R,) float32 of
+    data that has weights, else None. Do not write to them. The last pair of an epoch may be shorter. `batch_rows` is
+    over all ranks: every one goes through the same sequence of batches and gets its contiguous share of each, in the
+    order of ranks, sizes differing by a row at most (none, of a batch with fewer rows than ranks). The state is the
+    same on all ranks, and continues on any number of them. The options are those of `DataConfig`, by the same names.
     Raises: InputError for data or options that cannot be used.
     """
     config = DataConfig(
@@ -183,7 +185,7 @@ def open_pairs(
 def open_batches(
     data: str,
     *,
-    table_rows: int,
+    table_rows: Moduli,
     batch_rows: int = 2048,
     shuffle: Shuffle = "rows",
     seed: int = 0,
@@ -207,7 +209,7 @@ def open_batches(
 def open_split(
     data: str,
     *,
-    table_rows: int,
+    table_rows: Moduli,
     batch_rows: int = 8192,
     split: Literal["train", "validation", "test"] = "validation",
     device: str | torch.device = "cpu",
@@ -225,7 +227,7 @@ def open_split(
 
 def _feed(  # noqa: PLR0917
     config: DataConfig,
-    table_rows: int,
+    table_rows: Moduli,
     split: str,
     epochs: int | None,
     device: str | torch.device,
@@ -240,8 +242,8 @@ def _feed(  # noqa: PLR0917
     return open_feed(config, manifest, table_rows=table_rows, device=device, split=split, rank=rank, ranks=ranks)
 
 
-def _checked(config: DataConfig, table_rows: int, device: str | torch.device) -> tuple[Manifest, torch.device]:
-    if table_rows < 1:
+def _checked(config: DataConfig, table_rows: Moduli, device: str | torch.device) -> tuple[Manifest, torch.device]:
+    if min((table_rows,) if isinstance(table_rows, int) else table_rows, default=1) < 1:
         raise InputError(f"table_rows = {table_rows}; give the rows of the embedding table, at least 1")
     try:
         device = torch.device(device)
@@ -249,4 +251,10 @@ def _checked(config: DataConfig, table_rows: int, device: str | torch.device) ->
         raise InputError(f"device = {device!r}; give cpu or cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device = {str(device)!r}, and torch finds no GPU here; give cpu")
-    return Manifest.load(config.path), device
+    manifest = Manifest.load(config.path)
+    if not isinstance(table_rows, int) and len(table_rows) != len(manifest.format.sparse):
+        raise InputError(
+            f"table_rows has {len(table_rows)} numbers and {config.path} {len(manifest.format.sparse)} sparse columns; "
+            "give one each, or one number"
+        )
+    return manifest, device

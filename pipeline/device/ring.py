@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.device.batch_layout import BatchLayout, tensors_of
 from pipeline.device.model_inputs import ModelInputs, encoded_inputs, to_inputs
 from pipeline.device.streams import Role, upload_stream
-from pipeline.rows import RowBatch
+from pipeline.rows import Moduli, RowBatch
 from pipeline.stages import StageTotals
 
 RING_SLOTS = 3
@@ -54,7 +54,7 @@ class PinnedRing:
         self,
         device: torch.device,
         *,
-        table_rows: int,
+        table_rows: Moduli,
         stages: StageTotals,
         role: Role = "feed",
         slots: int = RING_SLOTS,
@@ -109,7 +109,7 @@ class _Slot:
         return self._memory[:words]
 
 
-def make_uploader(device: torch.device, *, table_rows: int, stages: StageTotals, role: Role = "feed") -> Uploader:
+def make_uploader(device: torch.device, *, table_rows: Moduli, stages: StageTotals, role: Role = "feed") -> Uploader:
     """The uploader for `device`; on CUDA its batches come on the stream of `role`."""
     if device.type == "cuda":
         return PinnedRing(device, table_rows=table_rows, stages=stages, role=role)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pipeline.encode.statistics import Counts, collision_rate, distinct_estimate, merged, summarize_counts
-from pipeline.encode.tsv import make_group, make_layout, make_rejects, make_scratch, parse, reason
+from pipeline.encode.tsv import keep_negatives, make_group, make_layout, make_rejects, make_scratch, parse, reason
 
 __all__ = [
     "Counts",
     "collision_rate",
     "distinct_estimate",
+    "keep_negatives",
     "make_group",
     "make_layout",
     "make_rejects",

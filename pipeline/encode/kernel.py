@@ -18,13 +18,15 @@ from pipeline.encode.farmhash import (
     load_u8,
     trailing_zeros,
 )
-from pipeline.encode.numbers import BAD_RANGE, OK, integer
+from pipeline.encode.numbers import BAD_RANGE, OK, integer, positive_number
 
 DISTINCT_PRECISION = 12
 """Base-2 logarithm of M, the HyperLogLog registers of a category: a standard error of 1.04 / √4096 = 1.6 %."""
 
-IGNORED, LABEL, DENSE, SPARSE = range(4)
-EMPTY_LINE, WRONG_FIELDS, BAD_LABEL, BAD_CATEGORY = range(BAD_RANGE + 1, BAD_RANGE + 5)
+IGNORED, LABEL, DENSE, SPARSE, WEIGHT = range(5)
+EMPTY_LINE, WRONG_FIELDS, BAD_LABEL, BAD_CATEGORY, BAD_WEIGHT = range(BAD_RANGE + 1, BAD_RANGE + 6)
+KEEP_ALL = 1 << 53
+"""`Negatives.kept_below` that leaves out none."""
 # What the quick and the thorough path need to know of a field: see Layout.fields. The quick one takes eight
 # hexadecimal digits as a category that is present, and up to seven decimal ones as an integer that is.
 F_KIND, F_SLOT, F_TERMINATOR, F_QUICK, F_SUFFIX, F_SUFFIX_BITS, F_DEFAULT_HASH = range(7)
@@ -59,6 +61,8 @@ class Group(NamedTuple):
     """(D, ≥ R) uint8, 0 = missing"""
     buckets: np.ndarray
     """(S, ≥ R) int32"""
+    weight: np.ndarray
+    """(R,) float32, or (0,) of a format without weights"""
 
 
 class Tally(NamedTuple):
@@ -68,6 +72,17 @@ class Tally(NamedTuple):
     """(S,) int64: rows whose category is missing."""
     registers: np.ndarray
     """(S, M) uint8: HyperLogLog registers of the hashes of the categories that are present."""
+
+
+class Negatives(NamedTuple):
+    """Which rows of label 0 are kept, at random: a function of the line's place alone."""
+
+    key: np.uint64
+    """Of the log; lines of equal place in logs of different keys are drawn apart."""
+    first_line: np.uint64
+    """The place of the first line that is parsed."""
+    kept_below: np.uint64
+    """A row is kept whose draw, uniform over 53 bits, is below; 2⁵³: all are."""
 
 
 class Rejects(NamedTuple):
@@ -232,27 +247,46 @@ def _parse_line(buffer, start, layout, group, row, scratch):  # noqa: PLR0912, P
                 if code != OK or value < 0 or value > 1:
                     return position, BAD_LABEL, field
             group.label[row] = value
+        elif kind == WEIGHT:
+            weight = np.float32(0) if missing else positive_number(buffer, position, end, scratch.text)
+            if weight == 0:
+                return position, BAD_WEIGHT, field
+            group.weight[row] = weight
         position = following
     return position, OK, 0
 
 
+@inlined
+def _draw(negatives, line):
+    """Uniform over 53 bits: the SplitMix64 generator's output of this place in its sequence (Steele et al. 2014)."""
+    z = negatives.key + (negatives.first_line + np.uint64(line) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (z ^ (z >> np.uint64(31))) >> np.uint64(11)
+
+
 @compiled
-def parse(buffer, start, stop, layout, group, row, tally, rejects, scratch):  # noqa: PLR0917
+def parse_lines(buffer, start, stop, layout, group, row, tally, rejects, scratch, negatives):  # noqa: PLR0917
     """Parse whole lines of `buffer[start:stop]` into `group` from `row` on.
 
     `buffer[stop - 1]` must be a line end, and PADDING_BYTES must follow `stop`. Stops at `stop`, when `group` is full
-    or when `rejects` is. Returns (position, row, lines taken, rejects), `rejects.lines` counted from 0.
+    or when `rejects` is. Returns (position, row, lines taken, rejects), `rejects.lines` counted from 0; lines taken
+    that are neither among the rows nor among the rejects are the rows of label 0 that `negatives` leaves out, which
+    nothing counts.
     """
     position = start
     capacity = group.label.shape[0]
     room = rejects.starts.shape[0]
     sparse = np.uint64(layout.reductions.shape[0])
+    drops = negatives.kept_below < KEEP_ALL
     lines = 0
     rejected = 0
     while position < stop and row < capacity and rejected < room:
         line_start = position
         position, code, field = _parse_line(buffer, line_start, layout, group, np.uint64(row), scratch)
-        if code == OK:
+        if drops and code == OK and group.label[row] == 0 and _draw(negatives, lines) >= negatives.kept_below:
+            pass
+        elif code == OK:
             for slot in range(sparse):
                 value = scratch.hashes[slot]
                 bucket = _bucket(value, layout.reductions[slot, 0], layout.reductions[slot, 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import types
 
 from pipeline.compiled import compiled, inlined
 
@@ -11,6 +12,8 @@ _PLUS, _MINUS, _POINT, _ZERO, _SPACE, _LOWER_E = b"+-.0 e"
 _TAB, _RETURN = b"\t\r"
 _ENOUGH = 1 << 40
 """From here on a value is outside int32 whatever follows."""
+_strtod = types.ExternalFunction("strtod", types.float64(types.uintp, types.uintp))
+"""The C library's, which rounds correctly; of a text that ends in a byte 0, by its address."""
 
 
 @compiled
@@ -73,6 +76,34 @@ def whole_number(buffer, start, end):
         value *= 10
         before -= 1
     return _in_range(-value if negative else value)
+
+
+@compiled
+def positive_number(buffer, start, end, text):
+    """The float32 in a field that is a decimal number above 0, with or without a plus, a point, an exponent or white
+    space around it; 0 for anything else. `text` has room for the field and a byte more, and is written to.
+
+    Rounded to float64, then to float32; 0 also for what float32 has only 0 or infinity for.
+    """
+    while start < end and _is_space(buffer[start]):
+        start += 1
+    while start < end and _is_space(buffer[end - 1]):
+        end -= 1
+    if start < end and buffer[start] == _PLUS:
+        start += 1
+    point = _after_digits(buffer, start, end)
+    stop = point
+    if point < end and buffer[point] == _POINT:
+        stop = _after_digits(buffer, point + 1, end)
+    if point == start and stop - point <= 1:  # not a digit on either side
+        return np.float32(0)
+    if stop < end and not _exponent(buffer, stop, end)[1]:
+        return np.float32(0)
+    for position in range(start, end):
+        text[position - start] = buffer[position]
+    text[end - start] = 0
+    value = np.float32(_strtod(text.ctypes.data, 0))
+    return value if value < np.inf else np.float32(0)
 
 
 @inlined

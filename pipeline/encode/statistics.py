@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasketch import HyperLogLogPlusPlus
@@ -15,6 +15,30 @@ from datasketch import HyperLogLogPlusPlus
 from pipeline.compiled import compiled
 from pipeline.encode.tsv import DISTINCT_PRECISION, Group, Tally, make_tally
 from pipeline.schema import LogFormat
+
+
+class Weights(NamedTuple):
+    """Of how often rows count."""
+
+    total: float = 0.0
+    minimum: float | None = None
+    maximum: float | None = None
+
+    def with_rows(self, weight_R: np.ndarray) -> Weights:
+        """These and those of further rows, 1 or more."""
+        values = weight_R.astype(np.float64)
+        return self.merged(Weights(float(values.sum()), float(values.min()), float(values.max())))
+
+    def merged(self, other: Weights) -> Weights:
+        """These and others."""
+        minima = [each for each in (self.minimum, other.minimum) if each is not None]
+        maxima = [each for each in (self.maximum, other.maximum) if each is not None]
+        return Weights(self.total + other.total, min(minima, default=None), max(maxima, default=None))
+
+    def summary(self, rows: int) -> dict[str, float | None]:
+        """What a manifest says of the column."""
+        mean = self.total / rows if rows else None
+        return {"missing_rate": 0.0 if rows else None, "minimum": self.minimum, "maximum": self.maximum, "mean": mean}
 
 
 class Counts:
@@ -31,11 +55,18 @@ class Counts:
         self.minimum_D: list[int | None] = [None] * dense
         self.maximum_D: list[int | None] = [None] * dense
         self.tally: Tally = make_tally(log_format)
+        self.dropped = 0
+        """Rows of label 0 that were left out; not among `rows`, nor in any other count."""
+        self.weighted = bool(log_format.weight)
+        self.weight = Weights()
+        """Of the rows, where the format has weights."""
 
     def add_group(self, group: Group, rows: int) -> None:
         """Count the first `rows` rows of `group`, whose categories `tally` counted while they were parsed."""
         self.rows += rows
         self.positive += int(group.label[:rows].sum())
+        if self.weighted:
+            self.weight = self.weight.with_rows(group.weight[:rows])
         columns = zip(*_dense_counts(group.dense, group.present, rows), strict=True)
         for i, (present, total, minimum, maximum) in enumerate(columns):
             if present:
@@ -45,6 +76,8 @@ class Counts:
         """Add the rows that `other` counted."""
         self.rows += other.rows
         self.positive += other.positive
+        self.dropped += other.dropped
+        self.weight = self.weight.merged(other.weight)
         for i, present in enumerate(other.present_D):
             minimum, maximum = other.minimum_D[i], other.maximum_D[i]
             if minimum is not None and maximum is not None:
@@ -69,6 +102,8 @@ class Counts:
             "minimum": self.minimum_D,
             "maximum": self.maximum_D,
             "missing": self.tally.missing.tolist(),
+            "dropped": self.dropped,
+            "weight": list(self.weight),
         }
         with path.open("wb") as file:
             file.write(json.dumps(numbers).encode() + b"\n" + self.tally.registers.tobytes())
@@ -85,6 +120,8 @@ class Counts:
         counts.present_D, counts.total_D = numbers["present"], numbers["total"]
         counts.minimum_D, counts.maximum_D = numbers["minimum"], numbers["maximum"]
         counts.tally.missing[:] = numbers["missing"]
+        counts.dropped = numbers.get("dropped", 0)
+        counts.weight = Weights(*numbers.get("weight", ()))
         counts.tally.registers[:] = np.frombuffer(registers, np.uint8).reshape(counts.tally.registers.shape)
         return counts
 
@@ -94,7 +131,8 @@ def summarize_counts(log_format: LogFormat, counts_by_split: Mapping[str, Counts
 
     `rows`, `label_rate` (None without rows); `splits`: the same for each; `columns`: `missing_rate` of every column,
     with `minimum`, `maximum` and `mean` of the present integers, or `distinct` (an estimate, standard error 1.6 %),
-    `buckets` and `collision_rate` of a category.
+    `buckets` and `collision_rate` of a category. `dropped_negatives`: rows of label 0 that were left out, if any; the
+    rest is without them.
     """
     total = Counts(log_format)
     for counts in counts_by_split.values():
@@ -116,6 +154,8 @@ def summarize_counts(log_format: LogFormat, counts_by_split: Mapping[str, Counts
             "buckets": log_format.bucket_sizes[j],
             "collision_rate": collision_rate(distinct, log_format.bucket_sizes[j]),
         }
+    if total.weighted:
+        columns[log_format.weight] = total.weight.summary(total.rows)
     return {
         "rows": total.rows,
         "label_rate": _rate(total.positive, total.rows),
@@ -124,6 +164,7 @@ def summarize_counts(log_format: LogFormat, counts_by_split: Mapping[str, Counts
             for name, counts in counts_by_split.items()
         },
         "columns": columns,
+        **({"dropped_negatives": total.dropped} if total.dropped else {}),
     }
 
 

@@ -14,6 +14,7 @@ from pipeline.encode.farmhash import fingerprint64
 from pipeline.encode.kernel import (
     BAD_CATEGORY,
     BAD_LABEL,
+    BAD_WEIGHT,
     DENSE,
     DISTINCT_PRECISION,
     EMPTY_LINE,
@@ -24,23 +25,40 @@ from pipeline.encode.kernel import (
     F_SUFFIX,
     F_SUFFIX_BITS,
     F_TERMINATOR,
+    KEEP_ALL,
     LABEL,
     SPARSE,
+    WEIGHT,
     WRONG_FIELDS,
     Group,
     Layout,
+    Negatives,
     Rejects,
     Scratch,
     Tally,
-    parse,
+    parse_lines,
 )
 from pipeline.encode.numbers import BAD_INTEGER, BAD_RANGE, NOT_WHOLE
 from pipeline.line_buffer import MAX_LINE_BYTES, PADDING_BYTES
 from pipeline.schema import LogFormat
 
 __all__ = [
-    "DISTINCT_PRECISION", "Group", "Layout", "Rejects", "Scratch", "Tally",
-    "hash_bytes", "make_group", "make_layout", "make_rejects", "make_scratch", "make_tally", "parse", "reason",
+    "DISTINCT_PRECISION",
+    "Group",
+    "Layout",
+    "Negatives",
+    "Rejects",
+    "Scratch",
+    "Tally",
+    "hash_bytes",
+    "keep_negatives",
+    "make_group",
+    "make_layout",
+    "make_rejects",
+    "make_scratch",
+    "make_tally",
+    "parse",
+    "reason",
 ]  # fmt: skip
 
 _NOT_FINITE = re.compile(r"\s*[+-]?(inf|infinity|nan)\s*", re.ASCII | re.IGNORECASE)
@@ -57,6 +75,8 @@ def make_layout(log_format: LogFormat) -> Layout:
     for field, name in enumerate(log_format.columns):
         if name == log_format.label:
             fields[field, F_KIND] = LABEL
+        elif name == log_format.weight:
+            fields[field, F_KIND] = WEIGHT
         elif name in log_format.dense:
             fields[field, F_KIND] = DENSE
             fields[field, F_SLOT] = log_format.dense.index(name)
@@ -99,6 +119,7 @@ def make_group(log_format: LogFormat, rows: int) -> Group:
         dense=np.empty((dense, rows + 5 * 16), np.int32),
         present=np.empty((dense, rows + 5 * 64), np.uint8),
         buckets=np.empty((sparse, rows + 5 * 16), np.int32),
+        weight=np.empty(rows if log_format.weight else 0, np.float32),
     )
 
 
@@ -123,6 +144,35 @@ def make_scratch(log_format: LogFormat) -> Scratch:
     )
 
 
+_ALL = Negatives(np.uint64(0), np.uint64(0), np.uint64(KEEP_ALL))
+_SEED = 0
+
+
+def keep_negatives(share: float, *, source: int, first_line: int) -> Negatives:
+    """Keeps each row of label 0 with probability `share`, 0 to 1, of the lines from `first_line` on of the log at place
+    `source` among the sources."""
+    if share >= 1.0:
+        return _ALL
+    (key,) = np.random.SeedSequence([_SEED, source]).generate_state(1, np.uint64)
+    return Negatives(key, np.uint64(first_line), np.uint64(round(share * KEEP_ALL)))
+
+
+def parse(  # noqa: PLR0917
+    buffer: np.ndarray,
+    start: int,
+    stop: int,
+    layout: Layout,
+    group: Group,
+    row: int,
+    tally: Tally,
+    rejects: Rejects,
+    scratch: Scratch,
+    negatives: Negatives = _ALL,
+) -> tuple[int, int, int, int]:
+    """See `kernel.parse_lines`; by default every row is kept."""
+    return parse_lines(buffer, start, stop, layout, group, row, tally, rejects, scratch, negatives)
+
+
 def reason(log_format: LogFormat, code: int, field: int, line: bytes) -> str:
     """Why the kernel rejected `line` (without its line end)."""
     if code == EMPTY_LINE:
@@ -138,5 +188,6 @@ def reason(log_format: LogFormat, code: int, field: int, line: bytes) -> str:
         NOT_WHOLE: "is not a whole number",
         BAD_RANGE: "is outside int32",
         BAD_CATEGORY: "is not hexadecimal",
+        BAD_WEIGHT: "is not a positive number",
     }[code]
     return f"{log_format.columns[field]} {shown!r} {problem}"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.encode import Counts, make_group, make_layout, make_rejects, make_scratch, parse, reason
 from pipeline.errors import InputError
-from pipeline.rows import RowBatch, encoded_columns
+from pipeline.rows import Moduli, RowBatch, encoded_columns
 from pipeline.schema import LogFormat
 from pipeline.source import Block, LineReader, Source, after_newlines, check_header
 
@@ -54,7 +54,7 @@ def read_lines(
     log_format: LogFormat,
     *,
     batch_rows: int,
-    table_rows: int | None,
+    table_rows: Moduli | None,
     labelled: bool | None = None,
     skip_lines: int = 0,
 ) -> Iterator[LineBatch]:
@@ -63,9 +63,9 @@ def read_lines(
     A line that is not a row takes its place among the lines and none in a batch, so that rows come in the same batches
     as from a data folder made of the same lines. With `table_rows` they are encoded as `pipeline.rows.RowReader` does.
     `labelled`: whether lines have the label column; None: told from the first line by its number of fields, or from the
-    header.
+    header. Lines without it may lack the weight column of their format too, which is not looked at in them.
     Raises: InputError for a source that cannot be read, is empty or has another header, or a first line that has
-    neither as many fields as the format nor one less.
+    neither as many fields as the format nor so many less.
     """
     batch = None
     for source in sources:
@@ -74,9 +74,7 @@ def read_lines(
             for index, block in enumerate(reader):
                 position = block.start
                 if batch is None:
-                    labelled = _labels_in(block, source, log_format) if labelled is None else labelled
-                    lines_format = log_format if labelled else log_format.without_label()
-                    batch = _Filling(lines_format, batch_rows, table_rows)
+                    batch = _Filling(_format_in(block, source, log_format, labelled), batch_rows, table_rows)
                 if index == 0 and log_format.header:
                     position = _after_header(block, source, batch.log_format)
                     number += 1
@@ -95,7 +93,7 @@ def read_lines(
 class _Filling:
     """The batch that is being filled."""
 
-    def __init__(self, log_format: LogFormat, batch_rows: int, table_rows: int | None) -> None:
+    def __init__(self, log_format: LogFormat, batch_rows: int, table_rows: Moduli | None) -> None:
         self.log_format, self._batch_rows, self._table_rows = log_format, batch_rows, table_rows
         self._layout, self._scratch, self._rejects = make_layout(log_format), make_scratch(log_format), make_rejects()
         self._group, self._tally = make_group(log_format, batch_rows), Counts(log_format).tally
@@ -141,8 +139,9 @@ class _Filling:
             label, dense, buckets = label.copy(), dense.copy(), buckets.copy()
         else:
             label, dense, buckets = encoded_columns(label, dense, buckets, table_rows=self._table_rows)
+        weight = group.weight[:rows].copy() if self.log_format.weight else None
         batch = LineBatch(
-            rows=RowBatch(label=label, dense=dense, buckets=buckets, epoch=0, start=0),
+            rows=RowBatch(label=label, dense=dense, buckets=buckets, weight=weight, epoch=0, start=0),
             lines=self.lines,
             labelled=bool(self.log_format.label),
             rejected=np.array(self._rejected, np.int64),
@@ -153,18 +152,29 @@ class _Filling:
         return batch
 
 
-def _labels_in(block: Block, source: Source, log_format: LogFormat) -> bool:
-    """Whether the first line has the label; a header's names are compared later, with the columns that it then has."""
+def _format_in(block: Block, source: Source, log_format: LogFormat, labelled: bool | None) -> LogFormat:
+    """The format of the lines that the first one is of; a header's names are compared with its columns later."""
+    if labelled:
+        return log_format
     stop, _ = after_newlines(block.buffer, block.start, block.stop, 1)
     line = block.buffer[block.start : stop].tobytes()
     fields = line.count(log_format.delimiter.encode()) + 1
-    if fields not in (len(log_format.columns), len(log_format.columns) - 1):
-        raise InputError(
-            f"{source.named}: its first line has {fields} field{'s' * (fields != 1)}, and format {log_format.name!r} "
-            f"has {len(log_format.columns)}, or {len(log_format.columns) - 1} without the label; give lines of the "
-            "run's format, or say with --labels whether they have labels"
-        )
-    return fields == len(log_format.columns)
+    without = [log_format.without_label()]
+    if log_format.weight:
+        without.append(log_format.without_label(without_weight=True))
+    for each in without if labelled is False else (log_format, *without):
+        if len(each.columns) == fields:
+            return each
+    if labelled is False:
+        return without[0]
+    whole = len(log_format.columns)
+    either = f"or {whole - 1} without the label"
+    if log_format.weight:
+        either = f"{whole - 1} without the label, or {whole - 2} without label and weight"
+    raise InputError(
+        f"{source.named}: its first line has {fields} field{'s' * (fields != 1)}, and format {log_format.name!r} "
+        f"has {whole}, {either}; give lines of the run's format, or say with --labels whether they have labels"
+    )
 
 
 def _after_header(block: Block, source: Source, log_format: LogFormat) -> int:

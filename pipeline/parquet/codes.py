@@ -7,6 +7,7 @@ from __future__ import annotations
 
 # Type, ConvertedType, FieldRepetitionType
 INT32 = 1
+FLOAT = 4
 UINT_8 = 11
 REQUIRED, OPTIONAL = 0, 1
 

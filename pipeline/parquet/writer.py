@@ -1,4 +1,4 @@
-"""Parquet files of dictionary-encoded int32 columns with page checksums, written a row group at a time.
+"""Parquet files of dictionary-encoded int32 and float32 columns with page checksums, written a row group at a time.
 
 The part of the format that shards use, and no more: flat columns, one dictionary page and one version 1 data page a
 column chunk, no statistics. Every Parquet reader reads it. Format: github.com/apache/parquet-format, parquet.thrift,
@@ -43,11 +43,17 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetColumn:
-    """One column: integers of int32's range, or 0 to 255 if it is `unsigned_byte`."""
+    """One column: integers of int32's range, or 0 to 255 if it is `unsigned_byte`, or float32 if it is `floating`."""
 
     name: str
     optional: bool = False
     unsigned_byte: bool = False
+    floating: bool = False
+
+    @property
+    def kind(self) -> int:
+        """The code of its physical type."""
+        return codes.FLOAT if self.floating else codes.INT32
 
 
 class ParquetWriter:
@@ -68,7 +74,7 @@ class ParquetWriter:
 
     def write_group(self, values: Iterable[tuple[np.ndarray, np.ndarray | None]]) -> None:
         """Append a row group of up to 65,536 rows: for each column its values (R,) and, if it is optional, which
-        of them are present (R,) uint8."""
+        of them are present (R,) uint8. Values of a floating one are given as the bits of float32, in int32."""
         start = self._position
         chunks = []
         rows = total_size = 0
@@ -154,7 +160,7 @@ def _chunk_head(column: ParquetColumn, codec: int) -> bytes:
     """ColumnChunk up to the numbers that differ from group to group: file_offset, then within meta_data type,
     encodings, path and codec."""
     metadata = _struct(
-        (1, _i32(codes.INT32)),
+        (1, _i32(column.kind)),
         (2, _list(codes.I32, map(_zigzag, (codes.PLAIN, codes.RLE, codes.RLE_DICTIONARY)))),
         (3, _list(codes.BINARY, [_binary(column.name)[1]])),
         (4, _i32(codec)),
@@ -164,9 +170,9 @@ def _chunk_head(column: ParquetColumn, codec: int) -> bytes:
 
 
 def _schema_element(column: ParquetColumn) -> bytes:
-    """SchemaElement: an int32, annotated as UINT_8 both ways if it is one."""
+    """SchemaElement: a float, or an int32, annotated as UINT_8 both ways if it is one."""
     parts = [
-        (1, _i32(codes.INT32)),
+        (1, _i32(column.kind)),
         (3, _i32(codes.OPTIONAL if column.optional else codes.REQUIRED)),
         (4, _binary(column.name)),
     ]

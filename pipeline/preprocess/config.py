@@ -10,6 +10,8 @@ from pipeline.errors import InputError
 from pipeline.schema import Compression
 
 Engine = Literal["threads", "ray"]
+LEAST_KEPT = 1e-6
+"""The smallest share of the rows of label 0 that may be kept; [loss] takes none below it."""
 SplitRule = Literal["auto", "days", "tail", "train", "validation", "test"]
 
 
@@ -74,6 +76,9 @@ class PreprocessConfig:
     """Stop when more lines than this are unusable: a count (100) or a share (0.1% or 0.001)."""
     workers: int | None = None
     """Worker threads; every core unless given."""
+    keep_negatives: float = 1.0
+    """Share of the training rows of label 0 to keep, above 0 and up to 1, drawn by their place in the log; validation
+    and test keep all. Training corrects its answers by it (loss.negatives_kept)."""
     append: bool = False
     """Add the sources to a data folder as its next generation, encoded like the rest of it; those that it has already
     are left out. All rows train unless --split says otherwise. A folder that is not there is made."""
@@ -91,6 +96,11 @@ class PreprocessConfig:
             )
         if self.rows_per_shard < 1:
             raise InputError(f"--rows-per-shard {self.rows_per_shard} must be at least 1")
+        if not LEAST_KEPT <= self.keep_negatives <= 1:  # nan is refused too
+            raise InputError(
+                f"--keep-negatives {self.keep_negatives} must be a share of the rows of label 0, from {LEAST_KEPT:f} "
+                "to 1"
+            )
         if self.workers is not None and self.workers < 1:
             raise InputError(f"--workers {self.workers} must be at least 1")
         Allowance.parse(self.max_rejects)

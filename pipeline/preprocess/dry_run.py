@@ -67,10 +67,13 @@ def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forec
         raise InputError("standard input (-) cannot be forecast; name the files instead")
     _encode_beginning(plan, 0.0)  # compiles what is not compiled yet, which takes long and happens once
     sample = _encode_beginning(plan, measure_seconds)
-    expected = _expect(plan, rows_a_byte=sample.record.rows / max(sample.record.bytes, 1))
+    found = sample.record.lines - sample.record.rejected_rows
+    kept = sample.record.rows / found if plan.keep_negatives < 1 else 1.0
+    expected = _expect(plan, rows_a_byte=found / max(sample.record.bytes, 1), train_kept=kept)
     source_bytes = sum(source.size or 0 for source in plan.sources)
     # What was measured, as often as it fits into the sources; and into those whose lines are counted first.
     times = source_bytes / max(sample.record.bytes, 1)
+    rows = sum(expected.rows.values())
     counting_times = expected.counted_bytes / max(sample.record.bytes, 1)
     workers = config.workers or usable_cores()
     return Forecast(
@@ -80,10 +83,10 @@ def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forec
         notices=plan.notices,
         split=plan.split,
         source_bytes=source_bytes,
-        rows=sum(expected.rows.values()),
+        rows=rows,
         splits=expected.rows,
         shards=expected.shards,
-        disk_bytes=round(sample.record.shard_bytes * times),
+        disk_bytes=round(sample.record.shard_bytes * times * rows / (kept * max(expected.log_rows, 1))),
         free_bytes=free_bytes(config.out if uri_of(config.out) is None else cache_folder(None)),
         workers=workers,
         rows_per_second=sample.record.rows / sample.seconds * workers,
@@ -165,12 +168,15 @@ class _Expected(NamedTuple):
 
     rows: dict[str, int]
     """By split."""
+    log_rows: int
+    """Those before rows of label 0 are left out."""
     shards: int
     counted_bytes: int
     """Of the sources whose lines must be counted before they can be split."""
 
 
-def _expect(plan: Plan, rows_a_byte: float) -> _Expected:
+def _expect(plan: Plan, rows_a_byte: float, train_kept: float) -> _Expected:
+    """`train_kept`: the share of the training rows that are not left out."""
     rows: dict[str, int] = dict.fromkeys(SPLITS, 0)
     shards = 0
     counted: set[int] = set()
@@ -185,4 +191,7 @@ def _expect(plan: Plan, rows_a_byte: float) -> _Expected:
             segment_rows = (lines if segment.stop_line is None else segment.stop_line) - segment.first_line
             rows[segment.split] += segment_rows
             shards += -(-segment_rows // plan.rows_per_shard)
-    return _Expected(rows=rows, shards=shards, counted_bytes=sum(plan.sources[index].size or 0 for index in counted))
+    log_rows = sum(rows.values())
+    rows["train"] = round(rows["train"] * train_kept)
+    counted_bytes = sum(plan.sources[index].size or 0 for index in counted)
+    return _Expected(rows=rows, log_rows=log_rows, shards=shards, counted_bytes=counted_bytes)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from pipeline.encode import Counts, make_group, make_layout, make_rejects, make_scratch, parse, reason
+from pipeline.encode import Counts, keep_negatives, make_group, make_layout, make_rejects, make_scratch, parse, reason
 from pipeline.preprocess.plan import Part, Plan, Segment, parts_of
 from pipeline.preprocess.workplace import PartRecord, Workplace, save_record
 from pipeline.schema import ROW_GROUP_ROWS
@@ -153,6 +153,7 @@ class _PartEncoder:
         self._layout, self._scratch = make_layout(plan.log_format), make_scratch(plan.log_format)
         self._rejects = make_rejects()
         self._group = make_group(plan.log_format, ROW_GROUP_ROWS)
+        self._kept = plan.keep_negatives if part.split == "train" else 1.0
         self._filled = 0
         self._rejects_path = place.rejects_file(part.key)
         self._rejects_path.unlink(missing_ok=True)  # an earlier call may have left some
@@ -173,11 +174,13 @@ class _PartEncoder:
                 self.counts.tally,
                 self._rejects,
                 self._scratch,
+                keep_negatives(self._kept, source=self.part.source, first_line=self.part.first_line + self.lines),
             )
             if rejected:
                 self._keep_rejects(block, rejected)
             if on_lines:
                 on_lines(self._filled - before, rejected, position - start)
+            self.counts.dropped += taken - rejected - (self._filled - before)
             self.lines += taken
             self.rejected_rows += rejected
             if self._filled == ROW_GROUP_ROWS:
@@ -189,7 +192,11 @@ class _PartEncoder:
         if rows:
             self.counts.add_group(group, rows)
             self.writer.write_group(
-                group.label[:rows], group.dense[:, :rows], group.present[:, :rows], group.buckets[:, :rows]
+                group.label[:rows],
+                group.dense[:, :rows],
+                group.present[:, :rows],
+                group.buckets[:, :rows],
+                group.weight[:rows] if self._log_format.weight else None,
             )
         self._filled = 0
 

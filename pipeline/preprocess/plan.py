@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 from pipeline.preprocess.config import PreprocessConfig, SplitRule
 from pipeline.preprocess.formats import find_format, with_bucket_sizes
 from pipeline.schema import Compression, LogFormat
-from pipeline.shards import describe_files, files_by_split
+from pipeline.shards import KEEP_NEGATIVES, describe_files, files_by_split
 from pipeline.source import Source, check_sources, count_lines, find_sources
 
 LAST_DAY_TEST_SHARE = Fraction(95_000_000, 178_274_637)
@@ -98,6 +98,8 @@ class Plan:
     test: float
     rows_per_shard: int
     compression: Compression
+    keep_negatives: float = 1.0
+    """Share of the training rows of label 0 that are kept."""
     notices: tuple[str, ...] = field(default=(), compare=False)
     """What a user should know of how the sources were chosen; no part of what the output depends on."""
 
@@ -122,6 +124,7 @@ class Plan:
             test=config.test,
             rows_per_shard=config.rows_per_shard,
             compression=config.compression,
+            keep_negatives=config.keep_negatives,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,6 +137,7 @@ class Plan:
             "compression": self.compression,
         }
         values |= {"validation": self.validation, "test": self.test} if self.split == "tail" else {}
+        values |= {KEEP_NEGATIVES: self.keep_negatives} if self.keep_negatives < 1 else {}
         return json.loads(json.dumps(values))
 
     def files_by_split(self) -> dict[str, list[str]]:
@@ -201,7 +205,8 @@ def check_same_plan(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]
     if key == "format":
         shown = f"another format ({format_difference(before[key], now[key])})"
     else:
-        shown = f"{key} {before.get(key)} instead of {now.get(key)}"
+        absent = 1.0 if key == KEEP_NEGATIVES else None
+        shown = f"{key} {before.get(key, absent)} instead of {now.get(key, absent)}"
     raise InputError(f"{out} was made with {shown}; {remedy}")
 
 

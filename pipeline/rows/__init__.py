@@ -15,7 +15,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pipeline.rows.choices import OnDamage, Pairing, Shuffle
+from pipeline.rows.choices import Moduli, OnDamage, Pairing, Shuffle
 
 if TYPE_CHECKING:
     from pipeline.rows.buffers import BufferPool
@@ -38,6 +38,7 @@ __all__ = [
     "GrowingLog",
     "HeldOutProbes",
     "HostPairs",
+    "Moduli",
     "OnDamage",
     "OncePerBatch",
     "Order",

@@ -10,3 +10,5 @@ Pairing = Literal["sliding", "disjoint", "held_out"]
 """See `PairSpans`."""
 OnDamage = Literal["fail", "skip"]
 """What `RowReader` does with a row group that is damaged."""
+Moduli = int | tuple[int, ...]
+"""Rows of the embedding table that buckets are reduced to, by `mod`: one number for all sparse columns, or one each."""

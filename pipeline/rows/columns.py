@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compiled import compiled
+from pipeline.rows.choices import Moduli
 
 _TABULATED = 8192
 _MIXED_AT_ONCE = 8192
@@ -29,16 +30,23 @@ def rows_of_table(buckets: NDArray[np.int32], table_rows: int) -> NDArray[np.int
     return out
 
 
+def moduli_of(table_rows: Moduli, columns: int) -> tuple[int, ...]:
+    """One number for each of the sparse columns."""
+    each = (table_rows,) * columns if isinstance(table_rows, int) else table_rows
+    assert len(each) == columns, f"{len(each)} numbers for {columns} columns"
+    return each
+
+
 def encoded_columns(
-    label: NDArray[np.uint8], dense: NDArray[np.int32], buckets: NDArray[np.int32], *, table_rows: int
+    label: NDArray[np.uint8], dense: NDArray[np.int32], buckets: NDArray[np.int32], *, table_rows: Moduli
 ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]:
     """Label (R,), dense (D, R) and buckets (S, R) of rows as the model takes them, in memory of their own: labels as
     float32, the bits of float32 logarithms, table rows."""
     logs, ids = np.empty(dense.shape, np.int32), np.empty(buckets.shape, np.int32)
     for out, values in zip(logs, dense, strict=True):
         out[:] = logarithms(values).view(np.int32)
-    for out, values in zip(ids, buckets, strict=True):
-        out[:] = rows_of_table(values, table_rows)
+    for out, values, rows in zip(ids, buckets, moduli_of(table_rows, len(buckets)), strict=True):
+        out[:] = rows_of_table(values, rows)
     return label.astype(np.float32), logs, ids
 
 

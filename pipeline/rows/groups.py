@@ -15,7 +15,8 @@ from pipeline.errors import FetchError, ReadFailedError, StorageError
 from pipeline.parquet import Encode, fill_column, read_chunks
 from pipeline.reads import ReadRetries
 from pipeline.rows.buffers import BufferPool
-from pipeline.rows.columns import logarithms, rows_of_table, take_rows
+from pipeline.rows.choices import Moduli
+from pipeline.rows.columns import logarithms, moduli_of, rows_of_table, take_rows
 from pipeline.schema import LogFormat
 from pipeline.shards import Compression, Shard, ShardFiles, codec_of, columns_of, read_row_group
 from pipeline.stages import StageTotals
@@ -25,7 +26,8 @@ class GroupReader:
     """Reads row groups of `shards`, whose files are `files`; safe to use from several threads at once.
 
     With `table_rows` values come as the model takes them: labels and logarithms as float32, table rows in place of
-    buckets. Each is computed once for a dictionary entry, not for every row.
+    buckets (of one table, or of each sparse column's own). Each is computed once for a dictionary entry, not for every
+    row.
     """
 
     def __init__(
@@ -35,7 +37,7 @@ class GroupReader:
         log_format: LogFormat,
         *,
         compression: Compression,
-        table_rows: int | None = None,
+        table_rows: Moduli | None = None,
         stages: StageTotals | None = None,
         retries: ReadRetries | None = None,
     ) -> None:
@@ -65,7 +67,8 @@ class GroupReader:
         *,
         group_rows: int | None = None,
     ) -> None:
-        """Fills label (n,) and D + S columns (n,), missing as 0, with a row group of n rows.
+        """Fills label (n,) and D + S columns (n,), missing as 0, with a row group of n rows; where the format has
+        weights, one more column with their bits of float32.
 
         With `order` (n,) the i-th row is the group's row `order[i]`, and the group may have more rows, `group_rows`.
 
@@ -134,12 +137,13 @@ class GroupReader:
             raise CancelledError
 
 
-def _encodes(log_format: LogFormat, table_rows: int | None) -> list[Encode | None]:
-    """What to do with the values of label, dense and sparse columns."""
+def _encodes(log_format: LogFormat, table_rows: Moduli | None) -> list[Encode | None]:
+    """What to do with the values of label, dense and sparse columns, and of the weights."""
+    weight: list[Encode | None] = [None] * bool(log_format.weight)
     if table_rows is None:
-        return [None] * (1 + len(log_format.dense) + len(log_format.sparse))
-    rows = partial(rows_of_table, table_rows=table_rows)
-    return [None, *[_logarithm_bits] * len(log_format.dense), *[rows] * len(log_format.sparse)]
+        return [None] * (1 + len(log_format.dense) + len(log_format.sparse) + len(weight))
+    rows = [partial(rows_of_table, table_rows=each) for each in moduli_of(table_rows, len(log_format.sparse))]
+    return [None, *[_logarithm_bits] * len(log_format.dense), *rows, *weight]
 
 
 def _logarithm_bits(values: NDArray[np.int32]) -> NDArray[np.int32]:

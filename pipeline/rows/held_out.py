@@ -92,6 +92,7 @@ def joined(first: RowBatch, second: RowBatch) -> RowBatch:
         label=np.concatenate((first.label, second.label)),
         dense=np.concatenate((first.dense, second.dense), axis=1),
         buckets=np.concatenate((first.buckets, second.buckets), axis=1),
+        weight=None if first.weight is None or second.weight is None else np.concatenate((first.weight, second.weight)),
         epoch=first.epoch,
         start=first.start,
         skipped=first.skipped + second.skipped,

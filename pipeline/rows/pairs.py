@@ -236,6 +236,7 @@ class HostPairs:
         """Copies the epoch's first probe, which its last pair needs, so that its window need not be read again."""
         first = self._reader.read(epoch, 0, self.spans.probe_rows)
         copies = {name: getattr(first, name).copy() for name in ("label", "dense", "buckets")}
+        copies |= {} if first.weight is None else {"weight": first.weight.copy()}
         self._first = replace(first, **copies)
 
     def _other_probe(self, epoch: int, train: Span) -> tuple[RowBatch, bool]:

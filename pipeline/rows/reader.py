@@ -36,6 +36,8 @@ class RowBatch:
     """(D, R), 0 = missing."""
     buckets: NDArray[np.int32]
     """(S, R)"""
+    weight: NDArray[np.float32] | None = None
+    """(R,): how often each row counts; None of a format without weights."""
     epoch: int
     start: int
     skipped: int = 0
@@ -53,6 +55,7 @@ class RowBatch:
             label=self.label[start:stop],
             dense=self.dense[:, start:stop],
             buckets=self.buckets[:, start:stop],
+            weight=None if self.weight is None else self.weight[start:stop],
             epoch=self.epoch,
             start=self.start + start,
             held_out=self.held_out,
@@ -89,7 +92,9 @@ class RowReader:
         """Row groups found damaged and skipped, each with what was wrong."""
         self._groups, self._on_damage, self._threads = groups, on_damage, threads
         self._last_epoch, self._held_out = last_epoch, held_out
-        self._dense, self._columns = len(log_format.dense), len(log_format.dense) + len(log_format.sparse)
+        self._dense, self._sparse = len(log_format.dense), len(log_format.sparse)
+        self._weight = bool(log_format.weight)
+        self._columns = self._dense + self._sparse + self._weight
         self._label_type = np.float32 if encoded else np.uint8
         self._ahead = 1 if order.shuffle == "rows" else 2 * threads
         self._pool = ReaderThreads(threads, name="reader")
@@ -120,7 +125,8 @@ class RowReader:
         return RowBatch(
             label=label,
             dense=columns[: self._dense],
-            buckets=columns[self._dense :],
+            buckets=columns[self._dense : self._dense + self._sparse],
+            weight=columns[-1].view(np.float32) if self._weight else None,
             epoch=epoch,
             start=start,
             skipped=stop - start - len(label),

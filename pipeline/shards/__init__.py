@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pipeline.shards.durable import free_bytes, sync_file, sync_folder, write_atomically
 from pipeline.shards.manifest import (
+    KEEP_NEGATIVES,
     MANIFEST,
     Compression,
     DistinctFile,
@@ -29,6 +30,7 @@ from pipeline.shards.overview import (
     files_by_split,
     files_of,
     inspect_data,
+    sampling_of,
     warnings_of,
     warnings_of_addition,
     warnings_of_labels,
@@ -44,6 +46,7 @@ __all__ = [
     "AT_LEAST",
     "AT_MOST",
     "DOWNLOAD_THREADS",
+    "KEEP_NEGATIVES",
     "MANIFEST",
     "Compression",
     "DataReport",
@@ -71,6 +74,7 @@ __all__ = [
     "kept_cold",
     "open_shards",
     "read_row_group",
+    "sampling_of",
     "sync_file",
     "sync_folder",
     "verify_data",

@@ -17,6 +17,8 @@ from pipeline.shards.durable import write_atomically
 from pipeline.shards.remote import RemoteFolder
 
 MANIFEST = "manifest.json"
+KEEP_NEGATIVES = "keep_negatives"
+"""Key of a plan: the share of the training rows of label 0 that were kept; not there if all were."""
 _CHECKSUMS = "row_group_crc32"
 """Beside the shards, by path, because earlier versions refuse a shard with a field that they do not know."""
 
@@ -130,6 +132,11 @@ class Manifest:
     @property
     def rows(self) -> int:
         return sum(split.rows for split in self.splits.values())
+
+    @property
+    def negatives_kept(self) -> float:
+        """The share of the training rows of label 0 that were kept, in every generation; 1: all were."""
+        return self.plan.get(KEEP_NEGATIVES, 1.0)
 
     @property
     def generations(self) -> tuple[Generation, ...]:

@@ -24,7 +24,8 @@ class Overview:
     """Three tables, each a list of rows with the same keys; a None is not known or does not apply."""
 
     data: list[dict[str, Any]]
-    """One row: rows, rejected_rows, label_rate, bytes, bytes_per_row, shards, compression, format, sources."""
+    """One row: rows, rejected_rows, label_rate, bytes, bytes_per_row, shards, compression, format, sources; see
+    `sampling_of` for what is added to it."""
     splits: list[dict[str, Any]]
     """A row a split: split, rows, label_rate, shards, bytes."""
     columns: list[dict[str, Any]]
@@ -71,6 +72,7 @@ def inspect_data(data: str | Path) -> Overview:
         "format": manifest.format.name,
         "sources": sum(len(each.plan["sources"]) for each in manifest.generations),
         "generations": len(manifest.generations),
+        **sampling_of(manifest),
     }
     keys = ("missing_rate", "minimum", "maximum", "mean", "distinct", "buckets", "collision_rate")
     columns = [
@@ -86,6 +88,15 @@ def inspect_data(data: str | Path) -> Overview:
         described=_described(manifest),
         warnings=warnings_of(manifest),
     )
+
+
+def sampling_of(manifest: Manifest) -> dict[str, Any]:
+    """The share of the training rows of label 0 that were kept (negatives_kept) and how many were not
+    (dropped_negatives); nothing of a folder that has all."""
+    if manifest.negatives_kept == 1:
+        return {}
+    dropped = manifest.statistics.get("dropped_negatives", 0)
+    return {"negatives_kept": manifest.negatives_kept, "dropped_negatives": dropped}
 
 
 def _generation_row(generation: Generation) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from pipeline.shards.manifest import Shard
 
 
 def columns_of(log_format: LogFormat) -> tuple[ParquetColumn, ...]:
-    """Columns of a shard: label uint8, dense int32 nullable, sparse int32."""
+    """Columns of a shard: label uint8, dense int32 nullable, sparse int32, and a weight float32 where there is one."""
     return (
         ParquetColumn(name=log_format.label, unsigned_byte=True),
         *(ParquetColumn(name=name, optional=True) for name in log_format.dense),
         *(ParquetColumn(name=name) for name in log_format.sparse),
+        *(ParquetColumn(name=name, floating=True) for name in filter(None, [log_format.weight])),
     )
 
 
@@ -40,13 +41,19 @@ class ShardWriter:
         self._writer = ParquetWriter(self._sink, columns_of(log_format), compression)
 
     def write_group(
-        self, label_R: np.ndarray, dense_DR: np.ndarray, present_DR: np.ndarray, buckets_SR: np.ndarray
+        self,
+        label_R: np.ndarray,
+        dense_DR: np.ndarray,
+        present_DR: np.ndarray,
+        buckets_SR: np.ndarray,
+        weight_R: np.ndarray | None = None,
     ) -> None:
         """Append one row group of up to 65,536 rows: label uint8, dense int32, present uint8 (0 = missing), buckets
-        int32."""
+        int32, weight float32 (None of a format without)."""
         start, self._sink.crc32 = self._sink.written, 0
         sparse = ((buckets_R, None) for buckets_R in buckets_SR)
-        self._writer.write_group([(label_R, None), *zip(dense_DR, present_DR, strict=True), *sparse])
+        weight = [] if weight_R is None else [(weight_R.view(np.int32), None)]
+        self._writer.write_group([(label_R, None), *zip(dense_DR, present_DR, strict=True), *sparse, *weight])
         self._row_groups.append(len(label_R))
         self._row_group_bytes.append(self._sink.written - start)
         self._row_group_crc32.append(self._sink.crc32)

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointFunction
 
 from stepsize.errors import MeasurementError
-from stepsize.losses import AutogradLoss, Loss
+from stepsize.losses import AutogradLoss, Loss, unweighted
 from stepsize.measuring.forward_mode import TrueToReverse, weights_left_in_place
 from stepsize.measuring.kept import Generators, TensorsApart, attributes_kept, contents_of, own_copy
 from stepsize.measuring.survey import Survey
@@ -183,7 +183,7 @@ def loss_undisturbed(
 
     Raises: MeasurementError where it reads a parameter that the optimizer moves, described in `live`.
     """
-    if not isinstance(loss, AutogradLoss):
+    if not isinstance(unweighted(loss), AutogradLoss):
         yield
         return
     modules = loss_modules(loss)
@@ -199,6 +199,7 @@ def loss_undisturbed(
 
 def loss_modules(loss: Any) -> list[tuple[str, nn.Module]]:
     """The modules of a loss, and their parts, by path."""
+    loss = unweighted(loss)
     return [named for module in modules_of(getattr(loss, "function", loss)) for named in module.named_modules()]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from pipeline.device import open_rows
 from pipeline.shards import Manifest
 from trainer.cli import main
 from trainer.serving import evaluate_run, open_run
+from trainer.serving.export.programs import ONE_FILE_BYTES
 
 TORCH_NEEDS = (
     "torch", "torchgen", "functorch", "filelock", "typing_extensions", "sympy", "mpmath", "networkx", "jinja2",
@@ -131,13 +133,23 @@ def test_a_process_with_torch_alone_scores_raw_lines_as_evaluate_does(
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("one_file_bytes", [ONE_FILE_BYTES, 100_000], ids=["one file", "weights beside it"])
 def test_a_process_with_onnxruntime_alone_scores_raw_lines_as_evaluate_does(
-    averaged_run: Path, small_log: Path, small_data: Path, tmp_path: Path
+    averaged_run: Path,
+    small_log: Path,
+    small_data: Path,
+    tmp_path: Path,
+    *,
+    one_file_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name, reason="the extra `onnx` is not installed")
+    monkeypatch.setattr("trainer.serving.export.programs.ONE_FILE_BYTES", one_file_bytes)
     out = tmp_path / "clicks"
     assert main(["export", str(averaged_run), "--out", str(out), "--onnx", "yes"]) == 0
+    files = json.loads((out / "card.json").read_text())["files"]
+    assert ("model.onnx.data" in files) == (files["model.onnx"]["bytes"] < 2048 * 16 * 4) == (one_file_bytes == 100_000)
     packages = alone(ONNXRUNTIME_NEEDS, tmp_path / "packages")
     found = scores_alone(WITH_ONNXRUNTIME, packages, out, validation_lines(small_log))
     np.testing.assert_allclose(found, expected_probabilities(averaged_run, small_data), rtol=0, atol=1e-6)
@@ -152,10 +164,15 @@ def test_the_card_tells_step_metrics_and_hashes(averaged_run: Path, tmp_path: Pa
     records = [json.loads(line) for line in (averaged_run / "evals.jsonl").read_text().splitlines()]
     (of_step,) = [each for each in records if each["split"] == "validation" and each["step"] == 10]
     assert card["evaluations"]["validation"]["loss"] == of_step["loss"]
-    assert set(card["files"]) == {"README.md", "encode.py", "model.pt2"}
+    assert set(card["files"]) == {"card.html", "encode.py", "model.pt2"}
+    assert card["rows_trained"] == 10 * 64
+    page = (out / "card.html").read_text(encoding="utf-8")
+    assert "averaged weights of step 10, after 640 rows" in " ".join(page.split())
+    assert f">{of_step['rows']:,}</td>" in page
+    assert re.findall(r"(?:href|src)=\"([^\"]*)", page) == ["data:,", "card.json"]
     for name, entry in card["files"].items():
         assert hashlib.sha256((out / name).read_bytes()).hexdigest() == entry["sha256"]
-        assert name == "README.md" or entry["sha256"] in (out / "README.md").read_text()
+        assert name == "card.html" or entry["sha256"] in page
 
 
 @pytest.fixture

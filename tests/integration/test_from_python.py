@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import shutil
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,41 @@ def test_records_are_tables(opened: trainer.OpenedRun) -> None:
     last = [row for row in evaluations.to_pylist() if row["split"] == "validation"][-1]
     assert opened.evaluate("validation", rows=500).loss == pytest.approx(last["loss"], rel=1e-6)
     assert "start" in records.events["event"].to_pylist()
+
+
+def test_records_are_data_frames(opened: trainer.OpenedRun) -> None:
+    pytest.importorskip("pandas", reason="the extra `pandas` is not installed")
+    records = opened.records
+    steps = records.frame("steps")
+    assert list(steps.columns) == records.steps.column_names
+    assert steps["step"].tolist() == records.steps["step"].to_pylist()
+    assert steps["loss"].isna().sum() == 0
+    evaluations = records.frame("evaluations")
+    assert evaluations["split"].tolist() == records.evaluations["split"].to_pylist()
+    assert len(records.frame("alpha")) == records.alpha.num_rows
+    assert "start" in records.frame("events")["event"].tolist()
+
+
+def test_a_data_frame_of_fields_is_scored(opened: trainer.OpenedRun, lines: list[str]) -> None:
+    pandas: Any = pytest.importorskip("pandas", reason="the extra `pandas` is not installed")
+    log_format = opened.log_format
+    frame = pandas.DataFrame([line.split("\t") for line in lines], columns=list(log_format.columns))
+    expected = opened.predict(lines)
+    np.testing.assert_array_equal(opened.predict(frame), expected)
+    for name in log_format.dense:  # as pandas.read_csv makes of them: floats, NaN where nothing is
+        frame[name] = pandas.to_numeric(frame[name])
+    np.testing.assert_array_equal(opened.predict(frame.drop(columns=[log_format.label])), expected)
+
+
+def test_without_pandas_a_frame_is_refused_in_a_line(
+    opened: trainer.OpenedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(InputError, match=r"pip install 'alphastream\[pandas\]', or use records.steps"):
+        opened.records.frame("steps")
+    name: Any = "losses"
+    with pytest.raises(InputError, match="no records 'losses'; give one of steps, alpha"):
+        opened.records.frame(name)
 
 
 def test_a_finished_run_goes_on_with_a_larger_budget(run: Path, settings: dict[str, Any], tmp_path: Path) -> None:

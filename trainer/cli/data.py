@@ -96,7 +96,7 @@ def preprocess_verb(arguments: list[str]) -> int:
         return 0
     summary = make_data(given, console=Console(), as_json=given.json)
     if given.json:
-        from pipeline.shards import files_of, warnings_of, warnings_of_addition
+        from pipeline.shards import files_of, sampling_of, warnings_of, warnings_of_addition
 
         manifest = summary.manifest
         values = {
@@ -110,6 +110,7 @@ def preprocess_verb(arguments: list[str]) -> int:
             "files": files_of(manifest),
             "warnings": [*summary.notices, *warnings_of(manifest), *warnings_of_addition(manifest, summary.added)],
             "resumed_rows": summary.resumed_rows,
+            **sampling_of(manifest),
             "seconds": summary.seconds,
         }
         print(json.dumps(values))

@@ -105,10 +105,12 @@ def _outcome(config: PreprocessConfig, summary: Summary) -> str:
     splits = ", ".join(f"{name} {split.rows:,}" for name, split in found.items() if split.rows)
     if summary.nothing_to_do:
         return f"nothing to do: {shown_path(config.out)} is complete ({summary.rows:,} rows: {splits})"
+    kept, dropped = summary.manifest.negatives_kept, (added or summary.manifest).statistics.get("dropped_negatives", 0)
+    left_out = f"; {dropped:,} training rows of label 0 are left out, {kept:g} of them kept" if kept < 1 else ""
     if added:
         more = f"generation {added.index} has {added.rows:,} rows ({splits})"
-        return f"{shown_path(config.out)}: {more}; {summary.rows:,} rows in all"
-    return f"{shown_path(config.out)}: {summary.rows:,} rows ({splits})"
+        return f"{shown_path(config.out)}: {more}; {summary.rows:,} rows in all{left_out}"
+    return f"{shown_path(config.out)}: {summary.rows:,} rows ({splits}){left_out}"
 
 
 def make_sample(config: SampleConfig, *, console: Console) -> None:

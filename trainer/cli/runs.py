@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -89,7 +89,8 @@ class EvaluateArguments:
     """Evaluate a run's newest checkpoint, or its best: loss, AUC and normalized entropy of a split.
 
     The exact AUC differs from the one shown by at most `auc error`, which is 0 up to 33 million rows.
-    Normalized entropy is the loss over that of the label rate alone; below 1 is useful.
+    Normalized entropy is the loss over that of the label rate alone; below 1 is useful. Rows that have weights count as
+    often as these say, unless the run has loss.sample_weights = false; `weight` is their sum then.
 
     Example: alphastream evaluate RUN --split test
     """
@@ -114,7 +115,7 @@ def evaluate_verb(arguments: list[str]) -> int:
     from trainer.serving import evaluate_run
 
     step, evaluation = evaluate_run(given.run, split=given.split, rows=given.rows, data=given.data, best=given.best)
-    values = {"step": step, **asdict(evaluation)}
+    values = {"step": step, **evaluation.values()}
     if given.json:
         print(json.dumps(values))
     else:
@@ -132,7 +133,8 @@ class PredictArguments:
     end.
 
     Run again after an interruption it goes on where it stopped, unless it reads standard input or writes standard
-    output. Until it is done the scores are in FILE.partial, 9 bytes a line.
+    output. Until it is done the scores are in FILE.partial, 9 bytes a line, 13 of a format with
+    weights.
 
     Example: alphastream predict RUN day_23.gz --out scores.parquet
     """
@@ -193,7 +195,7 @@ def predict_verb(arguments: list[str]) -> int:
     if given.json:
         names = ("step", "lines", "rows", "rejected_lines", "resumed_lines")
         values = {name: getattr(predicted, name) for name in names}
-        evaluation = asdict(predicted.evaluation) if predicted.evaluation else None
+        evaluation = predicted.evaluation.values() if predicted.evaluation else None
         text = json.dumps({**values, "evaluation": evaluation})
         console.say(text) if given.out == "-" else print(text)
         return 0
@@ -213,8 +215,9 @@ def _predicted_text(out: str, predicted: Predicted) -> str:
     found = predicted.evaluation
     if found is None:
         return text
+    weighted = "" if found.weight is None else ", weighted"
     auc = "none" if found.auc is None else f"{found.auc:.5f}"
-    return f"{text}; loss {found.loss:.5f}, AUC {auc} on {found.rows:,} rows with labels"
+    return f"{text}; loss {found.loss:.5f}, AUC {auc} on {found.rows:,} rows with labels{weighted}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +225,7 @@ class ExportArguments:
     """Write a run's model as files that run without this program.
 
     FOLDER gets model.pt2 (torch.export, any batch size), model.onnx (extra `onnx`), encode.py (plain Python: raw fields
-    to the model's inputs), card.json and README.md (columns, encoding, metrics, hashes, how to use it). Programs are
+    to the model's inputs), card.json and card.html (columns, encoding, metrics, hashes, how to use it). Programs are
     checked against the model before the folder gets its name.
 
     Example: alphastream export RUN --out clicks

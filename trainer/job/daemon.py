@@ -18,7 +18,7 @@ from trainer.config import Config, config_errors
 from trainer.console import Console
 from trainer.divergence import Divergence
 from trainer.job.checkpointing import Checkpointing, open_checkpointing
-from trainer.job.decided import decided
+from trainer.job.decided import decided, of_data
 from trainer.job.device import device_memory, step_clock
 from trainer.job.ending import end_exported, exit_of, write_textfile
 from trainer.job.generations import LogWait, pinned, say_what_is_left_out
@@ -73,6 +73,7 @@ def train(
         config, console, manager = silenced(config), Console(quiet=True), ServiceManager()
     manager.starting("opening the data")
     folder = Manifest.load(config.data.path)
+    config = of_data(config, folder)
     with (
         open_training(config, pinned(folder, config, Path(run)), ranks=ranks) as state,
         (RunDirectory if ranks.first else SilentDirectory)(run, config) as directory,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from trainer.config import Config, ConfigError, load_config
+from pipeline.shards import Manifest
+from trainer.config import Config, ConfigError, config_errors, load_config
 from trainer.job.learner import training_device
 
 CONFIG = "config.toml"
@@ -42,6 +43,16 @@ def with_delay(config: Config, device: torch.device) -> Config:
         return config
     delay = CUDA_DELAY if device.type == "cuda" else 0
     return replace(config, stepsize=replace(config.stepsize, delay=delay))
+
+
+def of_data(config: Config, manifest: Manifest) -> Config:
+    """The same with what [loss] leaves open as the data of `manifest` has it.
+
+    Raises: ConfigError where they contradict each other.
+    """
+    with config_errors():
+        loss = config.loss.of_data(weight=manifest.format.weight, negatives_kept=manifest.negatives_kept)
+    return replace(config, loss=loss)
 
 
 def kept_settings(run: Path) -> Config | None:

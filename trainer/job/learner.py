@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ from trainer.learner import (
     evaluation_mode,
     rows_of_tables,
     source_hash,
+    table_moduli,
 )
 from trainer.ranks import ALONE, Ranks, held_rows
 from trainer.records import Checkpoint, CheckpointFile, all_finite, seed_generators
@@ -53,7 +54,10 @@ class Learner:
     model: nn.Module
     optimizer: Optimizer
     average: WeightAverage | None
-    table_rows: int
+    table_rows: int | tuple[int, ...]
+    """What buckets are reduced by, `mod`: one number, or one for each sparse column."""
+    tables: int | tuple[int, ...]
+    """Rows of the shared table, or of each feature's own: above the largest of its ids."""
     device: torch.device
     precision: TrainingPrecision
     """Of training; evaluations are in float32, as what is served."""
@@ -75,18 +79,20 @@ class Learner:
         sizes = log_format.bucket_sizes
         seed_generators(config.data.seed)
         with config_errors():
-            _refuse_too_large(config.model, features, sizes, ranks)
-            model = build_model(config.model, **features, seed=config.data.seed, bucket_sizes=sizes, ranks=ranks)
-            if config.model.own:
-                rows, forward = rows_of_tables(config.model, sizes), _measured_by_jvp(config)
-                check_model(model, config.model, **features, table_rows=rows, measured=forward)
+            described = config.model.of_columns(log_format.sparse)
+            _refuse_too_large(described, features, sizes, ranks)
+            model = build_model(described, **features, seed=config.data.seed, bucket_sizes=sizes, ranks=ranks)
+            tables = rows_of_tables(described, sizes)
+            if described.own:
+                check_model(model, described, **features, table_rows=tables, measured=_measured_by_jvp(config))
             model = model.to(device)
             optimizer = build_optimizer(config.optimizer, model)
         return cls(
             model=model,
             optimizer=optimizer,
             average=build_average(config.optimizer, model),
-            table_rows=cast(int, config.model.table_rows),
+            table_rows=table_moduli(described),
+            tables=tables,
             device=device,
             precision=TrainingPrecision(name=config.model.precision, device=device),
             ranks=ranks,
@@ -182,11 +188,19 @@ class Learner:
         with self.answering() as model:
             return evaluate(
                 model,
-                _until(batches, stopping),
+                map(self.weighed, _until(batches, stopping)),
                 split=split,
-                negative_weight=self.loss.evaluated_negative_weight,
+                negative_weight=self.negative_weight(manifest, split),
                 whole=self.ranks.whole_batch,
             )
+
+    def weighed(self, batch: ModelInputs) -> ModelInputs:
+        """The batch as it is scored: without weights that [loss] has no use for."""
+        return batch.weighed_by(None) if self.loss.sample_weights is False else batch
+
+    def negative_weight(self, manifest: Manifest, split: str) -> float:
+        """How many rows of the whole log one of label 0 of a split stands for, where it is scored."""
+        return self.loss.evaluated_weight(manifest.negatives_kept if split == "train" else 1.0)
 
     @contextmanager
     def answering(self) -> Iterator[nn.Module]:

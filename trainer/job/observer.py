@@ -239,7 +239,7 @@ class RunObserver:
 
     def on_evaluation(self, evaluation: Evaluation, *, step: int, seconds: float, training_seconds: float) -> None:
         """One split's evaluation after `step` steps."""
-        values = asdict(evaluation)
+        values = evaluation.values()
         self._directory.records["evals"].append(
             {"step": step, **values, "seconds": seconds, "training_seconds": training_seconds}
         )
@@ -255,9 +255,10 @@ class RunObserver:
             auc=evaluation.auc,
             normalized_entropy=evaluation.normalized_entropy,
         )
+        weighted = "" if evaluation.weight is None else ", weighted"
         auc = "" if evaluation.auc is None else f"  AUC {evaluation.auc:.4f}"
         self._outlets.console.say(
-            f"step {step}: {evaluation.split} loss {evaluation.loss:.5f}{auc}  ({evaluation.rows:,} rows)"
+            f"step {step}: {evaluation.split} loss {evaluation.loss:.5f}{auc}  ({evaluation.rows:,} rows{weighted})"
         )
 
 

@@ -16,18 +16,25 @@ from pipeline.device import Feed, open_feed
 from pipeline.reads import ReadRetries
 from pipeline.shards import Manifest
 from stepsize import Lane
-from stepsize.losses import BCEWithLogits
 from stepsize.policies import Policy, make_policy
 from stepsize.worker import Horizon, StepSizeWorker
 from trainer.config import Config, ConfigError, config_errors
 from trainer.divergence import DivergenceConfig, DivergenceWatch, Recovery, ValidationTrend
-from trainer.job.decided import with_delay
+from trainer.job.decided import of_data, with_delay
 from trainer.job.device import training_stream
 from trainer.job.generations import data_identity, refuse_other_rows, seen_by
 from trainer.job.learner import Learner, training_device
 from trainer.job.lineage.carried_over import carried_over, policy_settings, rate_settings
 from trainer.job.ranks import WantedRows, load_on_ranks, refuse_on_ranks, shares_of, wanted_rows
-from trainer.learner import ProgressiveValidation, TrainingPrecision, build_loss, learning_rate, scheduled_rate
+from trainer.learner import (
+    ProgressiveValidation,
+    TrainedLoss,
+    TrainingPrecision,
+    build_loss,
+    learning_rate,
+    scheduled_rate,
+    table_moduli,
+)
 from trainer.loop import Host, Loop, Observer, Pairs, Position, Timetable
 from trainer.ranks import ALONE, Ranks
 from trainer.records import (
@@ -98,7 +105,7 @@ class TrainingState:
                 worker=self.worker,
                 horizon=self.horizon,
                 average=learner.average,
-                loss=cast(BCEWithLogits, self.worker.loss),
+                loss=cast(TrainedLoss, self.worker.loss),
                 clock=clock,
                 precision=learner.precision,
                 progressive=self.progressive,
@@ -252,7 +259,7 @@ def open_training(
     Raises: ConfigError and InputError for settings that cannot be used, alone or together.
     """
     device = training_device()
-    config = with_delay(config.resolved(), device)
+    config = with_delay(of_data(config.resolved(), manifest), device)
     splits = _evaluated_splits(config, manifest)
     refuse_on_ranks(config, ranks.ranks)
     with ExitStack() as stack:
@@ -261,7 +268,7 @@ def open_training(
             # first what is quick to refuse: the model can be large
             _refuse_two_lengths(config)
             TrainingPrecision(name=config.model.precision, device=device).refuse_unsupported()
-            table_rows = cast(int, config.model.table_rows)
+            table_rows = table_moduli(config.model.of_columns(manifest.format.sparse))
             retries = ReadRetries(config.data.retry_seconds)
             feed = open_feed(
                 config.data,
@@ -290,7 +297,8 @@ def open_training(
                 gather=None if ranks.alone else partial(ranks.gather, what="α*"),
             )
         stack.callback(worker.close)
-        watch = DivergenceWatch(config.divergence, largest_weight=config.loss.largest_weight)
+        largest_weight = config.loss.largest_weight * (_mean_weight(manifest) if config.loss.sample_weights else 1.0)
+        watch = DivergenceWatch(config.divergence, largest_weight=largest_weight)
         trend, recovery = ValidationTrend(), Recovery()
         yield TrainingState(
             learner=learner,
@@ -334,7 +342,13 @@ def _progressive(config: Config, learner: Learner) -> ProgressiveValidation | No
         device=learner.device,
         shift=config.loss.shift,
         negative_weight=config.loss.trained_negative_weight,
+        weighted=bool(config.loss.sample_weights),
     )
+
+
+def _mean_weight(manifest: Manifest) -> float:
+    """Of the data's rows: what a loss is scaled by."""
+    return manifest.statistics["columns"][manifest.format.weight]["mean"] or 1.0
 
 
 def _small(

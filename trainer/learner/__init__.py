@@ -19,8 +19,8 @@ from trainer.learner.schedules import ScheduleConfig, scheduled_rate
 
 if TYPE_CHECKING:
     from trainer.learner.averaging import WeightAverage, build_average
-    from trainer.learner.loss import ShiftedLogits, build_loss
-    from trainer.learner.model import build_model, check_model, count_parameters, rows_of_tables
+    from trainer.learner.loss import ShiftedLogits, TrainedLoss, build_loss, weighed_targets
+    from trainer.learner.model import build_model, check_model, count_parameters, rows_of_tables, table_moduli
     from trainer.learner.optimizers import build_optimizer, evaluation_mode, learning_rate
     from trainer.learner.precision import TrainingPrecision
     from trainer.learner.scoring import Evaluation, Evaluator, HostCopy, ProgressiveValidation, evaluate
@@ -35,6 +35,7 @@ __all__ = [
     "ProgressiveValidation",
     "ScheduleConfig",
     "ShiftedLogits",
+    "TrainedLoss",
     "TrainingPrecision",
     "WeightAverage",
     "beside",
@@ -51,6 +52,8 @@ __all__ = [
     "rows_of_tables",
     "scheduled_rate",
     "source_hash",
+    "table_moduli",
+    "weighed_targets",
 ]
 
 _FILES = {
@@ -59,6 +62,7 @@ _FILES = {
     "HostCopy": "scoring",
     "ProgressiveValidation": "scoring",
     "ShiftedLogits": "loss",
+    "TrainedLoss": "loss",
     "TrainingPrecision": "precision",
     "WeightAverage": "averaging",
     "build_average": "averaging",
@@ -71,6 +75,8 @@ _FILES = {
     "evaluation_mode": "optimizers",
     "learning_rate": "optimizers",
     "rows_of_tables": "model",
+    "table_moduli": "model",
+    "weighed_targets": "loss",
 }
 
 

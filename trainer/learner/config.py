@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +41,10 @@ class ModelConfig:
     `table_rows` at most. A model of your own is called with a tuple of their rows then."""
     table_rows: int | None = None
     """Rows of the one embedding table that all sparse features share, or the most that a feature's own has."""
+    feature_rows: tuple[int, ...] | dict[str, int] | None = None
+    """With tables = "per_feature": the most rows of features' own tables instead of `table_rows`, one number for each
+    sparse column in order, or some by column name, e.g. feature_rows = { C3 = 1000 }. A bucket b is row
+    int32(float32(b)) mod this number."""
     embedding_dim: int | None = None
     """Width of an embedding, and of the bottom MLP's output; not for a model of your own, nor are those below."""
     bottom: tuple[int, ...] | None = None
@@ -57,6 +63,7 @@ class ModelConfig:
             value = getattr(self, name)
             if value is not None and not 1 <= value < 2**31:
                 raise ValueError(f"model.{name} is {value}; give a whole number from 1 to 2³¹ − 1")
+        self._check_feature_rows()
         for name in ("bottom", "top"):
             widths = getattr(self, name)
             if widths is not None and (not widths or min(widths) < 1):
@@ -68,6 +75,44 @@ class ModelConfig:
                 f"model.factory is {self.factory!r}; give one of {', '.join(SHIPPED_MODELS)}, "
                 '"module:name" or "path/file.py:name"'
             )
+
+    def _check_feature_rows(self) -> None:
+        rows = self.feature_rows
+        if rows is None:
+            return
+        if self.tables != "per_feature":
+            raise ValueError(
+                f"model.feature_rows is given and model.tables is {self.tables!r}; set that to 'per_feature', or leave "
+                "model.feature_rows out"
+            )
+        named = rows.items() if isinstance(rows, dict) else enumerate(rows, 1)
+        for name, value in named:
+            if not 1 <= value < 2**31:
+                raise ValueError(f"model.feature_rows: {name} has {value}; give a whole number from 1 to 2³¹ − 1")
+
+    def of_columns(self, sparse: Sequence[str]) -> ModelConfig:
+        """The same with `feature_rows`, if there are any, for each of the sparse columns in order.
+
+        Raises: ValueError for a name that is none of theirs, or another number of them.
+        """
+        rows = self.feature_rows
+        if rows is None:
+            return self
+        if not isinstance(rows, dict):
+            if len(rows) != len(sparse):
+                raise ValueError(
+                    f"model.feature_rows has {len(rows)} numbers and the data {len(sparse)} sparse columns; give one "
+                    "each, or some by name: { COLUMN = ROWS }"
+                )
+            return self
+        for name in rows:
+            if name not in sparse:
+                near = get_close_matches(name, sparse, n=1)
+                meant = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(sparse)}"
+                raise ValueError(f"model.feature_rows: {name!r} is no sparse column of the data; {meant}")
+        others = self.resolved().table_rows
+        assert others is not None
+        return replace(self, feature_rows=tuple(rows.get(name, others) for name in sparse))
 
     @property
     def own(self) -> bool:

@@ -17,27 +17,42 @@ from trainer.learner.factory import made
 from trainer.learner.models import DLRM, SHIPPED
 from trainer.ranks import ALONE, Ranks
 
-__all__ = ["DLRM", "build_model", "check_model", "count_parameters", "rows_of_tables"]
+__all__ = ["DLRM", "build_model", "check_model", "count_parameters", "rows_of_tables", "table_moduli"]
 
 CHECKED_ROWS = 7
 """Of the batch that a model is checked with: not a number that a model has for anything else."""
 
 
+def table_moduli(config: ModelConfig) -> int | tuple[int, ...]:
+    """What buckets are reduced by to be rows of a table, `mod`: one number, or each feature's own.
+
+    `config` is as `ModelConfig.of_columns` gives it.
+    """
+    resolved = config.resolved()
+    assert resolved.table_rows is not None
+    if resolved.feature_rows is None:
+        return resolved.table_rows
+    assert not isinstance(resolved.feature_rows, dict), "the columns' names are not looked up"
+    return resolved.feature_rows
+
+
 def rows_of_tables(config: ModelConfig, bucket_sizes: Sequence[int] | None) -> int | tuple[int, ...]:
     """Rows of the shared table, or of each feature's own: above the largest of its ids, which are
-    int32(float32(bucket)) mod table_rows.
+    int32(float32(bucket)) mod `table_moduli`.
 
     Raises: ValueError if bucket sizes are needed and not given, or the tables together have 2³¹ rows or more.
     """
-    rows = config.resolved().table_rows
-    assert rows is not None
+    moduli = table_moduli(config)
     if config.tables == "shared":
-        return rows
+        return moduli
     if bucket_sizes is None:
         raise ValueError('model.tables is "per_feature", which needs the bucket sizes of the features')
-    sizes = tuple(min(rows, int(np.float32(size - 1)) + 1) for size in bucket_sizes)
+    moduli = (moduli,) * len(bucket_sizes) if isinstance(moduli, int) else moduli
+    sizes = tuple(min(rows, int(np.float32(size - 1)) + 1) for rows, size in zip(moduli, bucket_sizes, strict=True))
     if sum(sizes) >= 2**31:
-        raise ValueError(f"model.tables: together they have {sum(sizes):,} rows; lower model.table_rows")
+        raise ValueError(
+            f"model.tables: together they have {sum(sizes):,} rows; lower model.table_rows or model.feature_rows"
+        )
     return sizes
 
 

@@ -84,19 +84,20 @@ class Ranks:
             dist.all_to_all_single(taken, given.contiguous(), list(take), list(give), group=self.data)
         return taken
 
-    def whole_batch(self, logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and labels (R,) of a batch of which each rank has a share (R/ranks,), in the order of rows."""
+    def whole_batch(self, logits: Tensor, label: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits, labels and weights (R,) of a batch of which each rank has a share, in the order of rows."""
         if self.alone:
-            return logits, label
+            return logits, label, weight
         rows = [int(told[0]) for told in self.gather([len(label)], what="evaluation")]
-        own = torch.zeros((2, max(rows)), dtype=logits.dtype, device=logits.device)
-        own[:, : len(label)] = torch.stack([logits.detach(), label.to(logits.dtype)])
+        given = [logits.detach(), label, *([] if weight is None else [weight])]
+        own = torch.zeros((len(given), max(rows)), dtype=logits.dtype, device=logits.device)
+        own[:, : len(label)] = torch.stack([one.to(logits.dtype) for one in given])
         everyone = [torch.empty_like(own) for _ in rows]
         self.sent_bytes["evaluation"] += (self.ranks - 1) * own.nbytes
         with self._contact("evaluation"):
             dist.all_gather(everyone, own, group=self.data)
         whole = torch.cat([found[:, :count] for found, count in zip(everyone, rows, strict=True)], dim=1)
-        return whole[0], whole[1].to(label.dtype)
+        return whole[0], whole[1].to(label.dtype), None if weight is None else whole[2].to(weight.dtype)
 
     def gather(self, numbers: Sequence[float], *, what: str = "control") -> list[list[float]]:
         """Every rank's numbers, as many on each, in the order of ranks; float64, from host to host."""

@@ -23,7 +23,7 @@ from trainer.report.plotting import (
     step_axis,
     style,
 )
-from trainer.report.report import DPI, Table, duration, write_page, write_report, write_table
+from trainer.report.report import DPI, Table, duration, page_text, write_page, write_report, write_table
 from trainer.report.summary import best_of_split, bin_means, evaluation_at
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "evaluation_at",
     "legend",
     "new_figure",
+    "page_text",
     "step_axis",
     "style",
     "write_page",

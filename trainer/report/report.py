@@ -45,6 +45,7 @@ CAPTIONS = {
     "bias": "From one batch alone (biased), α* is far too large, because a step always looks good on the rows it was "
     "made from.",
 }
+TEMPLATES = Path(__file__).parent / "templates"
 DPI = 150
 ROUNDING = 1e-12
 """Of a mean: what lies below is no deviation from it."""
@@ -364,11 +365,14 @@ def write_page(
     messages: Iterable[tuple[int | None, str]] = (),
 ) -> None:
     """Writes an HTML page, whole or not at all: sentences, (stem, caption) of PNGs beside it, tables, messages."""
+    text = page_text("report.html", run=title, sentences=said, figures=pictures, tables=tables, messages=messages)
+    write_atomically(page, text.encode())
+
+
+def page_text(template: str, folder: Path = TEMPLATES, **values: Any) -> str:
+    """An HTML page from a template of `folder`, which extends our `page.html`: all pages look alike."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("trainer.report", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader([folder, TEMPLATES]), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["shown"] = shown
-    text = environment.get_template("report.html").render(
-        run=title, sentences=said, figures=pictures, tables=tables, messages=messages
-    )
-    write_atomically(page, text.encode())
+    return environment.get_template(template).render(values)

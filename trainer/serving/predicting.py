@@ -23,7 +23,16 @@ from pipeline.source import Source, find_sources
 from trainer.job import EVALUATION_BATCH_ROWS
 from trainer.learner import Evaluation, HostCopy
 from trainer.serving.opened import OpenedRun, open_run
-from trainer.serving.scores import NO_LABEL, RECORD, REJECTED, KeptScores, Scored, probabilities, write_lines
+from trainer.serving.scores import (
+    NO_LABEL,
+    RECORD,
+    REJECTED,
+    WEIGHTED_RECORD,
+    KeptScores,
+    Scored,
+    probabilities,
+    write_lines,
+)
 
 COMMIT_SECONDS = 5.0
 """So much work at most is done again after a kill."""
@@ -58,6 +67,10 @@ class Rows(Protocol):
         """From line `lines` on, before which there were `rows` rows."""
         ...
 
+    def negative_weight(self, opened: OpenedRun) -> float:
+        """How many rows of the whole log one of label 0 stands for."""
+        ...
+
     def refuse_changed(self) -> None:
         """Raises: InputError if it is not what it was when it was found."""
 
@@ -77,6 +90,9 @@ class LogRows:
 
     def total(self) -> int | None:
         return None
+
+    def negative_weight(self, opened: OpenedRun) -> float:
+        return opened.learner.loss.evaluated_negative_weight
 
     def batches(self, opened: OpenedRun, *, lines: int, rows: int) -> Iterator[ScoringBatch]:
         found = open_lines(
@@ -110,6 +126,9 @@ class SplitRows:
 
     def total(self) -> int | None:
         return self.manifest.splits[self.split].rows
+
+    def negative_weight(self, opened: OpenedRun) -> float:
+        return opened.learner.negative_weight(self.manifest, self.split)
 
     def batches(self, opened: OpenedRun, *, lines: int, rows: int) -> Iterator[ScoringBatch]:
         found = open_rows(
@@ -179,11 +198,13 @@ def predict_run(
     target = None if out == STANDARD_OUTPUT else _target(Path(out), force=force)
     rows, manifest = _rows_of(sources, split, labelled, data)
     opened = open_run(run, checkpoint=checkpoint, best=best, manifest=manifest)
+    weighted = opened.log_format.weight and opened.learner.loss.sample_weights is not False
+    record = WEIGHTED_RECORD if weighted else RECORD
     predicted = Predicted(step=opened.step)
     with ExitStack() as stack:
         if target is None:
-            scored = Scored(opened.learner.loss.evaluated_negative_weight)
-            for records, _ in _scored(opened, rows, predicted, report):
+            scored = Scored(rows.negative_weight(opened), record)
+            for records, _ in _scored(opened, rows, record, predicted, report):
                 scored.add(records)
                 write_lines(probabilities(records), sys.stdout)
             sys.stdout.flush()
@@ -199,17 +220,17 @@ def predict_run(
             "batch_rows": EVALUATION_BATCH_ROWS,
             **rows.identity(),
         }
-        kept = stack.enter_context(KeptScores(target, identity))
+        kept = stack.enter_context(KeptScores(target, identity, record))
         predicted.lines, predicted.rows, predicted.resumed_lines = kept.lines, kept.rows, kept.lines
         committed = time.monotonic()
-        for records, count in _scored(opened, rows, predicted, report):
+        for records, count in _scored(opened, rows, record, predicted, report):
             kept.add(records, count)
             if time.monotonic() - committed >= COMMIT_SECONDS:
                 kept.commit()
                 committed = time.monotonic()
         _refuse_nothing(predicted, sources)
         rows.refuse_changed()
-        predicted.evaluation = kept.publish(Scored(opened.learner.loss.evaluated_negative_weight))
+        predicted.evaluation = kept.publish(Scored(rows.negative_weight(opened), record))
     return predicted
 
 
@@ -219,13 +240,13 @@ def _refuse_nothing(predicted: Predicted, sources: Sequence[str]) -> None:
 
 
 def _scored(
-    opened: OpenedRun, rows: Rows, predicted: Predicted, report: Report
+    opened: OpenedRun, rows: Rows, record: np.dtype, predicted: Predicted, report: Report
 ) -> Iterator[tuple[NDArray[np.void], int]]:
     """The records of further lines, and how many of them are rows; `predicted` is brought up to date with them."""
     total = rows.total()
     with opened.learner.answering() as model, torch.no_grad():
         for batch in rows.batches(opened, lines=predicted.lines, rows=predicted.rows):
-            records = np.zeros(batch.lines, RECORD)
+            records = np.zeros(batch.lines, record)
             records["label"] = REJECTED
             count = 0
             if batch.inputs is not None:
@@ -234,6 +255,8 @@ def _scored(
                 records["logit"][batch.places] = logits.numpy()
                 records["probability"][batch.places] = probability.numpy()
                 records["label"][batch.places] = label.numpy() if batch.labelled else NO_LABEL
+                if record is WEIGHTED_RECORD and batch.inputs.weight is not None:
+                    (records["weight"][batch.places],) = HostCopy(batch.inputs.weight).wait()
                 count = batch.inputs.rows
             predicted.lines += batch.lines
             predicted.rows += count

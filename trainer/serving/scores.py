@@ -26,6 +26,8 @@ NO_LABEL, REJECTED = 254, 255
 RECORD = np.dtype([("logit", "<f4"), ("probability", "<f4"), ("label", "u1")])
 """Of a line: the model's logit, its sigmoid (made in the same pass, as its last bit can depend on how many there are at
 once), and its label, NO_LABEL, or REJECTED where there is no row and so no logit."""
+WEIGHTED_RECORD = np.dtype([*RECORD.descr, ("weight", "<f4")])
+"""The same with how often the row counts."""
 _AT_ONCE = 128 * EVALUATION_BATCH_ROWS
 _SCHEMA = pa.schema([("probability", pa.float32())])
 
@@ -33,9 +35,9 @@ _SCHEMA = pa.schema([("probability", pa.float32())])
 class KeptScores:
     """OUT.partial: the records of the lines that are done, and how far they go, for as long as OUT is being made."""
 
-    def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path, identity: Mapping[str, Any], record: np.dtype = RECORD) -> None:
         self.folder = out.with_name(out.name + ".partial")
-        self._out, self._identity = out, dict(identity)
+        self._out, self._identity, self._record = out, dict(identity), record
         self.lines = self.rows = 0
         """That are done."""
 
@@ -57,7 +59,7 @@ class KeptScores:
             ) from None
         self.lines, self.rows = self._done()
         self._file = self._records.open("ab")
-        self._file.truncate(self.lines * RECORD.itemsize)
+        self._file.truncate(self.lines * self._record.itemsize)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -78,7 +80,7 @@ class KeptScores:
             size = self._records.stat().st_size
         except (OSError, ValueError):
             return 0, 0
-        if state["identity"] != self._identity or size < state["lines"] * RECORD.itemsize:
+        if state["identity"] != self._identity or size < state["lines"] * self._record.itemsize:
             return 0, 0
         return state["lines"], state["rows"]
 
@@ -125,16 +127,16 @@ class KeptScores:
 
     def _read(self) -> Iterator[NDArray[np.void]]:
         with self._records.open("rb") as file:
-            while len(records := np.fromfile(file, RECORD, count=_AT_ONCE)):
+            while len(records := np.fromfile(file, self._record, count=_AT_ONCE)):
                 yield records
 
 
 class Scored:
     """How good scores are, of records in their order; in the batches of `evaluate`, so that its sums are the same."""
 
-    def __init__(self, negative_weight: float) -> None:
+    def __init__(self, negative_weight: float, record: np.dtype = RECORD) -> None:
         self._evaluator = Evaluator(negative_weight=negative_weight)
-        self._left = np.empty(0, RECORD)
+        self._left = np.empty(0, record)
         self.rows = 0
 
     def add(self, records: NDArray[np.void]) -> None:
@@ -154,7 +156,8 @@ class Scored:
     def _count(self, records: NDArray[np.void]) -> None:
         self.rows += len(records)
         logits, label = records["logit"].copy(), records["label"].astype(np.float32)
-        self._evaluator.add(torch.from_numpy(logits), torch.from_numpy(label))
+        weight = torch.from_numpy(records["weight"].copy()) if "weight" in (records.dtype.names or ()) else None
+        self._evaluator.add(torch.from_numpy(logits), torch.from_numpy(label), weight)
 
 
 def probabilities(records: NDArray[np.void]) -> pa.Table:

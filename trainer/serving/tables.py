@@ -6,18 +6,22 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.errors import InputError
 from trainer.records import RunHistory, read_records
+
+if TYPE_CHECKING:
+    DataFrame = Any  # of pandas, which need not be there
 
 _COUNTS = ("step", "last_step", "steps", "epoch", "rows", "estimates")
 
 
 class RunTables:
-    """The records of a run directory, read when they are first asked for; `.to_pandas()` of each is the user's.
+    """The records of a run directory, read when they are first asked for; `frame` gives each as a DataFrame.
 
     A run in progress gives what is written so far. Numbers that a line has not are null.
     """
@@ -55,6 +59,25 @@ class RunTables:
         records = list(read_records(self._run / "events.jsonl", damaged=lambda line: None))
         names = dict.fromkeys(("time", "event", *(name for record in records for name in record)))
         return pa.table({name: _values(record.get(name) for record in records) for name in names})
+
+    def frame(self, name: Literal["steps", "alpha", "evaluations", "events"]) -> DataFrame:
+        """One of the tables as a DataFrame of pandas, where what is null is missing.
+
+        Raises: InputError if there is no such table, or pandas is not installed.
+        """
+        names = ("steps", "alpha", "evaluations", "events")
+        if name not in names:
+            raise InputError(f"there are no records {name!r}; give one of {', '.join(names)}")
+        try:
+            import pandas  # noqa: F401  # pyright: ignore[reportMissingImports]
+        except ModuleNotFoundError as error:
+            if error.name != "pandas":
+                raise
+            raise InputError(
+                f"records as a DataFrame need pandas; pip install 'alphastream[pandas]', or use records.{name}, an "
+                "Arrow table"
+            ) from None
+        return getattr(self, name).to_pandas()
 
 
 def _table(columns: Mapping[str, Any]) -> pa.Table:

@@ -55,14 +55,24 @@ def _of_tensors(model: nn.Module, learner: Learner, inputs: tuple[Tensor, ...]) 
         raise InputError(
             f"dense {tuple(dense.shape)} and ids {tuple(ids.shape)} do not fit; give dense (R, D) and ids (S, R)"
         )
-    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < learner.table_rows:
-        raise InputError(f"ids from {int(ids.min())} to {int(ids.max())}; the table has {learner.table_rows} rows")
+    _refuse_outside(ids, learner.tables)
     found = np.empty(len(dense), np.float32)
     for start in range(0, len(dense), EVALUATION_BATCH_ROWS):
         rows = slice(start, start + EVALUATION_BATCH_ROWS)
         logits = model(dense[rows].to(learner.device), ids[:, rows].to(learner.device))
         found[rows] = logits.float().sigmoid().cpu().numpy()
     return found
+
+
+def _refuse_outside(ids: Tensor, tables: int | tuple[int, ...]) -> None:
+    """Raises: InputError for ids (S, R) that are no rows of the table, or of their own feature's."""
+    rows = (tables,) * len(ids) if isinstance(tables, int) else tables
+    if len(rows) != len(ids):
+        raise InputError(f"ids {tuple(ids.shape)}: the model has {len(rows)} sparse features; give ids (S, R)")
+    for feature, (each, limit) in enumerate(zip(ids, rows, strict=True)):
+        if each.numel() and not 0 <= int(each.min()) <= int(each.max()) < limit:
+            which = "the table" if isinstance(tables, int) else f"the table of sparse feature {feature}"
+            raise InputError(f"ids from {int(each.min())} to {int(each.max())}; {which} has {limit} rows")
 
 
 def _of_lines(
@@ -113,7 +123,9 @@ def _as_table(values: Any) -> pa.Table | None:
 
 def _lines_of(table: pa.Table, log_format: LogFormat) -> tuple[list[str], bool]:
     """The rows as lines of the log, and whether they have the label. Columns that no model reads may be missing."""
-    labelled = log_format.label in table.column_names
+    given = {log_format.label, *filter(None, [log_format.weight])}
+    labelled = given <= set(table.column_names)  # a label without its weight is of no use, and needs none here
+    read = given if labelled else set()
     needed = {*log_format.dense, *log_format.sparse}
     if missing := sorted(needed - set(table.column_names)):
         raise InputError(f"the table lacks column {missing[0]!r}; format {log_format.name!r} has {len(needed)} of them")
@@ -121,7 +133,7 @@ def _lines_of(table: pa.Table, log_format: LogFormat) -> tuple[list[str], bool]:
     for name in log_format.columns:
         if name == log_format.label and not labelled:
             continue
-        if name not in needed and name != log_format.label:
+        if name not in needed and name not in read:
             columns.append(pa.array([""] * len(table), pa.string()))
             continue
         columns.append(_texts(table[name], name, log_format.delimiter))

@@ -17,7 +17,13 @@ from pipeline.schema import LogFormat
 from pipeline.shards import Manifest
 from pipeline.source import check_sources, find_sources
 
-_DEFAULTS = {"format": "criteo", "bucket_sizes": None, "rows_per_shard": 262_144, "compression": "lz4"}
+_DEFAULTS = {
+    "format": "criteo",
+    "bucket_sizes": None,
+    "rows_per_shard": 262_144,
+    "compression": "lz4",
+    "keep_negatives": 1.0,
+}
 
 
 class Addition(NamedTuple):
@@ -49,6 +55,7 @@ def plan_addition(config: PreprocessConfig, manifest: Manifest) -> Addition:
         test=config.test,
         rows_per_shard=manifest.plan.get("rows_per_shard", config.rows_per_shard),
         compression=manifest.compression,
+        keep_negatives=manifest.negatives_kept,
         notices=notices,
     )
     return Addition(plan=plan, notices=notices)
@@ -73,7 +80,7 @@ def _notice(out: Path, parted: Sorted) -> Sequence[str]:
 def _check_options(config: PreprocessConfig, manifest: Manifest) -> None:
     """Raises: InputError for an option that was given and is not what the folder was made with."""
     given = {name for name, default in _DEFAULTS.items() if name in config.named or getattr(config, name) != default}
-    own: dict[str, object] = {"compression": manifest.compression}
+    own: dict[str, object] = {"compression": manifest.compression, "keep_negatives": manifest.negatives_kept}
     own["rows_per_shard"] = manifest.plan.get("rows_per_shard", config.rows_per_shard)
     for name, value in own.items():
         if name in given and getattr(config, name) != value:

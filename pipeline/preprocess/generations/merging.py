@@ -11,6 +11,8 @@ from pipeline.encode import collision_rate, distinct_estimate
 from pipeline.schema import LogFormat
 from pipeline.shards import AT_LEAST, AT_MOST, bounds_of
 
+DROPPED = "dropped_negatives"
+
 
 def merge_statistics(
     log_format: LogFormat,
@@ -28,7 +30,7 @@ def merge_statistics(
     same, and their sum, for none may. Both are estimates with the standard error of `distinct`.
     """
     columns: dict[str, dict[str, Any]] = {}
-    for name in log_format.dense:
+    for name in (*log_format.dense, *filter(None, [log_format.weight])):
         columns[name] = _merged_integers(before["columns"][name], before["rows"], after["columns"][name], after["rows"])
     for j, name in enumerate(log_format.sparse):
         both = (before["columns"][name]["missing_rate"], after["columns"][name]["missing_rate"])
@@ -37,7 +39,13 @@ def merge_statistics(
         known = uncounted["columns"][name] if uncounted else None
         columns[name] |= _distinct_values(log_format.bucket_sizes[j], counted, known)
     splits = {name: _merged_labels(split, after["splits"][name]) for name, split in before["splits"].items()}
-    return {**_merged_labels(before, after), "splits": splits, "columns": columns}
+    dropped = before.get(DROPPED, 0) + after.get(DROPPED, 0)
+    return {
+        **_merged_labels(before, after),
+        "splits": splits,
+        "columns": columns,
+        **({DROPPED: dropped} if dropped else {}),
+    }
 
 
 def _distinct_values(buckets: int, counted: int, uncounted: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stepsize.errors import MeasurementError
-from stepsize.losses import BCEWithLogits, CrossEntropy, Loss, SquaredError
+from stepsize.losses import BCEWithLogits, CrossEntropy, Loss, SquaredError, unweighted
 from stepsize.measuring.direction import Batch, Direction
 from stepsize.measuring.kept import own_copy
 from stepsize.measuring.passes import ForwardContext, undisturbed
@@ -47,7 +47,7 @@ def quadratic_form(
     moving = [parameter for name, parameter in replica.named_parameters() if name in direction.differences]
     change = [direction.differences[name] for name, _ in replica.named_parameters() if name in direction.differences]
     # curvlinops wants (R, C) logits; the losses that take logits of any shape don't mind.
-    columns = isinstance(loss, BCEWithLogits | SquaredError)
+    columns = isinstance(unweighted(loss), BCEWithLogits | SquaredError)
     targets = batch.targets.reshape(len(batch.targets), -1) if columns else batch.targets
     with undisturbed(batch.generators), context():
         try:

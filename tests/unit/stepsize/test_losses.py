@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stepsize.errors import MeasurementError
-from stepsize.losses import AutogradLoss, BCEWithLogits, CrossEntropy, SquaredError, as_loss
+from stepsize.losses import AutogradLoss, BCEWithLogits, CrossEntropy, SquaredError, WeightedRows, as_loss
 
 G = torch.Generator().manual_seed(0)
 Z1, T1 = torch.randn(2, 7, 1, generator=G, dtype=torch.float64) * 3
@@ -24,6 +24,18 @@ FORMS = {
     "bce_weighted": (BCEWithLogits(positive_weight=3.0, negative_weight=0.3, label_smoothing=0.1), Z5, HARD, T5),
     "cross_entropy": (CrossEntropy(), Z5, CLASSES, T5),
     "cross_entropy_unnormalized": (CrossEntropy(), Z5, SOFT, T5),
+    "bce_weighted_rows": (
+        WeightedRows(BCEWithLogits(positive_weight=3.0, label_smoothing=0.1)),
+        Z1,
+        torch.stack([torch.randint(2, (7,), generator=G).double(), torch.rand(7, generator=G).double() * 9], 1),
+        T1,
+    ),
+    "cross_entropy_weighted_rows": (
+        WeightedRows(nn.CrossEntropyLoss()),  # pyright: ignore[reportArgumentType]
+        Z5,
+        torch.stack([CLASSES.double(), torch.rand(7, generator=G).double() * 9], 1),
+        T5,
+    ),
     "squared": (SquaredError(), Z5, SOFT, T5),
     "squared_halved": (SquaredError(halved=True), Z5, SOFT, T5),
 }

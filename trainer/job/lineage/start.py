@@ -87,6 +87,7 @@ def tell_of_beginning(config: Config, state: TrainingState, outlets: Outlets) ->
     """Says how many steps a new run has, which rows it keeps for probing, and where policy auto is unsure."""
     outlets.metrics.progress(0, total_steps=state.total_steps)
     say_what_is_held_out(config, state, outlets)
+    _say_what_counts(state, outlets)
     if config.stepsize.policy != "auto" or state.total_steps is None:
         return
     passes = state.total_steps / (state.feed.steps_per_epoch or math.inf)
@@ -102,6 +103,25 @@ def tell_of_beginning(config: Config, state: TrainingState, outlets: Outlets) ->
             "a model overfits, so stepsize.policy = 'auto' holds its rate there as if it learned; go by the validation "
             "loss and the best checkpoint",
             step=0,
+        )
+
+
+def _say_what_counts(state: TrainingState, outlets: Outlets) -> None:
+    """Says how the data's rows are weighed, and what was left out of them."""
+    loss, manifest = state.config.loss, state.manifest
+    if column := manifest.format.weight:
+        mean = manifest.statistics["columns"][column]["mean"]
+        counts = f"a row counts as often as {column!r} says, {mean:.4g} times on average"
+        outlets.console.say(
+            f"{counts}; loss.sample_weights = false has each count once"
+            if loss.sample_weights
+            else f"the weights in {column!r} are not used, as loss.sample_weights = false has it"
+        )
+    if manifest.negatives_kept < 1:
+        corrected = "answers stay theirs" if loss.correction == "none" else "answers are corrected to the whole log"
+        outlets.console.say(
+            f"the training rows have {manifest.negatives_kept:g} of the log's rows of label 0; {corrected} "
+            f"(loss.correction = {loss.correction!r})"
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.learner.scoring.evaluation import Evaluation, area_of_counts, evaluation_of, row_weights
+from trainer.learner.scoring.evaluation import Evaluation, WeightSums, area_of_counts, evaluation_of, row_weights
 from trainer.learner.scoring.host_copy import HostCopy
 
 PROGRESSIVE = "progressive"
@@ -44,7 +44,9 @@ class ProgressiveValidation:
         device: torch.device,
         shift: float = 0.0,
         negative_weight: float = 1.0,
+        weighted: bool = False,
     ) -> None:
+        """`weighted`: whether each row counts as often as its own weight says."""
         self.window_rows, self.once = window_rows, once
         self._shift, self._negative_weight = shift, negative_weight
         self._closed: deque[_Window] = deque()
@@ -54,27 +56,41 @@ class ProgressiveValidation:
         """Rows by bin, first the negative ones."""
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)
         """Of the losses, of the predicted probabilities."""
+        self._weights = torch.zeros(2 * BINS if weighted else 0, dtype=torch.float64, device=device)
+        """Of rows by bin; empty where rows have none."""
 
     @torch.no_grad()
-    def add(self, logits: Tensor, label: Tensor, *, step: int, epoch: int, next_epoch: int) -> None:
-        """Takes in logits (R,) and labels 0 or 1 (R,) of `step` in `epoch`; the batch after it is in `next_epoch`.
+    def add(
+        self,
+        logits: Tensor,
+        label: Tensor,
+        weight: Tensor | None = None,
+        *,
+        step: int,
+        epoch: int,
+        next_epoch: int,
+    ) -> None:
+        """Takes in logits (R,), labels 0 or 1 (R,) and, if rows are `weighted`, how often each counts (R,), of `step`
+        in `epoch`; the batch after it is in `next_epoch`.
 
         Steps come in order.
         """
         if epoch > 0 and not self.once:
             return
         values = logits.detach().double() + self._shift
-        weights = row_weights(label, self._negative_weight)
+        weights = row_weights(label, self._negative_weight, weight)
         losses = functional.binary_cross_entropy_with_logits(values, label.double(), weights, reduction="none")
         predicted = values.sigmoid() if weights is None else values.sigmoid() * weights
         finite = losses.isfinite()
         scaled = (values / LIMIT + 1.0) * (BINS / 2)
         bins = scaled.nan_to_num(0.0).clamp(0, BINS - 1).long() + BINS * (label > 0.5)
         self._counts.index_add_(0, bins, finite.int())
+        if weight is not None:  # in the order of the rows on any device, as `index_add_` of floats is not
+            self._weights.index_put_((bins,), weight.double().masked_fill(~finite, 0.0), accumulate=True)
         self._sums += torch.stack([part.masked_fill(~finite, 0.0).sum() for part in (losses, predicted)])
         self._rows += len(label)
         if self._rows >= self.window_rows or (next_epoch > epoch and not self.once):
-            self._closed.append(_Window(step, HostCopy(self._counts, self._sums)))
+            self._closed.append(_Window(step, HostCopy(self._counts, self._sums, self._weights)))
             self._begin()
 
     def take(self, step: int) -> Evaluation | None:
@@ -86,13 +102,14 @@ class ProgressiveValidation:
             return None
         window = self._closed.popleft()
         assert window.step == step, f"the window of step {window.step} was not taken"
-        counts, sums = window.content.wait()
+        counts, sums, weights = window.content.wait()
         counts = counts.view(2, BINS)
         rows, positives = int(counts.sum()), int(counts[1].sum())
         if rows == 0:
             return None
         loss, predicted = sums.tolist()
-        area = area_of_counts(counts.numpy())
+        of_labels = weights.view(2, BINS) if len(weights) else None
+        area = area_of_counts((counts if of_labels is None else of_labels).numpy())
         return evaluation_of(
             split=PROGRESSIVE,
             rows=rows,
@@ -101,12 +118,14 @@ class ProgressiveValidation:
             predicted=predicted,
             area=area,
             negative_weight=self._negative_weight,
+            weights=None if of_labels is None else WeightSums(float(of_labels.sum()), float(of_labels[1].sum())),
         )
 
     def state_dict(self) -> dict[str, Any]:
         """The window that is open, without copies; those that ended must have been taken."""
         assert not self._closed, "a window was not taken"
-        return {"rows": self._rows, "counts": self._counts, "sums": self._sums}
+        weights = {"weights": self._weights} if len(self._weights) else {}
+        return {"rows": self._rows, "counts": self._counts, "sums": self._sums, **weights}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Continue from `state_dict`'s values; None: with a window that has no rows yet."""
@@ -117,11 +136,14 @@ class ProgressiveValidation:
         self._rows = state["rows"]
         self._counts.copy_(state["counts"])
         self._sums.copy_(state["sums"])
+        if len(self._weights):
+            self._weights.copy_(state["weights"])
 
     def _begin(self) -> None:
         """A window without rows, in memory of its own: that of the last is on its way to the host."""
         self._rows = 0
         self._counts, self._sums = torch.zeros_like(self._counts), torch.zeros_like(self._sums)
+        self._weights = torch.zeros_like(self._weights)
 
 
 class _Window(NamedTuple):

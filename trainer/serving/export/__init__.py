@@ -2,7 +2,7 @@
 
 For example:
 
-    export_run("RUN", Path("clicks"), say=print)   # clicks/model.pt2, model.onnx, encode.py, card.json, README.md
+    export_run("RUN", Path("clicks"), say=print)   # clicks/model.pt2, model.onnx, encode.py, card.json, card.html
 """
 
 from __future__ import annotations

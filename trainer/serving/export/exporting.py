@@ -13,7 +13,6 @@ from torch import nn
 from pipeline.errors import InputError
 from pipeline.schema import LogFormat
 from pipeline.shards import Manifest, sync_file, sync_folder
-from trainer.learner import rows_of_tables
 from trainer.serving.export.card import encoder_parameters, model_card, write_card
 from trainer.serving.export.programs import (
     CHECKED_ROWS,
@@ -77,8 +76,8 @@ def export_run(
     return opened.step
 
 
-def encoder_source(log_format: LogFormat, table_rows: int) -> str:
-    """`encode.py` for lines of a format and a table of so many rows."""
+def encoder_source(log_format: LogFormat, table_rows: int | tuple[int, ...]) -> str:
+    """`encode.py` for lines of a format and a table of so many rows, or one each for its sparse columns."""
     parameters = pformat(encoder_parameters(log_format, table_rows), width=118, compact=True, sort_dicts=False)
     return _TEMPLATE.read_text(encoding="utf-8").replace(_PLACE, parameters)
 
@@ -88,7 +87,7 @@ def _write_programs(
 ) -> dict[str, float]:
     """The largest difference of each program from the model."""
     log_format = opened.log_format
-    tables = rows_of_tables(opened.config.model, log_format.bucket_sizes)
+    tables = opened.learner.tables
     sizes = (tables,) * len(log_format.sparse) if isinstance(tables, int) else tables
     batches = [sample_inputs(rows, dense_features=len(log_format.dense), table_rows=sizes) for rows in CHECKED_ROWS]
     say(f"step {opened.step:,}: writing model.pt2")

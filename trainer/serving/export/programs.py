@@ -93,7 +93,8 @@ def write_onnx(program: ExportedProgram, inputs: Inputs, path: Path) -> None:
 
     Raises: ConfigError for a program that ONNX has no operators for.
     """
-    weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
+    held = [*program.state_dict.values(), *program.constants.values()]
+    weight_bytes = sum(each.numel() * each.element_size() for each in held if isinstance(each, Tensor))
     rows = Dim("rows")
     try:
         with _silent():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import threading
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -50,15 +51,33 @@ def test_a_loop_that_was_left_goes_on(tiny_data: Path) -> None:
         assert values(islice(left, 2)) + values(left) == values(whole)
 
 
-def test_ranks_share_every_batch(tiny_data: Path) -> None:
-    with (
-        open_here(tiny_data) as whole,
-        open_here(tiny_data, ranks=2) as first,
-        open_here(tiny_data, rank=1, ranks=2) as second,
-    ):
-        for pair, *shares in zip(whole, first, second, strict=True):
-            joined = torch.cat([share.b2.dense for share in shares])
-            assert torch.equal(joined, pair.b2.dense)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_each_rank_has_its_contiguous_share_of_every_batch(tiny_data: Path, ranks: int) -> None:
+    with ExitStack() as opened:
+        whole = opened.enter_context(open_here(tiny_data))
+        streams = [opened.enter_context(open_here(tiny_data, rank=rank, ranks=ranks)) for rank in range(ranks)]
+        for pair, *shares in zip(whole, *streams, strict=True):
+            for batch, *parts in [(pair.b1, *(each.b1 for each in shares)), (pair.b2, *(each.b2 for each in shares))]:
+                rows = [part.rows for part in parts]
+                assert max(rows) - min(rows) <= 1
+                assert torch.equal(torch.cat([part.dense for part in parts]), batch.dense)
+                assert torch.equal(torch.cat([part.ids for part in parts], dim=1), batch.ids)
+                assert torch.equal(torch.cat([part.label for part in parts]), batch.label)
+            assert [stream.state_dict() for stream in streams] == [whole.state_dict()] * ranks
+
+
+def test_a_state_of_one_rank_continues_on_any_number_of_them(tiny_data: Path) -> None:
+    with open_here(tiny_data) as whole:
+        expected = [pair.b2.dense for pair in whole][2:]
+    with open_here(tiny_data, rank=1, ranks=2) as begun:
+        list(islice(begun, 2))
+        state = begun.state_dict()
+    with ExitStack() as opened:
+        streams = [opened.enter_context(open_here(tiny_data, rank=rank, ranks=3)) for rank in range(3)]
+        for stream in streams:
+            stream.load_state_dict(state)
+        for dense, *shares in zip(expected, *streams, strict=True):
+            assert torch.equal(torch.cat([share.b2.dense for share in shares]), dense)
 
 
 def test_batches_are_those_that_the_pairs_train_on(tiny_data: Path) -> None:
@@ -75,16 +94,17 @@ def test_a_split_gives_every_row_once(tiny_data: Path) -> None:
     assert sum(batch.rows for batch in batches) == Manifest.load(tiny_data).splits["train"].rows
 
 
-def test_a_graph_of_nodes_continues_behind_a_prefetcher(tiny_data: Path) -> None:
-    with open_here(tiny_data) as whole:
+@pytest.mark.parametrize("share", [{}, {"rank": 1, "ranks": 2}], ids=["one process", "a rank"])
+def test_a_graph_of_nodes_continues_behind_a_prefetcher(tiny_data: Path, share: dict[str, int]) -> None:
+    with open_here(tiny_data, **share) as whole:
         expected = values(whole)
-    with open_here(tiny_data) as stream:
+    with open_here(tiny_data, **share) as stream:
         loader: Loader[DevicePair] = Loader(Prefetcher(stream.node(), prefetch_factor=2))
         given = iter(loader)
         assert values(islice(given, 2)) == expected[:2]
         state = loader.state_dict()
         del given, loader
-    with open_here(tiny_data) as stream:
+    with open_here(tiny_data, **share) as stream:
         loader = Loader(Prefetcher(stream.node(), prefetch_factor=2))
         loader.load_state_dict(state)
         assert values(loader) == expected[2:]

@@ -22,6 +22,7 @@ def learner() -> Learner:
         optimizer=torch.optim.SGD(model.parameters()),
         average=None,
         table_rows=1,
+        tables=1,
         device=torch.device("cpu"),
         precision=TrainingPrecision(),
     )

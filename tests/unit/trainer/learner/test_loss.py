@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.device import ModelInputs
+from stepsize.losses import BCEWithLogits
 from trainer.learner import LossConfig, ProgressiveValidation, ShiftedLogits, build_loss, evaluate
 
 RATES = (0.01, 0.03, 0.1, 0.3)
@@ -117,7 +118,7 @@ def test_nothing_is_corrected_unless_asked_for() -> None:
         assert config.shift == 0.0
         assert config.negative_weight == config.evaluated_negative_weight == config.trained_negative_weight == 1.0
     assert build_loss(LossConfig()) == build_loss(LossConfig(negatives_kept=KEPT))
-    assert build_loss(LossConfig(negatives_kept=0.25, correction="weight")).negative_weight == 4.0
+    assert build_loss(LossConfig(negatives_kept=0.25, correction="weight")) == BCEWithLogits(negative_weight=4.0)
 
 
 @pytest.mark.parametrize(

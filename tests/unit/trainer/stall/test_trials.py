@@ -148,6 +148,7 @@ class Rig:
                 optimizer=optimizer,
                 average=None,
                 table_rows=1,
+                tables=1,
                 device=torch.device("cpu"),
                 precision=TrainingPrecision(),
             ),

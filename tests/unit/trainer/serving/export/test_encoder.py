@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import json
 import subprocess
@@ -83,6 +84,23 @@ def test_any_fields_are_encoded_or_refused_as_in_training(line: tuple[bytes, ...
 @given(integers=st.tuples(numbers, numbers), hexadecimal=st.text("0123456789abcdefABCDEF", max_size=80))
 def test_integers_and_hexadecimal_categories_are_training_s(integers: tuple[str, str], hexadecimal: str) -> None:
     assert_alike(f"1,7,{integers[0]},{hexadecimal},{integers[1]},{hexadecimal}".encode(), SMALL)
+
+
+def test_the_file_is_python_3_9() -> None:
+    ast.parse(encoder_source(CRITEO, TABLE_ROWS), feature_version=(3, 9))
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        "1e00000000000000000000000003", "0e99999999999999999999", "1e99999999999999999999", "1e-99999999999999999999",
+        "10e-1", "100.00e-2", "0.001e3", "0.0001e3", ".5e1", "5.", ".", "e3", "+-1", "-0", "-0.0e-5", "1e", "1e+",
+        "2147483647", "-2147483648", "2147483648", "-2147483649", "21474836470e-1", "0" * 5000 + "7", "7" + "0" * 5000,
+        "1" * 5000, "0." + "0" * 5000, "7" + "0" * 5000 + "e-5000", " 7 ", "\v7\f", "7\x1c", "1_000", "٣",
+    ],
+)  # fmt: skip
+def test_numbers_of_any_length_are_training_s(number: str) -> None:
+    assert_alike(f"1,7,{number},ab,1,cd".encode(), SMALL)
 
 
 @pytest.mark.parametrize("length", [*range(70), 100, 127, 128, 129, 191, 192, 193, 300])

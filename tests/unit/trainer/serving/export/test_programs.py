@@ -15,9 +15,11 @@ from trainer.learner.tables import keep_by_rows
 from trainer.serving.export.programs import (
     CHECKED_ROWS,
     Inputs,
+    check_onnx,
     check_torch_program,
     sample_inputs,
     trace,
+    write_onnx,
     write_torch_program,
 )
 from trainer.serving.opened import plain_model
@@ -59,6 +61,34 @@ def test_a_table_kept_by_rows_is_exported_as_it_is_now() -> None:
     assert type(exported.get_parameter("table.weight")) is nn.Parameter
     assert torch.equal(exported.get_parameter("table.weight"), before)
     assert exported.get_parameter("table.weight").data_ptr() == model.table.weight.data_ptr()
+
+
+class Remembering(nn.Module):
+    """Its only weights are a buffer that no checkpoint holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: Tensor
+        self.register_buffer("table", torch.linspace(-1, 1, 97 * 64), persistent=False)
+
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        return self.table[ids.long() * 64].sum(0) + dense.sum(1) / 100
+
+
+@pytest.mark.parametrize("one_file_bytes", [1_000, 1_000_000])
+def test_what_is_too_large_for_an_onnx_file_lies_beside_it(
+    tmp_path: Path, one_file_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason="the extra `onnx` is not installed")
+    monkeypatch.setattr("trainer.serving.export.programs.ONE_FILE_BYTES", one_file_bytes)
+    model, inputs = Remembering(), batches()
+    write_onnx(trace(model, inputs[-1]), inputs[-1], tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx.data").exists() == (one_file_bytes == 1_000)
+    (tmp_path / "elsewhere").mkdir()
+    for path in list(tmp_path.glob("model.*")):
+        path.rename(tmp_path / "elsewhere" / path.name)
+    assert check_onnx(tmp_path / "elsewhere" / "model.onnx", model, inputs) < 1e-6
 
 
 class Branching(nn.Module):
