@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+PAGE = 4096
+"""What a file takes at least."""
+
 
 @contextmanager
 def small_file_system(folder: Path, *, mebibytes: int) -> Iterator[Path]:

@@ -23,14 +23,13 @@ from trainer.report.plotting import (
     step_axis,
     style,
 )
-from trainer.report.report import DPI, Table, duration, write_page, write_report, write_table
+from trainer.report.report import Table, duration, write_figure, write_page, write_report, write_table
 from trainer.report.summary import best_of_split, bin_means, evaluation_at
 
 __all__ = [
     "AMBER",
     "BLUE",
     "BROWN",
-    "DPI",
     "GREEN",
     "GREY",
     "INK",
@@ -47,6 +46,7 @@ __all__ = [
     "new_figure",
     "step_axis",
     "style",
+    "write_figure",
     "write_page",
     "write_report",
     "write_table",
