@@ -55,7 +55,8 @@ class ReadRetries:
         """`seconds` from its first failure on a read is tried again; 0: never. `chance` gives numbers in [0, 1)."""
         self.seconds = seconds
         self.listen: Callable[[str, str], None] = lambda cause, text: None
-        """Is told each time, in the reader's thread: `error` or `damage`, and which read failed why."""
+        """Is told each time, in the reader's thread: `error` or `damage`, and which read failed why; and `uncached`,
+        and why, of a read past a cache that cannot be written."""
         self._monotonic, self._chance = monotonic, chance
 
     def run(
