@@ -328,13 +328,7 @@ class Metrics:
 
     def _build_info(self) -> None:
         info = Info("build", DEFINITION["build_info"].help, namespace=PREFIX, registry=self.registry)
-        info.info(
-            {
-                "version": _version("alphastream"),
-                "python": platform.python_version(),
-                "torch": _version("torch"),
-            }
-        )
+        info.info({"version": _version("alphastream"), "python": platform.python_version(), "torch": _version("torch")})
 
 
 class _PhaseSeconds(Collector):
