@@ -19,6 +19,7 @@ from pipeline.errors import StorageError
 from pipeline.shards import sync_folder
 from trainer.records.lines import Extent, LineIndex, index_lines
 
+_encode = json.JSONEncoder(allow_nan=False).encode
 Line = TypeVar("Line")
 Rewrite = Callable[[LineIndex], Callable[[BinaryIO], None] | None]
 """Told where the lines of a file lie, gives what writes it anew; None where it is to stay."""
@@ -79,7 +80,7 @@ class Records:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds one line. Numbers that are not finite become null, as JSON has none."""
-        line = json.dumps(_finite(record)).encode() + b"\n"
+        line = _encoded(record)
         with self._lock:
             self._waiting.append((line, record.get("step", -1)))
             self._waiting_bytes += len(line)
@@ -324,6 +325,15 @@ def read_records(path: Path, kind: Any = dict, *, damaged: Callable[[int], None]
                     ) from None
                 continue
             yield record
+
+
+def _encoded(record: Mapping[str, Any]) -> bytes:
+    """The record as a line; only one that holds what JSON has no form for is copied."""
+    try:
+        text = _encode(record)
+    except (TypeError, ValueError):
+        text = _encode(_finite(record))
+    return text.encode() + b"\n"
 
 
 def _finite(value: Any) -> Any:
