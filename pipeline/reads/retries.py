@@ -17,12 +17,14 @@ TRANSIENT = frozenset(
     getattr(errno, name)
     for name in (
         *("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EREMOTEIO", "ENOLINK", "ENODEV", "ENXIO", "EPIPE"),
+        *("EMFILE", "ENFILE", "ENOMEM", "ENOBUFS"),
         *("ECONNRESET", "ECONNREFUSED", "ECONNABORTED", "ENOTCONN", "ESHUTDOWN"),
         *("EHOSTUNREACH", "EHOSTDOWN", "ENETUNREACH", "ENETDOWN", "ENETRESET"),
     )
     if hasattr(errno, name)
 )
-"""What disks, file servers and networks answer while something is down that may come up again."""
+"""What disks, file servers and networks answer while something is down that may come up again, and the system while it
+has too few files or too little memory left to read."""
 TRANSIENT_TEXT = re.compile(
     r"NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|THROTTLING"
     r"|HTTP status (5\d\d|429)|timed? ?out|connection (was )?(reset|refused|closed)|broken pipe",

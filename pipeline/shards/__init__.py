@@ -9,7 +9,14 @@ True
 
 from __future__ import annotations
 
-from pipeline.shards.durable import free_bytes, sync_file, sync_folder, write_atomically
+from pipeline.shards.durable import (
+    free_bytes,
+    sync_descriptor,
+    sync_file,
+    sync_folder,
+    why_not_synced,
+    write_atomically,
+)
 from pipeline.shards.manifest import (
     MANIFEST,
     Compression,
@@ -71,6 +78,7 @@ __all__ = [
     "kept_cold",
     "open_shards",
     "read_row_group",
+    "sync_descriptor",
     "sync_file",
     "sync_folder",
     "verify_data",
@@ -78,5 +86,6 @@ __all__ = [
     "warnings_of_addition",
     "warnings_of_labels",
     "why_not_dropped",
+    "why_not_synced",
     "write_atomically",
 ]

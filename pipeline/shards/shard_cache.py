@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock
 
 from pipeline.errors import FetchError, InputError, StorageError, cause_of
-from pipeline.shards.durable import sync_folder
+from pipeline.shards.durable import sync_descriptor, sync_folder
 
 FOLDER = "alphastream-shards"
 MARKER = "CACHEDIR.TAG"
@@ -173,7 +173,7 @@ class ShardCache:
                     file.seek(0)
                     file.write(MARK)
                     file.flush()
-                    os.fsync(file.fileno())
+                    sync_descriptor(file.fileno())
                     sync_folder(self.folder)
 
     def _refuse_unmarked(self) -> None:

@@ -107,7 +107,12 @@ def estimate_record(record: Mapping[str, Any], rng: np.random.Generator) -> dict
     rate = record["learning_rate"]
     curvature = rate**2 * 50 * rng.lognormal(0, 0.3)
     relative = 2.0 * (1 + rng.normal(0, 2.0))
-    numbers = {"slope": -curvature * relative, "curvature": curvature, "relative": relative, "absolute": relative * rate}
+    numbers = {
+        "slope": -curvature * relative,
+        "curvature": curvature,
+        "relative": relative,
+        "absolute": relative * rate,
+    }
     return {
         "step": record["step"],
         "age": 0,

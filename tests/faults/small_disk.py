@@ -16,10 +16,10 @@ PAGE = 4096
 
 
 @contextmanager
-def small_file_system(folder: Path, *, mebibytes: int) -> Iterator[Path]:
-    """A tmpfs of so many MiB at `folder`; skips the test where none can be mounted."""
+def small_file_system(folder: Path, *, mebibytes: int, files: int = 0) -> Iterator[Path]:
+    """A tmpfs of so many MiB, and so many files and folders if not 0, at `folder`; skips where none can be mounted."""
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m,nr_inodes={files}", "tmpfs", str(folder)]
     if (
         sys.platform != "linux"
         or os.geteuid() != 0
@@ -30,6 +30,11 @@ def small_file_system(folder: Path, *, mebibytes: int) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+def remount(folder: Path, option: str) -> None:
+    """Mounts it anew: `ro`, `rw`, or `nr_inodes=0` for as many files as there is room for."""
+    subprocess.run(["mount", "-o", f"remount,{option}", str(folder)], check=True)
 
 
 def fill(folder: Path, *, leave_bytes: int) -> Path:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TypeVar, overload
 import msgspec
 
 from pipeline.errors import StorageError
-from pipeline.shards import sync_folder
+from pipeline.shards import sync_descriptor, sync_folder
 from trainer.records.lines import Extent, LineIndex, index_lines
 
 _encode = json.JSONEncoder(allow_nan=False).encode
@@ -111,12 +111,15 @@ class Records:
         with self._lock:
             self._lock.wait_for(lambda: not self._frozen)
             # a descriptor of its own: the file may be replaced meanwhile, and nobody should wait for the disk
-            file = None if self._file is None else os.dup(self._file)
+            file = None
+            if self._file is not None:
+                with self._troubles():
+                    file = os.dup(self._file)
         if file is None:
             return
         try:
             with self._troubles():
-                os.fsync(file)
+                sync_descriptor(file)
         finally:
             os.close(file)
 
@@ -180,7 +183,7 @@ class Records:
             with partial_file.open("wb") as file:
                 write(file)
                 file.flush()
-                os.fsync(file.fileno())
+                sync_descriptor(file.fileno())
             with self._lock:
                 if self._file is None:  # closed: whoever closed it did not want to wait
                     partial_file.unlink()
