@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -29,6 +30,7 @@ def small_file_system(folder: Path, *, mebibytes: int, files: int = 0) -> Iterat
     try:
         yield folder
     finally:
+        gc.collect()  # what was read from it may be mapped still
         subprocess.run(["umount", str(folder)], check=True)
 
 

@@ -81,7 +81,7 @@ def warnings(run: Path) -> list[str]:
     return [line["message"] for line in read_records(run / "events.jsonl") if line["event"] == "warning"]
 
 
-@pytest.mark.parametrize("files", [2, 3, 4, 6, 9, 10, 13, 17])
+@pytest.mark.parametrize("files", [2, 4, 9, 13, 17])
 def test_a_run_without_room_for_another_file_says_so_and_goes_on_with_it(
     files: int, config: Config, whole: Path, tmp_path: Path
 ) -> None:
@@ -174,7 +174,7 @@ def test_a_disk_that_becomes_read_only_costs_a_run_time_alone(
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
 @pytest.mark.parametrize("of_files", [False, True])
-def test_a_file_system_without_fsync_is_said_once_and_works(
+def test_a_file_system_without_fsync_is_said_once_and_works(  # noqa: PLR0917  (fixtures)
     number: int,
     of_files: bool,
     config: Config,
