@@ -110,7 +110,7 @@ def test_a_process_without_a_file_left_hangs_up_on_who_says_nothing() -> None:
     """Else the connection that cannot be taken would be asked for without end, beside training."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with (
-        Server(Metrics(), "127.0.0.1", 0, dict) as server,
+        Server(Metrics(), "127.0.0.1", 0, dict, request_seconds=1000.0) as server,
         socket.create_connection((server.host, server.port)) as idle,
     ):
         assert health(server) == 200  # and the idle one is taken
