@@ -94,7 +94,7 @@ class Metrics:
         self._checkpoint_bytes = self._gauge("checkpoint_bytes")
         self._disk_free = self._gauge("disk_free_bytes")
         self._rejected_rows = self._counter("rejected_rows_total")
-        self._read_retries = self._counter("read_retries_total")
+        self._read_retries, self._uncached_reads = map(self._counter, ("read_retries_total", "uncached_reads_total"))
         self._hangs, self._hung = self._counter("watchdog_hangs_total"), self._gauge("hung")
         self._records_waiting = self._gauge("records_waiting")
         self._records_lost = self._counter("records_lost_total")
@@ -276,6 +276,10 @@ class Metrics:
         assert cause in RETRY_CAUSES, f"unknown cause {cause!r}"
         self._read_retries.labels(cause).inc()
 
+    def uncached_read(self) -> None:
+        """Count a row group that was read past the cache."""
+        self._uncached_reads.inc()
+
     def hang(self, phase: str) -> None:
         """Count that the run hangs in `phase`, and show it until `recovery`."""
         assert phase in PHASES, f"unknown phase {phase!r}"
@@ -324,13 +328,7 @@ class Metrics:
 
     def _build_info(self) -> None:
         info = Info("build", DEFINITION["build_info"].help, namespace=PREFIX, registry=self.registry)
-        info.info(
-            {
-                "version": _version("alphastream"),
-                "python": platform.python_version(),
-                "torch": _version("torch"),
-            }
-        )
+        info.info({"version": _version("alphastream"), "python": platform.python_version(), "torch": _version("torch")})
 
 
 class _PhaseSeconds(Collector):

@@ -256,6 +256,12 @@ SERIES = (
         values=RETRY_CAUSES,
     ),
     Series(
+        name="uncached_reads_total",
+        kind="counter",
+        help="Row groups of remote shards read past the cache, as its disk is full or read-only: each time over the "
+        "network.",
+    ),
+    Series(
         name="checkpoint_seconds",
         kind="histogram",
         help="Time in which a checkpoint was written, most of it beside training.",

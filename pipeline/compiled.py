@@ -27,7 +27,7 @@ def compiled(function: Any = None, *, error_model: Literal["python", "numpy"] = 
     numba itself compiles anew if the function's own file has changed, and would go on with machine code that holds the
     constants and the functions of other files as they were. Here the content of every file of the project that the
     function's file imports from, directly or not, is part of the key. If numba finds no folder that it may write,
-    nothing is kept.
+    or no room there, nothing is kept.
     """
     if function is None:
         return lambda decorated: compiled(decorated, error_model=error_model)
@@ -43,6 +43,15 @@ class _SourceCache(FunctionCache):
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         self._module = function.__module__
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        with suppress(OSError):
+            return super().load_overload(sig, target_context)
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with suppress(OSError):  # a full disk, or one that fails: it is compiled again next time
+            super().save_overload(sig, data)
 
     def _index_key(self, *signature_and_target: Any) -> tuple[Any, ...]:
         return (*super()._index_key(*signature_and_target), _digest_of_sources(self._module))

@@ -227,7 +227,8 @@ class Loop:
     def _take_estimates(self, estimates: list[Estimate], *, step: int) -> None:
         for estimate in estimates:
             self.observer.on_estimate(estimate)
-            message = self.policy.observe(estimate)
+            held = estimate.step < self.recovery.held_until and self._policy_sets_rate(estimate.step)
+            message = None if held else self.policy.observe(estimate)
             if message:
                 self.observer.on_message(message, step=step)
 
@@ -238,6 +239,9 @@ class Loop:
     def _agreed_stop(self) -> Stop | None:
         self._agree()
         return self._stop_reason()
+
+    def _policy_sets_rate(self, step: int) -> bool:
+        return self.policy.learning_rate(step, self.scheduled_rate(step)) != self.scheduled_rate(step)
 
     def _stop_reason(self) -> Stop | None:
         if self._divergence() is not None:

@@ -289,6 +289,7 @@ def _trouble() -> list[AnyPanel]:
             {
                 _increase("rejected_rows_total"): "{{run}} rows left out",
                 _increase("read_retries_total", "cause"): "{{run}} reads tried again",
+                _increase("uncached_reads_total"): "{{run}} reads past the cache",
             },
             description="Of five minutes each. Zero is as it should be; alerts say what to do.",
         ),

@@ -24,6 +24,10 @@ busily its bytes trickle."""
 MOST_CONNECTIONS = 64
 """Beyond, the connection that has waited longest for the rest of its request makes room."""
 
+NOTHING_LEFT_SECONDS = 0.25
+"""Pause after a connection that this process has no file or memory for."""
+_NOTHING_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
 
 class AddressError(ValueError):
     """The server cannot listen where it was told to."""
@@ -67,7 +71,13 @@ class HttpServer(socketserver.ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        connection, address = super().get_request()
+        try:
+            connection, address = super().get_request()
+        except OSError as error:
+            if error.errno in _NOTHING_LEFT:  # the connection stays in the queue, and would be asked for without end
+                self._connections.hang_up_on_oldest()
+                time.sleep(NOTHING_LEFT_SECONDS)
+            raise  # the base class goes on
         context = self._tls()
         if context is None:
             return connection, address

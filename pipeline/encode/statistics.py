@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,7 +92,7 @@ class Counts:
         self.maximum_D[i] = maximum if before_maximum is None else max(before_maximum, maximum)
 
     def save(self, path: Path) -> None:
-        """Write the counts durably: a line of JSON, then the registers; `load` gives them back."""
+        """Write the counts: a line of JSON, then the registers; `load` gives them back."""
         numbers = {
             "rows": self.rows,
             "positive": self.positive,
@@ -107,8 +106,6 @@ class Counts:
         }
         with path.open("wb") as file:
             file.write(json.dumps(numbers).encode() + b"\n" + self.tally.registers.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
 
     @classmethod
     def load(cls, log_format: LogFormat, path: Path) -> Counts:

@@ -100,6 +100,7 @@ class EncodedPart:
         if self._encoder.rejected_rows:
             sync_file(rejects_file)
         counts.save(counts_file)
+        sync_file(counts_file)
         for path in (rejects_file, counts_file):
             sync_folder(path.parent)
         record = PartRecord(

@@ -17,12 +17,14 @@ TRANSIENT = frozenset(
     getattr(errno, name)
     for name in (
         *("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EREMOTEIO", "ENOLINK", "ENODEV", "ENXIO", "EPIPE"),
+        *("EMFILE", "ENFILE", "ENOMEM", "ENOBUFS"),
         *("ECONNRESET", "ECONNREFUSED", "ECONNABORTED", "ENOTCONN", "ESHUTDOWN"),
         *("EHOSTUNREACH", "EHOSTDOWN", "ENETUNREACH", "ENETDOWN", "ENETRESET"),
     )
     if hasattr(errno, name)
 )
-"""What disks, file servers and networks answer while something is down that may come up again."""
+"""What disks, file servers and networks answer while something is down that may come up again, and the system while it
+has too few files or too little memory left to read."""
 TRANSIENT_TEXT = re.compile(
     r"NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|THROTTLING"
     r"|HTTP status (5\d\d|429)|timed? ?out|connection (was )?(reset|refused|closed)|broken pipe",
@@ -55,7 +57,8 @@ class ReadRetries:
         """`seconds` from its first failure on a read is tried again; 0: never. `chance` gives numbers in [0, 1)."""
         self.seconds = seconds
         self.listen: Callable[[str, str], None] = lambda cause, text: None
-        """Is told each time, in the reader's thread: `error` or `damage`, and which read failed why."""
+        """Is told each time, in the reader's thread: `error` or `damage`, and which read failed why; and `uncached`,
+        and why, of a read past a cache that cannot be written."""
         self._monotonic, self._chance = monotonic, chance
 
     def run(

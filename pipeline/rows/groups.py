@@ -129,7 +129,7 @@ class GroupReader:
             self._stages.add("shuffle", shuffling, 0)  # whoever mixes the groups counts the rows
 
     def _fill(self, raw: NDArray[np.uint8], shard: int, group: int, rows: int) -> None:
-        with self._files.open(shard, rows) as file, self._stages.timed("source_read", rows):
+        with self._files.open(shard, group, rows) as file, self._stages.timed("source_read", rows):
             read_row_group(file, self._shards[shard], group, raw)
 
     def _pause(self, seconds: float) -> None:

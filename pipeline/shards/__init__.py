@@ -9,7 +9,14 @@ True
 
 from __future__ import annotations
 
-from pipeline.shards.durable import free_bytes, sync_file, sync_folder, write_atomically
+from pipeline.shards.durable import (
+    free_bytes,
+    sync_descriptor,
+    sync_file,
+    sync_folder,
+    why_not_synced,
+    write_atomically,
+)
 from pipeline.shards.manifest import (
     KEEP_NEGATIVES,
     MANIFEST,
@@ -75,6 +82,7 @@ __all__ = [
     "open_shards",
     "read_row_group",
     "sampling_of",
+    "sync_descriptor",
     "sync_file",
     "sync_folder",
     "verify_data",
@@ -82,5 +90,6 @@ __all__ = [
     "warnings_of_addition",
     "warnings_of_labels",
     "why_not_dropped",
+    "why_not_synced",
     "write_atomically",
 ]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
+
+_NO_SUCH_CALL = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -18,7 +21,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            sync_descriptor(file.fileno())
         temporary.replace(path)
     except OSError as error:
         with suppress(OSError):
@@ -28,17 +31,44 @@ def write_atomically(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
+def sync_descriptor(file: int) -> None:
+    """Make what was written to an open file, or the renames within an open folder, durable.
+
+    Where its file system has no such call, as some over a network have none for folders, nothing can be done, and that
+    is no error: `why_not_synced` tells.
+    """
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_CALL:
+            raise
+
+
+def why_not_synced(folder: Path) -> str | None:
+    """Why nothing in `folder` can be made durable, in the system's words; None if it can. Raises: OSError."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_CALL:
+            raise
+        return error.strerror
+    finally:
+        os.close(descriptor)
+    return None
+
+
 def sync_file(path: Path) -> None:
     """Make what was written to a file durable."""
     with path.open("rb") as file:
-        os.fsync(file.fileno())
+        sync_descriptor(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
     """Make renames within `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync_descriptor(descriptor)
     finally:
         os.close(descriptor)
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import fs as arrow_fs
 
 from pipeline.addresses import open_filesystem, without_secrets
-from pipeline.errors import FetchError, cause_of
+from pipeline.errors import FetchError, StorageError, cause_of
 
 CHUNK_BYTES = 8 << 20
 """An object store answers each read with a request of its own, so reads are long."""
@@ -55,6 +55,20 @@ class RemoteFolder:
             while (chunk := stream.read_buffer(CHUNK_BYTES)).size:
                 yield chunk
 
+    def read_part(self, name: str, *, offset: int, size: int, of_bytes: int) -> bytes:
+        """`size` bytes of a file that should have `of_bytes`, from `offset` on.
+
+        Raises: StorageError if it has another size; OSError as pyarrow.fs does, without another attempt.
+        """
+        with self.open(name) as file:
+            if (found := file.size()) != of_bytes:
+                raise StorageError(f"it has {found} bytes instead of {of_bytes}")
+            file.seek(offset)
+            content = file.read(size)
+        if len(content) != size:
+            raise StorageError("it became shorter while it was read")
+        return content
+
     def write(self, name: str, file: Path) -> None:
         """Upload a local file, which appears under its name when it is whole. Raises: FetchError if that fails."""
         where = self._where(name)
@@ -92,13 +106,13 @@ class RemoteFolder:
     ) -> T:
         """What `action` on the file `name` returns, tried again after `PAUSES_SECONDS` if it raises an OSError.
 
-        Raises: FetchError after the last attempt; at once FileNotFoundError, and what is a FetchError already.
+        Raises: FetchError after the last attempt; at once FileNotFoundError, and what is a StorageError already.
         """
         pauses = iter(PAUSES_SECONDS)
         while True:
             try:
                 return action()
-            except (FileNotFoundError, FetchError):
+            except (FileNotFoundError, StorageError):
                 raise
             except OSError as error:
                 seconds = next(pauses, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from io import FileIO
 
 import numpy as np
@@ -22,6 +23,25 @@ def codec_of(compression: Compression) -> pa.Codec | None:
     return None if compression == "none" else pa.Codec({"lz4": "lz4_raw", "zstd": "zstd"}[compression])
 
 
+def row_group_place(shard: Shard, group: int) -> tuple[int, int]:
+    """Where a row group begins in its shard, and what it takes; both in bytes."""
+    return _MAGIC_BYTES + sum(shard.row_group_bytes[:group]), shard.row_group_bytes[group]
+
+
+def file_in_memory(content: bytes, *, offset: int, size: int) -> FileIO:
+    """A file of `size` bytes that has `content` at `offset` and nothing else, on no disk where the system can do so."""
+    if hasattr(os, "memfd_create"):
+        file = os.fdopen(os.memfd_create("row-group"), "r+b", 0)
+    else:
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (for whoever asked to close)
+    file.truncate(size)
+    file.seek(offset)
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
+    return file
+
+
 def read_row_group(file: FileIO, shard: Shard, group: int, raw: NDArray[np.uint8]) -> None:
     """Fills `raw` (row_group_bytes[group],) with a row group, and makes sure that it is the one that was written.
 
@@ -32,7 +52,7 @@ def read_row_group(file: FileIO, shard: Shard, group: int, raw: NDArray[np.uint8
     size = os.fstat(file.fileno()).st_size
     if size != shard.bytes:
         raise StorageError(f"it has {size} bytes instead of {shard.bytes}")
-    offset = _MAGIC_BYTES + sum(shard.row_group_bytes[:group])
+    offset, _ = row_group_place(shard, group)
     done = 0
     while done < len(raw):
         count = os.preadv(file.fileno(), [raw[done:].data], offset + done)

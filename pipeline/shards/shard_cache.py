@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock
 
 from pipeline.errors import FetchError, InputError, StorageError, cause_of
-from pipeline.shards.durable import sync_folder
+from pipeline.shards.durable import sync_descriptor, sync_folder
 
 FOLDER = "alphastream-shards"
 MARKER = "CACHEDIR.TAG"
@@ -42,8 +42,14 @@ CREATE INDEX IF NOT EXISTS by_use ON shards (used);
 """
 _NEXT_USE = "(SELECT coalesce(max(used), 0) + 1 FROM shards)"
 _GONE = (errno.ENOENT, errno.ELOOP)
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_UNWRITABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY)
+_UNWRITABLE_IF_FULL = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+class CacheWriteError(FetchError):
+    """The cache takes nothing more for now, as its disk is full or read-only; what is in it can be read."""
 
 
 class ShardCache:
@@ -55,7 +61,8 @@ class ShardCache:
     """
 
     def __init__(self, path: Path, limit_bytes: int | None = None) -> None:
-        """`limit_bytes` is by default half of what the disk has free, counting what is cached here as free.
+        """`limit_bytes` is by default half of what the disk has free, counting what is cached here as free; it shrinks
+        and grows with that.
 
         Raises: InputError if something else has the folder's name; FetchError if it cannot be written.
         """
@@ -69,9 +76,16 @@ class ShardCache:
             self._connection = threading.Lock()
             with self._locked():
                 self._database.executescript(_SCHEMA)
-        if limit_bytes is None:
-            limit_bytes = (shutil.disk_usage(self.folder).free + self.used_bytes()) // 2
-        self.limit_bytes = limit_bytes
+        self.given_bytes = limit_bytes
+        """The limit that was given, if one was."""
+
+    @property
+    def limit_bytes(self) -> int:
+        """What shards may take here now."""
+        if self.given_bytes is not None:
+            return self.given_bytes
+        with self._disk_errors():
+            return (shutil.disk_usage(self.folder).free + self.used_bytes()) // 2
 
     def used_bytes(self) -> int:
         """What the cached shards take, those on their way included."""
@@ -82,7 +96,7 @@ class ShardCache:
         return bool(self._query("SELECT 1 FROM shards WHERE sha256 = ?", sha256))
 
     def use(self, sha256s: Iterable[str]) -> None:
-        """Counts those of the shards that are here as used now, the last most recently."""
+        """Counts those of the shards that are here as used now, the last most recently. Raises: CacheWriteError."""
         with self._disk_errors(), self._connection:
             self._database.execute("BEGIN IMMEDIATE")
             with self._database:
@@ -106,8 +120,8 @@ class ShardCache:
 
         None if there is nothing to do or no room: the shard is here, it is being downloaded, what is in `keep` or
         being downloaded leaves too little, or it is larger than `limit_bytes`, which waiting does not change.
-        Raises: StorageError if a file that this cache did not write has the shard's name; FetchError if the
-        folder cannot be written.
+        Raises: CacheWriteError if the disk itself has no room, and what may go would not make it; StorageError if a
+        file that this cache did not write has the shard's name; FetchError if the folder cannot be written.
         """
         if not _SHA256.fullmatch(sha256):
             raise StorageError(f"{sha256!r} is not a SHA-256; give a manifest that `alphastream preprocess` wrote")
@@ -123,6 +137,17 @@ class ShardCache:
             except BaseException:
                 self._query("DELETE FROM shards WHERE sha256 = ?", sha256)  # whatever has its name is not ours
                 raise
+
+    def give_way(self, size: int, *, keep: Collection[str] = ()) -> bool:
+        """Deletes the least recently used shards that are not in `keep`, `size` bytes or what there is; False if none.
+
+        For a disk that is full although there seemed to be room: a quota is not in what it says to be free.
+        """
+        with self._disk_errors(), self._locked():
+            victims, _ = self._least_used(size, keep)
+            for sha256 in victims:
+                self._delete(sha256)
+            return bool(victims)
 
     def discard(self, sha256: str) -> None:
         """Deletes a shard that is here; a later `begin` downloads it again."""
@@ -148,7 +173,7 @@ class ShardCache:
                     file.seek(0)
                     file.write(MARK)
                     file.flush()
-                    os.fsync(file.fileno())
+                    sync_descriptor(file.fileno())
                     sync_folder(self.folder)
 
     def _refuse_unmarked(self) -> None:
@@ -159,20 +184,41 @@ class ShardCache:
             raise InputError(f"{self.folder} holds other things than cached shards; set data.cache_path elsewhere")
 
     def _make_room(self, size: int, keep: Collection[str]) -> bool:
-        """Deletes shards until `size` bytes more keep to the limit; none at all if that cannot be reached."""
-        excess = self.used_bytes() + size - self.limit_bytes
-        victims = []
-        for sha256, size_there in self._query("SELECT sha256, bytes FROM shards WHERE whole ORDER BY used"):
-            if excess <= 0:
-                break
-            if sha256 not in keep:
-                victims.append(sha256)
-                excess -= size_there
-        if excess > 0:
+        """Deletes shards until `size` bytes more keep to the limit and fit on the disk; none if that is out of reach.
+
+        Raises: CacheWriteError if the limit would be kept to, and it is the disk that has no room.
+        """
+        beyond_limit = self.used_bytes() + size - self.limit_bytes
+        beyond_disk = size + self._to_come_bytes() - shutil.disk_usage(self.folder).free
+        victims, found = self._least_used(max(beyond_limit, beyond_disk), keep)
+        if found < beyond_limit:
             return False
+        if found < beyond_disk:
+            raise self._write_error(os.strerror(errno.ENOSPC))
         for sha256 in victims:
             self._delete(sha256)
         return True
+
+    def _least_used(self, size: int, keep: Collection[str]) -> tuple[list[str], int]:
+        """Whole shards not in `keep`, the least recently used first, that take at least `size` bytes or are all there
+        are; and what they take.
+        """
+        victims, found = list[str](), 0
+        for sha256, size_there in self._query("SELECT sha256, bytes FROM shards WHERE whole ORDER BY used"):
+            if found >= size:
+                break
+            if sha256 not in keep:
+                victims.append(sha256)
+                found += size_there
+        return victims, found
+
+    def _to_come_bytes(self) -> int:
+        """What downloads under way will still write."""
+        missing = 0
+        for sha256, size in self._query("SELECT sha256, bytes FROM shards WHERE NOT whole"):
+            with suppress(FileNotFoundError):
+                missing += max(size - self._part(sha256).lstat().st_size, 0)
+        return missing
 
     def _forget_dead_downloads(self) -> None:
         """Removes what downloads left behind whose process has ended."""
@@ -281,19 +327,28 @@ class ShardCache:
         except StorageError:
             raise
         except OSError as error:
-            raise self._disk_error(full=error.errno in _DISK_FULL, cause=cause_of(error)) from error
+            if error.errno in _NOT_WRITABLE:
+                raise self._write_error(cause_of(error)) from error
+            raise self._unusable(cause_of(error)) from error
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what refines it
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise FetchError(f"{self.folder}: its index is damaged; remove that folder") from error
-            raise self._disk_error(full=code == sqlite3.SQLITE_FULL, cause=str(error)) from error
+            if code in _UNWRITABLE or (code in _UNWRITABLE_IF_FULL and self._disk_is_full()):
+                raise self._write_error(str(error)) from error
+            raise self._unusable(str(error)) from error
 
-    def _disk_error(self, *, full: bool, cause: str) -> FetchError:
-        if full:
-            return FetchError(
-                f"{self.folder}: the disk is full; free some space, lower data.cache_bytes, or set data.cache_path to "
-                "another disk"
-            )
+    def _disk_is_full(self) -> bool:
+        found = os.statvfs(self.folder)
+        return found.f_bavail == 0 or found.f_files > found.f_favail == 0  # some file systems don't count inodes
+
+    def _write_error(self, cause: str) -> CacheWriteError:
+        return CacheWriteError(
+            f"{self.folder}: nothing can be written ({cause}); free some space, lower data.cache_bytes, or set "
+            "data.cache_path to another disk"
+        )
+
+    def _unusable(self, cause: str) -> FetchError:
         return FetchError(
             f"{self.folder} cannot be used ({cause}); check its disk and permissions, or set data.cache_path"
         )
@@ -315,7 +370,7 @@ class Download:
             raise
 
     def write(self, data: Any) -> None:
-        """Appends bytes. Raises: FetchError if the disk is full or fails."""
+        """Appends bytes. Raises: CacheWriteError if the disk is full; FetchError if it fails."""
         left = memoryview(data).cast("B")
         with self._cache._disk_errors():
             while left:

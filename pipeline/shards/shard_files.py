@@ -14,12 +14,13 @@ from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.errors import FetchError, InputError, StorageError
+from pipeline.errors import FetchError, InputError, StorageError, cause_of
 from pipeline.reads import CLOSE_SECONDS, ReaderThreads, ReadRetries
 from pipeline.shards.manifest import MANIFEST, Manifest, Shard
 from pipeline.shards.page_cache import drop_files
 from pipeline.shards.remote import RemoteFolder
-from pipeline.shards.shard_cache import Download, ShardCache
+from pipeline.shards.row_groups import file_in_memory, row_group_place
+from pipeline.shards.shard_cache import CacheWriteError, Download, ShardCache
 from pipeline.stages import StageTotals
 
 DOWNLOAD_THREADS = 8
@@ -35,8 +36,10 @@ class ShardFiles(Protocol):
         """What to call a shard in messages."""
         ...
 
-    def open(self, shard: int, rows: int) -> FileIO:
-        """A shard for reading from any position, of which `rows` rows will be read; it may have to be waited for.
+    def open(self, shard: int, group: int, rows: int) -> FileIO:
+        """A shard for reading a row group, `rows` rows of it; it may have to be waited for.
+
+        Other bytes of the file need not be the shard's.
 
         Raises: OSError if it cannot be opened; FetchError if it cannot be fetched; InputError if it is larger
         than the cache.
@@ -93,22 +96,21 @@ def cache_folder(cache_path: str | None) -> Path:
 def check_cache(
     manifest: Manifest, *, window_groups: int, split: str, cache_path: str | None, cache_bytes: int | None
 ) -> None:
-    """Makes sure that the cache can hold the shards that are read at a time.
+    """Makes sure that a cache of a given size can hold the shards that are read at a time.
 
     Those are the shards of a shuffle window and of the window read ahead, whichever they are: as many of the largest
     as the two have row groups. Raises: InputError naming the least size; as ShardCache.
     """
-    if isinstance(manifest.folder, Path):
+    if isinstance(manifest.folder, Path) or cache_bytes is None:  # half of a disk that is full may be more tomorrow
         return
     sizes = sorted((shard.bytes for shard in manifest.splits[split].shards), reverse=True)
     largest = max(shard.bytes for each in manifest.splits.values() for shard in each.shards)
     least = max(sum(sizes[: 2 * window_groups]), largest)
     with closing(open_cache(cache_path, cache_bytes)) as cache:
         if cache.limit_bytes < least:
-            given = "half of what its disk has free" if cache_bytes is None else f"data.cache_bytes = {cache_bytes}"
             raise InputError(
-                f"{given} is too little for the shards of two shuffle windows in {cache.folder}; set data.cache_bytes "
-                f"to at least {least}, or lower data.shuffle_row_groups"
+                f"data.cache_bytes = {cache_bytes} is too little for the shards of two shuffle windows in "
+                f"{cache.folder}; set data.cache_bytes to at least {least}, or lower data.shuffle_row_groups"
             )
 
 
@@ -121,8 +123,8 @@ class LocalShards:
     def name(self, shard: int) -> str:
         return str(self._paths[shard])
 
-    def open(self, shard: int, rows: int) -> FileIO:
-        del rows
+    def open(self, shard: int, group: int, rows: int) -> FileIO:
+        del group, rows
         try:
             return self._paths[shard].open("rb", buffering=0)
         except FileNotFoundError:
@@ -150,6 +152,9 @@ class LocalShards:
 class RemoteShards:
     """Shards of a remote data folder, downloaded into `cache` before they are opened, verified, and ahead of need.
 
+    Where the cache's disk is full or read-only, and nothing in it may go for what is needed now, row groups are read
+    past it, each as it is needed; `retries` are told.
+
     Stage `download`: the seconds that threads spent on fetching and verifying, and the rows opened, whether their
     shard was here already or not; so rows / seconds is what downloading lets through.
     """
@@ -171,25 +176,62 @@ class RemoteShards:
         self._queued: list[Future[None]] = []
         self._busy: set[int] = set()
         self._failed: dict[int, StorageError] = {}
+        self._distrusted = set[int]()
+        """Shards whose copy in the cache is damaged and cannot be deleted."""
 
     def name(self, shard: int) -> str:
         return self._folder.address_of(self._shards[shard].path)
 
-    def open(self, shard: int, rows: int) -> FileIO:
-        listed, limit = self._shards[shard], self._cache.limit_bytes
-        while True:
-            file = self._cache.open(listed.sha256)
-            if file is not None:
-                self._stages.add("download", 0.0, rows)
-                return file
+    def open(self, shard: int, group: int, rows: int) -> FileIO:
+        try:
+            file = None if shard in self._distrusted else self._cached(shard)
+        except CacheWriteError as error:
+            file, cause = None, cause_of(error)
+        else:
+            cause = f"{self._cache.folder} cannot take {self.name(shard)} (its disk is full or read-only)"
+        if file is None:
+            text = f"{cause}; until that is over, row groups are read past the cache"
+            self._retries.listen("uncached", text)
+            file = self._retries.run(self.name(shard), lambda: self._past_cache(shard, group), pause=self._pause)
+        self._stages.add("download", 0.0, rows)
+        return file
+
+    def _cached(self, shard: int) -> FileIO | None:
+        """The shard in the cache, once it is there; None if it is larger than what the cache may take for now.
+
+        Raises: CacheWriteError; as `open`.
+        """
+        listed = self._shards[shard]
+        fetch = lambda: not self._take(shard) or self._fetch(shard, keep=())  # noqa: E731
+        while (file := self._cache.open(listed.sha256)) is None:
+            limit = self._cache.limit_bytes
             if listed.bytes > limit:
+                if self._cache.given_bytes is None:
+                    return None
                 raise InputError(
                     f"{self.name(shard)} has {listed.bytes} bytes, and {self._cache.folder} may hold {limit}; set "
                     f"data.cache_bytes to at least {listed.bytes}, or data.cache_path to a disk with more room"
                 )
-            fetch = lambda: not self._take(shard) or self._fetch(shard, keep=())  # noqa: E731
-            if not self._retries.run(self.name(shard), fetch, pause=self._pause):
+            if not self._retries.run(self.name(shard), fetch, pause=self._pause, final=(CacheWriteError,)):
                 self._pause(RETRY_SECONDS)
+        return file
+
+    def _past_cache(self, shard: int, group: int) -> FileIO:
+        """A file with that row group alone; the whole shard where the manifest, of an earlier version, cannot tell
+        whether the group is right. Raises: FetchError; StorageError.
+        """
+        listed, began = self._shards[shard], time.perf_counter()
+        offset, size = row_group_place(listed, group) if listed.row_group_crc32 else (0, listed.bytes)
+        read = lambda: self._folder.read_part(listed.path, offset=offset, size=size, of_bytes=listed.bytes)  # noqa: E731
+        try:
+            content = self._folder.retried(listed.path, read, pause=self._pause)
+        except FileNotFoundError:
+            raise self._missing_error() from None
+        if not listed.row_group_crc32 and hashlib.sha256(content).hexdigest() != listed.sha256:
+            raise StorageError("it differs from what the manifest says")
+        file = file_in_memory(content, offset=offset, size=listed.bytes)
+        self._stages.add("download", time.perf_counter() - began, 0)
+        return file
 
     def expect(self, shards: Sequence[int], later: Iterable[int]) -> None:
         wanted = dict.fromkeys(shards)
@@ -200,7 +242,8 @@ class RemoteShards:
             wanted[shard] = None
         if list(wanted) != self._wanted:
             # Last first, so that what is needed soonest is deleted last, by this process or another.
-            self._cache.use(self._shards[shard].sha256 for shard in reversed(wanted))
+            with suppress(CacheWriteError):  # nothing goes or comes in a cache that cannot be written
+                self._cache.use(self._shards[shard].sha256 for shard in reversed(wanted))
         with self._changed:
             self._wanted = list(wanted)
             for stale in self._queued:
@@ -216,7 +259,10 @@ class RemoteShards:
             with file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
             if found != sha256:
-                self._cache.discard(sha256)
+                try:
+                    self._cache.discard(sha256)
+                except CacheWriteError:
+                    self._distrusted.add(shard)
         return True
 
     def close(self) -> None:
@@ -261,13 +307,12 @@ class RemoteShards:
         """Downloads a shard that `_busy` holds; False if there was nothing to do, or no room beside `keep`."""
         listed = self._shards[shard]
         try:
-            download = self._cache.begin(listed.sha256, listed.bytes, keep=keep)
-            if download is None:
-                return False
-            with download:
-                self._download(shard, download)
-                download.finish()
-            return True
+            try:
+                return self._download_into_cache(shard, keep)
+            except CacheWriteError:
+                if not self._cache.give_way(listed.bytes, keep=keep):
+                    raise
+                return self._download_into_cache(shard, keep)
         except FetchError:
             raise
         except StorageError as error:
@@ -278,6 +323,16 @@ class RemoteShards:
                 self._busy.discard(shard)
                 self._changed.notify_all()
 
+    def _download_into_cache(self, shard: int, keep: Collection[str]) -> bool:
+        listed = self._shards[shard]
+        download = self._cache.begin(listed.sha256, listed.bytes, keep=keep)
+        if download is None:
+            return False
+        with download:
+            self._download(shard, download)
+            download.finish()
+        return True
+
     def _download(self, shard: int, download: Download) -> None:
         """Writes a shard, a second time if it is not what the manifest lists. Raises: FetchError, StorageError."""
         path = self._shards[shard].path
@@ -287,20 +342,18 @@ class RemoteShards:
             try:
                 problem = self._folder.retried(path, lambda: self._copy(shard, download), pause=self._pause)
             except FileNotFoundError:
-                if not self._folder_is_there():
-                    raise FetchError(f"{self._folder} has no {MANIFEST} any more; check its address") from None
-                raise StorageError("it is missing") from None
+                raise self._missing_error() from None
             if problem is None:
                 return
         raise StorageError(f"{problem}, also when fetched again; upload it anew")
 
-    def _folder_is_there(self) -> bool:
-        """Whether a shard that is missing is the only thing that is. Raises: FetchError."""
+    def _missing_error(self) -> StorageError:
+        """What a shard that is missing means: whether it is the only thing that is. Raises: FetchError."""
         try:
             self._folder.stamp(MANIFEST)
         except FileNotFoundError:
-            return False
-        return True
+            return FetchError(f"{self._folder} has no {MANIFEST} any more; check its address")
+        return StorageError("it is missing")
 
     def _copy(self, shard: int, download: Download) -> str | None:
         """Writes a shard; what is wrong with it, or None."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from isal import isal_zlib
 
 from pipeline.parquet import Compression, ParquetColumn, ParquetWriter
 from pipeline.schema import LogFormat
-from pipeline.shards.durable import sync_folder
+from pipeline.shards.durable import sync_descriptor, sync_folder
 from pipeline.shards.manifest import Shard
 
 
@@ -111,7 +110,7 @@ class _HashingFile:
 
     def sync_and_close(self) -> None:
         self._file.flush()
-        os.fsync(self._file.fileno())
+        sync_descriptor(self._file.fileno())
         self._file.close()
 
     def close(self) -> None:

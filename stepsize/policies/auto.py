@@ -60,7 +60,8 @@ class Auto:
     the loss, as they do on rows that a model overfits; after the tenth they move the rate no longer.
 
     What the caller takes off the rate, such as a rollback's factor, is measured with the steps it made: where these
-    stay above their target, the rate comes back.
+    stay above their target, the rate comes back. A caller who wants it to stay lower for a while tells of no estimate
+    in that time: the rate then stands still.
 
     Estimates may come some steps late, and then move the rate of that time.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -128,13 +129,22 @@ class RunStore:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there with all of its bytes or as it was before."""
+    """Write a file that is there with all of its bytes or as it was before, with nothing beside it.
+
+    Raises: OSError that names it, where the disk is full or fails.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        error.filename = error.filename or str(path)  # a write that fails does not say where
+        raise
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -11,12 +12,15 @@ from pathlib import Path
 
 import pytest
 
+PAGE = 4096
+"""What a file takes at least."""
+
 
 @contextmanager
-def small_file_system(folder: Path, *, mebibytes: int) -> Iterator[Path]:
-    """A tmpfs of so many MiB at `folder`; skips the test where none can be mounted."""
+def small_file_system(folder: Path, *, mebibytes: int, files: int = 0) -> Iterator[Path]:
+    """A tmpfs of so many MiB, and so many files and folders if not 0, at `folder`; skips where none can be mounted."""
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m,nr_inodes={files}", "tmpfs", str(folder)]
     if (
         sys.platform != "linux"
         or os.geteuid() != 0
@@ -26,7 +30,13 @@ def small_file_system(folder: Path, *, mebibytes: int) -> Iterator[Path]:
     try:
         yield folder
     finally:
+        gc.collect()  # what was read from it may be mapped still
         subprocess.run(["umount", str(folder)], check=True)
+
+
+def remount(folder: Path, option: str) -> None:
+    """Mounts it anew: `ro`, `rw`, or `nr_inodes=0` for as many files as there is room for."""
+    subprocess.run(["mount", "-o", f"remount,{option}", str(folder)], check=True)
 
 
 def fill(folder: Path, *, leave_bytes: int) -> Path:

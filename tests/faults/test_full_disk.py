@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import StorageError
 from tests.faults.forked_runs import same_end, small_run
-from tests.faults.small_disk import fill, small_file_system
+from tests.faults.small_disk import PAGE, fill, small_file_system
 from trainer.config import Config, load_config
 from trainer.console import Console
 from trainer.job import checkpointing, train
@@ -19,7 +19,6 @@ from trainer.job.observer import RunObserver
 from trainer.loop import Stop
 from trainer.records import read_records, verify_checkpoints
 
-PAGE = 4096
 CHECKPOINT_PAGES = 9
 """Of the small run; tmpfs counts pages."""
 

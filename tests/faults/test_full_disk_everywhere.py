@@ -12,14 +12,13 @@ import pytest
 
 from pipeline.shards import write_atomically
 from tests.faults.forked_runs import small_run
-from tests.faults.small_disk import fill, small_file_system
+from tests.faults.small_disk import PAGE, fill, small_file_system
 from tests.logs import folder_bytes, write_log
 from trainer.cli import main
 from trainer.config import load_config
 from trainer.console import Console
 from trainer.job import run_directory, train
 
-PAGE = 4096
 UNFINISHED = (".part", ".tmp", ".partial")
 
 

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from stepsize.estimate import Estimate
+from stepsize.policies.horizon import SingleSteps
 from tests.resume import lasting, same_bits
 from trainer.config import Config, config_from
 from trainer.console import Console
-from trainer.job import checkpointing, train
+from trainer.job import checkpointing, train, training_state
 from trainer.job.lineage import rollback
 from trainer.loop import Stop
 from trainer.records import load_latest, read_records
@@ -110,6 +112,51 @@ def test_bad_rows_in_a_row_are_left_behind_at_half_the_rate(small_data: Path, tm
     assert found is not None
     assert found.state["recovery"]["rollbacks"] == 1
     assert "alphastream_rollbacks_total 1.0" in (run / "metrics.prom").read_text()
+
+
+class Climber(SingleSteps):
+    """A policy that finds every step too short: each estimate raises its rate by a tenth."""
+
+    def __init__(self) -> None:
+        self.rate = 0.001
+
+    def wants(self, step: int) -> bool:
+        return True
+
+    def learning_rate(self, step: int, scheduled: float) -> float:
+        return self.rate
+
+    def observe(self, estimate: Estimate) -> str | None:
+        self.rate *= 1.1
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rate": self.rate}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rate = state["rate"]
+
+
+@pytest.mark.parametrize("cut", [None, 45])
+def test_a_policy_does_not_climb_back_before_the_run_is_past_where_it_diverged(
+    small_data: Path, tmp_path: Path, plant: Any, monkeypatch: pytest.MonkeyPatch, cut: int | None
+) -> None:
+    """Nineteen estimates came between the checkpoint and the divergence: they would undo the halving eight steps on."""
+    plant(lambda epoch, start: start // 64 in BAD)
+    monkeypatch.setattr(training_state, "make_policy", lambda *_, **__: Climber())
+    run, config = tmp_path / "run", settings(small_data, stepsize={"policy": "auto"})
+    if cut is not None:  # what the policy is held to outlives the process
+        shorter = settings(small_data, stepsize={"policy": "auto"}, budget={"steps": cut})
+        assert begin(shorter, run) is Stop.BUDGET
+    assert begin(config, run) is Stop.BUDGET
+    [back] = events(run, "rollback")
+    assert (back["from"], back["to"]) == (39, 20)
+    rates = [record["learning_rate"] for record in read_records(run / "steps.jsonl")]
+    held = rates[20]
+    assert held == pytest.approx(0.5 * 0.001 * 1.1**20)
+    assert rates[20:59] == [held] * 39  # 39 + 19 = 58, whose estimate acts on step 59
+    assert rates[59] == pytest.approx(1.1 * held)
+    assert len(list(read_records(run / "alpha.jsonl"))) == 60
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ For example:
     step_unless(optimizer, checked.withheld)
     watch.add(step, loss, withheld=cause is not None)
     if (divergence := watch.verdict(final=False)) is not None:
-        recovery.roll_back(to_step)               # at half the rate
+        recovery.roll_back(to_step, from_step=step, rows=rows)  # at half the rate
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from time import monotonic as now
 from time import sleep as pause
 
 from pipeline.errors import StorageError, cause_of
-from pipeline.shards import free_bytes
+from pipeline.shards import free_bytes, why_not_synced
 from trainer.job.observer import Outlets
 from trainer.job.save_thread import SaveOutcome, SaveThread
 from trainer.job.saving import Backoff, SaveAttempt, forecast_of, lacks_space, size_text
@@ -308,11 +308,18 @@ class Checkpointing:
         )
 
     def _tell_of_disk(self, position: Position) -> None:
-        size, total = self.state.saved_bytes(), self.state.total_steps
+        size, total, run = self.state.saved_bytes(), self.state.total_steps, self.outlets.directory.path
+        with suppress(OSError):  # which a save will tell of
+            if (cause := why_not_synced(run)) is not None:
+                self.outlets.warn(
+                    f"{run}: its file system cannot put files on the disk when asked ({cause}): a crash of the "
+                    "machine, other than one of the run, may cost its newest checkpoints",
+                    step=position.step,
+                )
         self.outlets.metrics.expect_checkpoint(size)
         try:
             forecast = forecast_of(
-                self.outlets.directory.path,
+                run,
                 checkpoint_bytes=size,
                 keep=self.config.keep + self.config.keep_best,
                 full_steps=self.outlets.directory.full_steps,

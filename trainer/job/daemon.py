@@ -20,7 +20,7 @@ from trainer.divergence import Divergence
 from trainer.job.checkpointing import Checkpointing, open_checkpointing
 from trainer.job.decided import decided, of_data
 from trainer.job.device import device_memory, step_clock
-from trainer.job.ending import end_exported, exit_of, write_textfile
+from trainer.job.ending import end_exported, exit_of, export_earlier_end, write_textfile
 from trainer.job.generations import LogWait, pinned, say_what_is_left_out
 from trainer.job.hangs import watched
 from trainer.job.lineage.best import follow_validation, tell_of_best
@@ -258,7 +258,7 @@ class Job:
         ended = loop.ended()
         if ended is not None:
             loop.report_undelivered()
-            self.outlets.metrics.exit(*exit_of(ended))
+            export_earlier_end(self.outlets, ended)
             self.outlets.manager.stopping(f"nothing to do, {ended.text} already")
             self.outlets.console.say(
                 f"{self.outlets.directory.path}: nothing to do, {ended.text} at step {position.step:,} already"

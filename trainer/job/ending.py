@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 
 from ops.server import Server
 from pipeline.errors import InputError
+from pipeline.shards import write_atomically
 from trainer.job.observer import Outlets
 from trainer.job.run_directory import TEXTFILE
 from trainer.loop import Stop
@@ -35,16 +36,28 @@ def exit_of(end: Stop | Exception) -> tuple[int, str]:
     return 1, "error"
 
 
+def export_earlier_end(outlets: Outlets, end: Stop) -> None:
+    """Code and reason of a run that had ended before; in RUN/metrics.prom too, if there was no room for it then."""
+    outlets.metrics.exit(*exit_of(end))
+    if not (outlets.directory.path / TEXTFILE).exists():
+        write_textfile(outlets)
+
+
 def write_textfile(outlets: Outlets) -> None:
     """RUN/metrics.prom: every series as it is now, for node_exporter's textfile collector and for people.
 
-    One that cannot be written is warned of; the run is whole without it.
+    It is written whole or not at all; one that an earlier process left goes first where there is no room for both, and
+    does not outlive what it tells. One that cannot be written is warned of; the run is whole without it.
     """
     if not outlets.directory.writes:
         return
-    path = outlets.directory.path / TEXTFILE
+    path, content = outlets.directory.path / TEXTFILE, outlets.metrics.exposition().encode()
     try:
-        path.write_text(outlets.metrics.exposition(), encoding="utf-8")
+        try:
+            write_atomically(path, content)
+        except OSError:
+            path.unlink(missing_ok=True)
+            write_atomically(path, content)
     except OSError as error:
         outlets.console.warn(f"{path}: could not be written ({error.strerror or error}); the run is whole without it")
 

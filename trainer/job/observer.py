@@ -51,12 +51,19 @@ class Outlets:
     """(slope, curvature) of the latest estimates of α* with a number, those of earlier processes included."""
     first_retry: Lock = field(default_factory=Lock)
     """Taken by the first read of this process that is tried again, and never given back."""
+    first_uncached: Lock = field(default_factory=Lock)
+    """The same of the first read past the cache."""
 
     def retry(self, cause: str, text: str) -> None:
-        """Counts a read that is tried again; the first of a process is said. In any thread."""
-        self.metrics.read_retry(cause)
-        if self.first_retry.acquire(blocking=False):
-            self.warn(f"{text}; further ones are counted in read_retries_total", step=self.live.steps_done)
+        """Counts a read that is tried again, or made past the cache; the first of a process is said. In any thread."""
+        uncached = cause == "uncached"
+        if uncached:
+            self.metrics.uncached_read()
+        else:
+            self.metrics.read_retry(cause)
+        if (self.first_uncached if uncached else self.first_retry).acquire(blocking=False):
+            name = "uncached_reads_total" if uncached else "read_retries_total"
+            self.warn(f"{text}; further ones are counted in {name}", step=self.live.steps_done)
 
     @cached_property
     def watch(self) -> RecordWatch:

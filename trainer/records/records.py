@@ -16,9 +16,10 @@ from typing import Any, BinaryIO, TypeVar, overload
 import msgspec
 
 from pipeline.errors import StorageError
-from pipeline.shards import sync_folder
+from pipeline.shards import sync_descriptor, sync_folder
 from trainer.records.lines import Extent, LineIndex, index_lines
 
+_encode = json.JSONEncoder(allow_nan=False).encode
 Line = TypeVar("Line")
 Rewrite = Callable[[LineIndex], Callable[[BinaryIO], None] | None]
 """Told where the lines of a file lie, gives what writes it anew; None where it is to stay."""
@@ -79,7 +80,7 @@ class Records:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds one line. Numbers that are not finite become null, as JSON has none."""
-        line = json.dumps(_finite(record)).encode() + b"\n"
+        line = _encoded(record)
         with self._lock:
             self._waiting.append((line, record.get("step", -1)))
             self._waiting_bytes += len(line)
@@ -110,12 +111,15 @@ class Records:
         with self._lock:
             self._lock.wait_for(lambda: not self._frozen)
             # a descriptor of its own: the file may be replaced meanwhile, and nobody should wait for the disk
-            file = None if self._file is None else os.dup(self._file)
+            file = None
+            if self._file is not None:
+                with self._troubles():
+                    file = os.dup(self._file)
         if file is None:
             return
         try:
             with self._troubles():
-                os.fsync(file)
+                sync_descriptor(file)
         finally:
             os.close(file)
 
@@ -179,7 +183,7 @@ class Records:
             with partial_file.open("wb") as file:
                 write(file)
                 file.flush()
-                os.fsync(file.fileno())
+                sync_descriptor(file.fileno())
             with self._lock:
                 if self._file is None:  # closed: whoever closed it did not want to wait
                     partial_file.unlink()
@@ -324,6 +328,15 @@ def read_records(path: Path, kind: Any = dict, *, damaged: Callable[[int], None]
                     ) from None
                 continue
             yield record
+
+
+def _encoded(record: Mapping[str, Any]) -> bytes:
+    """The record as a line; only one that holds what JSON has no form for is copied."""
+    try:
+        text = _encode(record)
+    except (TypeError, ValueError):
+        text = _encode(_finite(record))
+    return text.encode() + b"\n"
 
 
 def _finite(value: Any) -> Any:

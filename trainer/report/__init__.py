@@ -23,14 +23,13 @@ from trainer.report.plotting import (
     step_axis,
     style,
 )
-from trainer.report.report import DPI, Table, duration, page_text, write_page, write_report, write_table
+from trainer.report.report import Table, duration, page_text, write_figure, write_page, write_report, write_table
 from trainer.report.summary import best_of_split, bin_means, evaluation_at
 
 __all__ = [
     "AMBER",
     "BLUE",
     "BROWN",
-    "DPI",
     "GREEN",
     "GREY",
     "INK",
@@ -48,6 +47,7 @@ __all__ = [
     "page_text",
     "step_axis",
     "style",
+    "write_figure",
     "write_page",
     "write_report",
     "write_table",

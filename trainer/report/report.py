@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from matplotlib.figure import Figure
 
 from ops.live import LEAST_ESTIMATES
 from pipeline.errors import InputError
@@ -82,9 +83,7 @@ def write_report(run: Path) -> Path:
     folder.mkdir(exist_ok=True)
     drawn = figures(log)
     for stem, figure in drawn.items():
-        drawing = io.BytesIO()
-        figure.savefig(drawing, format="png", dpi=DPI, facecolor="white")
-        write_atomically(folder / f"{stem}.png", drawing.getvalue())
+        write_figure(folder / f"{stem}.png", figure)
     tables = [_summary_table(log), _evaluation_table(log), _rate_table(log), _phase_table(log), _outcome_table(log)]
     tables = [table for table in tables if table.rows]
     for table in tables:
@@ -317,6 +316,13 @@ def _outcome_table(log: RunHistory) -> Table:
     counts = Counter(log.outcomes)
     rows = [(name, count, count / counts.total()) for name, count in counts.most_common()]
     return Table(stem="outcomes", title="α* outcomes", columns=("outcome", "estimates", "share"), rows=rows)
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """One PNG file, whole or not at all."""
+    drawing = io.BytesIO()
+    figure.savefig(drawing, format="png", dpi=DPI, facecolor="white")
+    write_atomically(path, drawing.getvalue())
 
 
 def write_table(path: Path, table: Table) -> None:

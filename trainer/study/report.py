@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from trainer.report import DPI, Table, duration, write_page, write_table
+from trainer.report import Table, duration, write_figure, write_page, write_table
 from trainer.study.comparison import budgets_of, correlations
 from trainer.study.definition import RESOLVED, Study, read_study
 from trainer.study.figures import (
@@ -47,6 +47,7 @@ CAPTIONS = {
 def write_study_report(out: Path) -> Path:
     """Writes `out`/index.html with its PNGs and CSVs from `out`/runs as far as they are, and returns the page's path.
 
+    Each file appears whole, and the page last of all; where one cannot be written, it is as it was.
     Raises: ConfigError if `out` holds no study; OSError if it cannot be written.
     """
     study = read_study(out / RESOLVED).unfold()
@@ -61,7 +62,7 @@ def write_study_report(out: Path) -> Path:
         _figures(study, results),
         () if section.pictures else _alpha_figures(study, out),
     ):
-        figure.savefig(out / f"{stem}.png", dpi=DPI, facecolor="white")
+        write_figure(out / f"{stem}.png", figure)
         pictures.append((stem, caption))
     tables = [part for table in _written(out, reached.tables()) for part in readable(table, 3)]
     tables += _page_tables(study, out, results, section, [stem for stem, _ in pictures])

@@ -12,7 +12,7 @@ from typing import NoReturn
 from filelock import FileLock, Timeout
 
 from pipeline.errors import InputError
-from pipeline.shards import Manifest
+from pipeline.shards import Manifest, write_atomically
 from trainer.config import ConfigError, load_config
 from trainer.console import Console
 from trainer.loop import Stop
@@ -154,9 +154,7 @@ def _announce(console: Console, name: str, request: Request) -> None:
 
 def _keep(study: Study, out: Path) -> None:
     """Writes the study as it is run, for `alphastream report` and for people."""
-    temporary = out / f"{RESOLVED}.partial"
-    temporary.write_text(study.to_toml(), encoding="utf-8")
-    temporary.replace(out / RESOLVED)
+    write_atomically(out / RESOLVED, study.to_toml().encode())
 
 
 def _tidy(study: Study, run: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from pipeline.preprocess.generations.merging import merge_statistics
 from pipeline.preprocess.plan import Plan
 from pipeline.preprocess.workplace import PartRecord, Workplace
 from pipeline.schema import SPLITS, LogFormat
-from pipeline.shards import Generation, Manifest, RejectsFile, Shard, Split, sync_folder
+from pipeline.shards import Generation, Manifest, RejectsFile, Shard, Split, sync_descriptor, sync_folder
 from pipeline.source import Source
 
 
@@ -148,7 +147,7 @@ def _gather_rejects(
                 file.write(content)
                 digest.update(content)
             file.flush()
-            os.fsync(file.fileno())
+            sync_descriptor(file.fileno())
         temporary.replace(out / path)
         sync_folder((out / path).parent)
         lines = sum(record.rejected_rows for record in of_source)

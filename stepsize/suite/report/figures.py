@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
@@ -12,6 +13,7 @@ from stepsize.suite.methods import METHODS
 from stepsize.suite.problems.rows import EXTRA, SuiteError
 from stepsize.suite.report.scores import Entry, Scores, TaskScores, summarize_method
 from stepsize.suite.report.tables import percent, profile
+from stepsize.suite.store import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -219,6 +221,8 @@ def write_figures(folder: Path, scores: Scores) -> list[tuple[str, str]]:
     """Draw all of them; returns file names and what they show."""
     written = []
     for name, shown, figure in every_figure(scores):
-        figure.savefig(folder / name, dpi=110, metadata={"Software": None})
+        drawing = io.BytesIO()
+        figure.savefig(drawing, format="png", dpi=110, metadata={"Software": None})
+        write_whole(folder / name, drawing.getvalue())
         written.append((name, shown))
     return written

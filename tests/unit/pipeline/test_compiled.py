@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.faults.small_disk import PAGE, fill, small_file_system
 
 ROOT = Path(__file__).resolve().parents[3]
 CALLER = """
@@ -91,3 +94,15 @@ def test_without_a_folder_for_it_machine_code_is_not_kept_and_works(package: Pat
     nowhere = {"HOME": str(package / "caller.py"), "XDG_CACHE_HOME": str(package / "caller.py")}
     for _ in range(2):
         assert call(package, **nowhere) == (21, True)
+
+
+def test_a_full_disk_costs_compiling_alone(package: Path, tmp_path: Path) -> None:
+    """numba itself raises what keeps it from writing, from the first call of the function."""
+    with small_file_system(tmp_path / "small", mebibytes=1) as disk:
+        full = Path(shutil.copytree(package, disk / "mine"))
+        ballast = fill(disk, leave_bytes=2 * PAGE)
+        for _ in range(2):
+            assert call(full) == (21, True)
+        ballast.unlink()
+        assert call(full) == (21, True)
+        assert call(full) == (21, False)

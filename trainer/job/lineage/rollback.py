@@ -45,7 +45,7 @@ def roll_back(
     records: Mapping[str, int] = {} if found is None else found.state["records"]
     recovery.load_state_dict(kept)
     skipped = came_from.rows - reached.rows
-    recovery.roll_back(reached.step, rows=skipped, sound=sound)
+    recovery.roll_back(reached.step, from_step=came_from.step, rows=skipped, sound=sound)
     state.watch.calm()
     _move(position, reached, seconds=came_from.training_seconds)
     outlets.directory.cut(records)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from trainer.config import config_errors
 from trainer.learner import ModelConfig
-from trainer.report import BLUE, DPI, GREY, INK, ORANGE, Table, style, write_page, write_table
+from trainer.report import BLUE, GREY, INK, ORANGE, Table, style, write_figure, write_page, write_table
 from trainer.study.cost.options import CostConfig
 from trainer.study.cost.ways import CHECKED, JVP, ORIGINAL_OPERATOR, ORIGINAL_REST, PLAIN, PRODUCT, SECANT, Ways
 
@@ -64,7 +64,7 @@ def cost_study(config: CostConfig, out: Path, *, said: Callable[[str], None]) ->
     table = cost_table(turns)
     out.mkdir(parents=True, exist_ok=True)
     write_table(out / f"{table.stem}.csv", table)
-    ratio_figure(table).savefig(out / "cost.png", dpi=DPI, facecolor="white")
+    write_figure(out / "cost.png", ratio_figure(table))
     write_page(
         out / "index.html",
         title=str(out),

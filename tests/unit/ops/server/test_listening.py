@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import os
+import resource
 import socket
 import threading
 import time
@@ -101,3 +103,27 @@ def reached(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
     while not condition() and time.monotonic() < deadline:
         threading.Event().wait(0.01)
     return condition()
+
+
+@pytest.mark.timeout(60)
+def test_a_process_without_a_file_left_hangs_up_on_who_says_nothing() -> None:
+    """Else the connection that cannot be taken would be asked for without end, beside training."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with (
+        Server(Metrics(), "127.0.0.1", 0, dict, request_seconds=1000.0) as server,
+        socket.create_connection((server.host, server.port)) as idle,
+    ):
+        assert health(server) == 200  # and the idle one is taken
+        client = socket.socket()
+        free = os.dup(0)  # the lowest number that is free
+        os.close(free)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+            client.connect((server.host, server.port))
+            assert hung_up(idle)
+            client.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            client.settimeout(10)
+            assert b" 200 " in client.recv(64)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            client.close()
