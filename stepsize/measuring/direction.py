@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -147,17 +148,13 @@ class Snapshot:
         )
 
     def looking_up(self, batches: Sequence[Batch]) -> Snapshot:
-        """The same, where whole tables of several processes are now the rows that `batches` look up: no pass beside
-        training then needs another process. All processes call it.
-        """
+        """The same, with the rows that `batches` look up of tables of several processes, which all of them call for."""
         held = {name: value for name, value in self.values.items() if across(self.moving[name]) is not None}
         if not held:
             return self
         with torch.no_grad():
-            lookups = tuple(
-                self.tracker.record(self.survey, self.moving, batch, self.buffers, dict.fromkeys(held), held=held)
-                for batch in batches
-            )
+            record = partial(self.tracker.record, self.survey, self.moving, held=held)
+            lookups = tuple(record(batch, self.buffers, dict.fromkeys(held)) for batch in batches)
         others = {name: value for name, value in self.values.items() if name not in held}
         return replace(self, values=others, lookups=lookups)
 
@@ -357,9 +354,7 @@ class Tracker:
                 candidates -= {found.table}
                 continue
             kept = {
-                name: way_of_keeping(calls[name], rows=moving[name].shape[0])
-                if across(moving[name]) is None
-                else Kept(lookups=len(calls[name]), room=None)
+                name: way_of_keeping(calls[name], rows=None if across(moving[name]) else moving[name].shape[0])
                 for name in sorted(candidates)  # not in the order of a set, which is another one in every process
             }
             return {name: way for name, way in kept.items() if way is not None}

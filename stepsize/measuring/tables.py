@@ -117,9 +117,12 @@ class Kept:
     """For how many different rows of each look-up; None: as many as there are look-ups of rows."""
 
 
-def way_of_keeping(calls: list[Lookup], *, rows: int) -> Kept | None:
-    """How a table of so many rows is kept that one pass looked up so; None for whole. The host may wait here."""
-    if sum(call.ids.numel() for call in calls) < rows:
+def way_of_keeping(calls: list[Lookup], *, rows: int | None) -> Kept | None:
+    """How a table of so many rows is kept that one pass looked up so; None for whole. The host may wait here.
+
+    `rows` is None for a table of several processes, which they keep in one way, however many rows each looks up.
+    """
+    if rows is None or sum(call.ids.numel() for call in calls) < rows:
         return Kept(lookups=len(calls), room=None)
     room = 2 * max(call.ids.unique().numel() for call in calls)
     return Kept(lookups=len(calls), room=room) if len(calls) * room <= rows else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from stepsize.estimate import Diagnostics, Estimate, Outcome, StepSizeNumbers
@@ -39,3 +39,10 @@ def _estimate(values: Mapping[str, Any]) -> Estimate:
 
 def _numbers(values: Mapping[str, Any] | None) -> StepSizeNumbers | None:
     return None if values is None else StepSizeNumbers(**values)
+
+
+def aged(estimate: Estimate, step: int | None, *, max_age: int | None) -> Estimate:
+    """`estimate` as it is handed over at `step`: with its age, STALE beyond `max_age`."""
+    age = 0 if step is None else step - estimate.step
+    stale = max_age is not None and age > max_age and estimate.outcome is not Outcome.DROPPED
+    return replace(estimate, age=age, outcome=Outcome.STALE if stale else estimate.outcome)

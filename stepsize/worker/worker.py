@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from stepsize.errors import MeasurementError
-from stepsize.estimate import Estimate, Outcome
+from stepsize.estimate import Estimate
 from stepsize.losses import Loss, as_loss
 from stepsize.measuring import (
     Batch,
@@ -51,11 +51,9 @@ from stepsize.worker.across import across_of
 from stepsize.worker.batches import ProbeBatches, TakeRows, first_rows
 from stepsize.worker.group_rates import GroupRates
 from stepsize.worker.measurement_queue import MakeEstimate, MeasurementQueue, refuse_delay
-from stepsize.worker.stored_estimates import restored, stored
+from stepsize.worker.self_checks import SelfChecks
+from stepsize.worker.stored_estimates import aged, restored, stored
 from stepsize.worker.void_step import is_void, void_step
-
-CHECKS = 10
-"""Measurements after which a self-check that had nothing to compare, the steps having moved nothing, is given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +133,8 @@ class StepSizeWorker:
         `lane` runs the measurements, by default a side stream on CUDA and the calling thread elsewhere.
         `forward_context` makes the context the model runs in, such as the autocast of the training.
         `self_check` holds the first measurement against a backward pass through the model (`SelfCheck`).
-        `gather` is given where each of several processes has a share of the batches: all of them measure the same steps
-        and come to the same estimates, of all rows together. They need a delay, and there is no self-check.
+        `gather` is given where each of several processes has a share of the batches: all measure the same steps and
+        come to the same estimates, of all rows together. They need a delay, and there is no self-check.
 
         Raises: MeasurementError for an unknown option, a delay that is negative or longer than `max_age`, a loss
         without a closed form or with weights of its own that the optimizer moves, an optimizer without a rate or of
@@ -163,8 +161,7 @@ class StepSizeWorker:
         self._tracker.refuse_moving(self.loss)
         self._tracker.moving()
         self._across = across_of(gather, self.options, delay)
-        self_check = self_check and self._across is None
-        self._checks_left = CHECKS if self_check and self.options.method == "jvp" else 0
+        self._checks = SelfChecks(due=self_check and self._across is None and self.options.method == "jvp")
         self._lane = lane or lane_for(self._device)
         self._apart = not isinstance(self._lane, Inline)
         last_forward = LastTrainingForward(self._device)
@@ -211,8 +208,8 @@ class StepSizeWorker:
         step: int,
         rows: int | None = None,
     ) -> bool:
-        """Keep θ0 of everything the coming optimizer step may change, and B1 (`inputs`, `targets`): its first `rows`,
-        by default those of the `probe_fraction`.
+        """Keep θ0 of everything the coming optimizer step may change, and B1 (`inputs`, `targets`), of it the first
+        `rows` (by default `probe_fraction`).
 
         Without a delay it returns False, and an estimate is DROPPED, where the one before is still being measured.
         With one it returns True, and waits for the oldest measurement where delay + 1 are in flight.
@@ -229,13 +226,14 @@ class StepSizeWorker:
             batches = tuple(batch.copied() for batch in batches)
         secant = self.options.method == "secant"
         snapshot = None if secant else self._tracker.snapshot(batches, apart=self._apart)
+        whole = self.model, self.loss, self._optimizers
         self._open = _Measured(
             step=step,
             rates=rates,
             batches=batches,
             snapshot=snapshot,
             origin=self._logits(batches[0]) if secant else None,
-            check=self._self_check(batches[0], snapshot),
+            check=snapshot and self._checks.begin(*whole, batches[0], snapshot, context=self._context),
         )
         return True
 
@@ -286,7 +284,7 @@ class StepSizeWorker:
 
     def check_next(self) -> None:
         """Hold the next measurement, too, against a backward pass; the secant, which is no derivative, has no check."""
-        self._checks_left = CHECKS if self.options.method == "jvp" else 0
+        self._checks = SelfChecks(due=self.options.method == "jvp")
 
     def poll(self, *, step: int | None = None) -> list[Estimate]:
         """Estimates to be handed over at `step`, the step the caller is at, oldest first.
@@ -347,7 +345,7 @@ class StepSizeWorker:
         self._queue.put(step, pending, make_estimate, occupies=False)
 
     def _handed_over(self, estimates: list[Estimate], step: int | None) -> list[Estimate]:
-        handed = [self._aged(estimate, step) for estimate in estimates]
+        handed = [aged(estimate, step, max_age=self.max_age) for estimate in estimates]
         self.counts.update(estimate.outcome.value for estimate in handed)
         return handed
 
@@ -374,13 +372,8 @@ class StepSizeWorker:
 
         pending = self._lane.submit(work, uses=[*direction.tensors(), *tensors, *measured.rates.tensors])
         if measured.check is not None:
-            self._checks_left = 0 if measured.check.told else self._checks_left - 1
+            self._checks.compared(measured.check)
         return pending
-
-    def _self_check(self, batch: Batch, snapshot: Snapshot | None) -> SelfCheck | None:
-        if snapshot is None or not self._checks_left:
-            return None
-        return SelfCheck.of_step(self.model, self.loss, self._optimizers, batch, snapshot, context=self._context)
 
     def _logits(self, batch: Batch) -> Tensor:
         return plain_logits(self.model, batch.inputs, generators=batch.generators, context=self._context)
@@ -397,7 +390,6 @@ class StepSizeWorker:
             )
         live = self._tracker.optimized()
         loss_apart = self._tracker.loss_apart(live) if self._apart else None
-
         told = secant_summary if self._across is None else secant_share
 
         def work() -> Quantities:
@@ -406,8 +398,3 @@ class StepSizeWorker:
 
         beside = [*(loss_apart.tensors() if loss_apart is not None else ()), *void.values()]
         return self._lane.submit(work, uses=[z, later, batch.targets, *beside, *measured.rates.tensors])
-
-    def _aged(self, estimate: Estimate, step: int | None) -> Estimate:
-        age = 0 if step is None else step - estimate.step
-        stale = self.max_age is not None and age > self.max_age and estimate.outcome is not Outcome.DROPPED
-        return replace(estimate, age=age, outcome=Outcome.STALE if stale else estimate.outcome)

@@ -19,6 +19,7 @@ from pipeline.device import DevicePair, ModelInputs
 from pipeline.rows import RowPosition
 from stepsize import Horizon, MeasuringOptions, StepSizeWorker
 from stepsize.losses import BCEWithLogits
+from stepsize.worker.self_checks import SelfChecks
 from trainer.learner import ModelConfig, OptimizerConfig, TrainingPrecision, build_model, build_optimizer
 from trainer.step import TrainStep
 
@@ -224,7 +225,7 @@ def test_measuring_runs_in_the_precision_of_training_unless_it_is_lower() -> Non
         worker = StepSizeWorker(model, optimizer, BCEWithLogits(), options, forward_context=precision.forward)
         batch = pair(0)
         binary_cross_entropy_with_logits(model(batch.b2.dense, batch.b2.ids), batch.b2.label).backward()
-        worker._checks_left = 0  # whose passes would count too
+        worker._checks = SelfChecks(due=False)  # whose passes would count too
         with worker.around_step((batch.b1.dense, batch.b1.ids), batch.b1.label, step=0):
             optimizer.step()
         [found[trained, measured]] = [(estimate.slope, estimate.curvature) for estimate in worker.poll(step=0)]

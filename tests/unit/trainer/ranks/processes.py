@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from trainer.ranks import Ranks, RanksConfig, open_ranks
 
@@ -26,7 +26,7 @@ def on_ranks(ranks: int, function: Callable[..., Any], *arguments: Any, folder: 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-    mp.spawn(_run, ((ranks, port, str(folder), function, arguments),), nprocs=ranks)
+    spawn(_run, ((ranks, port, str(folder), function, arguments),), nprocs=ranks)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 
