@@ -7,6 +7,8 @@ import numpy as np
 from pipeline.compiled import compiled, load_u64
 
 _MOST_BITS = 24  # of an index; row groups are far smaller
+TAKEN, OTHERWISE, OUTSIDE = range(3)
+"""What `take_from_page` comes to."""
 
 
 @compiled
@@ -56,6 +58,89 @@ def fill_page(body, words, optional, out):  # pragma: no cover - compiled
         return False
     _spread(dense, levels, out)
     return True
+
+
+@compiled
+def take_from_page(body, words, rows, order, optional, out):  # noqa: PLR0917  # pragma: no cover - compiled
+    """`fill_page` for some of a page's `rows` rows alone: `out[i]` is that of row `order[i]`, at no cost for others.
+
+    TAKEN; OTHERWISE, the same for any `order`, unless levels and indices are each one bit-packed run, as our writer has
+    them; OUTSIDE if an index of these rows leads out of `words`.
+    """
+    at, present = 0, rows
+    levels = 0
+    before = np.empty(0, np.int64)
+    if optional:
+        if body.size < 4:
+            return OTHERWISE
+        for b in range(4):
+            at |= np.int64(body[b]) << (8 * b)
+        at += 4
+        if at > body.size:
+            return OTHERWISE
+        levels, header = read_varint(body[:at], 4)
+        if levels < 0 or header & 1 == 0 or header >> 1 != at - levels or at - levels != (rows + 7) >> 3:
+            return OTHERWISE
+        before, present = _present_before(body[levels:at], rows)
+    if at >= body.size:
+        return OTHERWISE
+    width = np.int64(body[at])
+    start, header = read_varint(body, at + 1)
+    if width < 1 or width > _MOST_BITS or start < 0 or header & 1 == 0 or header >> 1 > body.size:
+        return OTHERWISE
+    end = start + (header >> 1) * width
+    if end > body.size or (header >> 1) * 8 < present:
+        return OTHERWISE
+    largest = np.int64(0)
+    for i in range(order.size):
+        row = np.int64(order[i])
+        place, is_present = row, np.int64(1)
+        if optional and present < rows:
+            byte = np.int64(body[levels + (row >> 3)])
+            is_present = byte >> (row & 7) & 1
+            place = before[row >> 3] + _ones(byte & ((1 << (row & 7)) - 1))
+            if place >= present:  # a null after the last value
+                out[i] = 0
+                continue
+        index = _packed_index(body[start:end], place, width)
+        largest = max(largest, index * is_present)
+        out[i] = words[min(index, words.size - 1)] * is_present if words.size else 0
+    return TAKEN if order.size == 0 or largest < words.size or present == 0 else OUTSIDE
+
+
+@compiled
+def _present_before(levels, rows):  # pragma: no cover - compiled
+    """How many of `rows` rows are present before each byte of their bits (bytes,), and in all."""
+    before = np.empty(levels.size, np.int64)
+    count = np.int64(0)
+    for b in range(levels.size):
+        before[b] = count
+        byte = np.int64(levels[b])
+        if b == levels.size - 1 and rows & 7:
+            byte &= (1 << (rows & 7)) - 1
+        count += _ones(byte)
+    return before, count
+
+
+@compiled
+def _ones(byte):  # pragma: no cover - compiled
+    """How many bits of a byte are set."""
+    byte -= (byte >> 1) & 0x55
+    byte = (byte & 0x33) + ((byte >> 2) & 0x33)
+    return (byte + (byte >> 4)) & 0x0F
+
+
+@compiled
+def _packed_index(packed, place, width):  # pragma: no cover - compiled
+    """The number of `width` bits at `place` of a bit-packed run."""
+    bit = place * width
+    at = bit >> 3
+    if at + 8 <= packed.size:
+        return np.int64(load_u64(packed, at) >> np.uint64(bit & 7)) & ((1 << width) - 1)
+    word = np.int64(0)
+    for b in range(at, packed.size):
+        word |= np.int64(packed[b]) << (8 * (b - at))
+    return word >> (bit & 7) & ((1 << width) - 1)
 
 
 @compiled

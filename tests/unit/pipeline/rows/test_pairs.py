@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError, StorageError
-from pipeline.rows.order import RowPosition
+from pipeline.rows.order import RankShare, RowPosition
 from pipeline.rows.pairs import BatchPair, Gap, HostPairs, PairSpans
 from tests.tiny_data import flip_in_row_group, reader, write_tiny
 
@@ -30,8 +30,9 @@ def take(
     ranks=1,
     **spans: Any,
 ):
-    r = reader(data, on_damage=on_damage, shuffle=shuffle)
-    pairs = HostPairs(r, PairSpans(rows=ROWS, **spans), position or RowPosition(), rank=rank, ranks=ranks)
+    share, cut = RankShare(rank=rank, ranks=ranks), PairSpans(rows=ROWS, **spans)
+    r = reader(data, on_damage=on_damage, shuffle=shuffle, share=share, wanted=cut.wanted(share))
+    pairs = HostPairs(r, cut, position or RowPosition())
     try:
         return list(islice(pairs, count))
     finally:
