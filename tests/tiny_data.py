@@ -76,7 +76,7 @@ def reader(
     split="train",
     table_rows: int | None = None,
     share: RankShare | None = None,
-    wanted: Callable[[int, int], Spans] | None = None,
+    wanted: Callable[[int, int, int], Spans] | None = None,
 ) -> RowReader:
     manifest = Manifest.load(data)
     shards = manifest.splits[split].shards

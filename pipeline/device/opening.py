@@ -97,7 +97,9 @@ def open_feed(
 
     def make_node(start: RowPosition) -> PairNode:
         with ExitStack() as opened:
-            reader = opened.enter_context(closing(open_reader(order=order, share=share, wanted=spans.wanted(share))))
+            reader = opened.enter_context(
+                closing(open_reader(order=order, share=share, wanted=spans.wanted(share, start)))
+            )
             probes = open_probes()
             pairs = HostPairs(reader, spans, start, held_out=probes)
             opened.callback(pairs.close)
@@ -151,7 +153,7 @@ def _open_following(
             encode_rows=encode_rows,
             last_epoch=index,
             share=share,
-            wanted=spans.wanted(share),
+            wanted=spans.wanted(share, start or RowPosition()),
             stages=stages,
             retries=retries,
         )
@@ -212,7 +214,7 @@ def open_rows(
     encode_rows = table_rows if device.type == "cpu" else None
     end = order.rows if limit_rows is None else min(limit_rows, order.rows)
 
-    def wanted(low: int, high: int) -> Spans:
+    def wanted(epoch: int, low: int, high: int) -> Spans:
         starts = np.arange(max(low - first_row, 0) // batch_rows * batch_rows + first_row, min(high, end), batch_rows)
         return united(share.of_each(starts, np.minimum(starts + batch_rows, end)), within=(low, high))
 
@@ -323,7 +325,7 @@ def _reader(
     last_epoch: int | None = None,
     held_out: bool = False,
     share: RankShare | None = None,
-    wanted: Callable[[int, int], Spans] | None = None,
+    wanted: Callable[[int, int, int], Spans] | None = None,
 ) -> RowReader:
     """A reader of `split`; with `encode_rows` it encodes on the host for a table of so many rows."""
     retries = retries or ReadRetries(config.retry_seconds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.compiled import compiled, load_u64
+from pipeline.compiled import compiled, inlined, load_u64
 
 _MOST_BITS = 24  # of an index; row groups are far smaller
 TAKEN, OTHERWISE, OUTSIDE = range(3)
@@ -69,7 +69,7 @@ def take_from_page(body, words, rows, order, optional, out):  # noqa: PLR0917  #
     """
     at, present = 0, rows
     levels = 0
-    before = np.empty(0, np.int64)
+    before = np.empty(0, np.uint32)
     if optional:
         if body.size < 4:
             return OTHERWISE
@@ -91,56 +91,78 @@ def take_from_page(body, words, rows, order, optional, out):  # noqa: PLR0917  #
     end = start + (header >> 1) * width
     if end > body.size or (header >> 1) * 8 < present:
         return OTHERWISE
-    largest = np.int64(0)
+    if words.size == 0:
+        out[:] = 0
+        return TAKEN if present == 0 or order.size == 0 else OUTSIDE
+    packed = body[start:end]
+    if packed.size < 8:
+        packed = np.zeros(8, np.uint8)
+        packed[: end - start] = body[start:end]
+    if optional and present < rows:
+        largest = _take_optional(packed, width, words, order, body[levels:at], before, present, out)
+    else:
+        largest = _take_packed(packed, width, words, order, out)
+    return TAKEN if largest < np.uint64(words.size) else OUTSIDE
+
+
+@compiled
+def _take_packed(packed, width, words, order, out):  # pragma: no cover - compiled
+    """`words[index]` of the indices at `order` of a bit-packed run; the largest index."""
+    largest, last = np.uint64(0), np.uint64(words.size - 1)
+    bits, mask, furthest = np.uint64(width), np.uint64((1 << width) - 1), np.uint64(packed.size - 8)
     for i in range(order.size):
-        row = np.int64(order[i])
-        place, is_present = row, np.int64(1)
-        if optional and present < rows:
-            byte = np.int64(body[levels + (row >> 3)])
-            is_present = byte >> (row & 7) & 1
-            place = before[row >> 3] + _ones(byte & ((1 << (row & 7)) - 1))
-            if place >= present:  # a null after the last value
-                out[i] = 0
-                continue
-        index = _packed_index(body[start:end], place, width)
-        largest = max(largest, index * is_present)
-        out[i] = words[min(index, words.size - 1)] * is_present if words.size else 0
-    return TAKEN if order.size == 0 or largest < words.size or present == 0 else OUTSIDE
+        index = _packed_index(packed, np.uint64(order[i]) * bits, mask, furthest)
+        largest = max(largest, index)
+        out[i] = words[min(index, last)]
+    return largest
+
+
+@compiled
+def _take_optional(packed, width, words, order, levels, before, present, out):  # noqa: PLR0917  # pragma: no cover - compiled
+    """The same for the rows `order` of a column with nulls: `levels` has a bit for each row, and the values that are
+    present follow one another."""
+    largest, last = np.uint64(0), np.uint64(words.size - 1)
+    bits, mask, furthest = np.uint64(width), np.uint64((1 << width) - 1), np.uint64(packed.size - 8)
+    final, one = np.uint64(max(present - 1, 0)), np.uint64(1)
+    for i in range(order.size):
+        row = np.uint64(order[i])
+        byte, bit = np.uint64(levels[row >> np.uint64(3)]), row & np.uint64(7)
+        place = np.uint64(before[row >> np.uint64(3)]) + _ones(byte & ((one << bit) - one))
+        is_present = byte >> bit & one
+        # The clamp is for rows after the last value.
+        index = _packed_index(packed, min(place, final) * bits, mask, furthest) * is_present
+        largest = max(largest, index)
+        out[i] = words[min(index, last)] * np.int32(is_present)
+    return largest
 
 
 @compiled
 def _present_before(levels, rows):  # pragma: no cover - compiled
     """How many of `rows` rows are present before each byte of their bits (bytes,), and in all."""
-    before = np.empty(levels.size, np.int64)
+    before = np.empty(levels.size, np.uint32)
     count = np.int64(0)
     for b in range(levels.size):
         before[b] = count
-        byte = np.int64(levels[b])
+        byte = np.uint64(levels[b])
         if b == levels.size - 1 and rows & 7:
-            byte &= (1 << (rows & 7)) - 1
-        count += _ones(byte)
+            byte &= np.uint64((1 << (rows & 7)) - 1)
+        count += np.int64(_ones(byte))
     return before, count
 
 
-@compiled
+@inlined
 def _ones(byte):  # pragma: no cover - compiled
     """How many bits of a byte are set."""
-    byte -= (byte >> 1) & 0x55
-    byte = (byte & 0x33) + ((byte >> 2) & 0x33)
-    return (byte + (byte >> 4)) & 0x0F
+    byte -= byte >> np.uint64(1) & np.uint64(0x55)
+    byte = (byte & np.uint64(0x33)) + (byte >> np.uint64(2) & np.uint64(0x33))
+    return byte + (byte >> np.uint64(4)) & np.uint64(0x0F)
 
 
-@compiled
-def _packed_index(packed, place, width):  # pragma: no cover - compiled
-    """The number of `width` bits at `place` of a bit-packed run."""
-    bit = place * width
-    at = bit >> 3
-    if at + 8 <= packed.size:
-        return np.int64(load_u64(packed, at) >> np.uint64(bit & 7)) & ((1 << width) - 1)
-    word = np.int64(0)
-    for b in range(at, packed.size):
-        word |= np.int64(packed[b]) << (8 * (b - at))
-    return word >> (bit & 7) & ((1 << width) - 1)
+@inlined
+def _packed_index(packed, bit, mask, furthest):  # pragma: no cover - compiled
+    """The number under `mask` that begins at `bit`, by a load at byte `furthest` at the most."""
+    at = min(bit >> np.uint64(3), furthest)
+    return (load_u64(packed, np.int64(at)) >> (bit - (at << np.uint64(3)))) & mask
 
 
 @compiled

@@ -132,21 +132,24 @@ class PairSpans:
         middle = row + (end - row) * self.probe_rows // self.stride
         return ((row, middle) if middle > row else None), (middle, end)
 
-    def wanted(self, share: RankShare) -> Callable[[int, int], Spans]:
-        """Which rows of [start, stop) of an epoch's sequence `share` needs, if none are damaged."""
+    def wanted(self, share: RankShare, position: RowPosition) -> Callable[[int, int, int], Spans]:
+        """Which rows of [start, stop) of an epoch's sequence `share` needs of the pairs from `position` on, if none are
+        damaged: (epoch, start, stop) → spans."""
 
-        def of(start: int, stop: int) -> Spans:
-            first = max(start - self.batch_rows - self.probe_rows, 0) // self.stride
-            begins = np.arange(first, -(-stop // self.stride), dtype=np.int64) * self.stride
+        def of(epoch: int, start: int, stop: int) -> Spans:
+            shift = position.row % self.stride if epoch == position.epoch else 0  # of another batch size until then
+            first = max(start - shift - self.batch_rows - self.probe_rows, 0) // self.stride
+            begins = np.arange(shift + first * self.stride, max(stop, shift), self.stride, dtype=np.int64)
             ends = np.minimum(begins + self.stride, self.rows)
             if self.pairing == "disjoint":
                 middles = begins + (ends - begins) * self.probe_rows // self.stride
                 batches = [(begins, middles), (middles, ends)]
-            elif self.pairing == "sliding":
-                begins_too = np.concatenate(([0], ends))  # that of the epoch's first probe, which its last pair needs
-                batches = [(begins, ends), (begins_too, np.minimum(begins_too + self.probe_rows, self.rows))]
             else:
                 batches = [(begins, ends)]
+            if self.pairing == "sliding":
+                batches.append((ends, np.minimum(ends + self.probe_rows, self.rows)))
+            if self.pairing != "held_out":  # the epoch's first probe, which its last pair may need
+                batches.append((np.array([0]), np.array([self.probe_rows])))
             return united(np.concatenate([share.of_each(*batch) for batch in batches]), within=(start, stop))
 
         return of

@@ -97,15 +97,15 @@ class RowReader:
         last_epoch: int | None = None,
         held_out: bool = False,
         share: RankShare | None = None,
-        wanted: Callable[[int, int], Spans] | None = None,
+        wanted: Callable[[int, int, int], Spans] | None = None,
         stages: StageTotals | None = None,
     ) -> None:
         """With `last_epoch` nothing is read ahead of what is asked for beyond that epoch; `held_out` is said of every
         batch.
 
-        With several ranks `wanted` says which rows of [start, stop) of every epoch the share of this one is expected
-        to need, see `united`: no others are decoded or held. If `share` then asks for more, as behind a damaged row
-        group, whose rows move the shares, that window is read once more, and whole.
+        With several ranks `wanted` says which rows of [start, stop) of an epoch the share of this one is expected to
+        need, (epoch, start, stop) → spans as `united` has them: no others are decoded or held. If `share` then asks
+        for more, as behind a damaged row group, whose rows move the shares, that window is read once more, and whole.
         """
         self.order = order
         self.stages = stages if stages is not None else StageTotals()
@@ -206,7 +206,9 @@ class RowReader:
                 self._announce(windows)
             for at in new:
                 window = self.order.window(*at)
-                self._loads[at] = self._start(window, self._wanted and self._wanted(window.start, window.stop))
+                self._loads[at] = self._start(
+                    window, self._wanted and self._wanted(window.epoch, window.start, window.stop)
+                )
 
     def _announce(self, windows: list[tuple[int, int]]) -> None:
         """Says which shards are read for the windows `windows`, and then in the epoch after them."""

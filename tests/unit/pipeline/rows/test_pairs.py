@@ -10,6 +10,7 @@ import pytest
 from pipeline.errors import InputError, StorageError
 from pipeline.rows.order import RankShare, RowPosition
 from pipeline.rows.pairs import BatchPair, Gap, HostPairs, PairSpans
+from pipeline.rows.reader import RowReader
 from tests.tiny_data import flip_in_row_group, reader, write_tiny
 
 ROWS = 77
@@ -31,8 +32,9 @@ def take(
     **spans: Any,
 ):
     share, cut = RankShare(rank=rank, ranks=ranks), PairSpans(rows=ROWS, **spans)
-    r = reader(data, on_damage=on_damage, shuffle=shuffle, share=share, wanted=cut.wanted(share))
-    pairs = HostPairs(r, cut, position or RowPosition())
+    position = position or RowPosition()
+    r = reader(data, on_damage=on_damage, shuffle=shuffle, share=share, wanted=cut.wanted(share, position))
+    pairs = HostPairs(r, cut, position)
     try:
         return list(islice(pairs, count))
     finally:
@@ -222,7 +224,7 @@ def test_a_rank_holds_its_own_rows_alone(tiny_data):
     held = []
     for rank in range(5):
         share = RankShare(rank=rank, ranks=5)
-        r = reader(tiny_data, share=share, wanted=spans.wanted(share))
+        r = reader(tiny_data, share=share, wanted=spans.wanted(share, RowPosition()))
         r.read_share(0, 0, 10)
         load = r._loads[0, 0]
         assert load.spans is not None
@@ -231,9 +233,38 @@ def test_a_rank_holds_its_own_rows_alone(tiny_data):
     assert sum(held) == r.order.window(0, 0).stop
 
 
+@pytest.mark.parametrize("shuffle", ["none", "rows"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_rows": 10, "probe_rows": 10},
+        {"batch_rows": 9, "probe_rows": 5},
+        {"batch_rows": 8, "probe_rows": 5, "pairing": "disjoint"},
+    ],
+)
+@pytest.mark.parametrize("row", [0, 7, 23])
+def test_a_rank_reads_no_window_more_often_than_one_alone(tiny_data, monkeypatch, shuffle, options, row):
+    """From row 7 or 23 on batches begin elsewhere, as after a resume with another batch size, until the epoch ends."""
+    started: list[tuple[int, int]] = []
+    start = RowReader._start
+    monkeypatch.setattr(
+        RowReader,
+        "_start",
+        lambda self, window, spans: started.append((window.epoch, window.index)) or start(self, window, spans),
+    )
+    reads = []
+    for ranks in (1, 3):
+        take(tiny_data, 15, position=RowPosition(row=row), shuffle=shuffle, rank=ranks // 2, ranks=ranks, **options)
+        reads.append(started.copy())
+        started.clear()
+    assert reads[1] == reads[0]
+
+
 def test_what_was_not_expected_is_read_all_the_same(tiny_data):
     share = RankShare(rank=1, ranks=3)
-    r = reader(tiny_data, share=share, wanted=PairSpans(rows=ROWS, batch_rows=9, probe_rows=9).wanted(share))
+    r = reader(
+        tiny_data, share=share, wanted=PairSpans(rows=ROWS, batch_rows=9, probe_rows=9).wanted(share, RowPosition())
+    )
     ids = r.order.row_ids(0, 20, 41)
     for _ in range(2):
         found = r.read_share(0, 20, 41)
