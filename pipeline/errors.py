@@ -19,6 +19,10 @@ class ReadFailedError(StorageError):
     """A read failed, however often it was tried again; reading it once more changes nothing."""
 
 
+class WrongIndexError(StorageError):
+    """A page whose checksum is right holds what it must not: whoever reads other rows of it does not see that."""
+
+
 class InterruptedWaitError(Exception):
     """A wait for rows was ended before they came, because something else was asked for; nothing is lost by it."""
 

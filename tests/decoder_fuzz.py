@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from isal import isal_zlib
 
-from pipeline.errors import StorageError
-from pipeline.parquet import fill_column, read_chunks
+from pipeline.errors import StorageError, WrongIndexError
+from pipeline.parquet import fill_column, read_chunks, take_column
 
 DATA, DICTIONARY = 0, 2
 MANY = settings(max_examples=500, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
@@ -145,6 +145,18 @@ def decode(raw: bytes, rows: int, codec: pa.Codec | None, optional: bool, at_end
     return out.tolist()
 
 
+def take(raw: bytes, rows: int, codec: pa.Codec | None, optional: bool, order: list[int]) -> list[int] | str:
+    """What looking up the rows `order` alone comes to: they, or "otherwise", or "outside" of the dictionary."""
+    memory, out = RAW.hold(len(raw), at_end=True), OUT.hold(4 * len(order), at_end=True).view(np.int32)
+    memory[:] = np.frombuffer(raw, np.uint8)
+    (chunk,) = read_chunks(memory, rows=rows, columns=1, codec=codec)
+    try:
+        done = take_column(chunk, None, np.array(order, np.uint32), out, optional=optional)
+    except WrongIndexError:
+        return "outside"
+    return out.tolist() if done else "otherwise"
+
+
 huge = st.sampled_from([2**62 - 1, 2**61, 2**60 + 1, 2**32, 2**31, 10**6]) | st.integers(0, 2**63 - 1)
 lengths = st.integers(0, 70) | huge
 
@@ -216,6 +228,55 @@ def any_body(group: tuple[Page, list[Page], bool], codec: str | None, at_end: bo
     assert found == joined(expected)
 
 
+@st.composite
+def packed_groups(draw: st.DrawFn) -> tuple[Page, Page, bool]:
+    """A dictionary page and one data page of single bit-packed runs, as our writer has them, mostly."""
+    optional, rows, distinct = draw(st.booleans()), draw(st.integers(1, 90)), draw(st.integers(0, 20))
+    present = draw(st.lists(st.booleans(), min_size=rows, max_size=rows)) if optional else [True] * rows
+    width = max((distinct - 1).bit_length(), 1)
+    groups = -(-sum(present) // 8)
+    bits = (
+        draw(st.binary(min_size=groups * width, max_size=groups * width))
+        if draw(st.booleans())
+        else bytes(groups * width)
+    )
+    run = np.packbits(present, bitorder="little").tobytes()
+    levels = varint(len(run) << 1 | 1) + run
+    body = (
+        (len(levels).to_bytes(4, "little") + levels if optional else b"")
+        + bytes([width])
+        + varint(groups << 1 | 1)
+        + bits
+    )
+    dictionary = np.arange(7, 7 + distinct, dtype=np.int32)
+    return Page(DICTIONARY, dictionary.tobytes(), distinct, 0), Page(DATA, body, rows, 8), optional
+
+
+@MANY
+@given(
+    group=packed_groups() | groups().map(lambda group: (group[0], group[1][0], group[2])),
+    codec=codecs,
+    draws=st.lists(st.integers(0, 2**32), max_size=30),
+)
+def any_rows_of_a_body(group: tuple[Page, Page, bool], codec: str | None, draws: list[int]) -> None:
+    """Some rows of a page alone: those of the reference, which has none only if an index that is needed is wrong or
+    where all are decoded to find out. Whether it can be done at all is the same for any rows."""
+    first, page, optional = group
+    dictionary = np.frombuffer(first.body, np.int32).tolist()
+    order = [draw % page.values for draw in draws]
+    compressor = pa.Codec(codec) if codec else None
+    raw = b"".join(each.bytes(compressor) for each in (first, page))
+    expected = rows_of(page, dictionary, optional)
+    found = take(raw, page.values, compressor, optional, order)
+    every = take(raw, page.values, compressor, optional, list(range(page.values)))
+    assert (found == "otherwise") == (every == "otherwise")
+    if expected is None:
+        assert every in ("otherwise", "outside")
+    else:
+        assert every in ("otherwise", expected)
+        assert found in ("otherwise", [expected[row] for row in order])
+
+
 numbers = st.integers(-3, 70) | st.sampled_from([2**31 - 1, -(2**31), 2**40, 2**62]) | st.integers(-(2**31), 2**31 - 1)
 
 
@@ -256,5 +317,6 @@ def any_bytes(raw: bytes, codec: str | None, rows: int, optional: bool, at_end: 
 
 if __name__ == "__main__":
     any_body()
+    any_rows_of_a_body()
     any_header()
     any_bytes()

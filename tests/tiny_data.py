@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline.device import DataConfig, DevicePair, Feed, open_feed
-from pipeline.rows import GroupReader, OnDamage, Order, RowReader, Shuffle
+from pipeline.rows import GroupReader, OnDamage, Order, RankShare, RowReader, Shuffle, Spans
 from pipeline.schema import LogFormat
 from pipeline.shards import Compression, Manifest, Shard, ShardWriter, Split
 from pipeline.shards.shard_files import LocalShards
@@ -75,6 +75,8 @@ def reader(
     on_damage: OnDamage = "fail",
     split="train",
     table_rows: int | None = None,
+    share: RankShare | None = None,
+    wanted: Callable[[int, int, int], Spans] | None = None,
 ) -> RowReader:
     manifest = Manifest.load(data)
     shards = manifest.splits[split].shards
@@ -83,7 +85,17 @@ def reader(
     files = LocalShards(data, shards)
     groups = GroupReader(files, shards, TINY, compression=manifest.compression, table_rows=table_rows, stages=stages)
     encoded = table_rows is not None
-    return RowReader(groups, order, TINY, threads=threads, encoded=encoded, on_damage=on_damage, stages=stages)
+    return RowReader(
+        groups,
+        order,
+        TINY,
+        threads=threads,
+        encoded=encoded,
+        on_damage=on_damage,
+        share=share,
+        wanted=wanted,
+        stages=stages,
+    )
 
 
 def flip_in_row_group(path: Path, group: int) -> None:

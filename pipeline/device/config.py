@@ -53,7 +53,8 @@ class DataConfig:
     retry_seconds: float = 120.0
     """For how long a read is tried again that fails with an error of disk or network which may pass; 0: not at all."""
     shuffle_row_groups: int = 16
-    """Row groups in a window whose rows are shuffled; memory: 10 MB for each of them, four or five times."""
+    """Row groups in a window whose rows are shuffled; memory: 10 MB for each of them, four or five times; of several
+    ranks each holds its own rows alone."""
     prefetch_batches: int = 4
     """Pairs made ahead of the trainer."""
     read_threads: int | None = None

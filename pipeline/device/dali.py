@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.buffers import BufferPool
 from pipeline.device.batch_layout import BatchLayout
 from pipeline.device.feed import DevicePair, Made
 from pipeline.device.model_inputs import ModelInputs, encoded_inputs, to_inputs
 from pipeline.device.streams import upload_stream
 from pipeline.errors import InputError
-from pipeline.rows import BatchPair, BufferPool, Gap, HostPairs, Moduli, OncePerBatch, RowBatch
+from pipeline.rows import BatchPair, Gap, HostPairs, Moduli, OncePerBatch, RowBatch
 from pipeline.stages import StageTotals
 
 

@@ -31,8 +31,10 @@ from pipeline.rows import (
     RowReader,
     RowSelection,
     Shuffle,
+    Spans,
     hold_out,
     probing_order,
+    united,
 )
 from pipeline.shards import Manifest, check_cache, open_shards
 from pipeline.stages import StageTotals
@@ -83,6 +85,7 @@ def open_feed(
 
     encode_rows = table_rows if device.type == "cpu" else None
     make_maker = _maker(config, table_rows=table_rows, device=device, stages=stages)
+    share = RankShare(rank=rank, ranks=ranks)
     open_reader = partial(_reader, config, manifest, split, encode_rows=encode_rows, stages=stages, retries=retries)
 
     def open_probes() -> HeldOutProbes | None:
@@ -95,9 +98,11 @@ def open_feed(
 
     def make_node(start: RowPosition) -> PairNode:
         with ExitStack() as opened:
-            reader = opened.enter_context(closing(open_reader(order=order)))
+            reader = opened.enter_context(
+                closing(open_reader(order=order, share=share, wanted=spans.wanted(share, start)))
+            )
             probes = open_probes()
-            pairs = HostPairs(reader, spans, start, rank=rank, ranks=ranks, held_out=probes)
+            pairs = HostPairs(reader, spans, start, held_out=probes)
             opened.callback(pairs.close)
             node = PairNode(pairs, make_maker(pairs))
             opened.pop_all()
@@ -131,7 +136,7 @@ def _open_following(
     """The pairs of each generation of `split` once, in order, and of those that are added."""
     stages = StageTotals()
     log = GrowingLog(manifest, data=config.path, poll_seconds=config.follow_poll_seconds)
-    encode_rows = table_rows if device.type == "cpu" else None
+    encode_rows, share = table_rows if device.type == "cpu" else None, RankShare(rank=rank, ranks=ranks)
 
     def open_generation(alone: Manifest, index: int) -> tuple[RowReader, HostPairs]:
         order = _training_order(config, alone, split)
@@ -148,10 +153,12 @@ def _open_following(
             order=order,
             encode_rows=encode_rows,
             last_epoch=index,
+            share=share,
+            wanted=spans.wanted(share, start or RowPosition()),
             stages=stages,
             retries=retries,
         )
-        return reader, HostPairs(reader, spans, RowPosition(epoch=index), rank=rank, ranks=ranks)
+        return reader, HostPairs(reader, spans, RowPosition(epoch=index))
 
     def make_node(position: RowPosition) -> PairNode:
         pairs = GenerationPairs(log, open_generation, position, split=split)
@@ -206,15 +213,30 @@ def open_rows(
     share = RankShare(rank=rank, ranks=ranks)
     stages = StageTotals()
     encode_rows = table_rows if device.type == "cpu" else None
-    reader = _reader(config, manifest, split, order=order, encode_rows=encode_rows, stages=stages, retries=retries)
     end = order.rows if limit_rows is None else min(limit_rows, order.rows)
+
+    def wanted(epoch: int, low: int, high: int) -> Spans:
+        starts = np.arange(max(low - first_row, 0) // batch_rows * batch_rows + first_row, min(high, end), batch_rows)
+        return united(share.of_each(starts, np.minimum(starts + batch_rows, end)), within=(low, high))
+
+    reader = _reader(
+        config,
+        manifest,
+        split,
+        order=order,
+        encode_rows=encode_rows,
+        share=share,
+        wanted=wanted,
+        stages=stages,
+        retries=retries,
+    )
     try:
         uploader = make_uploader(device, table_rows=table_rows, stages=stages, role="evaluation")
         for start in range(first_row, end, batch_rows):
-            batch = reader.read(0, start, min(start + batch_rows, end), interrupted=interrupted)
+            batch = reader.read_share(0, start, min(start + batch_rows, end), interrupted=interrupted)
             if not batch.rows:
                 continue  # damage left none, to no rank
-            inputs = uploader.upload(batch if ranks == 1 else batch.slice(*share.of(batch.rows)))
+            inputs = uploader.upload(batch.part)
             hand_over(inputs.tensors(), uploader.mark())
             yield inputs
     finally:
@@ -303,6 +325,8 @@ def _reader(
     retries: ReadRetries | None,
     last_epoch: int | None = None,
     held_out: bool = False,
+    share: RankShare | None = None,
+    wanted: Callable[[int, int, int], Spans] | None = None,
 ) -> RowReader:
     """A reader of `split`; with `encode_rows` it encodes on the host for a table of so many rows."""
     retries = retries or ReadRetries(config.retry_seconds)
@@ -331,5 +355,7 @@ def _reader(
         on_damage=config.damaged,
         last_epoch=last_epoch,
         held_out=held_out,
+        share=share,
+        wanted=wanted,
         stages=stages,
     )

@@ -16,9 +16,9 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from pipeline.compiled import compiled
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, WrongIndexError
 from pipeline.parquet import codes
-from pipeline.parquet.run_length import fill_page, read_varint
+from pipeline.parquet.run_length import OUTSIDE, TAKEN, fill_page, read_varint, take_from_page
 
 Encode = Callable[[NDArray[np.int32]], NDArray]
 """Values of a column as they are to be handed out: same length, 4 bytes each; 0 (missing) must stay 0."""
@@ -91,6 +91,28 @@ def fill_column(chunk: Chunk, encode: Encode | None, out: NDArray, *, optional: 
         if not fill_page(np.frombuffer(page, np.uint8), words, optional, out[start : start + rows]):
             raise StorageError("a page does not hold what its header says")
         start += rows
+
+
+def take_column(
+    chunk: Chunk, encode: Encode | None, order: NDArray[np.uint32], out: NDArray, *, optional: bool
+) -> bool:
+    """Writes the rows `order` (m,) of `chunk` to `out` (m,), nulls as 0, without looking at the others; False if its
+    pages are not of the kind that allows it, and `fill_column` is to be used.
+
+    Raises: WrongIndexError if one of these rows is not in the dictionary.
+    """
+    if len(chunk.pages) != 1:
+        return False
+    page, rows = np.frombuffer(chunk.pages[0][0], np.uint8), chunk.pages[0][1]
+    late = encode is not None and len(order) < len(chunk.dictionary)  # then there are fewer rows to encode
+    words = chunk.dictionary if late or encode is None else encode(chunk.dictionary)
+    taken = np.empty(len(order), np.int32) if late else out
+    outcome = take_from_page(page, words.astype(taken.dtype, copy=False), rows, order, optional, taken)
+    if outcome == OUTSIDE:
+        raise WrongIndexError("a page does not hold what its header says")
+    if outcome == TAKEN and late and encode is not None:
+        out[:] = encode(taken)
+    return outcome == TAKEN
 
 
 def _decompress(body: NDArray[np.uint8], size: int, codec: pa.Codec | None) -> pa.Buffer:

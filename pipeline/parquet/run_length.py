@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.compiled import compiled, load_u64
+from pipeline.compiled import compiled, inlined, load_u64
 
 _MOST_BITS = 24  # of an index; row groups are far smaller
+TAKEN, OTHERWISE, OUTSIDE = range(3)
+"""What `take_from_page` comes to."""
 
 
 @compiled
@@ -56,6 +58,111 @@ def fill_page(body, words, optional, out):  # pragma: no cover - compiled
         return False
     _spread(dense, levels, out)
     return True
+
+
+@compiled
+def take_from_page(body, words, rows, order, optional, out):  # noqa: PLR0917  # pragma: no cover - compiled
+    """`fill_page` for some of a page's `rows` rows alone: `out[i]` is that of row `order[i]`, at no cost for others.
+
+    TAKEN; OTHERWISE, the same for any `order`, unless levels and indices are each one bit-packed run, as our writer has
+    them; OUTSIDE if an index of these rows leads out of `words`.
+    """
+    at, present = 0, rows
+    levels = 0
+    before = np.empty(0, np.uint32)
+    if optional:
+        if body.size < 4:
+            return OTHERWISE
+        for b in range(4):
+            at |= np.int64(body[b]) << (8 * b)
+        at += 4
+        if at > body.size:
+            return OTHERWISE
+        levels, header = read_varint(body[:at], 4)
+        if levels < 0 or header & 1 == 0 or header >> 1 != at - levels or at - levels != (rows + 7) >> 3:
+            return OTHERWISE
+        before, present = _present_before(body[levels:at], rows)
+    if at >= body.size:
+        return OTHERWISE
+    width = np.int64(body[at])
+    start, header = read_varint(body, at + 1)
+    if width < 1 or width > _MOST_BITS or start < 0 or header & 1 == 0 or header >> 1 > body.size:
+        return OTHERWISE
+    end = start + (header >> 1) * width
+    if end > body.size or (header >> 1) * 8 < present:
+        return OTHERWISE
+    if words.size == 0:
+        out[:] = 0
+        return TAKEN if present == 0 or order.size == 0 else OUTSIDE
+    packed = body[start:end]
+    if packed.size < 8:
+        packed = np.zeros(8, np.uint8)
+        packed[: end - start] = body[start:end]
+    if optional and present < rows:
+        largest = _take_optional(packed, width, words, order, body[levels:at], before, present, out)
+    else:
+        largest = _take_packed(packed, width, words, order, out)
+    return TAKEN if largest < np.uint64(words.size) else OUTSIDE
+
+
+@compiled
+def _take_packed(packed, width, words, order, out):  # pragma: no cover - compiled
+    """`words[index]` of the indices at `order` of a bit-packed run; the largest index."""
+    largest, last = np.uint64(0), np.uint64(words.size - 1)
+    bits, mask, furthest = np.uint64(width), np.uint64((1 << width) - 1), np.uint64(packed.size - 8)
+    for i in range(order.size):
+        index = _packed_index(packed, np.uint64(order[i]) * bits, mask, furthest)
+        largest = max(largest, index)
+        out[i] = words[min(index, last)]
+    return largest
+
+
+@compiled
+def _take_optional(packed, width, words, order, levels, before, present, out):  # noqa: PLR0917  # pragma: no cover - compiled
+    """The same for the rows `order` of a column with nulls: `levels` has a bit for each row, and the values that are
+    present follow one another."""
+    largest, last = np.uint64(0), np.uint64(words.size - 1)
+    bits, mask, furthest = np.uint64(width), np.uint64((1 << width) - 1), np.uint64(packed.size - 8)
+    final, one = np.uint64(max(present - 1, 0)), np.uint64(1)
+    for i in range(order.size):
+        row = np.uint64(order[i])
+        byte, bit = np.uint64(levels[row >> np.uint64(3)]), row & np.uint64(7)
+        place = np.uint64(before[row >> np.uint64(3)]) + _ones(byte & ((one << bit) - one))
+        is_present = byte >> bit & one
+        # The clamp is for rows after the last value.
+        index = _packed_index(packed, min(place, final) * bits, mask, furthest) * is_present
+        largest = max(largest, index)
+        out[i] = words[min(index, last)] * np.int32(is_present)
+    return largest
+
+
+@compiled
+def _present_before(levels, rows):  # pragma: no cover - compiled
+    """How many of `rows` rows are present before each byte of their bits (bytes,), and in all."""
+    before = np.empty(levels.size, np.uint32)
+    count = np.int64(0)
+    for b in range(levels.size):
+        before[b] = count
+        byte = np.uint64(levels[b])
+        if b == levels.size - 1 and rows & 7:
+            byte &= np.uint64((1 << (rows & 7)) - 1)
+        count += np.int64(_ones(byte))
+    return before, count
+
+
+@inlined
+def _ones(byte):  # pragma: no cover - compiled
+    """How many bits of a byte are set."""
+    byte -= byte >> np.uint64(1) & np.uint64(0x55)
+    byte = (byte & np.uint64(0x33)) + (byte >> np.uint64(2) & np.uint64(0x33))
+    return byte + (byte >> np.uint64(4)) & np.uint64(0x0F)
+
+
+@inlined
+def _packed_index(packed, bit, mask, furthest):  # pragma: no cover - compiled
+    """The number under `mask` that begins at `bit`, by a load at byte `furthest` at the most."""
+    at = min(bit >> np.uint64(3), furthest)
+    return (load_u64(packed, np.int64(at)) >> (bit - (at << np.uint64(3)))) & mask
 
 
 @compiled

@@ -18,20 +18,18 @@ from typing import TYPE_CHECKING, Any
 from pipeline.rows.choices import Moduli, OnDamage, Pairing, Shuffle
 
 if TYPE_CHECKING:
-    from pipeline.rows.buffers import BufferPool
     from pipeline.rows.columns import encoded_columns
     from pipeline.rows.generations import GenerationPairs
     from pipeline.rows.groups import GroupReader
     from pipeline.rows.growing import GrowingLog
     from pipeline.rows.held_out import HeldOutProbes, probing_order
-    from pipeline.rows.order import Order, RankShare, RowPosition
+    from pipeline.rows.order import Order, RankShare, RowPosition, Spans, united
     from pipeline.rows.pairs import BatchPair, Gap, HostPairs, OncePerBatch, PairSpans
     from pipeline.rows.reader import RowBatch, RowReader
     from pipeline.rows.selection import RowSelection, hold_out
 
 __all__ = [
     "BatchPair",
-    "BufferPool",
     "Gap",
     "GenerationPairs",
     "GroupReader",
@@ -50,14 +48,15 @@ __all__ = [
     "RowReader",
     "RowSelection",
     "Shuffle",
+    "Spans",
     "encoded_columns",
     "hold_out",
     "probing_order",
+    "united",
 ]
 
 _FILES = {
     "BatchPair": "pairs",
-    "BufferPool": "buffers",
     "Gap": "pairs",
     "GenerationPairs": "generations",
     "encoded_columns": "columns",
@@ -74,6 +73,8 @@ _FILES = {
     "RowBatch": "reader",
     "RowReader": "reader",
     "RankShare": "order",
+    "Spans": "order",
+    "united": "order",
     "RowPosition": "order",
 }
 

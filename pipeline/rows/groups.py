@@ -11,15 +11,18 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.buffers import BufferPool
 from pipeline.errors import FetchError, ReadFailedError, StorageError
-from pipeline.parquet import Encode, fill_column, read_chunks
+from pipeline.parquet import Chunk, Encode, fill_column, read_chunks, take_column
 from pipeline.reads import ReadRetries
-from pipeline.rows.buffers import BufferPool
 from pipeline.rows.choices import Moduli
 from pipeline.rows.columns import logarithms, moduli_of, rows_of_table, take_rows
 from pipeline.schema import LogFormat
 from pipeline.shards import Compression, Shard, ShardFiles, codec_of, columns_of, read_row_group
 from pipeline.stages import StageTotals
+
+_FEW = 2
+"""How many times fewer rows than a group has are looked up one by one, and not decoded with all the others."""
 
 
 class GroupReader:
@@ -70,13 +73,15 @@ class GroupReader:
         """Fills label (n,) and D + S columns (n,), missing as 0, with a row group of n rows; where the format has
         weights, one more column with their bits of float32.
 
-        With `order` (n,) the i-th row is the group's row `order[i]`, and the group may have more rows, `group_rows`.
+        With `order` (n,) the i-th row is the group's row `order[i]`, and the group may have more rows, `group_rows`; if
+        it has many more the others are not decoded, but checked all the same.
 
         Encoded logarithms are float32, kept in the memory of their int32 columns. Raises: StorageError if the group
         cannot be read or is damaged, leaving it to the caller to name the shard; FetchError, naming the shard, if it
         is remote and cannot be fetched.
         """
-        read = partial(self._read, shard, group, group_rows or len(label), label, columns, order)
+        rows = len(label) if group_rows is None else group_rows
+        read = partial(self._read, shard, group, rows, label, columns, order)
         try:
             read()
         except (FetchError, ReadFailedError):
@@ -118,6 +123,8 @@ class GroupReader:
         # Four bytes a row hold any column; the same ones every time stay in cache.
         memory = None if order is None else self._buffers.take((rows,), np.int32)
         for c, out in enumerate((label, *columns)):
+            if order is not None and _FEW * len(order) <= rows and self._take(chunks[c], c, order, out):
+                continue
             column = out if memory is None else memory.view(out.dtype)[:rows]
             fill_column(chunks[c], self._encodes[c], column, optional=self._optional[c])
             if order is not None:
@@ -127,6 +134,9 @@ class GroupReader:
         self._stages.add("decode", time.perf_counter() - start - shuffling, rows)
         if order is not None:
             self._stages.add("shuffle", shuffling, 0)  # whoever mixes the groups counts the rows
+
+    def _take(self, chunk: Chunk, column: int, order: NDArray[np.uint32], out: NDArray) -> bool:
+        return take_column(chunk, self._encodes[column], order, out, optional=self._optional[column])
 
     def _fill(self, raw: NDArray[np.uint8], shard: int, group: int, rows: int) -> None:
         with self._files.open(shard, group, rows) as file, self._stages.timed("source_read", rows):

@@ -23,6 +23,10 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _SHARDS, _GROUPS, _ROWS = range(3)  # what a permutation is for, so that no two share their random numbers
 
 
+Spans = NDArray[np.int64]
+"""(K, 2): rows [start, stop) of an epoch's sequence."""
+
+
 @dataclass(frozen=True, order=True, kw_only=True)
 class RowPosition:
     """Between which two rows a reader stands: all epochs before `epoch` and `row` rows of it lie behind."""
@@ -42,6 +46,23 @@ class RankShare:
     def of(self, rows: int) -> tuple[int, int]:
         """[start, stop) of the rows of a batch of `rows`."""
         return rows * self.rank // self.ranks, rows * (self.rank + 1) // self.ranks
+
+    def of_each(self, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Spans:
+        """Of the batches [starts[i], stops[i])."""
+        rows = stops - starts
+        bounds = starts + rows * self.rank // self.ranks, starts + rows * (self.rank + 1) // self.ranks
+        return np.stack(bounds, axis=1)
+
+
+def united(spans: Spans, *, within: tuple[int, int]) -> Spans:
+    """The rows of `spans` that lie `within` bounds, as spans that ascend and do not touch."""
+    spans = np.clip(spans, *within)
+    spans = spans[spans[:, 0] < spans[:, 1]]
+    spans = spans[np.argsort(spans[:, 0], kind="stable")]
+    reach = np.maximum.accumulate(spans[:, 1])
+    begins = np.concatenate((np.ones(min(len(spans), 1), np.bool_), spans[1:, 0] > reach[:-1]))
+    ends = np.concatenate((begins[1:], begins[:1]))
+    return np.stack((spans[begins, 0], reach[ends]), axis=1)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -70,6 +91,8 @@ class Mixture:
 
     within: NDArray[np.uint32]
     """(n,): the i-th row of a group of rows [start, stop) of the window is its row `within[start + i]`."""
+    starts: NDArray[np.int64]
+    """(G + 1,): where the rows of each group start."""
     places: NDArray[np.uint32]
     """(n,): row i of the sequence is the row at `places[i]` of the groups so ordered."""
 
@@ -152,16 +175,20 @@ class Order:
             return None
         return permutation(self._key(window.epoch, _ROWS, window.index), window.stop - window.start)
 
-    def mixture(self, window: ShuffleWindow) -> Mixture | None:
-        """`row_order` in two steps, see `Mixture`; None if rows are not shuffled."""
+    def mixture(self, window: ShuffleWindow, spans: Spans | None = None) -> Mixture | None:
+        """`row_order`, or of it `spans` of the sequence, in two steps, see `Mixture`; None if rows are not shuffled."""
         order = self.row_order(window)
         if order is None:
             return None
         sizes = self.group_rows[window.groups]
-        starts = np.cumsum(sizes) - sizes
+        firsts = np.cumsum(sizes) - sizes
         group_of = np.repeat(np.arange(len(sizes), dtype=np.uint16), sizes)
-        mixture = Mixture(within=np.empty_like(order), places=np.empty_like(order))
-        _take_apart(order, group_of, starts.astype(np.uint32), mixture.within, mixture.places)
+        if spans is not None:
+            order = np.concatenate([order[:0], *(order[start:stop] for start, stop in spans - window.start)])
+            sizes = np.bincount(group_of[order], minlength=len(sizes))
+        starts = np.concatenate(([0], np.cumsum(sizes)))
+        mixture = Mixture(within=np.empty_like(order), starts=starts, places=np.empty_like(order))
+        _take_apart(order, group_of, firsts, starts.astype(np.uint32), mixture.within, mixture.places)
         return mixture
 
     def row_ids(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
@@ -241,13 +268,14 @@ def _shuffle(key, order):  # pragma: no cover - compiled
 
 
 @compiled
-def _take_apart(order, group_of, starts, within, places):  # pragma: no cover - compiled
-    """Fills a `Mixture` from row_order (n,), the group of every row of the window (n,) and where groups start (G,)."""
+def _take_apart(order, group_of, firsts, starts, within, places):  # noqa: PLR0917  # pragma: no cover - compiled
+    """Fills a `Mixture` from the order of its rows, the group of every row of the window, the first row of each group
+    there (G,) and where its rows start in the mixture (G + 1,)."""
     following = starts.copy()
     for i in range(order.size):
         row = order[i]
         group = group_of[row]
         place = following[group]
         places[i] = place
-        within[place] = row - starts[group]
+        within[place] = row - firsts[group]
         following[group] = place + np.uint32(1)

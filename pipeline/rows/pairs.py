@@ -6,14 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
+import numpy as np
+
 from pipeline.errors import InputError, StorageError
 from pipeline.rows.choices import Pairing
 from pipeline.rows.held_out import HeldOutProbes
-from pipeline.rows.order import RankShare, RowPosition
-from pipeline.rows.reader import RowBatch, RowReader
+from pipeline.rows.order import RankShare, RowPosition, Spans, united
+from pipeline.rows.reader import BatchShare, RowBatch, RowReader
 
 Span = tuple[int, int]
 """Rows [start, stop) of an epoch's sequence."""
+Place = tuple[bool, int, int, int]
+"""Whether a batch is of held out rows, its epoch, where in that it starts, its rows."""
 T = TypeVar("T")
 
 
@@ -128,6 +132,28 @@ class PairSpans:
         middle = row + (end - row) * self.probe_rows // self.stride
         return ((row, middle) if middle > row else None), (middle, end)
 
+    def wanted(self, share: RankShare, position: RowPosition) -> Callable[[int, int, int], Spans]:
+        """Which rows of [start, stop) of an epoch's sequence `share` needs of the pairs from `position` on, if none are
+        damaged: (epoch, start, stop) → spans."""
+
+        def of(epoch: int, start: int, stop: int) -> Spans:
+            shift = position.row % self.stride if epoch == position.epoch else 0  # of another batch size until then
+            first = max(start - shift - self.batch_rows - self.probe_rows, 0) // self.stride
+            begins = np.arange(shift + first * self.stride, max(stop, shift), self.stride, dtype=np.int64)
+            ends = np.minimum(begins + self.stride, self.rows)
+            if self.pairing == "disjoint":
+                middles = begins + (ends - begins) * self.probe_rows // self.stride
+                batches = [(begins, middles), (middles, ends)]
+            else:
+                batches = [(begins, ends)]
+            if self.pairing == "sliding":
+                batches.append((ends, np.minimum(ends + self.probe_rows, self.rows)))
+            if self.pairing != "held_out":  # the epoch's first probe, which its last pair may need
+                batches.append((np.array([0]), np.array([self.probe_rows])))
+            return united(np.concatenate([share.of_each(*batch) for batch in batches]), within=(start, stop))
+
+        return of
+
     def number(self, position: RowPosition) -> int:
         """Of the pair at `position`: how many lie before it from the first epoch on."""
         return position.epoch * self.steps_per_epoch + position.row // self.stride
@@ -144,7 +170,7 @@ class PairSpans:
 class HostPairs:
     """The pairs from `position` on, epoch after epoch without end.
 
-    Rank `rank` of `ranks` gets its share of every batch of the one global sequence, see `RankShare`.
+    A rank gets its share of every batch of the one global sequence: `share`, as the reader has it.
     Raises while iterating: what `RowReader.read` raises, and StorageError if damage leaves no pair in an epoch.
     """
 
@@ -154,8 +180,6 @@ class HostPairs:
         spans: PairSpans,
         position: RowPosition,
         *,
-        rank: int = 0,
-        ranks: int = 1,
         held_out: HeldOutProbes | None = None,
     ) -> None:
         """`held_out` gives the probes of the pairing of that name."""
@@ -163,9 +187,9 @@ class HostPairs:
         self.position = position
         self.spans = spans
         self._held_out = held_out
-        self._reader, self._share = reader, RankShare(rank=rank, ranks=ranks)
-        self._first: RowBatch | None = None
-        self._last: tuple[tuple[int, Span], RowBatch] | None = None
+        self._reader = reader
+        self._first: BatchShare | None = None
+        self._last: tuple[tuple[int, Span], BatchShare] | None = None
 
     def __iter__(self) -> HostPairs:
         return self
@@ -186,9 +210,9 @@ class HostPairs:
         probe, train = self.spans.at(row)
         b2 = self._read(epoch, train)
         b1 = self._read(epoch, probe) if probe else None
-        skipped = b2.skipped
+        skipped = b2.part.skipped
         if b1 is not None and self.spans.pairing == "disjoint":
-            skipped += b1.skipped
+            skipped += b1.part.skipped
         if row == 0 and self._held_out is None:
             self._keep_first(epoch)
         after = self.spans.position_after(position, 1)
@@ -196,18 +220,17 @@ class HostPairs:
             return Gap(position=after, skipped=skipped)
         fresh = True
         if self._held_out is not None:
-            b1 = self._held_out.at(self.spans.number(position))
+            b1 = BatchShare.of(self._held_out.at(self.spans.number(position)), self._reader.share)
         elif b1 is None or not b1.rows:
             b1, fresh = self._other_probe(epoch, train)
-        probes, trains = self._share.of(b1.rows), self._share.of(b2.rows)
         return BatchPair(
-            b1=_part(b1, probes),
-            b2=_part(b2, trains),
+            b1=b1.part,
+            b2=b2.part,
             b1_rows=b1.rows,
-            b1_start=probes[0],
+            b1_start=b1.start,
             b2_rows=b2.rows,
-            b2_start=trains[0],
-            start=b2.start,
+            b2_start=b2.start,
+            start=train[0],
             fresh=fresh,
             position=after,
             skipped=skipped,
@@ -226,27 +249,28 @@ class HostPairs:
             "run `alphastream verify` on the data and preprocess it again"
         )
 
-    def _read(self, epoch: int, span: Span) -> RowBatch:
-        """Rows `span`, which with sliding pairs the pair before had as its probe."""
+    def _read(self, epoch: int, span: Span) -> BatchShare:
+        """The share of rows `span`, which with sliding pairs the pair before had as its probe."""
         if self._last is None or self._last[0] != (epoch, span):
-            self._last = (epoch, span), self._reader.read(epoch, *span)
+            self._last = (epoch, span), self._reader.read_share(epoch, *span)
         return self._last[1]
 
     def _keep_first(self, epoch: int) -> None:
         """Copies the epoch's first probe, which its last pair needs, so that its window need not be read again."""
-        first = self._reader.read(epoch, 0, self.spans.probe_rows)
-        copies = {name: getattr(first, name).copy() for name in ("label", "dense", "buckets")}
-        copies |= {} if first.weight is None else {"weight": first.weight.copy()}
-        self._first = replace(first, **copies)
+        first = self._reader.read_share(epoch, 0, self.spans.probe_rows)
+        copies = {name: getattr(first.part, name).copy() for name in ("label", "dense", "buckets")}
+        copies |= {} if first.part.weight is None else {"weight": first.part.weight.copy()}
+        self._first = replace(first, part=replace(first.part, **copies))
 
-    def _other_probe(self, epoch: int, train: Span) -> tuple[RowBatch, bool]:
+    def _other_probe(self, epoch: int, train: Span) -> tuple[BatchShare, bool]:
         """A probe in place of one that has no rows, and whether it is fresh: the next whole rows after `train`, or
         else the epoch's first, all of them before `train`."""
-        if train[1] == self.spans.rows and self._first is not None and self._first.epoch == epoch and self._first.rows:
-            return self._first, False
+        first = self._first
+        if train[1] == self.spans.rows and first is not None and first.part.epoch == epoch and first.rows:
+            return first, False
         for begin, end in ((train[1], self.spans.rows), (0, train[0])):
             for start in range(begin, end, self.spans.probe_rows):
-                batch = self._reader.read(epoch, start, min(start + self.spans.probe_rows, end))
+                batch = self._reader.read_share(epoch, start, min(start + self.spans.probe_rows, end))
                 if batch.rows:
                     return batch, begin > 0
         raise self.nothing_left()
@@ -257,26 +281,22 @@ class OncePerBatch(Generic[T]):
 
     def __init__(self, make: Callable[[RowBatch], T]) -> None:
         self._make = make
-        self._last: tuple[RowBatch, T] | None = None
+        self._last: tuple[Place, T] | None = None
 
     def __call__(self, pair: BatchPair) -> tuple[T, T]:
         """Of (b1, b2)."""
-        b2 = self._of(pair.b2)
-        b1 = self._of(pair.b1)
-        self._last = pair.b1, b1
+        b2 = self._of(pair.b2, _place(pair.b2, pair.b2_start, pair.b2_rows))
+        place = _place(pair.b1, pair.b1_start, pair.b1_rows)
+        b1 = self._of(pair.b1, place)
+        self._last = place, b1
         return b1, b2
 
-    def _of(self, batch: RowBatch) -> T:
-        if self._last is not None:
-            before, made = self._last
-            if _place(before) == _place(batch):
-                return made
+    def _of(self, batch: RowBatch, place: Place) -> T:
+        if self._last is not None and self._last[0] == place:
+            return self._last[1]
         return self._make(batch)
 
 
-def _part(batch: RowBatch, span: Span) -> RowBatch:
-    return batch if span == (0, batch.rows) else batch.slice(*span)
-
-
-def _place(batch: RowBatch) -> tuple[bool, int, int, int]:
-    return batch.held_out, batch.epoch, batch.start, batch.rows
+def _place(part: RowBatch, start: int, rows: int) -> Place:
+    """Of the whole batch of which `part` is a rank's share, always the same one."""
+    return part.held_out, part.epoch, part.start - start, rows

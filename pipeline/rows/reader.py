@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from itertools import count, islice, pairwise, takewhile
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from pipeline.errors import FetchError, ReadFailedError, StorageError
+from pipeline.buffers import BufferPool
+from pipeline.errors import FetchError, ReadFailedError, StorageError, WrongIndexError
 from pipeline.reads import ReaderThreads, awaited, never
-from pipeline.rows.buffers import BufferPool
 from pipeline.rows.choices import OnDamage
 from pipeline.rows.columns import mix_rows
 from pipeline.rows.groups import GroupReader
-from pipeline.rows.order import Mixture, Order, ShuffleWindow
+from pipeline.rows.order import Order, RankShare, ShuffleWindow, Spans
+from pipeline.rows.windows import WindowLoad
 from pipeline.schema import LogFormat
 from pipeline.stages import StageTotals
 
@@ -62,6 +63,22 @@ class RowBatch:
         )
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BatchShare:
+    """A rank's rows of a batch: its own, in `part`, are rows [start, start + part.rows) of the batch's `rows`."""
+
+    part: RowBatch
+    rows: int
+    start: int
+
+    @classmethod
+    def of(cls, batch: RowBatch, share: RankShare) -> BatchShare:
+        """The share of a batch that is there as a whole."""
+        start, stop = share.of(batch.rows)
+        part = batch if share.ranks == 1 else batch.slice(start, stop)
+        return cls(part=part, rows=batch.rows, start=start)
+
+
 class RowReader:
     """Random access to the rows of a split in the order that `order` gives; quick as long as reads move forward.
 
@@ -82,10 +99,17 @@ class RowReader:
         on_damage: OnDamage = "fail",
         last_epoch: int | None = None,
         held_out: bool = False,
+        share: RankShare | None = None,
+        wanted: Callable[[int, int, int], Spans] | None = None,
         stages: StageTotals | None = None,
     ) -> None:
         """With `last_epoch` nothing is read ahead of what is asked for beyond that epoch; `held_out` is said of every
-        batch."""
+        batch.
+
+        With several ranks `wanted` says which rows of [start, stop) of an epoch the share of this one is expected to
+        need, (epoch, start, stop) → spans as `united` has them: no others are decoded or held. If `share` then asks
+        for more, as behind a damaged row group, whose rows move the shares, that window is read once more, and whole.
+        """
         self.order = order
         self.stages = stages if stages is not None else StageTotals()
         self.damaged: dict[int, str] = {}
@@ -95,43 +119,74 @@ class RowReader:
         self._dense, self._sparse = len(log_format.dense), len(log_format.sparse)
         self._weight = bool(log_format.weight)
         self._columns = self._dense + self._sparse + self._weight
+        self.share = share or RankShare()
+        """Of every batch, what `read_share` gives."""
+        self._wanted = wanted if self.share.ranks > 1 else None
         self._label_type = np.float32 if encoded else np.uint8
         self._ahead = 1 if order.shuffle == "rows" else 2 * threads
         self._pool = ReaderThreads(threads, name="reader")
         self._lock = threading.Lock()
-        self._loads: dict[tuple[int, int], _Load] = {}
+        self._loads: dict[tuple[int, int], WindowLoad] = {}
         self._buffers = BufferPool(spare=8 if order.shuffle == "rows" else 4 * self._ahead)
         self._closed = False
 
     def read(self, epoch: int, start: int, stop: int, *, interrupted: Callable[[], bool] = never) -> RowBatch:
-        """Rows [start, stop) of `epoch`.
+        """Rows [start, stop) of `epoch`, whatever this rank's share of them is.
 
         Raises: StorageError naming shard and row group if a row group is damaged, and damage is not to be skipped;
         ReadFailedError naming them if reading fails for longer than it is tried again; FetchError if a shard cannot be
         fetched; InputError if the cache is too small for one; InterruptedWaitError once `interrupted` while they are
         waited for.
         """
+        return self._read(epoch, start, stop, RankShare(), interrupted).part
+
+    def read_share(self, epoch: int, start: int, stop: int, *, interrupted: Callable[[], bool] = never) -> BatchShare:
+        """This rank's share of the batch of rows [start, stop) of `epoch`. Raises: as `read`."""
+        return self._read(epoch, start, stop, self.share, interrupted)
+
+    def _read(self, epoch: int, start: int, stop: int, share: RankShare, interrupted: Callable[[], bool]) -> BatchShare:
         first = self.order.window_at(epoch, start)
         last = self.order.window_at(epoch, stop - 1)
         self._keep(epoch, first, last)
-        loads = [self._loads[epoch, index] for index in range(first, last + 1)]
-        for load in loads:
-            awaited(load.ready, interrupted)
+        loads = [self._load(epoch, index, interrupted) for index in range(first, last + 1)]
+        present = [load.rows_present(start, stop) for load in loads]
+        rows = sum(present)
+        bounds = share.of(rows)
+        spans, before = [], 0
+        for n, load in enumerate(loads):
+            low, high = (min(max(bound - before, 0), present[n]) for bound in bounds)
+            spans.append(load.span_of(start, stop, low, high))
+            before += present[n]
+            if not load.holds(spans[n]):
+                loads[n] = self._load(epoch, load.window.index, interrupted, whole=True)
         with self.stages.timed("collate", stop - start):
-            labels, values = zip(*(load.part(start, stop) for load in loads), strict=True)
-            whole = len(loads) == 1
-            label = labels[0] if whole else np.concatenate(labels)
-            columns = values[0] if whole else np.concatenate(values, axis=1)
-        return RowBatch(
+            labels, values = zip(*(load.part(span) for load, span in zip(loads, spans, strict=True)), strict=True)
+            alone = len(loads) == 1
+            label = labels[0] if alone else np.concatenate(labels)
+            columns = values[0] if alone else np.concatenate(values, axis=1)
+        part = RowBatch(
             label=label,
             dense=columns[: self._dense],
             buckets=columns[self._dense : self._dense + self._sparse],
             weight=columns[-1].view(np.float32) if self._weight else None,
             epoch=epoch,
-            start=start,
-            skipped=stop - start - len(label),
+            start=start + bounds[0],
+            skipped=stop - start - rows,
             held_out=self._held_out,
         )
+        return BatchShare(part=part, rows=rows, start=bounds[0])
+
+    def _load(self, epoch: int, index: int, interrupted: Callable[[], bool], *, whole: bool = False) -> WindowLoad:
+        """A window that is held, once it is ready; the `whole` of it if that is asked for or some of it is damaged."""
+        load = self._loads[epoch, index]
+        awaited(load.ready, interrupted)
+        if load.spans is not None and (whole or load.damaged):
+            with self._lock:
+                if self._closed:
+                    raise CancelledError
+                load = self._loads[epoch, index] = self._start(load.window, None)
+            awaited(load.ready, interrupted)
+        return load
 
     def close(self) -> None:
         """Stops the threads and waits for them, but not for a read that hangs; a `read` still waiting raises
@@ -156,7 +211,10 @@ class RowReader:
             if new:
                 self._announce(windows)
             for at in new:
-                self._loads[at] = self._start(self.order.window(*at))
+                window = self.order.window(*at)
+                self._loads[at] = self._start(
+                    window, self._wanted and self._wanted(window.epoch, window.start, window.stop)
+                )
 
     def _announce(self, windows: list[tuple[int, int]]) -> None:
         """Says which shards are read for the windows `windows`, and then in the epoch after them."""
@@ -176,10 +234,10 @@ class RowReader:
             for group in self.order.window(epoch, index).groups:
                 yield self.order.shard_of(int(group))[0]
 
-    def _start(self, window: ShuffleWindow) -> _Load:
+    def _start(self, window: ShuffleWindow, spans: Spans | None) -> WindowLoad:
         rows = self.order.group_rows[window.groups]
         shuffled = self.order.shuffle == "rows"
-        load = _Load(window, rows, self._columns, self._label_type, self._buffers, shuffled=shuffled)
+        load = WindowLoad(window, rows, spans, self._columns, self._label_type, self._buffers, shuffled=shuffled)
         reads = [lambda k=k: self._read_group(load, k) for k in range(len(window.groups))]
         if shuffled:
             then_mix = lambda: self._mix(load)  # noqa: E731
@@ -188,7 +246,7 @@ class RowReader:
             self._run(load, reads, then=lambda: self._finish(load))
         return load
 
-    def _run(self, load: _Load, tasks: list[Callable[[], None]], then: Callable[[], None]) -> None:
+    def _run(self, load: WindowLoad, tasks: list[Callable[[], None]], then: Callable[[], None]) -> None:
         """Runs `tasks` on the pool; the last to finish runs `then`. An error ends the load instead."""
         left = len(tasks)
 
@@ -209,13 +267,15 @@ class RowReader:
         for task in tasks:
             self._pool.submit(run, task)
 
-    def _read_group(self, load: _Load, k: int) -> None:
+    def _read_group(self, load: WindowLoad, k: int) -> None:
         """Decodes the k-th row group of a window into its columns."""
         group = int(load.window.groups[k])
         shard, index = self.order.shard_of(group)
         rows = slice(int(load.starts[k]), int(load.starts[k + 1]))
         try:
-            order, taken = load.mixture.within[rows] if load.mixture else None, self.order.taken(group)
+            order, taken = load.mixture.within[rows] if load.mixture else load.rows_of_group(), self.order.taken(group)
+            if order is not None and not len(order) and self._on_damage == "fail":
+                return  # damage in it is for the ranks to find that need it, which end the others too
             if taken is not None:
                 order = taken if order is None else taken[order]
             columns, whole = list(load.read_values[:, rows]), self.order.rows_in_file(group)
@@ -232,21 +292,24 @@ class RowReader:
                 f"{self._groups.name(shard)}: row group {index} cannot be read ({error}); run `alphastream verify` on "
                 'the data and preprocess it again, or set data.damaged = "skip"'
             )
-            if self._on_damage == "fail":
+            # Of rows that a rank does not look up it cannot tell; all must skip the same, or none.
+            if self._on_damage == "fail" or isinstance(error, WrongIndexError):
                 raise StorageError(message) from error
             with self._lock:
                 self.damaged[group] = message
                 load.lose(rows)
 
-    def _find_order(self, load: _Load) -> None:
+    def _find_order(self, load: WindowLoad) -> None:
         with self.stages.timed("shuffle", 0):
-            load.mixture = self.order.mixture(load.window)
+            load.mixture = self.order.mixture(load.window, load.spans)
+            if load.mixture:
+                load.starts = load.mixture.starts
 
-    def _mix(self, load: _Load) -> None:
+    def _mix(self, load: WindowLoad) -> None:
         """Brings the rows of a window, all read by now, into their order; they are shared out among the threads."""
         assert load.mixture
         places = load.mixture.places
-        load.present = None if load.present is None else load.present[places]
+        load.present = None if load.present is None else load.present[places]  # of a whole window alone
 
         def mix(rows: slice) -> None:
             with self.stages.timed("shuffle", rows.stop - rows.start):
@@ -261,7 +324,7 @@ class RowReader:
         tasks = [lambda rows=slice(*bound): mix(rows) for bound in pairwise(bounds)]
         self._run(load, tasks, then=finish)
 
-    def _finish(self, load: _Load, error: Exception | None = None) -> None:
+    def _finish(self, load: WindowLoad, error: Exception | None = None) -> None:
         with self._lock:
             if load.ready.done():
                 return
@@ -269,51 +332,3 @@ class RowReader:
                 load.ready.set_result(None)
             else:
                 load.ready.set_exception(error)
-
-
-class _Load:
-    """A window on its way into memory."""
-
-    def __init__(
-        self,
-        window: ShuffleWindow,
-        group_rows: NDArray[np.int64],
-        columns: int,
-        label_type: DTypeLike,
-        buffers: BufferPool,
-        *,
-        shuffled: bool,
-    ) -> None:
-        rows = window.stop - window.start
-        self.window = window
-        self.starts = np.concatenate(([0], np.cumsum(group_rows)))
-        self.label = buffers.take((rows,), label_type)
-        self.values = buffers.take((columns, rows), np.int32)
-        self.read_label, self.read_values = self.label, self.values
-        """Where row groups are read to: the same memory, unless rows are mixed afterwards."""
-        if shuffled:
-            self.read_label = buffers.take((rows,), label_type)
-            self.read_values = buffers.take((columns, rows), np.int32)
-        self.mixture: Mixture | None = None
-        self.present: NDArray[np.bool_] | None = None
-        self.ready: Future[None] = Future()
-
-    def forget_order(self) -> None:
-        """Gives back what only mixing needed."""
-        self.mixture = None
-        self.read_label, self.read_values = self.label, self.values
-
-    def lose(self, rows: slice) -> None:
-        """Marks rows of a damaged group; they are left out of every part."""
-        if self.present is None:
-            self.present = np.ones(len(self.label), np.bool_)
-        self.present[rows] = False
-
-    def part(self, start: int, stop: int) -> tuple[NDArray, NDArray[np.int32]]:
-        """Labels (R,) and columns (C, R) of the rows of [start, stop) that lie in this window, once it is ready."""
-        rows = slice(max(start - self.window.start, 0), stop - self.window.start)
-        values = self.values[:, rows]
-        if self.present is None:
-            return self.label[rows], values
-        present = self.present[rows]
-        return self.label[rows][present], values[:, present]

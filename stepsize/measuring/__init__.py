@@ -21,7 +21,7 @@ from stepsize.measuring.passes import (
     unwrapped,
 )
 from stepsize.measuring.self_check import SelfCheck
-from stepsize.measuring.shares import Gather, merged, secant_share
+from stepsize.measuring.shares import Gather, merged_shares, secant_share
 from stepsize.measuring.tables import LookUpAcross, RowsAcross, StandIn, refuse_max_norm
 
 __all__ = [
@@ -48,7 +48,7 @@ __all__ = [
     "in_precision",
     "lane_for",
     "measure",
-    "merged",
+    "merged_shares",
     "operator_class",
     "optimizers_of",
     "plain_logits",

@@ -116,7 +116,7 @@ def _lengths(direction: Direction | None, like: Tensor) -> tuple[list[Tensor], l
     return lengths[:2], lengths[2:]
 
 
-def merged(shares: Sequence[Sequence[float]], *, from_noise: bool = False) -> list[float]:
+def merged_shares(shares: Sequence[Sequence[float]], *, from_noise: bool = False) -> list[float]:
     """What `summarize` would have told of all rows together, of every process's `share_of`; `from_noise`: given it."""
     named = [dict(zip(SHARE, share, strict=True)) for share in shares]
     whole = {name: math.fsum(share[name] for share in named) for name in SHARE}

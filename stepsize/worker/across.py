@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stepsize.errors import MeasurementError
-from stepsize.measuring import Gather, merged
+from stepsize.measuring import Gather, merged_shares
 from stepsize.options import MeasuringOptions
 
 
@@ -26,7 +26,7 @@ class Across:
         for name in names:
             stop = start + len(numbers[name])
             shares = [values[start:stop] for values in everyone]
-            whole[name] = merged(shares, from_noise=options.method == "secant")
+            whole[name] = merged_shares(shares, from_noise=options.method == "secant")
             start = stop
         return whole, any(values[0] for values in everyone)
 

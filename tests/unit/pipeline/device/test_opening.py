@@ -100,8 +100,11 @@ def test_every_rank_is_told_the_same_but_for_where_its_share_lies(tiny_data, pai
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 5])
-def test_ranks_share_the_batches_of_an_evaluation(tiny_data, ranks):
+@pytest.mark.parametrize("damaged", [False, True])
+def test_ranks_share_the_batches_of_an_evaluation(tiny_data, ranks, damaged):
     """77 rows in batches of eight leave five; from row 72 on, in batches of two, some ranks have none."""
+    if damaged:
+        flip_in_row_group(tiny_data / "train" / "part-00001.parquet", 1)
     for first_row, batch_rows in ((0, 8), (72, 2)):
 
         def batches(first_row=first_row, batch_rows=batch_rows, **share: Any) -> list[ModelInputs]:
@@ -111,7 +114,7 @@ def test_ranks_share_the_batches_of_an_evaluation(tiny_data, ranks):
                 "split": "train",
                 "first_row": first_row,
             }
-            config = DataConfig(path=str(tiny_data))
+            config = DataConfig(path=str(tiny_data), damaged="skip")
             return list(open_rows(config, Manifest.load(tiny_data), batch_rows=batch_rows, **options, **share))
 
         whole, shares = batches(), [batches(rank=rank, ranks=ranks) for rank in range(ranks)]

@@ -168,7 +168,7 @@ def test_a_probe_is_not_taken_for_a_batch_at_its_place(tiny_data: Path, monkeypa
     """Both sequences count from 0, and a batch that was made once is used again for the same place."""
     options = OPTIONS | {"held_out_share": 0.4, "batch_rows": 4, "probe_rows": 4, "shuffle": "none"}
     expected = counted(take(tiny_data, 30, **options))
-    monkeypatch.setattr(pairs_module.OncePerBatch, "_of", lambda self, batch: self._make(batch))
+    monkeypatch.setattr(pairs_module.OncePerBatch, "_of", lambda self, batch, place: self._make(batch))
     assert counted(take(tiny_data, 30, **options)) == expected
 
 

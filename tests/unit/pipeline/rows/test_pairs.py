@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError, StorageError
-from pipeline.rows.order import RowPosition
+from pipeline.rows.order import RankShare, RowPosition
 from pipeline.rows.pairs import BatchPair, Gap, HostPairs, PairSpans
+from pipeline.rows.reader import RowReader
 from tests.tiny_data import flip_in_row_group, reader, write_tiny
 
 ROWS = 77
@@ -30,8 +31,10 @@ def take(
     ranks=1,
     **spans: Any,
 ):
-    r = reader(data, on_damage=on_damage, shuffle=shuffle)
-    pairs = HostPairs(r, PairSpans(rows=ROWS, **spans), position or RowPosition(), rank=rank, ranks=ranks)
+    share, cut = RankShare(rank=rank, ranks=ranks), PairSpans(rows=ROWS, **spans)
+    position = position or RowPosition()
+    r = reader(data, on_damage=on_damage, shuffle=shuffle, share=share, wanted=cut.wanted(share, position))
+    pairs = HostPairs(r, cut, position)
     try:
         return list(islice(pairs, count))
     finally:
@@ -163,6 +166,112 @@ def test_ranks_share_every_batch_of_one_sequence(tiny_data):
         assert [row for part in parts for row in ids_of(part.b1)] == ids_of(pair.b1)
         assert {part.position for part in parts} == {pair.position}
         assert max(part.b2.rows for part in parts) - min(part.b2.rows for part in parts) <= 1
+
+
+def assert_shares(whole: list[BatchPair], shares: list[list[BatchPair]]) -> None:
+    """That the shares of all ranks are the pairs `whole`, and each rank knows where its own lie."""
+    for pair, *parts in zip(whole, *shares, strict=True):
+        for name in ("b1", "b2"):
+            batch, each = getattr(pair, name), [getattr(part, name) for part in parts]
+            for column in ("label", "dense", "buckets"):
+                union = np.concatenate([getattr(share, column) for share in each], axis=-1)
+                np.testing.assert_array_equal(union, getattr(batch, column))
+            starts = [getattr(part, f"{name}_start") for part in parts]
+            assert starts == np.cumsum([0, *(share.rows for share in each)])[:-1].tolist()
+            assert {getattr(part, f"{name}_rows") for part in parts} == {batch.rows}
+            assert max(share.rows for share in each) - min(share.rows for share in each) <= 1
+        alike = {(part.fresh, part.position, part.skipped, part.start) for part in parts}
+        assert alike == {(pair.fresh, pair.position, pair.skipped, pair.start)}
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+@pytest.mark.parametrize("shuffle", ["none", "files", "rows"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_rows": 10, "probe_rows": 10},
+        {"batch_rows": 13, "probe_rows": 4},
+        {"batch_rows": 4, "probe_rows": 3},  # fewer rows than ranks
+        {"batch_rows": 38, "probe_rows": 38},  # of one row last
+        {"batch_rows": 11, "probe_rows": 6, "pairing": "disjoint"},
+        {"batch_rows": 3, "probe_rows": 7, "pairing": "disjoint"},
+    ],
+)
+@pytest.mark.parametrize("damaged", [False, True])
+def test_shares_of_any_number_of_ranks_are_the_same_pairs(tiny_data, ranks, shuffle, options, damaged):
+    """Two epochs, from the start and from the middle, where another number of ranks was at work until then."""
+    if damaged:
+        flip_in_row_group(tiny_data / "train" / "part-00001.parquet", 0)
+        flip_in_row_group(tiny_data / "train" / "part-00002.parquet", 1)
+    options = {**options, "shuffle": shuffle, "on_damage": "skip"}
+    steps = (
+        2
+        * PairSpans(
+            rows=ROWS, **{k: v for k, v in options.items() if k not in ("shuffle", "on_damage")}
+        ).steps_per_epoch
+    )
+    whole = take(tiny_data, steps - 2, **options)
+    assert damaged == any(pair.skipped for pair in whole)
+    assert_shares(whole, [take(tiny_data, steps - 2, rank=rank, ranks=ranks, **options) for rank in range(ranks)])
+    at = len(whole) // 2
+    position, rest = whole[at - 1].position, len(whole) - at
+    resumed = [take(tiny_data, rest, position=position, rank=rank, ranks=ranks, **options) for rank in range(ranks)]
+    assert_shares(whole[at:], resumed)
+
+
+def test_a_rank_holds_its_own_rows_alone(tiny_data):
+    spans = PairSpans(rows=ROWS, batch_rows=10, probe_rows=10)
+    held = []
+    for rank in range(5):
+        share = RankShare(rank=rank, ranks=5)
+        r = reader(tiny_data, share=share, wanted=spans.wanted(share, RowPosition()))
+        r.read_share(0, 0, 10)
+        load = r._loads[0, 0]
+        assert load.spans is not None
+        held.append(load.values.shape[1])
+        r.close()
+    assert sum(held) == r.order.window(0, 0).stop
+
+
+@pytest.mark.parametrize("shuffle", ["none", "rows"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_rows": 10, "probe_rows": 10},
+        {"batch_rows": 9, "probe_rows": 5},
+        {"batch_rows": 8, "probe_rows": 5, "pairing": "disjoint"},
+    ],
+)
+@pytest.mark.parametrize("row", [0, 7, 23])
+def test_a_rank_reads_no_window_more_often_than_one_alone(tiny_data, monkeypatch, shuffle, options, row):
+    """From row 7 or 23 on batches begin elsewhere, as after a resume with another batch size, until the epoch ends."""
+    started: list[tuple[int, int]] = []
+    start = RowReader._start
+    monkeypatch.setattr(
+        RowReader,
+        "_start",
+        lambda self, window, spans: started.append((window.epoch, window.index)) or start(self, window, spans),
+    )
+    reads = []
+    for ranks in (1, 3):
+        take(tiny_data, 15, position=RowPosition(row=row), shuffle=shuffle, rank=ranks // 2, ranks=ranks, **options)
+        reads.append(started.copy())
+        started.clear()
+    assert reads[1] == reads[0]
+
+
+def test_what_was_not_expected_is_read_all_the_same(tiny_data):
+    share = RankShare(rank=1, ranks=3)
+    r = reader(
+        tiny_data, share=share, wanted=PairSpans(rows=ROWS, batch_rows=9, probe_rows=9).wanted(share, RowPosition())
+    )
+    ids = r.order.row_ids(0, 20, 41)
+    for _ in range(2):
+        found = r.read_share(0, 20, 41)
+        assert (found.start, found.rows, ids_of(found.part)) == (7, 21, ids[7:14].tolist())
+        assert ids_of(r.read(0, 20, 41)) == ids.tolist()
+    assert ids_of(r.read_share(1, 9, 18).part) == r.order.row_ids(1, 12, 15).tolist()
+    r.close()
 
 
 def test_skipped_rows_are_accounted_for_exactly(tiny_data):

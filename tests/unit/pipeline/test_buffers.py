@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import torch
 
-from pipeline.rows.buffers import BufferPool
+from pipeline.buffers import BufferPool
 
 
 def address(array: np.ndarray) -> int:
