@@ -24,10 +24,14 @@ def main():
     from trainer.launch import LaunchConfig, launch
     run, program = Path(sys.argv[1]), sys.argv[2]
     command = [sys.executable, program, str(run)]
-    return launch(lambda attempt: command, {config!r}, run=run, console=Console())
+    {meet}
+    return launch(lambda attempt: command, {config!r}, run=run, console=Console(), meet=meet)
 
 sys.exit(as_program(main))
 """
+MEETS = "from trainer.launch.environment import Meeting as meet"
+NOBODY = "from contextlib import nullcontext; meet = lambda: nullcontext(type('Nobody', (), dict(port=1)))"
+"""For ranks that need no store: that of torch takes long to import."""
 RANK = """
 import os, pathlib, signal, sys, time
 rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
@@ -59,19 +63,19 @@ while not stopped:
 class Launch:
     """A launch in a process of its own, whose ranks run `program`, in a run that has begun."""
 
-    def __init__(self, folder: Path, program: str, config: LaunchConfig, **variables: str) -> None:
+    def __init__(self, folder: Path, program: str, config: LaunchConfig, *, meet: str = NOBODY) -> None:
         self.run, self.config = folder / "run", config
         self.run.mkdir(parents=True)
         (self.run / "config.toml").touch()
         (self.run / "lock").touch()
         (folder / "rank.py").write_text(program, encoding="utf-8")
         self._log = folder / "launch.log"
-        text = LAUNCHER.format(config=config)
+        text = LAUNCHER.format(config=config, meet=meet)
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", text, str(self.run), str(folder / "rank.py")],
                 cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

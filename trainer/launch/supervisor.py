@@ -94,7 +94,12 @@ class _Orders:
 
 
 def launch(
-    command: Callable[[int], Sequence[str]], config: LaunchConfig, *, run: Path, console: Console
+    command: Callable[[int], Sequence[str]],
+    config: LaunchConfig,
+    *,
+    run: Path,
+    console: Console,
+    meet: Callable[[], Meeting] = Meeting,
 ) -> int:
     """Runs `command(attempt)`, from attempt 0, as every rank of one run; the run's exit code.
 
@@ -102,14 +107,14 @@ def launch(
     run's newest checkpoint; then it is the code of the rank that was lost first, 128 + n for a kill by signal n.
     Signals are passed on to every rank: the first that asks to stop ends the launch once the ranks have ended, with
     143 if they say so; the second kills what has not ended some seconds later. Of ranks other than 0, what they write
-    goes to RUN/ranks, and is shown where one is lost.
+    goes to RUN/ranks, and is shown where one is lost. `meet` serves the store that they find one another by.
     """
     orders = _Orders()
     logs = [RankLog(run / "ranks" / f"rank-{rank}.log", begun=partial(_begun, run)) for rank in range(1, config.ranks)]
     threads = threads_of_a_rank(config.ranks)
     shared = "as OMP_NUM_THREADS says" if threads is None else f"{threads} each; OMP_NUM_THREADS sets another number"
     console.say(f"{config.ranks} ranks on this machine, threads {shared}")
-    with Meeting() as meeting, relayed_signals(orders.heard.put):
+    with meet() as meeting, relayed_signals(orders.heard.put):
         for attempt in range(config.max_restarts + 1):
             lost = _one_round(command(attempt), config, orders, [None, *logs], meeting.port, attempt, console)
             if lost is None:

@@ -10,7 +10,6 @@ from pipeline.errors import InputError
 from trainer.console import Console
 from trainer.launch.rank_command import OF_LAUNCHER, same_program, without_options
 from trainer.launch.supervisor import LaunchConfig, launch
-from trainer.records import read_records
 
 PROGRAM = "trainer.cli"
 ONCE = "--from-checkpoint"
@@ -59,5 +58,7 @@ def _command_of_attempt(arguments: Sequence[str], run: Path) -> Callable[[int], 
 
 def _beginnings(run: Path) -> int:
     """How often processes have begun or continued the run so far, by its event log."""
+    from trainer.records import read_records
+
     events = read_records(run / "events.jsonl", damaged=lambda _: None)
     return sum(record.get("event") in ("start", "resume") for record in events)
