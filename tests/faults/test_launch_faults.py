@@ -39,7 +39,7 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
 
 
 def test_ranks_of_gloo_find_one_another_and_are_done(begin: Begin) -> None:
-    """By the environment alone, as under torchrun; also after a restart, for which the store is the same."""
+    """By the environment alone, as under torchrun; also after a restart, and not those that were there before."""
     launch = begin(
         RANK
         + """

@@ -49,8 +49,8 @@ def rank_environment(
 ) -> dict[str, str]:
     """`environment` and torchrun's variables for this rank at its `attempt` (from 0).
 
-    By TORCHELASTIC_USE_AGENT_STORE, `torch.distributed` takes the store that is there, with keys of its own for each
-    attempt. gloo listens on this machine alone, unless GLOO_SOCKET_IFNAME is set.
+    By TORCHELASTIC_USE_AGENT_STORE, `torch.distributed` takes the store that is there. gloo listens on this machine
+    alone, unless GLOO_SOCKET_IFNAME is set.
     """
     values = dict(environment)
     if rank != 0:

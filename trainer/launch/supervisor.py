@@ -114,9 +114,10 @@ def launch(
     threads = threads_of_a_rank(config.ranks)
     shared = "as OMP_NUM_THREADS says" if threads is None else f"{threads} each; OMP_NUM_THREADS sets another number"
     console.say(f"{config.ranks} ranks on this machine, threads {shared}")
-    with meet() as meeting, relayed_signals(orders.heard.put):
+    with relayed_signals(orders.heard.put):
         for attempt in range(config.max_restarts + 1):
-            lost = _one_round(command(attempt), config, orders, [None, *logs], meeting.port, attempt, console)
+            with meet() as meeting:  # a store of its own: ranks would find what those before have left in it
+                lost = _one_round(command(attempt), config, orders, [None, *logs], meeting.port, attempt, console)
             if lost is None:
                 return 0
             if orders.obeyed_late:
