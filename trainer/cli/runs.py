@@ -52,6 +52,13 @@ class TrainArguments(RunArguments):
     from_checkpoint: Annotated[int | None, tyro.conf.arg(name="from-checkpoint", metavar="STEP")] = None
     """Go on from RUN's checkpoint of this step instead of its newest. Later ones are set aside, and deleted once the
     run has saved a later step again; give it once, since it goes back each time."""
+    ranks: Annotated[int, tyro.conf.arg(name="ranks")] = 1
+    """Processes on this machine that train the run together, with a CUDA device each where there are any; each holds
+    its share of the table's rows. On several machines: torchrun."""
+    max_restarts: Annotated[int, tyro.conf.arg(name="max-restarts")] = 3
+    """With several ranks: how often all of them start again, from the newest checkpoint, after one was lost."""
+    grace_seconds: Annotated[float, tyro.conf.arg(name="grace-seconds")] = 600.0
+    """With several ranks: how long they may take to save and end once they are told to stop; then they are killed."""
     settings: Annotated[Config, tyro.conf.arg(name="")]
 
 
@@ -64,6 +71,11 @@ def train_verb(arguments: list[str]) -> int:
         known = parse_first(RunArguments, arguments, "train")
         default = TrainArguments(config=known.config, run=known.run, settings=load_config(known.config))
     given = parse_arguments(TrainArguments, arguments, "train", default=default, underscores=True)
+    if given.ranks != 1:
+        from trainer.launch import launch_training
+
+        patience = {"max_restarts": given.max_restarts, "grace_seconds": given.grace_seconds}
+        return launch_training(arguments, run=given.run, ranks=given.ranks, **patience, console=Console())
     manager = ServiceManager.from_environment()
     manager.starting("loading torch")
     from trainer.job import train

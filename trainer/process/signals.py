@@ -7,8 +7,9 @@
     USR2             the stacks of all threads, and go on
 
 A second TERM, INT, QUIT or XCPU ends the process at once. Where the processor time is limited, the kernel itself
-repeats XCPU every second beyond the limit: there, XCPU after XCPU is no second one. A process started with HUP ignored,
-as by nohup, goes on ignoring it.
+repeats XCPU every second beyond the limit: there, XCPU after XCPU is no second one. One of several ranks gets a stop
+from its launcher that it may have had from a scheduler already: there, what follows within `SAME_STOP_SECONDS` is no
+second one either. A process started with HUP ignored, as by nohup, goes on ignoring it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ UNWIND_SECONDS = 15.0
 """So long the work may take to end where the first signal ends it; then the process ends without it."""
 LEAVE_SECONDS = 5.0
 """The same for the second signal."""
+SAME_STOP_SECONDS = 30.0
+"""So long after the first, a signal that asks one of several ranks to stop means the same stop."""
 SPEAK_SECONDS = 3.0
 """So long the end of the work waits for what is still being said of signals."""
 
@@ -93,21 +96,43 @@ def stop_signals(announce: Announce) -> Iterator[Requests]:
     if threading.current_thread() is not threading.main_thread():
         yield requests
         return
-    desk = SignalDesk.current
-    own = desk is None
-    if desk is None:
-        desk = SignalDesk()
-        desk.open()
-    desk.work.append((requests, announce))
-    try:
-        yield requests
-    finally:
+    with _desk() as desk:
+        desk.work.append((requests, announce))
         try:
-            desk.wait_until_said()
+            yield requests
         finally:
-            desk.work.remove((requests, announce))
-            if own:
-                desk.close()
+            try:
+                desk.wait_until_said()
+            finally:
+                desk.work.remove((requests, announce))
+
+
+@contextmanager
+def relayed_signals(relay: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Hands every signal that is heard within it to `relay`, and does nothing else about it; in the main thread alone.
+
+    For a process whose work is other processes. `relay` is called in a thread, also while the main one is stuck.
+    """
+    with _desk() as desk:
+        desk.relays.append(relay)
+        try:
+            yield
+        finally:
+            desk.relays.remove(relay)
+
+
+@contextmanager
+def _desk() -> Iterator[SignalDesk]:
+    """The process's desk, or one for as long as this lasts."""
+    if SignalDesk.current is not None:
+        yield SignalDesk.current
+        return
+    desk = SignalDesk()
+    desk.open()
+    try:
+        yield desk
+    finally:
+        desk.close()
 
 
 class SignalDesk:
@@ -121,9 +146,15 @@ class SignalDesk:
 
     current: SignalDesk | None = None
 
-    def __init__(self, *, of_program: bool = False) -> None:
+    def __init__(self, *, of_program: bool = False, same_stop_seconds: float = 0.0) -> None:
+        """`same_stop_seconds`: so long after the first, a further one that asks to stop is taken for the same."""
         self.work: list[tuple[Requests, Announce]] = []
+        self.relays: list[Callable[[signal.Signals], None]] = []
+        """Where there is one, the last gets what is heard, and nothing else is done."""
         self._of_program = of_program
+        self._same_stop_seconds = same_stop_seconds
+        self._first_handled = self._first_heard = float("inf")
+        """When the first that asks to stop reached the main thread, and the listener."""
         self._raised = self._ending = False
         self._stops_heard = 0
         self._leave_at, self._leave_for = float("inf"), ""
@@ -180,12 +211,13 @@ class SignalDesk:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         """In the main thread, between two of its instructions."""
-        if self._ending:
+        if self._ending or self.relays:
             return
         requests = self.work[-1][0] if self.work else None
         if number in SAVES and requests is not None:
             requests.ask_to_save()
-        elif number in STOPS:
+        elif number in STOPS and not self._is_the_same(self._first_handled):
+            self._first_handled = min(self._first_handled, time.monotonic())
             if requests is not None and not requests.is_set():
                 requests.set()
             elif not (self._raised or (requests is not None and _repeats_itself(number))):
@@ -225,12 +257,16 @@ class SignalDesk:
     def _hear(self, number: signal.Signals) -> None:
         if self._ending:
             return
+        if self.relays:
+            self.relays[-1](number)
+            return
         requests, announce = self.work[-1] if self.work else (None, None)
         if number in STACKS:
             self._say(_show_stacks, number.name)
         if number in SAVES and announce is not None:
             self._say(announce, number.name, Request.SAVE)
-        if number in STOPS:
+        if number in STOPS and not self._is_the_same(self._first_heard):
+            self._first_heard = min(self._first_heard, time.monotonic())
             self._stops_heard += 1
             if self._stops_heard == 1 and announce is not None:
                 self._say(announce, number.name, Request.STOP)
@@ -238,6 +274,10 @@ class SignalDesk:
                 seconds = UNWIND_SECONDS if self._stops_heard == 1 else LEAVE_SECONDS
                 self._leave_at = min(self._leave_at, time.monotonic() + seconds)
                 self._leave_for = number.name
+
+    def _is_the_same(self, first: float) -> bool:
+        """Whether one that asks to stop now means the stop that was asked for at `first`."""
+        return 0.0 <= time.monotonic() - first < self._same_stop_seconds
 
     def _say(self, function: Callable[..., None], *arguments: object) -> None:
         """In a thread of its own, as nobody may read what is said."""

@@ -1,4 +1,4 @@
-"""The batch script, under an `srun` and an `scontrol` of our own: what it does with signals and exit codes."""
+"""The batch scripts, under an `srun`, `scontrol` and `torchrun` of our own: what they do with signals and exit codes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 ROOT = Path(__file__).parents[4]
 SCRIPT = ROOT / "ops/deploy/slurm/alphastream.sbatch"
+RANKS = ROOT / "ops/deploy/slurm/alphastream-ranks.sbatch"
 SRUN = """#!/bin/sh
 # hands signals on, as the true one does
 while [ "${1#--}" != "$1" ]; do shift; done
@@ -44,19 +46,24 @@ def cluster(tmp_path: Path) -> Cluster:
     if shutil.which("bash") is None:
         pytest.skip("bash is not installed")
     executable(tmp_path / "srun", SRUN)
-    executable(tmp_path / "scontrol", f'#!/bin/sh\necho "$@" >> {tmp_path}/scontrol.log\n')
+    executable(tmp_path / "scontrol", f'#!/bin/sh\n[ "$1" != show ] || exec printf "node7\\nnode8\\n"\necho "$@" >> {tmp_path}/scontrol.log\n')
 
-    def begin(trainer: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-        executable(tmp_path / "alphastream", f"#!/bin/bash\ncd {tmp_path}\n{trainer}\n")
+    def begin(trainer: str, *arguments: str, script: Path = SCRIPT, **variables: str) -> subprocess.Popen[str]:
+        for name in ("alphastream", "torchrun"):
+            executable(tmp_path / name, f"#!/bin/bash\ncd {tmp_path}\n{trainer}\n")
         environment = {
             **os.environ,
             "PATH": f"{tmp_path}:{os.environ['PATH']}",
             "ALPHASTREAM": str(tmp_path / "alphastream"),
+            "TORCHRUN": str(tmp_path / "torchrun"),
             "SLURM_JOB_ID": "42",
+            "SLURM_JOB_NODELIST": "node[7-8]",
+            "SLURM_NNODES": "2",
+            "SLURM_GPUS_ON_NODE": "8",
             "RETRY_SECONDS": "0",
             **variables,
         }
-        command = ["bash", str(SCRIPT), *(arguments or ("run.toml", "--run", "RUN"))]
+        command = ["bash", str(script), *(arguments or ("run.toml", "--run", "RUN"))]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     return Cluster(tmp_path, begin)
@@ -80,8 +87,12 @@ def reads(job: subprocess.Popen[str], line: str) -> None:
     raise AssertionError(f"the job ended without {line!r}")
 
 
-def test_before_the_time_limit_the_run_saves_and_the_job_is_queued_again(cluster: Cluster) -> None:
-    job = cluster.begin(TRAINS)
+BOTH = pytest.mark.parametrize("script", [SCRIPT, RANKS], ids=["one", "ranks"])
+
+
+@BOTH
+def test_before_the_time_limit_the_run_saves_and_the_job_is_queued_again(cluster: Cluster, script: Path) -> None:
+    job = cluster.begin(TRAINS, script=script)
     reads(job, "training")
     job.send_signal(signal.SIGUSR1)
     output, _ = job.communicate(timeout=60)
@@ -91,8 +102,9 @@ def test_before_the_time_limit_the_run_saves_and_the_job_is_queued_again(cluster
     assert cluster.asked() == ["requeue 42"]
 
 
-def test_a_cancelled_job_is_not_queued_again(cluster: Cluster) -> None:
-    job = cluster.begin(TRAINS)
+@BOTH
+def test_a_cancelled_job_is_not_queued_again(cluster: Cluster, script: Path) -> None:
+    job = cluster.begin(TRAINS, script=script)
     reads(job, "training")
     job.send_signal(signal.SIGTERM)
     output, _ = job.communicate(timeout=60)
@@ -139,12 +151,46 @@ def test_what_it_is_given_reaches_the_trainer(cluster: Cluster) -> None:
     assert given == ["train", "a b.toml", "--run", "RUN", "--optimizer.lr", "0.1"]
 
 
-def test_without_arguments_it_says_what_to_give() -> None:
-    ended = subprocess.run(["bash", SCRIPT], capture_output=True, text=True, check=False)
+def test_torchrun_is_started_on_every_node_and_given_the_time_to_save(cluster: Cluster) -> None:
+    trainer = 'printf "%s\\n" "$@" $TORCH_ELASTIC_SHUTDOWN_TIMEOUT > given'
+    cluster.begin(trainer, "a b.toml", "--run", "RUN", script=RANKS).communicate(timeout=60)
+    given = (cluster.folder / "given").read_text().splitlines()
+    for option in ("--nnodes=2", "--nproc-per-node=8", "--max-restarts=3", "--rdzv-endpoint=node7:20042"):
+        assert option in given
+    assert given[-7:] == ["-m", "trainer.cli", "train", "a b.toml", "--run", "RUN", "280"]
+    parser = get_args_parser()
+    known = {name for action in parser._actions for name in action.option_strings}
+    assert {option.split("=")[0] for option in given if option.startswith("--") and option != "--run"} <= known
+
+
+@pytest.mark.parametrize(("ended", "code"), [("74.0", 74), ("3.0", 3), ("143.0", 143), ("NaN", 1), ("0.0", 1)])
+@pytest.mark.parametrize("given", [("--run", "RUN"), ("--run=RUN",)])
+def test_torchruns_own_code_gives_way_to_the_runs(
+    cluster: Cluster, ended: str, code: int, given: tuple[str, ...]
+) -> None:
+    run = cluster.folder / "RUN"
+    run.mkdir()
+    (run / "metrics.prom").write_text("alphastream_exit_code 3.0\n")
+    os.utime(run / "metrics.prom", (1, 1))  # of the time before
+    arguments = ("c.toml", *(option.replace("RUN", str(run)) for option in given))
+    job = cluster.begin("exit 1", *arguments, script=RANKS, RETRIES="0")
+    assert job.communicate(timeout=60)
+    assert job.returncode == 1
+    job = cluster.begin(
+        f"printf 'alphastream_exit_code {ended}\\n' > RUN/metrics.prom; exit 1", *arguments, script=RANKS, RETRIES="0"
+    )
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode == code, output
+
+
+@BOTH
+def test_without_arguments_it_says_what_to_give(script: Path) -> None:
+    ended = subprocess.run(["bash", script], capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert "usage: sbatch" in ended.stderr
 
 
-def test_it_asks_slurm_for_the_signal_in_time_and_for_a_requeue() -> None:
-    asked = re.findall(r"^#SBATCH (\S+)$", SCRIPT.read_text(encoding="utf-8"), re.MULTILINE)
+@BOTH
+def test_it_asks_slurm_for_the_signal_in_time_and_for_a_requeue(script: Path) -> None:
+    asked = re.findall(r"^#SBATCH (\S+)$", script.read_text(encoding="utf-8"), re.MULTILINE)
     assert {"--signal=B:USR1@300", "--requeue", "--open-mode=append"} <= set(asked)

@@ -11,10 +11,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
-from trainer.process import Request, Requests, signals, stop_signals
+from trainer.process import Request, Requests, relayed_signals, signals, stop_signals
 from trainer.process.signals import HEARD, SAVES, STOPS, SignalDesk
 
 Heard = list[tuple[str, Request, threading.Thread]]
@@ -59,6 +60,63 @@ def test_the_kernel_s_repeated_xcpu_is_no_second_signal(monkeypatch: pytest.Monk
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
     assert [name for name, *_ in heard] == ["SIGXCPU"]
+
+
+def test_one_of_several_ranks_takes_a_stop_that_reaches_it_twice_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a scheduler and from its launcher; a later one leaves at once, as ever."""
+    now = 1000.0
+    monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: now))
+    desk = SignalDesk(same_stop_seconds=30.0)
+    desk.open()
+    try:
+        with listening() as (requests, heard):
+            for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+                os.kill(os.getpid(), number)
+            assert requests.is_set()
+            desk.wait_until_said()
+            now += 31.0
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        desk.close()
+    assert [name for name, *_ in heard] == ["SIGTERM"]
+
+
+@pytest.mark.parametrize("world", ["1", "3"])
+def test_a_program_knows_by_its_environment_that_it_is_one_of_several(world: str) -> None:
+    code = """
+import os, signal, sys
+from trainer.process import as_program, stop_signals
+def work():
+    with stop_signals(lambda *_: None):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+    return 7
+sys.exit(as_program(work))
+"""
+    environment = {**os.environ, "WORLD_SIZE": world}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+    assert ended.returncode == (143 if world == "1" else 7)
+
+
+@pytest.mark.parametrize("number", HEARD)
+def test_relayed_signals_are_handed_on_and_nothing_else_happens(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    relayed = list[signal.Signals]()
+    with listening() as (requests, heard):
+        with relayed_signals(relayed.append):
+            for count in (1, 2, 3):
+                os.kill(os.getpid(), number)
+                while len(relayed) < count:
+                    threading.Event().wait(0.001)
+        assert not requests.is_set()
+        assert not requests.save_asked()
+        assert relayed == [number] * 3
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert requests.is_set(), "heard here again"
+    assert [name for name, *_ in heard] == ["SIGTERM"]
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("number", SAVES)
