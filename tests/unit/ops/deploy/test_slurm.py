@@ -46,7 +46,10 @@ def cluster(tmp_path: Path) -> Cluster:
     if shutil.which("bash") is None:
         pytest.skip("bash is not installed")
     executable(tmp_path / "srun", SRUN)
-    executable(tmp_path / "scontrol", f'#!/bin/sh\n[ "$1" != show ] || exec printf "node7\\nnode8\\n"\necho "$@" >> {tmp_path}/scontrol.log\n')
+    executable(
+        tmp_path / "scontrol",
+        f'#!/bin/sh\n[ "$1" != show ] || exec printf "node7\\nnode8\\n"\necho "$@" >> {tmp_path}/scontrol.log\n',
+    )
 
     def begin(trainer: str, *arguments: str, script: Path = SCRIPT, **variables: str) -> subprocess.Popen[str]:
         for name in ("alphastream", "torchrun"):
