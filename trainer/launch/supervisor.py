@@ -117,7 +117,15 @@ def launch(
     with relayed_signals(orders.heard.put):
         for attempt in range(config.max_restarts + 1):
             with meet() as meeting:  # a store of its own: ranks would find what those before have left in it
-                lost = _one_round(command(attempt), config, orders, [None, *logs], meeting.port, attempt, console)
+                environment = partial(
+                    rank_environment,
+                    ranks=config.ranks,
+                    port=meeting.port,
+                    attempt=attempt,
+                    max_restarts=config.max_restarts,
+                )
+                processes = _Processes(command(attempt), environment, [None, *logs])
+                lost = _one_round(processes, config, orders, console)
             if lost is None:
                 return 0
             if orders.obeyed_late:
@@ -143,28 +151,25 @@ def _begun(run: Path) -> bool:
     return (run / "config.toml").is_file() and (run / "lock").exists()
 
 
-def _one_round(
-    command: Sequence[str],
-    config: LaunchConfig,
-    orders: _Orders,
-    logs: Sequence[RankLog | None],
-    port: int,
-    attempt: int,
-    console: Console,
-) -> Loss | None:
+class _Processes(NamedTuple):
+    """What the ranks of one attempt are started with."""
+
+    command: Sequence[str]
+    environment: Callable[[int], dict[str, str]]
+    logs: Sequence[RankLog | None]
+
+
+def _one_round(what: _Processes, config: LaunchConfig, orders: _Orders, console: Console) -> Loss | None:
     """From the start of all ranks to the end of the last; the one that ended first other than with 0."""
-    environment = partial(
-        rank_environment, ranks=config.ranks, port=port, attempt=attempt, max_restarts=config.max_restarts
-    )
     with ExitStack() as stack:
         processes = list[RankProcess]()
-        for rank, log in enumerate(logs):
-            processes.append(RankProcess(rank, command, environment(rank), log=log))
+        for rank, log in enumerate(what.logs):
+            processes.append(RankProcess(rank, what.command, what.environment(rank), log=log))
             stack.callback(processes[-1].close)
             stack.callback(processes[-1].kill)
         lost, codes = _until_all_end(processes, config, orders, console)
     if lost is not None:
-        _show_last_lines(lost, codes, logs, console)
+        _show_last_lines(lost, codes, what.logs, console)
     return lost
 
 
