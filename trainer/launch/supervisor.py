@@ -51,7 +51,7 @@ class LaunchConfig:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give {least} or more")
 
 
-class Loss(NamedTuple):
+class LostRank(NamedTuple):
     """The rank that ended first, of those that did not end well."""
 
     rank: int
@@ -74,7 +74,7 @@ class Loss(NamedTuple):
             return f"rank {self.rank} was killed by signal {-self.code}"
 
 
-def _severity(loss: Loss) -> tuple[int, int]:
+def _severity(loss: LostRank) -> tuple[int, int]:
     """Of several that are found at once, the likelier cause first: a kill, a crash, then what ranks agree on."""
     order = (1, EXIT_IO, 3, 2, EXIT_INTERRUPTED)
     code = loss.exit_code
@@ -159,7 +159,7 @@ class _Processes(NamedTuple):
     logs: Sequence[RankLog | None]
 
 
-def _one_round(what: _Processes, config: LaunchConfig, orders: _Orders, console: Console) -> Loss | None:
+def _one_round(what: _Processes, config: LaunchConfig, orders: _Orders, console: Console) -> LostRank | None:
     """From the start of all ranks to the end of the last; the one that ended first other than with 0."""
     with ExitStack() as stack:
         processes = list[RankProcess]()
@@ -175,12 +175,12 @@ def _one_round(what: _Processes, config: LaunchConfig, orders: _Orders, console:
 
 def _until_all_end(
     processes: Sequence[RankProcess], config: LaunchConfig, orders: _Orders, console: Console
-) -> tuple[Loss | None, list[int]]:
-    first: Loss | None = None
+) -> tuple[LostRank | None, list[int]]:
+    first: LostRank | None = None
     faulty_until = math.inf
     while True:
         codes = [process.code() for process in processes]
-        ended = [Loss(rank, code) for rank, code in enumerate(codes) if code]
+        ended = [LostRank(rank, code) for rank, code in enumerate(codes) if code]
         if first is None and ended:
             first = min(ended, key=_severity)
             stopped = first.exit_code == EXIT_INTERRUPTED
@@ -246,7 +246,7 @@ def _told_to_stop_within(seconds: float, orders: _Orders) -> bool:
             return orders.stops > 0
 
 
-def _show_last_lines(lost: Loss, codes: Sequence[int], logs: Sequence[RankLog | None], console: Console) -> None:
+def _show_last_lines(lost: LostRank, codes: Sequence[int], logs: Sequence[RankLog | None], console: Console) -> None:
     """Those of the rank that was lost, unless rank 0 has said the same: it ended with the same code of its own."""
     log = logs[lost.rank]
     if log is None or (lost.code >= 0 and codes[0] == lost.code) or lost.exit_code == EXIT_INTERRUPTED:
