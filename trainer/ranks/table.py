@@ -6,6 +6,7 @@ Letters: N look-ups of this rank, U different ids among them, G rows that all ra
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -80,12 +81,14 @@ class ShardedEmbedding(nn.Embedding):
     def __init__(self, place: RowsOfRank, width: int, ranks: Ranks, *, device: torch.device | str = "cpu") -> None:
         weight = torch.empty((place.held, width), device=device)
         super().__init__(place.held, width, _weight=weight)
-        self.place, self.ranks = place, ranks
+        self.place = place
+        # not `ranks` itself: of what a module holds a measurement puts everything back, the counts of bytes too
+        self._look_up = partial(RowsAcrossRanks, place=place, ranks=ranks)
         self.weight.look_up_across = self.look_up  # pyright: ignore[reportAttributeAccessIssue]
 
     def look_up(self, ids: Tensor) -> RowsAcrossRanks:
         """Who needs which rows, for ids (N,) of this rank."""
-        return RowsAcrossRanks(ids, self.place, self.ranks)
+        return self._look_up(ids)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows (*ids.shape, E)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.unit.trainer.ranks.processes import on_ranks
-from tests.unit.trainer.ranks.workload import CASES, STEPS, settings_of, trained_all
+from tests.unit.trainer.ranks.workload import CASES, LARGE_ROWS, STEPS, WIDTH, batch, everything, settings_of
 
 
 def assembled(found: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -32,7 +33,7 @@ def assembled(found: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def by_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
-    return {ranks: on_ranks(ranks, trained_all, folder=tmp_path_factory.mktemp("ranks")) for ranks in (1, 2, 3)}
+    return {ranks: on_ranks(ranks, everything, folder=tmp_path_factory.mktemp("ranks")) for ranks in (1, 2, 3)}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -40,8 +41,8 @@ def by_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[st
 def test_loss_weights_moments_and_alpha_are_those_of_one_rank(
     by_ranks: dict[int, list[dict[str, Any]]], ranks: int, case: str
 ) -> None:
-    alone = by_ranks[1][0][case]
-    found = [one[case] for one in by_ranks[ranks]]
+    alone = by_ranks[1][0]["cases"][case]
+    found = [one["cases"][case] for one in by_ranks[ranks]]
     for one in found:
         assert one["losses"] == found[0]["losses"]
         assert one["estimates"] == found[0]["estimates"]
@@ -60,3 +61,54 @@ def test_loss_weights_moments_and_alpha_are_those_of_one_rank(
         for start, stop, of in one["places"].values():
             assert of == rows
             assert stop - start <= math.ceil(rows / ranks)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_auto_chooses_the_same_rates(by_ranks: dict[int, list[dict[str, Any]]], ranks: int) -> None:
+    alone = by_ranks[1][0]["auto"]
+    assert alone[-20] > 100 * alone[0]  # it has found one
+    for one in by_ranks[ranks]:
+        assert one["auto"] == by_ranks[ranks][0]["auto"]
+        assert one["auto"] == pytest.approx(alone, rel=1e-8)
+
+
+def test_no_rank_ever_holds_more_than_its_rows_or_a_gradient_of_the_table(
+    by_ranks: dict[int, list[dict[str, Any]]],
+) -> None:
+    assert by_ranks[1][0]["largest"] >= LARGE_ROWS * WIDTH  # what is looked for is found where it is
+    for ranks in (2, 3):
+        for one in by_ranks[ranks]:
+            assert one["largest"] <= math.ceil(LARGE_ROWS / ranks) * WIDTH
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_bytes_that_a_step_sends_are_those_of_the_formula(
+    by_ranks: dict[int, list[dict[str, Any]]], ranks: int
+) -> None:
+    most, number = math.ceil(37 / ranks), torch.float64.itemsize
+
+    def distinct(seed: int, rows: int) -> list[list[int]]:
+        """How many different rows each rank asks of each, of a batch of so many rows."""
+        ids = batch(rows, seed, 37).ids
+        bounds = [rows * rank // ranks for rank in range(ranks + 1)]
+        shares = [ids[:, low:high].unique().tolist() for low, high in pairwise(bounds)]
+        return [[sum(row // most == owner for row in share) for owner in range(ranks)] for share in shares]
+
+    for rank, one in enumerate(by_ranks[ranks]):
+        plain, measured = one["bytes"]["sent"]
+        for sent, seed in ((plain, 1), (measured, 3)):
+            asked = distinct(seed, 29)
+            elsewhere = sum(asked[rank]) - asked[rank][rank]
+            given = sum(asked[other][rank] for other in range(ranks) if other != rank)
+            probes = distinct(seed + 1, 31)
+            asked_for_alpha = sum(probes[rank]) - probes[rank][rank]
+            given_for_alpha = sum(probes[other][rank] for other in range(ranks) if other != rank)
+            alpha = sent is measured
+            assert sent["counts"] == 8 * (ranks - 1) * (2 if alpha else 1)
+            assert sent["ids"] == 4 * (elsewhere + (asked_for_alpha if alpha else 0))
+            assert sent["rows"] == number * WIDTH * given
+            assert sent["gradients of rows"] == number * WIDTH * elsewhere
+            assert sent.get("rows for α*", 0) == (2 * number * WIDTH * given_for_alpha if alpha else 0)
+            flat = (one["bytes"]["others"] + 3) * number  # and of its inputs, its loss and the table's gradient
+            assert sent["gradients"] == 2 * (ranks - 1) * flat // ranks
+            assert set(sent) <= {"counts", "ids", "rows", "gradients of rows", "gradients", "rows for α*"}

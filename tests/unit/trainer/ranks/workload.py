@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ops.step_clock import StepClock
 from pipeline.device import DevicePair, ModelInputs
 from pipeline.rows import RankShare, RowPosition
 from stepsize import MeasuringOptions
 from stepsize.losses import BCEWithLogits
-from stepsize.policies import HorizonPlan
+from stepsize.policies import HorizonPlan, StepSizeConfig, make_policy
 from stepsize.worker import Horizon, StepSizeWorker
 from trainer.learner import ModelConfig, OptimizerConfig, build_average, build_model, build_optimizer
 from trainer.ranks import Ranks, held_rows
@@ -34,8 +37,16 @@ def part(whole: ModelInputs, ranks: Ranks) -> tuple[ModelInputs, int]:
     return ModelInputs(whole.dense[start:stop], whole.ids[:, start:stop], whole.label[start:stop]), start
 
 
-def trained(ranks: Ranks, settings: dict[str, Any]) -> dict[str, Any]:
-    """Some steps, α* of each and α_K over the last ones; this rank's rows of what is sharded."""
+@dataclass(frozen=True)
+class Parts:
+    """What makes the steps."""
+
+    step: TrainStep
+    worker: StepSizeWorker
+
+
+def built(ranks: Ranks, settings: dict[str, Any]) -> Parts:
+    """A small model with its optimizer and measurements, of `ranks` this one's part."""
     dtype, table_rows = settings["dtype"], settings["table_rows"]
     config = ModelConfig(
         factory=settings["model"], table_rows=table_rows, embedding_dim=4, bottom=(8, 4), top=(6, 1), tables="shared"
@@ -64,17 +75,29 @@ def trained(ranks: Ranks, settings: dict[str, Any]) -> dict[str, Any]:
         loss=loss,
         ranks=ranks,
     )
+    return Parts(step, worker)
+
+
+def pair_of(ranks: Ranks, b2: ModelInputs, b1: ModelInputs) -> DevicePair:
+    """This rank's shares of two batches."""
+    (own2, start2), (own1, start1) = part(b2, ranks), part(b1, ranks)
+    return DevicePair(
+        b1=own1, b2=own2, b1_rows=b1.rows, b1_start=start1, b2_rows=b2.rows, b2_start=start2, fresh=True,
+        epoch=0, start=0, position=RowPosition(), skipped=0,
+    )  # fmt: skip
+
+
+def trained(ranks: Ranks, settings: dict[str, Any]) -> dict[str, Any]:
+    """Some steps, α* of each and α_K over the last ones; this rank's rows of what is sharded."""
+    dtype, table_rows = settings["dtype"], settings["table_rows"]
+    parts = built(ranks, settings)
+    step, worker = parts.step, parts.worker
+    model, optimizer, average = step.model, step.optimizer, step.average
     losses, estimates = [], []
     batches = [batch(rows, 100 + number, table_rows) for number, rows in enumerate(settings["batch_rows"])]
     batches = [replace_dtype(one, dtype) for one in batches]
     for number in range(STEPS):
-        b2, b1 = batches[number], batches[number + 1]
-        own2, start2 = part(b2, ranks)
-        own1, start1 = part(b1, ranks)
-        pair = DevicePair(
-            b1=own1, b2=own2, b1_rows=b1.rows, b1_start=start1, b2_rows=b2.rows, b2_start=start2, fresh=True,
-            epoch=0, start=0, position=RowPosition(), skipped=0,
-        )  # fmt: skip
+        pair = pair_of(ranks, batches[number], batches[number + 1])
         plan = HorizonPlan(since=2 if number == 4 else None, keep=number == 1, forget=())
         done = step(pair, step=number, learning_rate=settings["lr"], measure=True, plan=plan)
         losses.append(done.loss.item())
@@ -133,3 +156,76 @@ def settings_of(case: str) -> dict[str, Any]:
 
 def trained_all(ranks: Ranks) -> dict[str, Any]:
     return {case: trained(ranks, settings_of(case)) for case in CASES}
+
+
+AUTO_STEPS = 60
+
+
+def rates_of_auto(ranks: Ranks) -> list[float]:
+    """The rates that policy `auto` chooses, step by step."""
+    settings = settings_of("nadamw")
+    parts = built(ranks, settings)
+    policy = make_policy(StepSizeConfig(policy="auto"), initial_rate=1e-6, total_steps=AUTO_STEPS)
+    rates = []
+    for number in range(AUTO_STEPS):
+        rates.append(policy.learning_rate(number, 1e-6))
+        pair = pair_of(ranks, batch(23, 2 * number, 37), batch(23, 2 * number + 2, 37))
+        plan = policy.horizon(number + 1)
+        parts.step(pair, step=number, learning_rate=rates[-1], measure=policy.wants(number), plan=plan)
+        for estimate in parts.worker.poll(step=number):
+            policy.observe(estimate)
+    return rates
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that any operation's result has memory for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
+                self.numbers = max(self.numbers, leaf.untyped_storage().nbytes() // leaf.element_size())
+        return result
+
+
+LARGE_ROWS, WIDTH = 30_011, 4
+
+
+def largest_of_a_step(ranks: Ranks) -> int:
+    """Of building a model with a table that is larger than all else, and steps that measure α* and α_K."""
+    settings = settings_of("nadamw") | {"table_rows": LARGE_ROWS, "dtype": torch.float32}
+    with Largest() as largest:
+        parts = built(ranks, settings)
+        for number in range(4):
+            pair = pair_of(ranks, *(replace_dtype(batch(20, number + n, LARGE_ROWS), torch.float32) for n in (0, 1)))
+            plan = HorizonPlan(since=1 if number == 2 else None, keep=number == 0, forget=())
+            parts.step(pair, step=number, learning_rate=0.01, measure=True, plan=plan)
+            parts.worker.poll(step=number)
+    return largest.numbers
+
+
+def bytes_of_steps(ranks: Ranks) -> dict[str, Any]:
+    """What this rank sends, by what for, at a step that is not measured and at one that is; and its other weights."""
+    parts = built(ranks, settings_of("nadamw"))
+    sent = []
+    for number, measure in enumerate((False, False, True, True)):  # the first of each kind learns how tables are read
+        ranks.sent_bytes.clear()
+        pair = pair_of(ranks, batch(29, number, 37), batch(31, number + 1, 37))
+        parts.step(pair, step=number, learning_rate=0.01, measure=measure)
+        sent.append(dict(ranks.sent_bytes))
+    others = sum(value.numel() for name, value in parts.step.model.named_parameters() if name != "table.weight")
+    return {"sent": [sent[1], sent[3]], "others": others}
+
+
+def everything(ranks: Ranks) -> dict[str, Any]:
+    """All of these, in one set of processes."""
+    return {
+        "cases": trained_all(ranks),
+        "auto": rates_of_auto(ranks),
+        "largest": largest_of_a_step(ranks),
+        "bytes": bytes_of_steps(ranks),
+    }
