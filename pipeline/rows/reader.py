@@ -11,7 +11,7 @@ from itertools import count, islice, pairwise, takewhile
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from pipeline.errors import FetchError, ReadFailedError, StorageError
+from pipeline.errors import DamagedRowsError, FetchError, ReadFailedError, StorageError
 from pipeline.reads import ReaderThreads, awaited, never
 from pipeline.rows.buffers import BufferPool
 from pipeline.rows.choices import OnDamage
@@ -222,14 +222,14 @@ class RowReader:
                 "then go on. A file that nobody will read again counts as damaged once it is deleted"
             ) from error
         except StorageError as error:
-            message = (
-                f"{self._groups.name(shard)}: row group {index} cannot be read ({error}); run `alphastream verify` on "
-                'the data and preprocess it again, or set data.damaged = "skip"'
+            damaged = DamagedRowsError(
+                f"{self._groups.name(shard)}: row group {index} cannot be read ({error})",
+                remedy='run `alphastream verify` on the data and preprocess it again, or set data.damaged = "skip"',
             )
             if self._on_damage == "fail":
-                raise StorageError(message) from error
+                raise damaged from error
             with self._lock:
-                self.damaged[group] = message
+                self.damaged[group] = str(damaged)
                 load.lose(rows)
 
     def _find_order(self, load: _Load) -> None:

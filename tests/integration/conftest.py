@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.trained import Trained, train_on
 from trainer.cli import main
 
 
@@ -24,6 +25,13 @@ def small_data(small_log: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("shards") / "data"
     assert main(["preprocess", str(small_log), "--out", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(small_log: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A run on the small log as one folder."""
+    lines = b"".join(path.read_bytes() for path in sorted(small_log.glob("day_*"))).splitlines()
+    return train_on(lines, tmp_path_factory.mktemp("predict"))
 
 
 @pytest.fixture
