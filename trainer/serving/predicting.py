@@ -42,7 +42,7 @@ STANDARD_OUTPUT = "-"
 OUT_KINDS = (".parquet", ".csv")
 
 
-class Scores(NamedTuple):
+class ScoredBatch(NamedTuple):
     """Of a batch of lines."""
 
     records: NDArray[np.void]
@@ -161,7 +161,7 @@ def _refuse_nothing(predicted: Predicted, sources: Sequence[str]) -> None:
 
 def _scored(
     opened: OpenedRun, rows: Rows, predicted: Predicted, report: Report, rejects: RejectsSink | None
-) -> Iterator[Scores]:
+) -> Iterator[ScoredBatch]:
     """Those of further lines; `predicted` is brought up to date with them."""
     total = rows.total()
     with opened.learner.answering() as model, torch.no_grad():
@@ -179,7 +179,7 @@ def _scored(
             predicted.lines += batch.lines
             predicted.rows += count
             predicted.examples += batch.examples[: SHOWN_REJECTS - len(predicted.examples)]
-            yield Scores(records, count, batch.rejects_bytes)
+            yield ScoredBatch(records, count, batch.rejects_bytes)
             report(predicted, total)
 
 

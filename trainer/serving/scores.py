@@ -33,7 +33,7 @@ _AT_ONCE = 128 * EVALUATION_BATCH_ROWS
 _SCHEMA = pa.schema([("probability", pa.float32())])
 
 
-class Done(NamedTuple):
+class LinesDone(NamedTuple):
     """How far scores are."""
 
     lines: int = 0
@@ -58,7 +58,7 @@ class KeptScores:
         self.folder = partial_folder(out)
         self._out, self._identity, self._force, self._warn = out, dict(identity), force, warn
         self._rejects_out = rejects
-        self._done = Done()
+        self._done = LinesDone()
         self._ending = False
 
     def __enter__(self) -> KeptScores:
@@ -72,7 +72,7 @@ class KeptScores:
                 self.folder.mkdir(exist_ok=True)
                 stack.enter_context(self._lock())
             if (left := self._left()) is not None:
-                self._done, self._ending = Done(left.lines, left.rows, left.rejects_bytes), left.ending
+                self._done, self._ending = LinesDone(left.lines, left.rows, left.rejects_bytes), left.ending
             with writing(self.folder):
                 self._file = stack.enter_context(self._records.open("ab"))
                 self._file.truncate(self.lines * RECORD.itemsize)
@@ -144,7 +144,7 @@ class KeptScores:
         with writing(self.folder):
             self._file.write(records.tobytes())
         done = self._done  # replaced at once, as a signal may end this between any two lines
-        self._done = Done(done.lines + len(records), done.rows + rows, done.rejects_bytes + rejects_bytes)
+        self._done = LinesDone(done.lines + len(records), done.rows + rows, done.rejects_bytes + rejects_bytes)
 
     def commit(self) -> None:
         """What is there now outlives a crash."""
