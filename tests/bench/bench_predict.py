@@ -41,8 +41,7 @@ def compare(folder: Path, *, rows: int, rounds: int, preset: str, table_rows: in
     """Prints the middle of each round's ratios."""
     log, data, run = folder / "log", folder / "data", folder / "run"
     write_sample(SampleConfig(out=log, rows=rows))
-    shares = {"validation": 0.0, "test": 0.0}
-    preprocess(PreprocessConfig(sources=(str(log),), out=data, **shares))
+    preprocess(PreprocessConfig(sources=(str(log),), out=data, validation=0.0, test=0.0))
     values = {
         "data": {"path": str(data)},
         "model": {"preset": preset, "table_rows": table_rows},
@@ -64,7 +63,9 @@ def compare(folder: Path, *, rows: int, rounds: int, preset: str, table_rows: in
             pass
 
     def to_shards(turn: int) -> None:
-        preprocess(PreprocessConfig(sources=(str(log),), out=folder / f"data-{turn}", workers=1, **shares))
+        preprocess(
+            PreprocessConfig(sources=(str(log),), out=folder / f"data-{turn}", workers=1, validation=0.0, test=0.0)
+        )
 
     ratios: dict[str, list[np.ndarray]] = {}
     for turn in range(rounds + 1):

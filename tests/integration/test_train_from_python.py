@@ -95,7 +95,7 @@ def test_a_second_ctrl_c_ends_it_at_once(
 ) -> None:
     """The run is let go of, and the same call goes on with what was saved."""
 
-    def twice(*_: Any, **__: Any) -> None:
+    def twice(*_arguments: Any, **_keywords: Any) -> None:
         for _ in range(2):
             signal.raise_signal(signal.SIGINT)
 
