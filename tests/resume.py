@@ -87,6 +87,8 @@ def _frozen(value: Any) -> Any:
 
 
 def _bits(tensor: torch.Tensor) -> bytes:
+    if not tensor.numel():
+        return b""  # its strides may be any, of which torch makes no view
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 

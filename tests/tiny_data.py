@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline.device import DataConfig, DevicePair, Feed, open_feed
-from pipeline.rows import GroupReader, OnDamage, Order, RankShare, RowReader, Shuffle, Spans
+from pipeline.rows import GroupReader, OnDamage, Order, RankShare, RowReader, Shuffle
+from pipeline.rows.order import Spans
 from pipeline.schema import LogFormat
 from pipeline.shards import Compression, Manifest, Shard, ShardWriter, Split
 from pipeline.shards.shard_files import LocalShards

@@ -9,6 +9,7 @@ from itertools import accumulate
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipeline.device.config import DataConfig
 from pipeline.device.feed import Feed, PairMaker, PairNode, PairUploader
@@ -31,7 +32,6 @@ from pipeline.rows import (
     RowReader,
     RowSelection,
     Shuffle,
-    Spans,
     hold_out,
     probing_order,
     united,
@@ -215,7 +215,7 @@ def open_rows(
     encode_rows = table_rows if device.type == "cpu" else None
     end = order.rows if limit_rows is None else min(limit_rows, order.rows)
 
-    def wanted(epoch: int, low: int, high: int) -> Spans:
+    def wanted(epoch: int, low: int, high: int) -> NDArray[np.int64]:
         starts = np.arange(max(low - first_row, 0) // batch_rows * batch_rows + first_row, min(high, end), batch_rows)
         return united(share.of_each(starts, np.minimum(starts + batch_rows, end)), within=(low, high))
 
@@ -326,7 +326,7 @@ def _reader(
     last_epoch: int | None = None,
     held_out: bool = False,
     share: RankShare | None = None,
-    wanted: Callable[[int, int, int], Spans] | None = None,
+    wanted: Callable[[int, int, int], NDArray[np.int64]] | None = None,
 ) -> RowReader:
     """A reader of `split`; with `encode_rows` it encodes on the host for a table of so many rows."""
     retries = retries or ReadRetries(config.retry_seconds)

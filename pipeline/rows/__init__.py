@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pipeline.rows.groups import GroupReader
     from pipeline.rows.growing import GrowingLog
     from pipeline.rows.held_out import HeldOutProbes, probing_order
-    from pipeline.rows.order import Order, RankShare, RowPosition, Spans, united
+    from pipeline.rows.order import Order, RankShare, RowPosition, united
     from pipeline.rows.pairs import BatchPair, Gap, HostPairs, OncePerBatch, PairSpans
     from pipeline.rows.reader import RowBatch, RowReader
     from pipeline.rows.selection import RowSelection, hold_out
@@ -48,7 +48,6 @@ __all__ = [
     "RowReader",
     "RowSelection",
     "Shuffle",
-    "Spans",
     "encoded_columns",
     "hold_out",
     "probing_order",
@@ -73,7 +72,6 @@ _FILES = {
     "RowBatch": "reader",
     "RowReader": "reader",
     "RankShare": "order",
-    "Spans": "order",
     "united": "order",
     "RowPosition": "order",
 }

@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,8 +166,12 @@ def test_a_quota_that_no_forecast_sees_makes_older_shards_go_then_row_groups_pas
     def write_within(self: Download, data: bytes) -> None:
         nonlocal refused
         with lock:
-            found = [path.lstat().st_size for path in folder.iterdir() if path.suffix in {".parquet", ".part"}]
-            if sum(found) + len(memoryview(data).cast("B")) > quota:
+            found = 0
+            for path in folder.iterdir():
+                if path.suffix in {".parquet", ".part"}:
+                    with suppress(FileNotFoundError):  # another thread gave it up
+                        found += path.lstat().st_size
+            if found + len(memoryview(data).cast("B")) > quota:
                 refused += 1
                 with self._cache._disk_errors():
                     raise OSError(number, os.strerror(number))

@@ -22,7 +22,7 @@ class Meeting:
     """
 
     def __init__(self) -> None:
-        from torch.distributed import TCPStore
+        from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
         listening = socket.create_server((LOOPBACK, 0), backlog=1024)
         self.port: int = listening.getsockname()[1]

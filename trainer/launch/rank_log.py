@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +35,7 @@ class RankLog:
                 return
             self.path.parent.mkdir(exist_ok=True)
             if self.path.exists() and self.path.stat().st_size >= self._most_bytes:
-                os.replace(self.path, self.path.with_name(f"{self.path.name}.1"))
+                self.path.replace(self.path.with_name(f"{self.path.name}.1"))
             with self.path.open("ab") as file:
                 file.write(b"".join(self._waiting))
             self._waiting.clear()

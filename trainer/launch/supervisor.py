@@ -51,7 +51,7 @@ class LaunchConfig:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give {least} or more")
 
 
-class Loss(NamedTuple):
+class LostRank(NamedTuple):
     """The rank that ended first, of those that did not end well."""
 
     rank: int
@@ -74,7 +74,7 @@ class Loss(NamedTuple):
             return f"rank {self.rank} was killed by signal {-self.code}"
 
 
-def _severity(loss: Loss) -> tuple[int, int]:
+def _severity(loss: LostRank) -> tuple[int, int]:
     """Of several that are found at once, the likelier cause first: a kill, a crash, then what ranks agree on."""
     order = (1, EXIT_IO, 3, 2, EXIT_INTERRUPTED)
     code = loss.exit_code
@@ -117,7 +117,15 @@ def launch(
     with relayed_signals(orders.heard.put):
         for attempt in range(config.max_restarts + 1):
             with meet() as meeting:  # a store of its own: ranks would find what those before have left in it
-                lost = _one_round(command(attempt), config, orders, [None, *logs], meeting.port, attempt, console)
+                environment = partial(
+                    rank_environment,
+                    ranks=config.ranks,
+                    port=meeting.port,
+                    attempt=attempt,
+                    max_restarts=config.max_restarts,
+                )
+                processes = _Processes(command(attempt), environment, [None, *logs])
+                lost = _one_round(processes, config, orders, console)
             if lost is None:
                 return 0
             if orders.obeyed_late:
@@ -143,39 +151,36 @@ def _begun(run: Path) -> bool:
     return (run / "config.toml").is_file() and (run / "lock").exists()
 
 
-def _one_round(
-    command: Sequence[str],
-    config: LaunchConfig,
-    orders: _Orders,
-    logs: Sequence[RankLog | None],
-    port: int,
-    attempt: int,
-    console: Console,
-) -> Loss | None:
+class _Processes(NamedTuple):
+    """What the ranks of one attempt are started with."""
+
+    command: Sequence[str]
+    environment: Callable[[int], dict[str, str]]
+    logs: Sequence[RankLog | None]
+
+
+def _one_round(what: _Processes, config: LaunchConfig, orders: _Orders, console: Console) -> LostRank | None:
     """From the start of all ranks to the end of the last; the one that ended first other than with 0."""
-    environment = partial(
-        rank_environment, ranks=config.ranks, port=port, attempt=attempt, max_restarts=config.max_restarts
-    )
     with ExitStack() as stack:
         processes = list[RankProcess]()
-        for rank, log in enumerate(logs):
-            processes.append(RankProcess(rank, command, environment(rank), log=log))
+        for rank, log in enumerate(what.logs):
+            processes.append(RankProcess(rank, what.command, what.environment(rank), log=log))
             stack.callback(processes[-1].close)
             stack.callback(processes[-1].kill)
         lost, codes = _until_all_end(processes, config, orders, console)
     if lost is not None:
-        _show_last_lines(lost, codes, logs, console)
+        _show_last_lines(lost, codes, what.logs, console)
     return lost
 
 
 def _until_all_end(
     processes: Sequence[RankProcess], config: LaunchConfig, orders: _Orders, console: Console
-) -> tuple[Loss | None, list[int]]:
-    first: Loss | None = None
+) -> tuple[LostRank | None, list[int]]:
+    first: LostRank | None = None
     faulty_until = math.inf
     while True:
         codes = [process.code() for process in processes]
-        ended = [Loss(rank, code) for rank, code in enumerate(codes) if code]
+        ended = [LostRank(rank, code) for rank, code in enumerate(codes) if code]
         if first is None and ended:
             first = min(ended, key=_severity)
             stopped = first.exit_code == EXIT_INTERRUPTED
@@ -241,7 +246,7 @@ def _told_to_stop_within(seconds: float, orders: _Orders) -> bool:
             return orders.stops > 0
 
 
-def _show_last_lines(lost: Loss, codes: Sequence[int], logs: Sequence[RankLog | None], console: Console) -> None:
+def _show_last_lines(lost: LostRank, codes: Sequence[int], logs: Sequence[RankLog | None], console: Console) -> None:
     """Those of the rank that was lost, unless rank 0 has said the same: it ended with the same code of its own."""
     log = logs[lost.rank]
     if log is None or (lost.code >= 0 and codes[0] == lost.code) or lost.exit_code == EXIT_INTERRUPTED:

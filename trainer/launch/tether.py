@@ -14,7 +14,7 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
-def main() -> None:
+def become_command() -> None:
     """Does not return."""
     parent, command = int(sys.argv[1]), sys.argv[2:]
     if sys.platform == "linux":
@@ -27,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    become_command()

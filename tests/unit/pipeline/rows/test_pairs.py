@@ -180,6 +180,7 @@ def assert_shares(whole: list[BatchPair], shares: list[list[BatchPair]]) -> None
             assert starts == np.cumsum([0, *(share.rows for share in each)])[:-1].tolist()
             assert {getattr(part, f"{name}_rows") for part in parts} == {batch.rows}
             assert max(share.rows for share in each) - min(share.rows for share in each) <= 1
+        assert [part.b2.start for part in parts] == [part.start + part.b2_start for part in parts]
         alike = {(part.fresh, part.position, part.skipped, part.start) for part in parts}
         assert alike == {(pair.fresh, pair.position, pair.skipped, pair.start)}
 

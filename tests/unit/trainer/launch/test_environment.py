@@ -6,7 +6,7 @@ import socket
 from datetime import timedelta
 
 import pytest
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from pipeline import stages
 from trainer.launch import environment
