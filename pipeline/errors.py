@@ -15,6 +15,15 @@ class FetchError(StorageError):
     """Rows that lie elsewhere could not be brought here, which says nothing about whether they are damaged."""
 
 
+class DamagedRowsError(StorageError):
+    """Rows are damaged, which somebody who trains on them may pass over."""
+
+    def __init__(self, what: str, *, remedy: str) -> None:
+        super().__init__(f"{what}; {remedy}")
+        self.what = what
+        """Where and how, without what to do about it."""
+
+
 class ReadFailedError(StorageError):
     """A read failed, however often it was tried again; reading it once more changes nothing."""
 

@@ -12,7 +12,7 @@ import torch
 from pipeline.device.model_inputs import ModelInputs
 from pipeline.device.ring import make_uploader
 from pipeline.device.streams import hand_over
-from pipeline.lines import LineBatch, read_lines
+from pipeline.lines import LineBatch, RejectsSink, read_lines
 from pipeline.reads import ReaderThreads
 from pipeline.rows import Moduli
 from pipeline.schema import LogFormat
@@ -39,6 +39,7 @@ def open_lines(
     batch_rows: int,
     labelled: bool | None = None,
     skip_lines: int = 0,
+    rejects: RejectsSink | None = None,
 ) -> Iterator[LineInputs]:
     """The lines of `sources` in batches of `batch_rows` rows, read ahead of whoever asks; see `pipeline.lines`.
 
@@ -46,7 +47,13 @@ def open_lines(
     """
     encode_rows = table_rows if device.type == "cpu" else None
     batches = read_lines(
-        sources, log_format, batch_rows=batch_rows, table_rows=encode_rows, labelled=labelled, skip_lines=skip_lines
+        sources,
+        log_format,
+        batch_rows=batch_rows,
+        table_rows=encode_rows,
+        labelled=labelled,
+        skip_lines=skip_lines,
+        rejects=rejects,
     )
     uploader = make_uploader(device, table_rows=table_rows, stages=StageTotals(), role="evaluation")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from pipeline.encode.rejected import rejected_lines
 from pipeline.encode.statistics import Counts, collision_rate, distinct_estimate, merged, summarize_counts
-from pipeline.encode.tsv import keep_negatives, make_group, make_layout, make_rejects, make_scratch, parse, reason
+from pipeline.encode.tsv import keep_negatives, make_group, make_layout, make_rejects, make_scratch, parse
 
 __all__ = [
     "Counts",
@@ -16,6 +17,6 @@ __all__ = [
     "make_scratch",
     "merged",
     "parse",
-    "reason",
+    "rejected_lines",
     "summarize_counts",
 ]

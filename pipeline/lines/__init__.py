@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pipeline.lines.reader import LineBatch, RejectedLine, read_lines
+from pipeline.lines.reader import LineBatch, RejectedLine, RejectsSink, read_lines
 
-__all__ = ["LineBatch", "RejectedLine", "read_lines"]
+__all__ = ["LineBatch", "RejectedLine", "RejectsSink", "read_lines"]

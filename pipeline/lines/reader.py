@@ -5,19 +5,25 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.encode import Counts, make_group, make_layout, make_rejects, make_scratch, parse, reason
-from pipeline.errors import InputError
+from pipeline.encode import Counts, make_group, make_layout, make_rejects, make_scratch, parse, rejected_lines
+from pipeline.lines.labels import format_in
 from pipeline.rows import Moduli, RowBatch, encoded_columns
 from pipeline.schema import LogFormat
 from pipeline.source import Block, LineReader, Source, after_newlines, check_header
 
 MOST_EXAMPLES = 5
 """Rejected lines of a batch whose reasons are told."""
+
+
+class RejectsSink(Protocol):
+    """Takes rejected lines, in the form of DATA/rejects."""
+
+    def write(self, data: bytes, /) -> object: ...
 
 
 class RejectedLine(NamedTuple):
@@ -43,6 +49,8 @@ class LineBatch:
     """The places of the lines that hold no row among the batch's, from 0, ascending."""
     examples: tuple[RejectedLine, ...]
     """The first MOST_EXAMPLES of them."""
+    rejects_bytes: int
+    """What was written of them to the reader's `rejects`."""
 
     def places(self) -> NDArray[np.int64]:
         """(R,) the place of every row among the batch's lines, from 0."""
@@ -57,15 +65,17 @@ def read_lines(
     table_rows: Moduli | None,
     labelled: bool | None = None,
     skip_lines: int = 0,
+    rejects: RejectsSink | None = None,
 ) -> Iterator[LineBatch]:
     """The lines of `sources`, one after the other, in batches of `batch_rows` rows, from line `skip_lines` on.
 
     A line that is not a row takes its place among the lines and none in a batch, so that rows come in the same batches
     as from a data folder made of the same lines. With `table_rows` they are encoded as `pipeline.rows.RowReader` does.
-    `labelled`: whether lines have the label column; None: told from the first line by its number of fields, or from the
-    header. Lines without it may lack the weight column of their format too, which is not looked at in them.
-    Raises: InputError for a source that cannot be read, is empty or has another header, or a first line that has
-    neither as many fields as the format nor so many less.
+    `labelled`: whether lines have the label column; None: told from the first lines, or from the header. Lines without
+    it may lack the weight column of their format too, which is not looked at in them. `rejects` is written to from line
+    `skip_lines` on, before the batch of a line is handed out.
+    Raises: InputError for a source that cannot be read, is empty or has another header, or first lines that do not tell
+    which columns they have; what `rejects` raises.
     """
     batch = None
     for source in sources:
@@ -74,7 +84,8 @@ def read_lines(
             for index, block in enumerate(reader):
                 position = block.start
                 if batch is None:
-                    batch = _Filling(_format_in(block, source, log_format, labelled), batch_rows, table_rows)
+                    lines_format = format_in(block, sources, log_format, labelled)
+                    batch = _Filling(lines_format, batch_rows, table_rows, rejects)
                 if index == 0 and log_format.header:
                     position = _after_header(block, source, batch.log_format)
                     number += 1
@@ -93,12 +104,14 @@ def read_lines(
 class _Filling:
     """The batch that is being filled."""
 
-    def __init__(self, log_format: LogFormat, batch_rows: int, table_rows: Moduli | None) -> None:
-        self.log_format, self._batch_rows, self._table_rows = log_format, batch_rows, table_rows
+    def __init__(
+        self, log_format: LogFormat, batch_rows: int, table_rows: Moduli | None, sink: RejectsSink | None
+    ) -> None:
+        self.log_format, self._batch_rows, self._table_rows, self._sink = log_format, batch_rows, table_rows, sink
         self._layout, self._scratch, self._rejects = make_layout(log_format), make_scratch(log_format), make_rejects()
         self._group, self._tally = make_group(log_format, batch_rows), Counts(log_format).tally
         self._group.label[:] = 0
-        self._filled = self.lines = 0
+        self._filled = self.lines = self._rejects_bytes = 0
         self._rejected = array("q")
         self._examples: list[RejectedLine] = []
 
@@ -120,14 +133,15 @@ class _Filling:
             self._rejects,
             self._scratch,
         )
-        rejects = self._rejects
-        for i in range(count):
-            index = int(rejects.lines[i])
-            self._rejected.append(self.lines + index)
+        self._rejected.extend(self.lines + int(index) for index in self._rejects.lines[:count])
+        told = count if self._sink else min(count, MOST_EXAMPLES - len(self._examples))
+        for each in rejected_lines(self.log_format, block.buffer, self._rejects, told):
             if len(self._examples) < MOST_EXAMPLES:
-                line = block.buffer[rejects.starts[i] : rejects.stops[i]].tobytes()
-                why = reason(self.log_format, int(rejects.codes[i]), int(rejects.fields[i]), line)
-                self._examples.append(RejectedLine(source.named, number + index, why))
+                self._examples.append(RejectedLine(source.named, number + each.index, each.reason))
+            if self._sink:
+                row = each.as_row(source.address, number + each.index)
+                self._sink.write(row)
+                self._rejects_bytes += len(row)
         self.lines += taken
         return position, taken
 
@@ -146,35 +160,11 @@ class _Filling:
             labelled=bool(self.log_format.label),
             rejected=np.array(self._rejected, np.int64),
             examples=tuple(self._examples),
+            rejects_bytes=self._rejects_bytes,
         )
-        self._filled = self.lines = 0
+        self._filled = self.lines = self._rejects_bytes = 0
         self._rejected, self._examples = array("q"), []
         return batch
-
-
-def _format_in(block: Block, source: Source, log_format: LogFormat, labelled: bool | None) -> LogFormat:
-    """The format of the lines that the first one is of; a header's names are compared with its columns later."""
-    if labelled:
-        return log_format
-    stop, _ = after_newlines(block.buffer, block.start, block.stop, 1)
-    line = block.buffer[block.start : stop].tobytes()
-    fields = line.count(log_format.delimiter.encode()) + 1
-    without = [log_format.without_label()]
-    if log_format.weight:
-        without.append(log_format.without_label(without_weight=True))
-    for each in without if labelled is False else (log_format, *without):
-        if len(each.columns) == fields:
-            return each
-    if labelled is False:
-        return without[0]
-    whole = len(log_format.columns)
-    either = f"or {whole - 1} without the label"
-    if log_format.weight:
-        either = f"{whole - 1} without the label, or {whole - 2} without label and weight"
-    raise InputError(
-        f"{source.named}: its first line has {fields} field{'s' * (fields != 1)}, and format {log_format.name!r} "
-        f"has {whole}, {either}; give lines of the run's format, or say with --labels whether they have labels"
-    )
 
 
 def _after_header(block: Block, source: Source, log_format: LogFormat) -> int:

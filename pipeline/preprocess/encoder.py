@@ -6,7 +6,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from pipeline.encode import Counts, keep_negatives, make_group, make_layout, make_rejects, make_scratch, parse, reason
+from pipeline.encode import (
+    Counts,
+    keep_negatives,
+    make_group,
+    make_layout,
+    make_rejects,
+    make_scratch,
+    parse,
+    rejected_lines,
+)
 from pipeline.preprocess.plan import Part, Plan, Segment, parts_of
 from pipeline.preprocess.workplace import PartRecord, Workplace, save_record
 from pipeline.schema import ROW_GROUP_ROWS
@@ -203,12 +212,6 @@ class _PartEncoder:
 
     def _keep_rejects(self, block: Block, count: int) -> None:
         first_number = self.part.first_line + 1 + self._log_format.header + self.lines
-        # A file name need not be UTF-8; written as it is, it can be found again.
-        address = self._source.address.encode("utf-8", "surrogateescape")
-        rejects = self._rejects
         with self._rejects_path.open("ab") as file:
-            for i in range(count):
-                line = block.buffer[rejects.starts[i] : rejects.stops[i]].tobytes()
-                why = reason(self._log_format, int(rejects.codes[i]), int(rejects.fields[i]), line)
-                number = first_number + int(rejects.lines[i])
-                file.write(b"\t".join((address, str(number).encode(), why.encode(), line)) + b"\n")
+            for each in rejected_lines(self._log_format, block.buffer, self._rejects, count):
+                file.write(each.as_row(self._source.address, first_number + each.index))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.buffers import BufferPool
-from pipeline.errors import FetchError, ReadFailedError, StorageError, WrongIndexError
+from pipeline.errors import DamagedRowsError, FetchError, ReadFailedError, StorageError, WrongIndexError
 from pipeline.reads import ReaderThreads, awaited, never
 from pipeline.rows.choices import OnDamage
 from pipeline.rows.columns import mix_rows
@@ -288,15 +288,15 @@ class RowReader:
                 "then go on. A file that nobody will read again counts as damaged once it is deleted"
             ) from error
         except StorageError as error:
-            message = (
-                f"{self._groups.name(shard)}: row group {index} cannot be read ({error}); run `alphastream verify` on "
-                'the data and preprocess it again, or set data.damaged = "skip"'
+            damaged = DamagedRowsError(
+                f"{self._groups.name(shard)}: row group {index} cannot be read ({error})",
+                remedy='run `alphastream verify` on the data and preprocess it again, or set data.damaged = "skip"',
             )
             # Of rows that a rank does not look up it cannot tell; all must skip the same, or none.
             if self._on_damage == "fail" or isinstance(error, WrongIndexError):
-                raise StorageError(message) from error
+                raise damaged from error
             with self._lock:
-                self.damaged[group] = message
+                self.damaged[group] = str(damaged)
                 load.lose(rows)
 
     def _find_order(self, load: WindowLoad) -> None:

@@ -27,6 +27,7 @@ from pipeline.shards.manifest import (
     RejectsFile,
     Shard,
     Split,
+    is_data_folder,
 )
 from pipeline.shards.overview import (
     AT_LEAST,
@@ -78,6 +79,7 @@ __all__ = [
     "files_of",
     "free_bytes",
     "inspect_data",
+    "is_data_folder",
     "kept_cold",
     "open_shards",
     "read_row_group",

@@ -282,6 +282,20 @@ class Manifest:
         write_atomically(self.root / MANIFEST, _canonical({**values, "sha256": _digest(values)}))
 
 
+def is_data_folder(name: str) -> bool:
+    """Whether a manifest lies in the folder of this path or URI; what is no folder, such as a log, is none.
+
+    Raises: InputError for a URI that pyarrow.fs does not understand; FetchError if it cannot be reached.
+    """
+    if not is_remote(name):
+        return (Path(name) / MANIFEST).is_file()
+    folder = RemoteFolder(name)
+    try:
+        return folder.is_folder() and folder.stamp(MANIFEST) is not None
+    except FileNotFoundError:
+        return False
+
+
 def _union(generations: tuple[Generation, ...]) -> dict[str, Any]:
     """The fields of the manifest of a folder that has these generations."""
     return {

@@ -38,6 +38,11 @@ class RemoteFolder:
         """What to call a file in messages."""
         return f"{self.address}/{name}"
 
+    def is_folder(self) -> bool:
+        """Whether the URI leads to a folder, and not to a file or nowhere. Raises: FetchError."""
+        found = self.retried(".", lambda: self._files.get_file_info(self._path))
+        return found.type == arrow_fs.FileType.Directory
+
     def read(self, name: str) -> bytes:
         """The content of a file. Raises: FileNotFoundError; FetchError if it cannot be fetched."""
         return self.retried(name, lambda: b"".join(self.chunks(name)))

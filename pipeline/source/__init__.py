@@ -26,7 +26,7 @@ from pipeline.source.blocks import (
 from pipeline.source.find import Found, find_sources
 from pipeline.source.newlines import after_newlines
 from pipeline.source.same import check_sources
-from pipeline.source.source import Source
+from pipeline.source.source import Source, describe_source
 
 __all__ = [
     "Beginning",
@@ -41,6 +41,7 @@ __all__ = [
     "check_header",
     "check_sources",
     "count_lines",
+    "describe_source",
     "find_sources",
     "new_memory",
     "range_blocks",

@@ -16,7 +16,7 @@ from pipeline.addresses import is_remote, open_filesystem, without_secrets
 from pipeline.errors import InputError, cause_of
 from pipeline.sample import SAMPLE_FILE
 from pipeline.source.natural_order import in_natural_order
-from pipeline.source.source import STANDARD_INPUT, Source, describe, remote_info, remote_source
+from pipeline.source.source import STANDARD_INPUT, Source, describe_source, remote_info, remote_source
 
 LOG_ENDINGS = ("", ".tsv", ".csv", ".txt", ".log", ".gz", ".zst", ".bz2", ".xz")
 """Endings, in small letters or capitals, that make a file of a folder a log file; files named one by one may end in
@@ -132,8 +132,8 @@ def _expand_local(name: str) -> tuple[list[Source], str | None]:
                 f"{name} holds no log files ({_endings()}){_left(listed)}; name another folder or the files themselves"
             )
     else:
-        return [describe(str(path.absolute()))], None
-    return [describe(file) for file in _ordered(listed.names, where=name)], _notice(name, listed)
+        return [describe_source(str(path.absolute()))], None
+    return [describe_source(file) for file in _ordered(listed.names, where=name)], _notice(name, listed)
 
 
 def _ordered(names: Sequence[str], *, where: str) -> list[str]:

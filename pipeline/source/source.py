@@ -64,10 +64,10 @@ class Source:
 
     def refresh(self) -> Source:
         """The same file as it is now."""
-        return self if self.is_standard_input else describe(self.name)
+        return self if self.is_standard_input else describe_source(self.name)
 
 
-def describe(name: str) -> Source:
+def describe_source(name: str) -> Source:
     """The source of a local path or a URI of one file. Raises: InputError for anything else."""
     if is_remote(name):
         filesystem, path = open_filesystem(name)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.trained import Trained, train_on
 from trainer.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +71,13 @@ def from_the_wheel(installed: Path, small_data: Path, tmp_path: Path) -> Callabl
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def trained(small_log: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A run on the small log as one folder."""
+    lines = b"".join(path.read_bytes() for path in sorted(small_log.glob("day_*"))).splitlines()
+    return train_on(lines, tmp_path_factory.mktemp("predict"))
 
 
 @pytest.fixture

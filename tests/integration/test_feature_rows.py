@@ -72,7 +72,7 @@ def test_trained_predicted_and_exported(
     assert main(["train", write("feature_rows = [1000, 37]"), "--run", str(other)]) == 0
     opened = open_run(run)
     assert opened.learner.tables == (50, 37)
-    assert opened.model.table.weight.shape[0] == 87
+    assert opened.model.state_dict()["table.weight"].shape[0] == 87
     weights = [open_run(each).model.state_dict() for each in (run, other)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 

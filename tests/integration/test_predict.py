@@ -5,13 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,60 +16,15 @@ import torch
 
 from pipeline.schema import CRITEO
 from tests.faults.small_disk import fill, small_file_system
+from tests.trained import Trained, same_floats, scores_in
 from trainer.cli import main
 from trainer.job import EVALUATION_BATCH_ROWS
 from trainer.serving import evaluate_run, open_run
-from trainer.serving.scores import RECORD, KeptScores
-
-IN_SMALL_BATCHES = """
-import sys, time
-from trainer.serving import predicting, scores
-predicting.EVALUATION_BATCH_ROWS, predicting.COMMIT_SECONDS = 512, 0.0
-add = scores.KeptScores.add
-scores.KeptScores.add = lambda *arguments: (time.sleep(0.05), add(*arguments))[1]
-from trainer.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
-KILLED_AT_LINES = (1_000, 6_000)
-
-
-@dataclass(frozen=True)
-class Trained:
-    run: Path
-    data: Path
-    lines: list[bytes]
-    """Of the whole log, in the order of the splits."""
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, small_log: Path) -> Trained:
-    """A run that averages its weights, on a folder whose one split to score is the whole log."""
-    folder = tmp_path_factory.mktemp("predict")
-    lines = b"".join(path.read_bytes() for path in sorted(small_log.glob("day_*"))).splitlines()
-    (folder / "log.tsv").write_bytes(b"\n".join(lines) + b"\n")
-    shares = ["--validation", "0.1", "--test", "0.1"]
-    assert main(["preprocess", str(folder / "log.tsv"), "--out", str(folder / "data"), *shares]) == 0
-    config = folder / "config.toml"
-    config.write_text(
-        f'[data]\npath = "{folder / "data"}"\nbatch_rows = 256\n[model]\ntable_rows = 1000\n[optimizer]\n'
-        'average = "ema"\n[budget]\nsteps = 20\n[metrics]\nport = -1\n'
-    )
-    assert main(["train", str(config), "--run", str(folder / "run")]) == 0
-    return Trained(folder / "run", folder / "data", lines)
-
-
-def scores(path: Path) -> np.ndarray:
-    table = pq.read_table(path)
-    assert table.column_names == ["probability"]
-    return table["probability"].to_numpy()
-
-
-def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
-    return one.dtype == other.dtype == np.float32 and np.array_equal(one.view(np.uint32), other.view(np.uint32))
+from trainer.serving.scores import KeptScores
 
 
 def predict(trained: Trained, *arguments: object) -> int:
-    return main(["predict", str(trained.run), *map(str, arguments)])
+    return trained.predict(*arguments)
 
 
 def test_a_split_its_lines_and_its_lines_without_labels_have_the_same_scores(
@@ -88,7 +38,7 @@ def test_a_split_its_lines_and_its_lines_without_labels_have_the_same_scores(
     assert (told["lines"], told["rows"], told["rejected_lines"]) == (9600, 9600, 0)
     for name in ("rows", "loss", "auc", "normalized_entropy", "calibration"):
         assert told["evaluation"][name] == getattr(evaluation, name)
-    expected = scores(tmp_path / "split.parquet")
+    expected = scores_in(tmp_path / "split.parquet")
     (tmp_path / "plain.tsv").write_bytes(b"\n".join(log))  # no last line end
     bare = [line.split(b"\t", 1)[1] for line in log]
     (tmp_path / "bare.gz").write_bytes(gzip.compress(b"\r\n".join(bare) + b"\r\n"))
@@ -99,16 +49,16 @@ def test_a_split_its_lines_and_its_lines_without_labels_have_the_same_scores(
     for name, labelled in (("plain.tsv", True), ("bare.gz", False), ("parts", True)):
         assert predict(trained, tmp_path / name, "--out", tmp_path / f"{name}.parquet", "--json") == 0
         found = json.loads(capsys.readouterr().out)
-        assert same_bits(scores(tmp_path / f"{name}.parquet"), expected), name
+        assert same_floats(scores_in(tmp_path / f"{name}.parquet"), expected), name
         assert found["evaluation"] == (told["evaluation"] if labelled else None), name
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n".join(bare))))
     assert predict(trained, "-", "--out", "-") == 0
     text = capsys.readouterr().out
-    assert same_bits(np.array(text.split(), np.float32), expected)
+    assert same_floats(np.array(text.split(), np.float32), expected)
     assert predict(trained, tmp_path / "plain.tsv", "--out", tmp_path / "scores.csv") == 0
     header, *rest = (tmp_path / "scores.csv").read_text().splitlines()
     assert header == "probability"
-    assert same_bits(np.array(rest, np.float32), expected)
+    assert same_floats(np.array(rest, np.float32), expected)
 
 
 def test_scores_are_what_the_averaged_model_says(trained: Trained, tmp_path: Path) -> None:
@@ -124,7 +74,7 @@ def test_scores_are_what_the_averaged_model_says(trained: Trained, tmp_path: Pat
     ids = np.stack([shards[name].to_numpy().astype(np.float32).astype(np.int64) % 1000 for name in CRITEO.sparse])
     with torch.no_grad():
         logits = opened.learner.model.eval()(torch.from_numpy(dense).float(), torch.from_numpy(ids))
-    np.testing.assert_allclose(scores(tmp_path / "s.parquet"), torch.sigmoid(logits).numpy(), rtol=1e-5)
+    np.testing.assert_allclose(scores_in(tmp_path / "s.parquet"), torch.sigmoid(logits).numpy(), rtol=1e-5)
 
 
 def test_a_line_that_is_no_row_keeps_its_place(
@@ -150,7 +100,7 @@ def test_a_line_that_is_no_row_keeps_its_place(
     column = pq.read_table(tmp_path / "mixed.parquet")["probability"].combine_chunks()
     nulls = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False)).tolist()
     assert nulls == sorted(bad)
-    assert same_bits(np.delete(column.to_numpy(zero_copy_only=False), nulls), scores(tmp_path / "log.parquet"))
+    assert same_floats(np.delete(column.to_numpy(zero_copy_only=False), nulls), scores_in(tmp_path / "log.parquet"))
     text = (tmp_path / "mixed.csv").read_text().splitlines()[1:]
     assert [place for place, value in enumerate(text) if value == "nan"] == nulls
 
@@ -185,40 +135,12 @@ def test_a_log_that_holds_no_row_takes_bounded_memory(
     kept: list[int] = []
     add = KeptScores.add
     monkeypatch.setattr(
-        KeptScores, "add", lambda self, records, rows: (kept.append(len(records)), add(self, records, rows))
+        KeptScores, "add", lambda self, records, *others: (kept.append(len(records)), add(self, records, *others))
     )
     (tmp_path / "log.tsv").write_bytes(b"no row\n" * 100_000 + b"\n".join(trained.lines[:100]))
     assert predict(trained, tmp_path / "log.tsv", "--labels", "yes", "--out", tmp_path / "s.parquet") == 0
     assert max(kept) < 3 * EVALUATION_BATCH_ROWS
-    assert np.flatnonzero(~np.isnan(scores(tmp_path / "s.parquet"))).tolist() == list(range(100_000, 100_100))
-
-
-def test_killed_again_and_again_it_makes_the_same_file(trained: Trained, tmp_path: Path) -> None:
-    (tmp_path / "log.tsv").write_bytes(b"\n".join([*trained.lines[:3000], b"no row", *trained.lines[3000:9600]]))
-    state = tmp_path / "killed.parquet.partial" / "state.json"
-
-    def command(out: str) -> list[str]:
-        arguments = ["predict", str(trained.run), str(tmp_path / "log.tsv"), "--out", str(tmp_path / out), "--json"]
-        return [sys.executable, "-c", IN_SMALL_BATCHES, *arguments]
-
-    def lines_done() -> int:
-        return json.loads(state.read_text())["lines"] if state.exists() else 0
-
-    for lines in KILLED_AT_LINES:
-        process = subprocess.Popen(command("killed.parquet"), stderr=subprocess.DEVNULL)
-        while lines_done() < lines:
-            assert process.poll() is None, "it ended before it could be killed"
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    assert not (tmp_path / "killed.parquet").exists()
-    told = subprocess.run(command("killed.parquet"), capture_output=True, check=True, text=True)
-    assert json.loads(told.stdout)["resumed_lines"] >= KILLED_AT_LINES[-1]
-    whole = subprocess.run(command("whole.parquet"), capture_output=True, check=True, text=True)
-    assert json.loads(whole.stdout)["resumed_lines"] == 0
-    assert json.loads(told.stdout)["evaluation"] == json.loads(whole.stdout)["evaluation"]
-    assert (tmp_path / "killed.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.parquet", "log.tsv", "whole.parquet"]
+    assert np.flatnonzero(~np.isnan(scores_in(tmp_path / "s.parquet"))).tolist() == list(range(100_000, 100_100))
 
 
 @pytest.mark.parametrize("pages", [1, 15, 30])
@@ -239,17 +161,6 @@ def test_a_full_disk_is_said_and_gone_on_from(
         assert predict(trained, tmp_path / "log.tsv", "--out", disk / "s.parquet") == 0
         assert (disk / "s.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
         assert [path.name for path in disk.iterdir()] == ["s.parquet"]
-
-
-def test_what_is_left_of_other_scores_is_not_gone_on_with(trained: Trained, tmp_path: Path) -> None:
-    """Of a log that changed since: begun anew, not continued with rows of two logs."""
-    (tmp_path / "log.tsv").write_bytes(b"\n".join(trained.lines[:100]))
-    with KeptScores(tmp_path / "s.parquet", {"of": "another log"}) as kept:
-        kept.add(np.ones(50, RECORD), 50)
-        kept.commit()
-    assert predict(trained, tmp_path / "log.tsv", "--out", tmp_path / "s.parquet") == 0
-    assert predict(trained, tmp_path / "log.tsv", "--out", tmp_path / "t.parquet") == 0
-    assert (tmp_path / "s.parquet").read_bytes() == (tmp_path / "t.parquet").read_bytes()
 
 
 def test_a_header_is_not_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,8 +186,8 @@ def test_a_header_is_not_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     data.rename(tmp_path / "gone")  # the checkpoint tells how lines are encoded
     for name in ("log.csv", "bare.csv"):
         assert main(["predict", str(run), str(tmp_path / name), "--out", str(tmp_path / f"{name}.parquet")]) == 0
-    assert len(scores(tmp_path / "log.csv.parquet")) == 3000
-    assert same_bits(scores(tmp_path / "log.csv.parquet"), scores(tmp_path / "bare.csv.parquet"))
+    assert len(scores_in(tmp_path / "log.csv.parquet")) == 3000
+    assert same_floats(scores_in(tmp_path / "log.csv.parquet"), scores_in(tmp_path / "bare.csv.parquet"))
     capsys.readouterr()
     assert main(["predict", str(run), str(tmp_path / "other.csv"), "--out", str(tmp_path / "o.parquet")]) == 2
     assert "its header names 'click' where format 'clicks' has 'junk'" in capsys.readouterr().err

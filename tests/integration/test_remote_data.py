@@ -78,6 +78,14 @@ def test_a_run_from_a_store_is_the_run_from_the_disk(
     assert main([*evaluate, "--data", str(sharded)]) == 0
     far, near = capfd.readouterr().out.splitlines()
     assert json.loads(far) == json.loads(near)
+    for name, data in (("far", address), ("near", str(sharded))):
+        predict = ["predict", str(tmp_path / "far"), data, "--split", "test", "--out", str(tmp_path / f"{name}.csv")]
+        assert main(predict) == 0
+    assert (tmp_path / "far.csv").read_bytes() == (tmp_path / "near.csv").read_bytes()
+    for wrong in ([address, address], [address.replace("/data", "/none"), "--split", "test"]):
+        capfd.readouterr()
+        assert main(["predict", str(tmp_path / "far"), *wrong, "--out", str(tmp_path / "wrong.csv")]) == 2
+        assert SECRET not in capfd.readouterr().err
 
 
 def test_describing_and_verifying_what_was_uploaded(
@@ -141,6 +149,8 @@ def test_a_manifest_is_fetched_once_a_command(
         assert done == [(step, split) for step in evaluations_at for split in ("validation", "test")]
     for command in (
         ["evaluate", run],
+        ["evaluate", run, "--data", sharded.as_uri()],
+        ["predict", run, sharded.as_uri(), "--out", str(tmp_path / "scores.csv")],
         ["stall", config, "--steps", "2", "--warmup-steps", "1", "--budget.steps", "9", *data],
     ):
         fetched.clear()

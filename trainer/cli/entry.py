@@ -31,21 +31,29 @@ class Verb(NamedTuple):
     run: Callable[[list[str]], int]
     """Takes the arguments after the verb and returns the exit code; imports what it works with when it begins."""
     help: str
-    continues: bool = False
-    """Whether the same command goes on where an interrupted one stopped."""
+    continues: Callable[[Sequence[str]], bool] = lambda arguments: False
+    """Whether the same command, with these arguments, goes on where an interrupted one stopped."""
+
+
+def _always(arguments: Sequence[str]) -> bool:
+    return True
+
+
+def _between_files(arguments: Sequence[str]) -> bool:
+    return "-" not in arguments and "--out=-" not in arguments
 
 
 VERBS = {
-    "demo": Verb(demo_verb, "the main job on generated logs: sample, preprocess, train, report", continues=True),
+    "demo": Verb(demo_verb, "the main job on generated logs: sample, preprocess, train, report", continues=_always),
     "sample": Verb(sample_verb, "write Criteo-shaped TSV days"),
-    "preprocess": Verb(preprocess_verb, "TSV to Parquet shards; run again to continue", continues=True),
+    "preprocess": Verb(preprocess_verb, "TSV to Parquet shards; run again to continue", continues=_always),
     "inspect": Verb(inspect_verb, "rows, splits, label rate, missing rates and sizes of a data folder"),
     "verify": Verb(verify_verb, "re-hash every shard or checkpoint; say what is whole and what is damaged"),
-    "train": Verb(train_verb, "the training job; continues where it stopped", continues=True),
+    "train": Verb(train_verb, "the training job; continues where it stopped", continues=_always),
     "evaluate": Verb(evaluate_verb, "loss, AUC and normalized entropy of a run on a split"),
-    "predict": Verb(predict_verb, "probabilities for the lines of a log, in order", continues=True),
+    "predict": Verb(predict_verb, "probabilities for the lines of a log, in order", continues=_between_files),
     "export": Verb(export_verb, "a run's model as torch program, ONNX, plain-Python encoder and card"),
-    "study": Verb(study_verb, "a grid of runs from one file; run again to continue", continues=True),
+    "study": Verb(study_verb, "a grid of runs from one file; run again to continue", continues=_always),
     "stall": Verb(stall_verb, "where a step's time goes: computing, preparing rows, or fetching them"),
     "report": Verb(report_verb, "figures and tables of a run or a study"),
 }
@@ -81,7 +89,8 @@ def _run_safely(arguments: list[str]) -> int:
         text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         return _fail(text, EXIT_STORAGE, as_json=as_json)
     except KeyboardInterrupt:
-        remedy = " to continue" if arguments and arguments[0] in VERBS and VERBS[arguments[0]].continues else ""
+        verb = VERBS.get(arguments[0]) if arguments else None
+        remedy = " to continue" if verb and verb.continues(arguments[1:]) else ""
         return _fail(f"interrupted; run the same command again{remedy}", EXIT_INTERRUPTED, as_json=as_json)
     return code
 

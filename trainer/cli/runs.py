@@ -154,22 +154,26 @@ class PredictArguments:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory."""
     sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SRC...")]
-    """Log files, plain, gz or zst; folders, patterns or URIs of them; - for standard input; or one data folder."""
+    """Log files, plain or packed; folders, patterns or URIs of them; - for standard input; or one data folder or its
+    URI."""
     out: Annotated[str, tyro.conf.arg(metavar="FILE")]
     """FILE.parquet (one float32 column, probability), FILE.csv (the same with a header), or - for standard output, one
     probability a line."""
     split: Literal["train", "validation", "test"] | None = None
     """Of a data folder: which split; by default validation."""
     labels: Literal["auto", "yes", "no"] = "auto"
-    """Whether lines have the label column; auto: told from the number of fields of the first."""
+    """Whether lines have the label column; auto: told from the first ones."""
     checkpoint: Annotated[int | None, tyro.conf.arg(metavar="STEP")] = None
     """The checkpoint of this step instead of the newest."""
     best: bool = False
     """The best weights instead of the newest: the last checkpoint up to the run's lowest validation loss."""
     data: str | None = None
     """A data folder of the run's format, for runs of earlier versions, whose checkpoints do not tell of it."""
+    rejects: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Also write the rejected lines there, as preprocess does: source, line number, reason and the line, with tabs
+    between them; empty if there are none."""
     force: bool = False
-    """Replace FILE if it is there."""
+    """Replace FILE if it is there, and drop what is left of an interrupted call for other scores."""
     json: bool = False
     """One JSON object at the end instead of sentences; on standard error if scores go to standard output."""
 
@@ -198,8 +202,10 @@ def predict_verb(arguments: list[str]) -> int:
             checkpoint=given.checkpoint,
             best=given.best,
             data=given.data,
+            rejects=given.rejects,
             force=given.force,
             report=report,
+            warn=console.warn,
         )
     finally:
         if line is not None:
@@ -216,6 +222,7 @@ def predict_verb(arguments: list[str]) -> int:
     if predicted.rejected_lines:
         console.warn(
             f"{predicted.rejected_lines:,} of {predicted.lines:,} lines were rejected; they have no probability"
+            + ("" if given.rejects is None else f", and are in {given.rejects}")
         )
     console.say(_predicted_text(given.out, predicted))
     return 0

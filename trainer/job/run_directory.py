@@ -14,6 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pipeline.addresses import shown_path, uri_of
 from pipeline.reads import CLOSE_SECONDS, ReaderThreads
 from pipeline.shards import MANIFEST, write_atomically
 from trainer.config import FIXED_SECTIONS, Config, ConfigError, config_to_toml, differing_keys
@@ -65,6 +66,10 @@ class RunDirectory:
 
     def __init__(self, path: str | Path, config: Config) -> None:
         self.path = Path(path)
+        if uri_of(self.path) is not None:
+            raise ConfigError(
+                f"{shown_path(self.path)}: a run is written to a local folder; name one, and copy it after"
+            )
         try:
             str(self.path.absolute()).encode()
         except UnicodeEncodeError:  # safetensors can write there, and not read

@@ -20,5 +20,6 @@ def evaluate_run(
     """
     if data is None:  # before anything large is read
         refuse_lost_path(run_config(run).data.path, run)
-    opened = open_run(run, best=best, manifest=None if data is None else Manifest.load(data))
-    return opened.step, opened.evaluate(split, rows=rows, data=data)
+    manifest = None if data is None else Manifest.load(data)
+    opened = open_run(run, best=best, manifest=manifest)
+    return opened.step, opened.evaluate(split, rows=rows, data=data, manifest=manifest)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.addresses import is_remote
-from pipeline.errors import InputError
+from pipeline.addresses import is_remote, shown_path, uri_of
+from pipeline.errors import DamagedRowsError, InputError, StorageError
 from pipeline.schema import LogFormat
 from pipeline.shards import Manifest
 from trainer.config import Config, ConfigError, config_errors, load_config
@@ -76,23 +77,31 @@ class OpenedRun:
         """
         return predict_values(self.learner, self.log_format, values, labelled=labelled)
 
-    def evaluate(self, split: str = "validation", *, rows: int | None = None, data: str | None = None) -> Evaluation:
+    def evaluate(
+        self,
+        split: str = "validation",
+        *,
+        rows: int | None = None,
+        data: str | None = None,
+        manifest: Manifest | None = None,
+    ) -> Evaluation:
         """The weights on a split of the run's data, or of the folder `data`; on its first `rows` rows.
 
-        Raises: as `evaluate_run`.
+        `manifest` is that of the folder, if it is loaded already. Raises: as `evaluate_run`.
         """
         if data is None:
             refuse_lost_path(self.config.data.path, self.run)
         folder = self.config.data if data is None else replace(self.config.data, path=data)
         with config_errors():
             evaluation = replace(self.config.eval, rows=rows)
-        manifest = Manifest.load(folder.path)
+        manifest = manifest or Manifest.load(folder.path)
         if model_columns(manifest.format) != model_columns(self.log_format):
             raise ConfigError(
                 f"{folder.path}: has other columns or bucket sizes than {self.run} was trained on; give data of the "
                 "same format"
             )
-        return self.learner.evaluate(folder, manifest, evaluation, split)
+        with damage_explained():
+            return self.learner.evaluate(folder, manifest, evaluation, split)
 
 
 def open_run(
@@ -122,6 +131,19 @@ def open_run(
     return OpenedRun(run=run, config=config, log_format=log_format, checkpoint=found, learner=learner)
 
 
+@contextmanager
+def damage_explained(other: str = "") -> Iterator[None]:
+    """Within it damaged rows are answered by what helps whoever scores them, or what `other` adds to that; settings of
+    training do not."""
+    try:
+        yield
+    except DamagedRowsError as error:
+        raise StorageError(
+            f"{error.what}; restore it from a copy (`alphastream verify` on the data lists all that is damaged)"
+            f"{other}, or preprocess its log again"
+        ) from error
+
+
 def plain_model(model: nn.Module) -> nn.Module:
     """The model on the host, in evaluation mode, of ordinary parameters that share the memory of host weights."""
     tensors = [*model.parameters(), *model.buffers()]
@@ -138,9 +160,16 @@ def run_config(run: Path) -> Config:
 
     Raises: ConfigError if `run` is not the directory of one.
     """
+    refuse_remote(run)
     if not (run / "config.toml").is_file():
         raise ConfigError(f"{run}: is not a run directory; give the folder that `alphastream train --run` wrote")
     return load_config(run / "config.toml")
+
+
+def refuse_remote(run: Path) -> None:
+    """Raises: ConfigError for a URI in place of a run directory."""
+    if uri_of(run) is not None:
+        raise ConfigError(f"{shown_path(run)}: a run is read from a local folder; copy it to one and name that")
 
 
 def refuse_lost_path(path: str, run: Path) -> None:

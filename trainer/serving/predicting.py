@@ -7,31 +7,33 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.device import ModelInputs, open_lines, open_rows
+from pipeline.addresses import is_remote, without_secrets
 from pipeline.errors import InputError
-from pipeline.lines import RejectedLine
-from pipeline.shards import MANIFEST, Manifest
-from pipeline.source import Source, find_sources
+from pipeline.lines import RejectedLine, RejectsSink
 from trainer.job import EVALUATION_BATCH_ROWS
 from trainer.learner import Evaluation, HostCopy
-from trainer.serving.opened import OpenedRun, open_run
+from trainer.serving.leftovers import Leftover
+from trainer.serving.opened import OpenedRun, open_run, refuse_remote
+from trainer.serving.scored_rows import LogRows, Rows, SplitRows, names_of, rows_of
 from trainer.serving.scores import (
     NO_LABEL,
     RECORD,
     REJECTED,
     WEIGHTED_RECORD,
     KeptScores,
+    RejectsWriter,
     Scored,
     probabilities,
     write_lines,
+    written_whole,
 )
 
 COMMIT_SECONDS = 5.0
@@ -41,110 +43,12 @@ STANDARD_OUTPUT = "-"
 OUT_KINDS = (".parquet", ".csv")
 
 
-class ScoringBatch(NamedTuple):
-    """Lines, and what the model is asked about them."""
+class ScoredBatch(NamedTuple):
+    """Of a batch of lines."""
 
-    lines: int
-    places: NDArray[np.int64] | slice
-    """Of the rows among the lines."""
-    inputs: ModelInputs | None
-    labelled: bool
-    examples: Sequence[RejectedLine] = ()
-
-
-class Rows(Protocol):
-    """What is to be scored."""
-
-    def identity(self) -> dict[str, Any]:
-        """What scores of it can only be continued with; JSON values."""
-        ...
-
-    def total(self) -> int | None:
-        """Lines, if they are known."""
-        ...
-
-    def batches(self, opened: OpenedRun, *, lines: int, rows: int) -> Iterator[ScoringBatch]:
-        """From line `lines` on, before which there were `rows` rows."""
-        ...
-
-    def negative_weight(self, opened: OpenedRun) -> float:
-        """How many rows of the whole log one of label 0 stands for."""
-        ...
-
-    def refuse_changed(self) -> None:
-        """Raises: InputError if it is not what it was when it was found."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogRows:
-    """The lines of a log."""
-
-    sources: tuple[Source, ...]
-    labelled: bool | None
-
-    def identity(self) -> dict[str, Any]:
-        return {
-            "sources": [[each.address, each.size, each.modified_ns] for each in self.sources],
-            "labelled": self.labelled,
-        }
-
-    def total(self) -> int | None:
-        return None
-
-    def negative_weight(self, opened: OpenedRun) -> float:
-        return opened.learner.loss.evaluated_negative_weight
-
-    def batches(self, opened: OpenedRun, *, lines: int, rows: int) -> Iterator[ScoringBatch]:
-        found = open_lines(
-            self.sources,
-            opened.log_format,
-            table_rows=opened.learner.table_rows,
-            device=opened.learner.device,
-            batch_rows=EVALUATION_BATCH_ROWS,
-            labelled=self.labelled,
-            skip_lines=lines,
-        )
-        for batch, inputs in found:
-            yield ScoringBatch(batch.lines, batch.places(), inputs, batch.labelled, batch.examples)
-
-    def refuse_changed(self) -> None:
-        for source in self.sources:
-            if source.refresh() != source:
-                raise InputError(f"{source.address} changed while it was read; predict again once nobody writes to it")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitRows:
-    """The rows of a split of a data folder."""
-
-    manifest: Manifest
-    path: str
-    split: str
-
-    def identity(self) -> dict[str, Any]:
-        return {"shards": [shard.sha256 for shard in self.manifest.splits[self.split].shards]}
-
-    def total(self) -> int | None:
-        return self.manifest.splits[self.split].rows
-
-    def negative_weight(self, opened: OpenedRun) -> float:
-        return opened.learner.negative_weight(self.manifest, self.split)
-
-    def batches(self, opened: OpenedRun, *, lines: int, rows: int) -> Iterator[ScoringBatch]:
-        found = open_rows(
-            replace(opened.config.data, path=self.path, damaged="fail"),
-            self.manifest,
-            table_rows=opened.learner.table_rows,
-            device=opened.learner.device,
-            split=self.split,
-            batch_rows=EVALUATION_BATCH_ROWS,
-            first_row=rows,
-        )
-        for inputs in found:
-            yield ScoringBatch(inputs.rows, slice(None), inputs, True)
-
-    def refuse_changed(self) -> None:
-        """Its shards never change, and are checked as they are read."""
+    records: NDArray[np.void]
+    rows: int
+    rejects_bytes: int
 
 
 @dataclass(kw_only=True)
@@ -181,71 +85,103 @@ def predict_run(
     checkpoint: int | None = None,
     best: bool = False,
     data: str | None = None,
+    rejects: str | None = None,
     force: bool = False,
     report: Report = lambda predicted, total: None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Predicted:
     """Scores what `sources` name: log files, folders and patterns of them, URIs, `-` for standard input, or one data
-    folder, of which `split` (None: validation); into the file `out` (.parquet, .csv), or as text to
+    folder or its URI, of which `split` (None: validation); into the file `out` (.parquet, .csv), or as text to
     standard output (`-`).
 
-    One probability a line, in order, null (in text `nan`) for a line that is not a row. The weights are those that
+    One probability a line, in order, null (in text `nan`) for a line that is not a row, which also goes into the file
+    `rejects`, as `preprocess` has it: source, line number, reason, the line. The weights are those that
     `evaluate` uses, in the same passes, so that rows get the same scores from a log as from the data folder made of it.
-    Called again after an interruption it goes on where it stopped, and the file is the same to the byte. `data` is a
-    data folder of the run's format, for checkpoints that do not tell of it. `labelled` as in `pipeline.lines`.
-    Raises: InputError, ConfigError as `open_run`; for sources that cannot be read or are of another format; for an
-    `out` that is there (unless `force`), or of another kind; StorageError if it cannot be written.
+    Called again after an interruption it goes on where it stopped, and the files are the same to the byte. `data` is a
+    data folder of the run's format, for checkpoints that do not tell of it. `labelled` as in `pipeline.lines`. `warn`
+    is told what a user should know before the end.
+    Raises: InputError, ConfigError as `open_run`; for sources that cannot be read or are of another format; for a file
+    that is there, or scores that another call can still finish (unless `force`); for an `out` of another kind;
+    StorageError if it cannot be written.
     """
-    target = None if out == STANDARD_OUTPUT else _target(Path(out), force=force)
-    rows, manifest = _rows_of(sources, split, labelled, data)
+    refuse_remote(Path(run))
+    target = None if out == STANDARD_OUTPUT else _target(out, force=force)
+    rows, manifest = rows_of(sources, split, labelled, data, warn)
+    rejected = None if rejects is None else _rejects_target(rejects, rows, target, force=force)
     opened = open_run(run, checkpoint=checkpoint, best=best, manifest=manifest)
-    weighted = opened.log_format.weight and opened.learner.loss.sample_weights is not False
+    weighted = bool(opened.log_format.weight) and opened.learner.loss.sample_weights is not False
     record = WEIGHTED_RECORD if weighted else RECORD
-    predicted = Predicted(step=opened.step)
-    with ExitStack() as stack:
-        if target is None:
-            scored = Scored(rows.negative_weight(opened), record)
-            for records, _ in _scored(opened, rows, record, predicted, report):
-                scored.add(records)
-                write_lines(probabilities(records), sys.stdout)
-            sys.stdout.flush()
-            rows.refuse_changed()
-            _refuse_nothing(predicted, sources)
-            predicted.evaluation = scored.result()
-            return predicted
-        identity = {
-            "run": str(Path(run).absolute()),
-            "step": opened.step,
-            "weights": hashlib.sha256((opened.checkpoint.path / "manifest.json").read_bytes()).hexdigest(),
-            "format": opened.log_format.to_dict(),
-            "batch_rows": EVALUATION_BATCH_ROWS,
-            **rows.identity(),
-        }
-        kept = stack.enter_context(KeptScores(target, identity, record))
-        predicted.lines, predicted.rows, predicted.resumed_lines = kept.lines, kept.rows, kept.lines
+    if target is None:
+        return _print(opened, rows, record, rejected, report, sources)
+    identity = {
+        "run": str(Path(run).absolute()),
+        "step": opened.step,
+        "weights": hashlib.sha256((opened.checkpoint.path / "manifest.json").read_bytes()).hexdigest(),
+        "format": opened.log_format.to_dict(),
+        "batch_rows": EVALUATION_BATCH_ROWS,
+        **({"weighted": True} if weighted else {}),
+        **({} if rejected is None else {"rejects": str(rejected.absolute())}),
+        **rows.identity(),
+    }
+    with KeptScores(target, identity, record, rejects=rejected, force=force, warn=warn) as kept:
+        predicted = Predicted(step=opened.step, lines=kept.lines, rows=kept.rows, resumed_lines=kept.lines)
         committed = time.monotonic()
-        for records, count in _scored(opened, rows, record, predicted, report):
-            kept.add(records, count)
+        for scores in _scored(opened, rows, record, predicted, report, kept.rejects):
+            kept.add(*scores)
             if time.monotonic() - committed >= COMMIT_SECONDS:
                 kept.commit()
                 committed = time.monotonic()
         _refuse_nothing(predicted, sources)
-        rows.refuse_changed()
+        try:
+            rows.refuse_changed()
+        except InputError:
+            kept.discard()
+            raise
         predicted.evaluation = kept.publish(Scored(rows.negative_weight(opened), record))
+    return predicted
+
+
+def _print(  # noqa: PLR0917
+    opened: OpenedRun,
+    rows: Rows,
+    record: np.dtype,
+    rejected: Path | None,
+    report: Report,
+    sources: Sequence[str],
+) -> Predicted:
+    """The scores to standard output."""
+    predicted = Predicted(step=opened.step)
+    scored = Scored(rows.negative_weight(opened), record)
+    with ExitStack() as stack:
+        file = None if rejected is None else stack.enter_context(written_whole(rejected))
+        sink = RejectsWriter(file, rejected) if file and rejected else None
+        for scores in _scored(opened, rows, record, predicted, report, sink):
+            scored.add(scores.records)
+            write_lines(probabilities(scores.records), sys.stdout)
+        sys.stdout.flush()
+        rows.refuse_changed()
+        _refuse_nothing(predicted, sources)
+    predicted.evaluation = scored.result()
     return predicted
 
 
 def _refuse_nothing(predicted: Predicted, sources: Sequence[str]) -> None:
     if not predicted.lines:
-        raise InputError(f"{', '.join(sources)}: there is no line to score; check the path")
+        raise InputError(f"{names_of(sources)}: there is no line to score; check the path")
 
 
-def _scored(
-    opened: OpenedRun, rows: Rows, record: np.dtype, predicted: Predicted, report: Report
-) -> Iterator[tuple[NDArray[np.void], int]]:
-    """The records of further lines, and how many of them are rows; `predicted` is brought up to date with them."""
+def _scored(  # noqa: PLR0917
+    opened: OpenedRun,
+    rows: Rows,
+    record: np.dtype,
+    predicted: Predicted,
+    report: Report,
+    rejects: RejectsSink | None,
+) -> Iterator[ScoredBatch]:
+    """Those of further lines; `predicted` is brought up to date with them."""
     total = rows.total()
     with opened.learner.answering() as model, torch.no_grad():
-        for batch in rows.batches(opened, lines=predicted.lines, rows=predicted.rows):
+        for batch in rows.batches(opened, lines=predicted.lines, rows=predicted.rows, rejects=rejects):
             records = np.zeros(batch.lines, record)
             records["label"] = REJECTED
             count = 0
@@ -261,31 +197,39 @@ def _scored(
             predicted.lines += batch.lines
             predicted.rows += count
             predicted.examples += batch.examples[: SHOWN_REJECTS - len(predicted.examples)]
-            yield records, count
+            yield ScoredBatch(records, count, batch.rejects_bytes)
             report(predicted, total)
 
 
-def _rows_of(
-    sources: Sequence[str], split: str | None, labelled: bool | None, data: str | None
-) -> tuple[LogRows | SplitRows, Manifest | None]:
-    """What is to be scored, and the data folder whose format it has, if one is named."""
-    folders = [each for each in sources if (Path(each) / MANIFEST).is_file()]
-    if folders:
-        if len(sources) > 1:
-            raise InputError(f"{folders[0]} is a data folder, which is scored by itself; name it alone")
-        manifest = Manifest.load(folders[0])
-        return SplitRows(manifest=manifest, path=folders[0], split=split or "validation"), manifest
-    if split is not None:
-        raise InputError(f"--split {split} is of a data folder, and {', '.join(sources)} are logs; leave it out")
-    found = find_sources(sources)
-    return LogRows(sources=tuple(found.sources), labelled=labelled), Manifest.load(data) if data else None
-
-
-def _target(out: Path, *, force: bool) -> Path:
+def _target(given: str, *, force: bool) -> Path:
+    out = _local(given, "--out")
     if out.suffix not in OUT_KINDS:
         raise InputError(f"{out}: end its name in {' or '.join(OUT_KINDS)}, or give - for standard output")
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"{out}: {out.absolute().parent} is no folder; make it, or give another --out")
-    if out.is_dir() or (out.exists() and not force):
-        raise InputError(f"{out} is there already; give another --out, or --force to replace it")
-    return out
+    return _writable(out, "--out", force=force)
+
+
+def _rejects_target(given: str, rows: LogRows | SplitRows, out: Path | None, *, force: bool) -> Path:
+    if isinstance(rows, SplitRows):
+        raise InputError("--rejects is of logs: lines that are no rows are not in a data folder; leave it out")
+    if given == STANDARD_OUTPUT:
+        raise InputError("--rejects - is no file; name one")
+    path = _local(given, "--rejects")
+    if out is not None and path.absolute() == out.absolute():
+        raise InputError(f"--rejects {path} is --out as well; give it a file of its own")
+    left = None if out is None else Leftover.beside(out)
+    own = left is not None and left.ending and left.identity.get("rejects") == str(path.absolute())
+    return _writable(path, "--rejects", force=force or own)
+
+
+def _local(given: str, option: str) -> Path:
+    if is_remote(given):
+        raise InputError(f"{option} {without_secrets(given)} is a URI; name a local file, and copy it there after that")
+    return Path(given)
+
+
+def _writable(path: Path, option: str, *, force: bool) -> Path:
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path}: {path.absolute().parent} is no folder; make it, or give another {option}")
+    if path.is_dir() or (path.exists() and not force):
+        raise InputError(f"{path} is there already; give another {option}, or --force to replace it")
+    return path

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from pipeline.errors import InputError, StorageError, cause_of
 from pipeline.shards import sync_file, sync_folder, write_atomically
 from trainer.job import EVALUATION_BATCH_ROWS
 from trainer.learner import Evaluation, Evaluator
+from trainer.serving.leftovers import STATE, Leftover, partial_folder
 
 NO_LABEL, REJECTED = 254, 255
 RECORD = np.dtype([("logit", "<f4"), ("probability", "<f4"), ("label", "u1")])
@@ -28,107 +30,214 @@ RECORD = np.dtype([("logit", "<f4"), ("probability", "<f4"), ("label", "u1")])
 once), and its label, NO_LABEL, or REJECTED where there is no row and so no logit."""
 WEIGHTED_RECORD = np.dtype([*RECORD.descr, ("weight", "<f4")])
 """The same with how often the row counts."""
+REJECTS = "rejects"
 _AT_ONCE = 128 * EVALUATION_BATCH_ROWS
 _SCHEMA = pa.schema([("probability", pa.float32())])
+
+
+class LinesDone(NamedTuple):
+    """How far scores are."""
+
+    lines: int = 0
+    rows: int = 0
+    rejects_bytes: int = 0
 
 
 class KeptScores:
     """OUT.partial: the records of the lines that are done, and how far they go, for as long as OUT is being made."""
 
-    def __init__(self, out: Path, identity: Mapping[str, Any], record: np.dtype = RECORD) -> None:
-        self.folder = out.with_name(out.name + ".partial")
-        self._out, self._identity, self._record = out, dict(identity), record
-        self.lines = self.rows = 0
-        """That are done."""
+    def __init__(
+        self,
+        out: Path,
+        identity: Mapping[str, Any],
+        record: np.dtype = RECORD,
+        *,
+        rejects: Path | None = None,
+        force: bool = False,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """`rejects`: the file that rejected lines are to be in, with OUT. `force` drops what is left of other scores,
+        whoever could go on with it; `warn` is told of what is dropped."""
+        self.folder = partial_folder(out)
+        self._out, self._identity, self._force, self._warn = out, dict(identity), force, warn
+        self._record, self._rejects_out = record, rejects
+        self._done = LinesDone()
+        self._ending = False
 
     def __enter__(self) -> KeptScores:
         """Takes up what an earlier call left, if it was for the same scores.
 
-        Raises: InputError if another process makes them now; StorageError if nothing can be written.
+        Raises: InputError if another process makes them now, or there are others that could be gone on with;
+        StorageError if nothing can be written.
         """
+        with ExitStack() as stack:
+            with writing(self.folder, remedy="give another --out"):
+                self.folder.mkdir(exist_ok=True)
+                stack.enter_context(self._lock())
+            if (left := self._left()) is not None:
+                self._done, self._ending = LinesDone(left.lines, left.rows, left.rejects_bytes), left.ending
+            with writing(self.folder):
+                self._file = stack.enter_context(self._records.open("ab"))
+                self._file.truncate(self.lines * self._record.itemsize)
+                self.rejects = None
+                """Takes rejected lines, from any thread, ahead of the records."""
+                if self._rejects_out is not None:
+                    file = stack.enter_context((self.folder / REJECTS).open("ab"))
+                    file.truncate(self._done.rejects_bytes)
+                    self.rejects = RejectsWriter(file, self.folder)
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            with suppress(OSError):
+                self.commit()
+        with suppress(OSError):
+            self._file.close()
+        if not self.lines or "once" in self._identity:  # nothing to go on with
+            self.discard()
+        with suppress(OSError):
+            self._open.close()
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
         try:
-            self.folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"{self.folder} cannot be written ({cause_of(error)}); give another --out") from error
-        self._lock = FileLock(self.folder / "lock")
-        try:
-            self._lock.acquire(timeout=0)
+            with FileLock(self.folder / "lock", timeout=0):
+                yield
         except Timeout:
             raise InputError(
                 f"{self._out} is being written by another process; wait for it, or give another --out"
             ) from None
-        self.lines, self.rows = self._done()
-        self._file = self._records.open("ab")
-        self._file.truncate(self.lines * self._record.itemsize)
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        with suppress(OSError):
-            self._file.close()
-        self._lock.release()
-        if not self.lines:  # nothing to go on with
-            shutil.rmtree(self.folder, ignore_errors=True)
+    @property
+    def lines(self) -> int:
+        """That are done."""
+        return self._done.lines
+
+    @property
+    def rows(self) -> int:
+        """Of these lines."""
+        return self._done.rows
 
     @property
     def _records(self) -> Path:
         return self.folder / "logits"
 
-    def _done(self) -> tuple[int, int]:
-        """Lines and rows that an earlier call for the same scores has finished."""
-        try:
-            state = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
-            size = self._records.stat().st_size
-        except (OSError, ValueError):
-            return 0, 0
-        if state["identity"] != self._identity or size < state["lines"] * self._record.itemsize:
-            return 0, 0
-        return state["lines"], state["rows"]
+    def _left(self) -> Leftover | None:
+        """What an earlier call for the same scores has finished."""
+        left = Leftover.beside(self._out)
+        if left is None or not left.lines:
+            return None
+        other = left.differs(self._identity)
+        if other is None:
+            sizes = [(self._records, left.lines * self._record.itemsize), (self.folder / REJECTS, left.rejects_bytes)]
+            if all(not size or (path.is_file() and path.stat().st_size >= size) for path, size in sizes):
+                return left
+            other = "and is damaged"
+        elif not self._force and left.can_be_finished():
+            raise InputError(
+                f"{self.folder} has {left.lines:,} lines {other}; run that command again to finish it, give another "
+                "--out, or --force to drop them"
+            )
+        self._warn(f"{self.folder} has {left.lines:,} lines {other}; they are dropped, and all lines scored anew")
+        return None
 
-    def add(self, records: NDArray[np.void], rows: int) -> None:
-        """Keeps those of further lines, `rows` of them rows."""
-        with self._writing():
+    def add(self, records: NDArray[np.void], rows: int, rejects_bytes: int = 0) -> None:
+        """Keeps those of further lines, `rows` of them rows; of the others `rejects` got so many bytes."""
+        with writing(self.folder):
             self._file.write(records.tobytes())
-        self.lines += len(records)
-        self.rows += rows
+        done = self._done  # replaced at once, as a signal may end this between any two lines
+        self._done = LinesDone(done.lines + len(records), done.rows + rows, done.rejects_bytes + rejects_bytes)
 
     def commit(self) -> None:
         """What is there now outlives a crash."""
-        state = {"identity": self._identity, "lines": self.lines, "rows": self.rows}
-        with self._writing():
+        left = Leftover(identity=self._identity, ending=self._ending, **self._done._asdict())
+        with writing(self.folder):
             self._file.flush()
             sync_file(self._records)
-            write_atomically(self.folder / "state.json", json.dumps(state).encode())
+            if self.rejects is not None:
+                self.rejects.flush()
+                sync_file(self.folder / REJECTS)
+            write_atomically(self.folder / STATE, json.dumps(asdict(left)).encode())
 
     def publish(self, scored: Scored) -> Evaluation | None:
         """Writes OUT whole and deletes the rest; by `scored`, how good the scores are, if the rows have labels."""
         made = self.folder / f"scores{self._out.suffix}"
-        with self._writing():
+        with writing(self.folder):
             self._file.flush()
             with made.open("wb") as file, _writer(file, self._out.suffix) as writer:
                 for records in self._read():
                     writer.write_table(probabilities(records))
                     scored.add(records)
             sync_file(made)
+        if self._rejects_out is not None:
+            self._ending = True
+            self.commit()
+            with (
+                written_whole(self._rejects_out) as file,
+                writing(self._rejects_out),
+                (self.folder / REJECTS).open("rb") as kept,
+            ):
+                shutil.copyfileobj(kept, file)
+        with writing(self.folder):
             made.replace(self._out)
             sync_folder(self._out.absolute().parent)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.discard()
         return scored.result()
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Raises: StorageError where the disk is full or fails."""
-        try:
-            yield
-        except OSError as error:
-            raise StorageError(
-                f"{self.folder} cannot be written ({cause_of(error)}); make room and run the same command again to "
-                "continue"
-            ) from error
+    def discard(self) -> None:
+        """Deletes what is kept; nobody goes on with it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read(self) -> Iterator[NDArray[np.void]]:
         with self._records.open("rb") as file:
             while len(records := np.fromfile(file, self._record, count=_AT_ONCE)):
                 yield records
+
+
+class RejectsWriter:
+    """A file of rejected lines; its errors say where they are from."""
+
+    def __init__(self, file: IO[bytes], where: Path) -> None:
+        self._file, self._where = file, where
+
+    def write(self, data: bytes) -> None:
+        """Raises: StorageError."""
+        with writing(self._where):
+            self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+@contextmanager
+def writing(path: Path, *, remedy: str = "make room and run the same command again to continue") -> Iterator[None]:
+    """Raises: StorageError where the disk is full or fails."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written ({cause_of(error)}); {remedy}") from error
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file that gets its name, and durable, at the end of the block; with an error there is none, or the old one.
+
+    Raises: StorageError if it cannot be made.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with ExitStack() as stack:
+        stack.callback(temporary.unlink, missing_ok=True)
+        with writing(path):
+            file = stack.enter_context(temporary.open("wb"))
+        yield file
+        with writing(path):
+            file.close()
+            sync_file(temporary)
+            temporary.replace(path)
+            sync_folder(path.absolute().parent)
 
 
 class Scored:
