@@ -93,7 +93,7 @@ def test_trained_predicted_and_exported(
     card = json.loads((tmp_path / "clicks" / "card.json").read_text())
     assert card["tables"] == [50, 37]
     assert card["format"]["table_rows"] == [1000, 37]
-    assert "87 rows in 2 tables" in " ".join((tmp_path / "clicks" / "README.md").read_text().split())
+    assert "87 rows in 2 tables" in (tmp_path / "clicks" / "card.html").read_text(encoding="utf-8")
     spec = importlib.util.spec_from_file_location("exported_encode", tmp_path / "clicks" / "encode.py")
     assert spec is not None
     assert spec.loader is not None

@@ -43,7 +43,13 @@ def test_interrupted_again_and_again_it_makes_the_same_files(
         return json.loads(state.read_text())["lines"] if state.exists() else 0
 
     for lines in INTERRUPTED_AT_LINES:
-        process = subprocess.Popen(command("cut"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command("cut"),
+            env={**os.environ, "HELD_AT_LINES": str(lines)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         while lines_done() < lines:
             assert process.poll() is None, "it ended before it could be interrupted"
             time.sleep(0.01)
