@@ -16,8 +16,11 @@ from trainer.ranks import Ranks, RanksConfig, open_ranks
 SECONDS = 60.0
 
 
-def on_ranks(ranks: int, function: Callable[..., Any], *arguments: Any, folder: Path) -> list[Any]:
-    """What `function(ranks, *arguments)` returned on each rank; importable functions and plain values only.
+def on_ranks(
+    ranks: int, function: Callable[..., Any], *arguments: Any, folder: Path, returning: int | None = None
+) -> list[Any]:
+    """What `function(ranks, *arguments)` returned on each rank, or on the first `returning`; importable functions and
+    plain values only.
 
     One rank is this process.
     """
@@ -27,7 +30,7 @@ def on_ranks(ranks: int, function: Callable[..., Any], *arguments: Any, folder: 
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     spawn(_run, ((ranks, port, str(folder), function, arguments),), nprocs=ranks)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(returning or ranks)]
 
 
 def _run(rank: int, settings: tuple[int, int, str, Callable[..., Any], tuple[Any, ...]]) -> None:

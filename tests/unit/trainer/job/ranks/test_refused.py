@@ -1,0 +1,43 @@
+"""What several ranks cannot have is refused by name, in one line, before anything is built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from trainer.config import Config, ConfigError, config_from
+from trainer.job.ranks import refuse_on_ranks
+
+
+def config(**sections: dict[str, Any]) -> Config:
+    return config_from({"data": {"path": "data"}, **sections}, where="the test")
+
+
+@pytest.mark.parametrize(
+    ("sections", "named"),
+    [
+        ({"optimizer": {"name": "prodigy"}}, "optimizer.name = 'prodigy'"),
+        ({"optimizer": {"name": "muon"}}, "optimizer.name = 'muon'"),
+        ({"optimizer": {"name": "adafactor"}}, "optimizer.name = 'adafactor'"),
+        ({"optimizer": {"factory": "mine:make"}}, "optimizer.factory = 'mine:make'"),
+        ({"model": {"factory": "mine:make"}}, "model.factory = 'mine:make'"),
+        ({"data": {"path": "data", "follow": True}}, "data.follow"),
+        ({"eval": {"progressive": True}}, "eval.progressive"),
+        ({"stepsize": {"measuring": {"diagnostics": "full"}}}, "stepsize.measuring.diagnostics = 'full'"),
+        ({"stepsize": {"measuring": {"curvature": "hessian"}}}, "stepsize.measuring.curvature = 'hessian'"),
+    ],
+)
+def test_what_needs_the_whole_is_refused(sections: dict[str, Any], named: str) -> None:
+    given = config(**sections)
+    with pytest.raises(ConfigError) as refused:
+        refuse_on_ranks(given, 2)
+    assert named in str(refused.value)
+    assert "on 2 ranks" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    refuse_on_ranks(given, 1)
+
+
+@pytest.mark.parametrize("name", ["nadamw", "sgd", "adamw", "schedulefree_adamw", "Adam"])
+def test_optimizers_that_move_each_number_by_itself_are_taken(name: str) -> None:
+    refuse_on_ranks(config(optimizer={"name": name}), 64)

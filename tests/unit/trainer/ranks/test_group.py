@@ -1,0 +1,57 @@
+"""A rank alone says nothing to nobody; one that loses another says so, and what it has left word of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import StorageError
+from tests.unit.trainer.ranks import losing
+from tests.unit.trainer.ranks.processes import on_ranks
+from trainer.ranks import Ranks, RanksConfig, RanksLostError, RowsOfRank
+
+
+def test_alone_everything_is_its_own() -> None:
+    ranks = Ranks()
+    assert ranks.alone
+    assert ranks.first
+    assert ranks.gather([1.0, 2.0]) == [[1.0, 2.0]]
+    assert ranks.told_by_first({"a": 1}) == {"a": 1}
+    tensor = torch.ones(3)
+    assert ranks.sum(tensor, what="test") is tensor
+    assert ranks.whole_batch(tensor, tensor, None) == (tensor, tensor, None)
+    assert not ranks.sent_bytes
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 7, 12])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_rows_of_ranks_are_all_rows_once_and_none_has_more_than_its_part(rows: int, ranks: int) -> None:
+    parts = [RowsOfRank(rows=rows, rank=rank, ranks=ranks) for rank in range(ranks)]
+    assert [row for part in parts for row in range(part.start, part.stop)] == list(range(rows))
+    assert all(part.held <= -(-rows // ranks) for part in parts)
+    assert parts[0].bounds() == [part.stop for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("workload", "said"),
+    [
+        ("losses", ["rank 1 has stopped: data.path: there is no /nowhere"]),
+        ("silent_losses", ["rank 0 of 2 at step 17 (control)", "another rank has ended", "newest checkpoint"]),
+    ],
+)
+def test_a_rank_that_goes_is_told_of_in_one_line(workload: str, said: list[str], tmp_path: Any) -> None:
+    [first] = on_ranks(2, getattr(losing, workload), folder=tmp_path, returning=1)
+    assert all(part in first for part in said), first
+    assert "\n" not in first
+
+
+def test_a_lost_rank_is_an_error_of_input_and_output() -> None:
+    assert issubclass(RanksLostError, StorageError)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
+def test_time_outs_are_positive_and_end(value: float) -> None:
+    with pytest.raises(ValueError, match=r"ranks\.timeout_seconds"):
+        RanksConfig(timeout_seconds=value)
