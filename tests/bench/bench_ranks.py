@@ -5,6 +5,7 @@
 Every rank is a process of its own that takes its share of every pair of whole epochs and does nothing with it; as many
 run side by side as there are cores. Counted is the CPU time of all its threads, in the cheapest of its epochs after the
 first, and the most memory it ever held; in all is the sum over the ranks of a host. All files come from a warm cache.
+Before that, what some rows of one row group cost on one thread.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipeline.device import DataConfig, open_feed
 from pipeline.preprocess import PreprocessConfig, preprocess
+from pipeline.rows import GroupReader
 from pipeline.sample import SampleConfig, write_sample
-from pipeline.shards import Manifest
+from pipeline.shards import Manifest, open_shards
+from pipeline.stages import StageTotals
 
 BATCH_ROWS = 65_536
 TABLE_ROWS = 4_194_304
@@ -92,6 +97,7 @@ def main() -> None:
             pairing=options.pairing,
             read_threads=THREADS,
         )
+        row_group(data)
         print(f"{options.shuffle}, {options.pairing}: over one rank's, for the same rows")
         rounds = [
             {ranks: costs(config, ranks, options.measured) for ranks in {1, *options.ranks}}
@@ -99,6 +105,33 @@ def main() -> None:
         ]
         for ranks in options.ranks:
             report(rounds, ranks)
+
+
+def row_group(data: Path) -> None:
+    """What looking up some rows of one row group costs this thread, over decoding and shuffling all of them."""
+    manifest = Manifest.load(data)
+    shards = manifest.splits["train"].shards
+    files = open_shards(manifest, "train", cache_path=None, cache_bytes=None, stages=StageTotals())
+    groups = GroupReader(files, shards, manifest.format, compression=manifest.compression, table_rows=TABLE_ROWS)
+    rows = shards[0].row_groups[0]
+    order = np.random.default_rng(0).permutation(rows).astype(np.uint32)
+    columns = len(manifest.format.dense) + len(manifest.format.sparse)
+
+    def seconds(some: NDArray[np.uint32]) -> float:
+        label, values = np.empty(len(some), np.float32), np.empty((columns, len(some)), np.int32)
+        spent = []
+        for _ in range(20):
+            start = time.thread_time()
+            groups.read(0, 0, label, list(values), some, group_rows=rows)
+            spent.append(time.thread_time() - start)
+        return min(spent)
+
+    whole = seconds(order)
+    parts = [f"1/{part} {seconds(order[: rows // part]) / whole:.2f}" for part in (2, 3, 4, 8, 16)]
+    print(
+        f"one row group, rows looked up over all: {', '.join(parts)}, none {seconds(order[:0]) / whole:.2f}", flush=True
+    )
+    groups.close()
 
 
 def report(rounds: list[dict[int, list[Cost]]], ranks: int) -> None:
