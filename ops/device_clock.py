@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ops.device_time import DeviceStep, Span, phases_of, shared
-from ops.step_clock import PHASES, QueueWait, StepClock, StepTiming
+from ops.step_clock import PHASES, QueueWait, StepClock, StepTiming, as_phases
 
 IN_FLIGHT_STEPS = 2
 """The host is this many steps ahead of the device at most: so late a step is read, and waited for if need be."""
-QUEUED_PHASES = ("forward", "backward", "optimizer", "alpha")
+QUEUED_PHASES = ("forward", "backward", "optimizer", "alpha", "communication")
 """Phases whose work the host queues; what the host does in the others, it does itself."""
 
 
@@ -40,6 +40,7 @@ class _Marks:
     """What is noted of a step until it can be read."""
 
     waits: list[Span] = field(default_factory=list)
+    talks: list[Span] = field(default_factory=list)
     began_at: int = 0
     marks: list[Any] = field(default_factory=list)
     """The first mark, then one at the end of every part."""
@@ -60,6 +61,10 @@ class DeviceClock(StepClock):
     that ended. All together sums to wall time, up to the difference in speed of the two clocks while steps are in
     flight, which is corrected at each drain: time that the device counted too much is missing in the next pause.
 
+    `communication` within a step is the device's as any phase of it: from the mark before an exchange to the one behind
+    it, so with what it waited for other ranks. Between steps it is what the device stood still for while the host waited
+    for other ranks.
+
     Before a step's first phase and behind its last one, `other`; between two phases, the one that follows.
     """
 
@@ -73,6 +78,8 @@ class DeviceClock(StepClock):
         """The end of the last step that was read, as a mark; None after a pause."""
         self._given_up: list[Span] = []
         """When the host waited for rows of steps that were abandoned."""
+        self._talks: list[Span] = []
+        """When the host waited for other ranks, since the last step began."""
         self._drains: list[Span] = []
         """When the host waited for α* between steps."""
         self._waits_since: int | None = None
@@ -88,11 +95,18 @@ class DeviceClock(StepClock):
 
         Raises: ValueError for an unknown name.
         """
-        if name not in PHASES or not (name == "data_wait" or self._step or self._unread):
+        noted = name == "data_wait" or (name == "communication" and not self._open)
+        if name not in PHASES or not (noted or self._step or self._unread):
             with super().phase(name):
                 yield
         elif name == "data_wait":
             with self._noted(name), self._waiting(self._begun().waits):
+                yield
+        elif name == "communication" and (self._step is None or not self._step.marks):
+            talks = self._talks if self._step is None else self._step.talks
+            if self._waits_since is not None:  # within the wait for rows or α*, part of that
+                talks = []
+            with self._noted(name), self._spanned(talks):
                 yield
         elif self._step is None:
             assert name == "alpha", f"{name} begins with steps in flight"
@@ -127,6 +141,7 @@ class DeviceClock(StepClock):
         if step is not None:
             assert not step.marks, "a step with rows is not given up"
             self._given_up += step.waits
+            self._talks = step.talks
 
     def end_step(self) -> Callable[[], StepTiming]:
         """Marks the step's end; gives what waits for the device to get there and reads the step, first in first out."""
@@ -147,7 +162,7 @@ class DeviceClock(StepClock):
         assert not self._unread, "a pause begins when all steps are read"
         with self._lock:
             self._charge()
-            self._move_given_up((0, self._mark), self._interval)
+            self._move_noted((0, self._mark), self._interval)
         return super().finish_outside()
 
     def _open_nanoseconds(self, now: int) -> dict[str, int]:
@@ -160,18 +175,26 @@ class DeviceClock(StepClock):
 
     def _begun(self) -> _Marks:
         if self._step is None:
-            self._step, self._given_up = _Marks(waits=self._given_up), []
+            self._step = _Marks(waits=self._given_up, talks=self._talks)
+            self._given_up, self._talks = [], []
         return self._step
 
     @contextmanager
     def _waiting(self, waits: list[Span]) -> Iterator[None]:
+        self._waits_since = self._now()
+        try:
+            with self._spanned(waits):
+                yield
+        finally:
+            self._waits_since = None
+
+    @contextmanager
+    def _spanned(self, spans: list[Span]) -> Iterator[None]:
         began = self._now()
-        self._waits_since = began
         try:
             yield
         finally:
-            self._waits_since = None
-            waits.append((began, self._now()))
+            spans.append((began, self._now()))
 
     @contextmanager
     def _queued(self, name: str) -> Iterator[None]:
@@ -202,7 +225,7 @@ class DeviceClock(StepClock):
             if not self._unread and self._step is None:
                 self._settle(spent)
             self._add(spent)
-            timing = StepTiming(nanoseconds=sum(spent.values()), phase_nanoseconds=spent)
+            timing = StepTiming(nanoseconds=sum(spent.values()), phase_nanoseconds=as_phases(spent))
             self._count(timing)
         return timing
 
@@ -216,6 +239,7 @@ class DeviceClock(StepClock):
                 gap=max(gap, 0),
                 began_at=step.began_at,
                 waits=step.waits,
+                talks=step.talks,
                 transfer=sum(elapsed) - sum(nanoseconds for _, nanoseconds in work),
                 work=work,
             )
@@ -229,7 +253,7 @@ class DeviceClock(StepClock):
             waited = shared((self._mark, self._mark + rest), self._drains)
             spent["alpha"] += waited
             spent["other"] += rest - waited
-            self._move_given_up((self._mark, self._mark + rest), spent)
+            self._move_noted((self._mark, self._mark + rest), spent)
             self._mark += rest
         self._last, self._drains = None, []
 
@@ -238,12 +262,15 @@ class DeviceClock(StepClock):
             return super()._open_wait(now)
         return self._passed(now)["data_wait"]
 
-    def _move_given_up(self, span: Span, spent: dict[str, int]) -> None:
-        """Gives to `data_wait` what of `span`, counted as `other`, passed in waiting for rows that did not come."""
-        waited = min(shared(span, self._given_up), spent["other"])
-        spent["data_wait"] += waited
-        spent["other"] -= waited
-        self._given_up = []
+    def _move_noted(self, span: Span, spent: dict[str, int]) -> None:
+        """Gives to `data_wait` what of `span`, counted as `other`, passed in waiting for rows that did not come, and to
+        `communication` what passed in waiting for other ranks.
+        """
+        for name, spans in (("data_wait", self._given_up), ("communication", self._talks)):
+            waited = min(shared(span, spans), spent["other"])
+            spent[name] += waited
+            spent["other"] -= waited
+        self._given_up, self._talks = [], []
 
     def _passed(self, now: int) -> dict[str, int]:
         """Phases of the steps in flight that the device is through with, and of its waiting for rows after them."""

@@ -24,6 +24,8 @@ class DeviceStep:
     """When the host waited for rows since the step before, on the host's clock."""
     transfer: int
     """Device time for which the queue waited for the copy of the rows."""
+    talks: Sequence[Span] = ()
+    """When the host waited for other ranks between the steps, on its clock."""
     work: Sequence[tuple[str, int]]
     """Phases and device times of what came then, up to the step's last mark."""
 
@@ -36,15 +38,17 @@ def phases_of(step: DeviceStep) -> dict[str, int]:
     In the gap the queue was dry, so the first mark passed when the host queued it: on the host's clock, the gap
     is [began_at − gap, began_at], and no anchor between the two clocks is needed that could drift. Hence
 
-        data_wait = |[began_at − gap, began_at] ∩ waits|,    other = gap − data_wait + what `work` gives to it.
+        data_wait = |[began_at − gap, began_at] ∩ waits|,    communication = |[began_at − gap, began_at] ∩ talks|,
+        other = gap − data_wait − communication; to both `work` adds what it gives to them.
 
     A host that waits for rows while the device still has work costs nothing: only the part of the wait in which the
     queue was dry counts. A device that waits for a host that is busy with something else, launching above all, is
     `other`. Where the queue wasn't dry the gap is the few microseconds between two marks, wherever they are counted.
     """
     dry = (step.began_at - step.gap, step.began_at)
-    waited = shared(dry, step.waits)
-    spent = {"data_wait": waited, "transfer": step.transfer, "other": step.gap - waited}
+    waited, talked = shared(dry, step.waits), shared(dry, step.talks)
+    rest = step.gap - waited - talked
+    spent = {"data_wait": waited, "transfer": step.transfer, "communication": talked, "other": rest}
     for phase, nanoseconds in step.work:
         spent[phase] = spent.get(phase, 0) + nanoseconds
     return spent

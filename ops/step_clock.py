@@ -8,76 +8,26 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Any, Protocol
 
-PHASES = ("data_wait", "transfer", "forward", "backward", "optimizer", "alpha", "evaluation", "checkpoint", "other")
+from ops.bound import DATA_BOUND_SHARE, PAUSES, Bound, bound_of
+
+PHASES = (
+    *("data_wait", "transfer", "forward", "backward", "optimizer", "alpha"),
+    *("communication", "evaluation", "checkpoint", "other"),
+)
 """Where time can go; `other` is whatever no phase claimed."""
 
 NANOSECONDS = 1_000_000_000
 
-DATA_BOUND_SHARE = 0.1
-"""From this share of the time on, waiting for rows bounds training."""
-PAUSES = ("evaluation", "checkpoint")
-"""Phases between steps."""
-PAUSE_BOUND_SHARE, PAUSE_TOLD_SHARE = 0.5, 0.05
-"""From these shares of the time on, pauses bound training, and a verdict tells of them."""
+_IN_PAUSES = "communication in pauses"
+"""Within the clock that part of `communication`, which a verdict counts to the pauses."""
 WINDOW_SECONDS = 300
 """A verdict is over the latest minutes, as many as the dashboards' and alerts' rates are."""
 MARKS = 100
 """A window is told to about its hundredth part."""
 LONG_WAIT_SECONDS = 10.0
 """A wait for the first rows of all is a verdict from then on; until then it is a beginning."""
-
-
-class BoundKind(StrEnum):
-    """What limits the speed of training."""
-
-    DATA = "data"
-    """The step waits for rows: a faster pipeline makes training faster."""
-    COMPUTE = "compute"
-    """Rows are there when they are wanted: only a faster step makes training faster."""
-    EVALUATION = "evaluation"
-    """Most of the time goes to evaluations and checkpoints: fewer or shorter ones make training faster."""
-    UNKNOWN = "unknown"
-    """No step has been finished yet."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bound:
-    """The verdict over a stretch of wall time, pauses included.
-
-    `data_share` = Σ data_wait / wall time, `pause_share` = (Σ evaluation + Σ checkpoint) / wall time, both in 0..1.
-    The phase that is open counts, so that the verdict doesn't stand still while the run does.
-    """
-
-    kind: BoundKind
-    data_share: float
-    pause_share: float
-    seconds: float
-    """Wall time."""
-    steps: int
-    """Steps so far that it speaks of, or of the whole process."""
-
-    def __str__(self) -> str:
-        if self.kind is BoundKind.UNKNOWN:
-            return "no step finished yet"
-        waiting = f"{100 * self.data_share:.0f} % of the time waiting for data"
-        pausing = f", {100 * self.pause_share:.0f} % evaluating and saving"
-        return f"{self.kind}-bound: {waiting}{pausing if self.pause_share >= PAUSE_TOLD_SHARE else ''}"
-
-
-def bound_of(phases: Mapping[str, float], *, steps: int, data_bound_share: float = DATA_BOUND_SHARE) -> Bound:
-    """The verdict over `steps` steps and the pauses between them; `phases` sum to the wall time, in its unit."""
-    seconds = sum(phases.values())
-    if seconds <= 0:
-        return Bound(kind=BoundKind.UNKNOWN, data_share=0.0, pause_share=0.0, seconds=0.0, steps=steps)
-    data_share = phases.get("data_wait", 0.0) / seconds
-    pause_share = sum(phases.get(name, 0.0) for name in PAUSES) / seconds
-    kind = BoundKind.EVALUATION if pause_share >= PAUSE_BOUND_SHARE else BoundKind.COMPUTE
-    if data_share >= data_bound_share:
-        kind = BoundKind.DATA
-    return Bound(kind=kind, data_share=data_share, pause_share=pause_share, seconds=seconds, steps=steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +100,7 @@ class StepClock:
         self._threshold = data_bound_share
         self._lock = threading.Lock()
         self._open: list[str] = []
-        self._interval: dict[str, int] = dict.fromkeys(PHASES, 0)
-        self._totals: dict[str, int] = dict.fromkeys(PHASES, 0)
+        self._interval, self._totals = self._nothing(), self._nothing()
         self._window = round(window_seconds * NANOSECONDS)
         self._marks: deque[tuple[int, dict[str, int]]] = deque()
         """When the totals since the first step stood at what, along the window and once before it."""
@@ -170,12 +119,13 @@ class StepClock:
 
         Raises: ValueError for an unknown name.
         """
-        if name not in self._interval:
+        if name not in PHASES:
             raise ValueError(f"phase {name!r} is not known; use one of {', '.join(PHASES)}")
         with self._noted(name):
             with self._lock:
                 self._charge()
-                self._open.append(name)
+                paused = name == "communication" and not set(PAUSES).isdisjoint(self._open)
+                self._open.append(_IN_PAUSES if paused else name)
             try:
                 yield
             finally:
@@ -246,7 +196,7 @@ class StepClock:
     def totals(self) -> dict[str, float]:
         """Seconds of every phase over all finished intervals."""
         with self._lock:
-            return {name: spent / NANOSECONDS for name, spent in self._totals.items()}
+            return self._seconds(self._totals)
 
     @property
     def steps(self) -> int:
@@ -262,7 +212,12 @@ class StepClock:
         """Whether the latest minutes were bound by data, by computing or by evaluations."""
         with self._lock:
             nanoseconds, steps = self._recent(), self._steps
-        bound = bound_of(nanoseconds, steps=steps, data_bound_share=self._threshold)
+        bound = bound_of(
+            as_phases(nanoseconds),
+            steps=steps,
+            data_bound_share=self._threshold,
+            communication_in_pauses=nanoseconds[_IN_PAUSES],
+        )
         return replace(bound, seconds=bound.seconds / NANOSECONDS)
 
     def waiting_seconds(self) -> float:
@@ -310,8 +265,8 @@ class StepClock:
         totals = {name: self._totals[name] + spent for name, spent in self._open_nanoseconds(self._now()).items()}
         now = sum(totals.values())
         before = _at(now - self._window, [*self._marks, (now, totals)])
-        first = self._first.phase_nanoseconds if self._steps == 1 else self._nothing()
-        return {name: max(totals[name] - before[name], 0) + first[name] for name in PHASES}
+        first = self._first.phase_nanoseconds if self._steps == 1 else {}
+        return {name: max(spent - before[name], 0) + first.get(name, 0) for name, spent in totals.items()}
 
     def _note(self) -> None:
         """Let the totals be remembered as they are now; the caller holds the lock."""
@@ -327,7 +282,7 @@ class StepClock:
 
     @staticmethod
     def _seconds(spent: Mapping[str, int]) -> dict[str, float]:
-        return {name: nanoseconds / NANOSECONDS for name, nanoseconds in spent.items()}
+        return {name: nanoseconds / NANOSECONDS for name, nanoseconds in as_phases(spent).items()}
 
     def _finish(self) -> StepTiming:
         """End the interval; the caller holds the lock."""
@@ -335,11 +290,11 @@ class StepClock:
         spent = self._interval
         self._interval, self._left_out = self._nothing(), 0
         self._add(spent)
-        return StepTiming(nanoseconds=sum(spent.values()), phase_nanoseconds=spent)
+        return StepTiming(nanoseconds=sum(spent.values()), phase_nanoseconds=as_phases(spent))
 
     @staticmethod
     def _nothing() -> dict[str, int]:
-        return dict.fromkeys(PHASES, 0)
+        return dict.fromkeys((*PHASES, _IN_PAUSES), 0)
 
     def _add(self, spent: Mapping[str, int]) -> None:
         for name, nanoseconds in spent.items():
@@ -353,6 +308,13 @@ class StepClock:
         if self._first is None:
             self._first = timing
             self._note()
+
+
+def as_phases(spent: Mapping[str, int]) -> dict[str, int]:
+    """What the clock keeps, as `PHASES`."""
+    told = {name: spent[name] for name in PHASES}
+    told["communication"] += spent[_IN_PAUSES]
+    return told
 
 
 def _at(moment: int, marks: list[tuple[int, dict[str, int]]]) -> dict[str, int]:

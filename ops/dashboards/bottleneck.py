@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.models import dashboard as models
 
+from ops.bound import COMMUNICATION_BOUND_SHARE, DATA_BOUND_SHARE, PAUSE_BOUND_SHARE
 from ops.dashboards.panels import AnyPanel, Board, Row, latest, lines, stacked
 from ops.dashboards.queries import (
     BOTTLENECK,
@@ -18,13 +19,13 @@ from ops.dashboards.queries import (
     quantile,
     rate,
 )
-from ops.step_clock import DATA_BOUND_SHARE, PAUSE_BOUND_SHARE, PHASES
+from ops.step_clock import PHASES
 
 # The same colors as the report and the live page, told apart with any kind of color vision.
 PHASE_COLORS = dict(
     zip(
         PHASES,
-        ("#D55E00", "#E69F00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#7A5CC0", "#8C6D46", "#A3ABB4"),
+        ("#D55E00", "#E69F00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#882255", "#7A5CC0", "#8C6D46", "#A3ABB4"),
         strict=True,
     )
 )

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from ops.step_clock import PAUSES, StepClock
+from ops.bound import PAUSES
+from ops.step_clock import StepClock
 from pipeline.device import DevicePair
 from tests.gpu.runs import PairsOf, clock_of, settings, trained
 from trainer.job import TrainingState

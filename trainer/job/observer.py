@@ -10,10 +10,11 @@ from functools import cached_property
 from threading import Lock
 from typing import Any
 
+from ops.bound import PAUSES
 from ops.live import LEAST_ESTIMATES, AlphaFactor, LiveStatus
 from ops.metrics import Metrics
 from ops.receivers import ServiceManager, TensorBoard
-from ops.step_clock import PAUSES, StepClock, StepTiming
+from ops.step_clock import StepClock, StepTiming
 from pipeline.device import Feed
 from stepsize import per_rate, pool
 from stepsize.estimate import Estimate

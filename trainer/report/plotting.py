@@ -10,6 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 # Okabe and Ito's palette, told apart with any kind of color vision.
 BLUE, ORANGE, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
 AMBER, PINK, VIOLET, BROWN, GREY, INK = "#E69F00", "#CC79A7", "#7A5CC0", "#8C6D46", "#A3ABB4", "#16191D"
+WINE = "#882255"
 WIDE = (9.6, 4.8)
 MOST_RELATIVE = 1e4
 """The largest multiple of its linear part that a signed logarithmic axis reaches for."""

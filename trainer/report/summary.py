@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ops.live import LEAST_ESTIMATES, measuring_gaps
-from ops.step_clock import Bound, bound_of
+from ops.bound import Bound, bound_of
 from stepsize.pooling import RatioSums
 from trainer.records import Column, RunHistory, lowest_loss
 

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ops.step_clock import DATA_BOUND_SHARE
+from ops.bound import DATA_BOUND_SHARE
 from pipeline.shards import DOWNLOAD_THREADS
 
 BLOCKS = 8

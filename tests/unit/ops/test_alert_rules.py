@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from ops.metrics import Metrics
-from ops.step_clock import DATA_BOUND_SHARE
+from ops.bound import DATA_BOUND_SHARE
 
 RULES = Path(__file__).parents[3] / "ops" / "rules" / "alphastream.yml"
 CASES = Path(__file__).with_name("rules_test.yml")

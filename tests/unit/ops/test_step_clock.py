@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from ops.step_clock import MARKS, NANOSECONDS, PHASES, BoundKind, StepClock
+from ops.bound import BoundKind
+from ops.step_clock import MARKS, NANOSECONDS, PHASES, StepClock
 
 
 class FakeTime:
@@ -187,6 +188,51 @@ def test_pauses_count_and_bound_training_when_they_take_most_of_the_time(clock: 
     assert str(bound) == "evaluation-bound: 3 % of the time waiting for data, 77 % evaluating and saving"
     assert clock.recent_phases()["evaluation"] == 700e-9
     assert sum(clock.recent_phases().values()) == pytest.approx(bound.seconds)
+
+
+def talk(clock: StepClock, time: FakeTime, phase: str, *, talking: int, beside: int) -> None:
+    with clock.phase(phase):
+        time.now += beside
+        with clock.phase("communication"):
+            time.now += talking
+
+
+def test_time_spent_with_other_ranks_is_communication_wherever_it_passes(clock: StepClock, time: FakeTime) -> None:
+    talk(clock, time, "backward", talking=30, beside=70)
+    spent = clock.finish_step().phase_nanoseconds
+    talk(clock, time, "evaluation", talking=40, beside=5)
+    pause = clock.finish_outside().phase_nanoseconds
+    assert (spent["communication"], spent["backward"]) == (30, 70)
+    assert (pause["communication"], pause["evaluation"]) == (40, 5)
+    assert clock.totals()["communication"] == pytest.approx(70 / NANOSECONDS)
+    assert clock.totals().keys() == spent.keys() == pause.keys() == set(PHASES)
+    assert sum(clock.recent_phases().values()) == pytest.approx(145 / NANOSECONDS)
+
+
+@pytest.mark.parametrize(
+    ("training", "talking", "in_evaluation", "kind"),
+    [
+        (60, 40, 0, BoundKind.COMPUTE),
+        (40, 60, 0, BoundKind.COMMUNICATION),
+        (40, 0, 60, BoundKind.EVALUATION),  # fewer evaluations make it faster, whatever they pass with
+        (60, 0, 40, BoundKind.COMPUTE),
+    ],
+)
+def test_a_run_that_mostly_waits_for_other_ranks_is_bound_by_that(
+    clock: StepClock, time: FakeTime, training: int, talking: int, in_evaluation: int, kind: BoundKind
+) -> None:
+    step(clock, time, waiting=0, computing=0)
+    for _ in range(3):
+        talk(clock, time, "forward", talking=talking, beside=training)
+        clock.finish_step()
+        talk(clock, time, "evaluation", talking=in_evaluation, beside=0)
+        clock.finish_outside()
+    bound = clock.bound()
+    assert bound.kind is kind
+    assert bound.communication_share == pytest.approx(talking / 100)
+    assert bound.pause_share == pytest.approx(in_evaluation / 100)
+    told = f"{talking} % communicating with other ranks"
+    assert (told in str(bound)) is bool(talking)
 
 
 def test_a_wait_that_is_open_counts(clock: StepClock, time: FakeTime) -> None:

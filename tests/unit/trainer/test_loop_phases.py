@@ -10,9 +10,10 @@ from typing import Any, cast
 import pytest
 import torch
 
+from ops.bound import BoundKind
 from ops.device_clock import IN_FLIGHT_STEPS, DeviceClock
 from ops.device_time import shared
-from ops.step_clock import NANOSECONDS, PHASES, BoundKind, StepTiming
+from ops.step_clock import NANOSECONDS, PHASES, StepTiming
 from pipeline.errors import InterruptedWaitError
 from stepsize.policies import NO_HORIZON, HorizonPlan
 from tests.lagging_device import ANOTHER_ZERO, MILLISECOND, LaggingDevice, PacedFeed
@@ -37,6 +38,12 @@ class Scene:
     """The host's time to launch a step."""
     between: int = 0
     """The host's time between two steps."""
+    agreeing: Callable[[], int] = lambda: 0
+    """How long the host waits for other ranks between two steps."""
+    exchanging: int = 0
+    """How long the device exchanges something with other ranks, amid the backward pass."""
+    agreed: list[tuple[int, int]] = field(default_factory=list)
+    """From when to when the host waited for them."""
     jitter: Callable[[int], float] = lambda step: 1.0
     estimates_take: int = 0
     """How long the host waits for α* when it drains."""
@@ -60,6 +67,10 @@ class Scene:
             with self.clock.phase(phase):
                 self.device.now += self.launching * share // 100
                 self.device.queue(round(STEP * self.jitter(step)) * share // 100)
+                if phase == "backward":
+                    with self.clock.phase("communication"):
+                        self.device.queue(self.exchanging)
+                    self.device.queue(self.exchanging)
         assert len(self.device.waited_for) == waited, "a step waits for nothing"
         self.launched += 1
         checked = Checked(sizes=torch.tensor([0.0, 0.5]), names=["an input", "the loss"], loss=torch.tensor(0.5))
@@ -101,7 +112,10 @@ class Scene:
         self.device.now += 1000 * MILLISECOND
 
     def agree(self, position: Position, *, scheduled: bool) -> None:
-        pass
+        began = self.device.now
+        with self.clock.phase("communication"):
+            self.device.now += self.agreeing()
+        self.agreed.append((began, self.device.now))
 
     def save_due(self, position: Position, *, scheduled: bool) -> bool:
         return scheduled
@@ -210,6 +224,45 @@ def test_of_any_times_the_wait_for_rows_is_when_the_device_was_dry_and_the_host_
     scene.run(feed, steps=100, every=chosen.randrange(7, 50))
     expected = sum(shared(dry, feed.waits) for dry in scene.device.dry)
     assert sum(timing.phase_nanoseconds["data_wait"] for timing in scene.steps) == expected > 0
+    scene.assert_accounted()
+
+
+def test_an_exchange_within_a_phase_is_communication_and_the_rest_of_the_phase_is_not() -> None:
+    scene = Scene(LaggingDevice(), exchanging=7 * MILLISECOND)
+    scene.run(PacedFeed(scene.device, MILLISECOND), steps=20, every=8)
+    for timing in scene.steps[5:-1]:
+        spent = timing.phase_nanoseconds
+        assert (spent["communication"], spent["backward"]) == (7 * MILLISECOND, 57 * MILLISECOND)
+    scene.assert_accounted()
+
+
+def test_a_rank_that_waits_for_the_others_between_its_steps_is_bound_by_communication() -> None:
+    scene = Scene(LaggingDevice(), agreeing=lambda: 3 * STEP, launching=0)
+    scene.run(PacedFeed(scene.device, MILLISECOND), steps=30)
+    assert share(scene, "communication") == pytest.approx(2 / 3, abs=1e-6)
+    assert share(scene, "other") == pytest.approx(0, abs=1e-6)
+    bound = scene.clock.bound()
+    assert bound.kind is BoundKind.COMMUNICATION
+    assert "communicating with other ranks" in str(bound)
+    scene.assert_accounted()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_any_times_the_wait_for_other_ranks_is_when_the_device_was_dry_and_the_host_waited(seed: int) -> None:
+    chosen = random.Random(seed)
+    scene = Scene(
+        LaggingDevice(),
+        jitter=lambda step: chosen.uniform(0.5, 1.5),
+        launching=chosen.randrange(50 * MILLISECOND),
+        between=chosen.randrange(50 * MILLISECOND),
+        agreeing=lambda: chosen.randrange(3 * STEP),
+    )
+    scene.run(PacedFeed(scene.device, STEP // 2), steps=60, every=chosen.randrange(7, 50))
+    scene.device.queue(0)  # the device tells that it was dry once it is not
+    expected = sum(shared(dry, scene.agreed) for dry in scene.device.dry)
+    found = sum(timing.phase_nanoseconds["communication"] for timing in (*scene.steps, *scene.pauses))
+    assert found == pytest.approx(expected, rel=1e-9)
+    assert expected > 0
     scene.assert_accounted()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ops.step_clock import BoundKind
+from ops.bound import BoundKind
 from tests.synthetic_run import write_lines, write_run
 from trainer.records import Records, thinning
 from trainer.records.history import RunHistory
