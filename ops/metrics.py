@@ -22,6 +22,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from ops.ranks import RankMetrics
 from ops.series import CAUSES, DEFINITION, EVALUATED, EXIT_REASONS, OUTCOMES, PREFIX, RECORD_FILES, RETRY_CAUSES, Series
 from ops.step_clock import PHASES
 
@@ -106,6 +107,7 @@ class Metrics:
         self._run_starts = self._counter("run_starts_total")
         self._exit_code = self._gauge("exit_code")
         self._exit_reason = self._gauge("exit_reason")
+        self.ranks = RankMetrics(self._gauge, self._counter)
         self._start.set(unix_time())
         self._started = False
         self._build_info()

@@ -20,6 +20,12 @@ RECORD_FILES = ("steps", "alpha", "horizon", "evals", "events")
 """What a run writes down line by line."""
 EXIT_REASONS = ("budget", "target", "idle", "diverged", "interrupted", "hung", "input", "io", "error")
 """Why a run ended: `input` is a bad configuration or input (2), `io` a failure of reading or writing (74)."""
+SENT_FOR = (
+    *("gradients", "counts", "ids", "rows", "row_gradients"),
+    *("alpha_rows", "alpha", "evaluation", "control", "other"),
+)
+"""What ranks send to one another: summed gradients; of look-ups in a sharded table how many go to whom, their ids, rows
+and gradients; rows and numbers of α*; predictions; what they agree on."""
 
 RETRY_CAUSES = ("error", "damage")
 """Why a read was tried again."""
@@ -61,6 +67,53 @@ SERIES = (
         help="Wall time by phase; the phases sum to the wall time since start_timestamp_seconds.",
         label="phase",
         values=PHASES,
+    ),
+    Series(
+        name="rank_phase_min_seconds",
+        kind="gauge",
+        help="Wall time by phase over the latest stretch of about 50 steps, of the rank with the least of it; NaN on "
+        "one rank.",
+        label="phase",
+        values=PHASES,
+        initial=math.nan,
+    ),
+    Series(
+        name="rank_phase_mean_seconds",
+        kind="gauge",
+        help="The same as a mean over ranks; the phases sum to the length of the stretch.",
+        label="phase",
+        values=PHASES,
+        initial=math.nan,
+    ),
+    Series(
+        name="rank_phase_max_seconds",
+        kind="gauge",
+        help="The same of the rank with the most of it.",
+        label="phase",
+        values=PHASES,
+        initial=math.nan,
+    ),
+    Series(
+        name="slowest_rank",
+        kind="gauge",
+        help="Number of the rank that the others waited for over that stretch, as it had the least communication; NaN "
+        "on one rank.",
+        initial=math.nan,
+    ),
+    Series(
+        name="slowest_rank_phase_seconds",
+        kind="gauge",
+        help="Wall time by phase of that rank over that stretch.",
+        label="phase",
+        values=PHASES,
+        initial=math.nan,
+    ),
+    Series(
+        name="sent_bytes_total",
+        kind="counter",
+        help="Bytes that all ranks together sent to one another, checkpoints left aside; 0 on one rank.",
+        label="purpose",
+        values=SENT_FOR,
     ),
     Series(name="rows_total", kind="counter", help="Rows trained on (probing alone does not count)."),
     Series(name="steps_total", kind="counter", help="Training steps finished by this process."),

@@ -57,6 +57,8 @@ class OpenPhase:
     """Steps whose launch has ended by now."""
     since: int = 0
     """When that was, in nanoseconds of the clock: another number for another phase."""
+    within: str = ""
+    """The phase that `communication` is a part of; of any other phase itself."""
 
 
 class QueueWait(Protocol):
@@ -109,8 +111,8 @@ class StepClock:
         self._steps = 0
         self._first: StepTiming | None = None
         self._mark = self._now()
-        self._host_phase: tuple[str, int] = ("other", self._mark)
-        """Phase of the loop's thread, and since when; replaced as a whole."""
+        self._host_phase: tuple[str, int, str] = ("other", self._mark, "other")
+        """Phase of the loop's thread, since when, and within which; replaced as a whole."""
         self._ended_steps = 0
 
     @contextmanager
@@ -139,20 +141,19 @@ class StepClock:
 
     def open_phase(self) -> OpenPhase:
         """What the loop's thread is at now, the host's view on any device; `other` outside of all phases."""
-        name, since = self._host_phase
-        return OpenPhase(
-            name=name, seconds=max(self._now() - since, 0) / NANOSECONDS, steps=self._ended_steps, since=since
-        )
+        name, since, within = self._host_phase
+        seconds = max(self._now() - since, 0) / NANOSECONDS
+        return OpenPhase(name=name, seconds=seconds, steps=self._ended_steps, since=since, within=within)
 
     @contextmanager
     def _noted(self, name: str) -> Iterator[None]:
         """Within it `open_phase` is `name`."""
-        before = self._host_phase[0]
-        self._host_phase = (name, self._now())
+        before, _, within = self._host_phase
+        self._host_phase = (name, self._now(), within if name == "communication" else name)
         try:
             yield
         finally:
-            self._host_phase = (before, self._now())
+            self._host_phase = (before, self._now(), within)
 
     @property
     def in_flight_steps(self) -> int:
@@ -236,7 +237,8 @@ class StepClock:
 
     def _step_ended(self) -> None:
         self._ended_steps += 1
-        self._host_phase = (self._host_phase[0], self._now())
+        name, _, within = self._host_phase
+        self._host_phase = (name, self._now(), within)
 
     def _charge(self) -> None:
         """Give the time since the last change to the phase that ran."""

@@ -13,6 +13,7 @@ from ops.dashboards.queries import (
     OVERVIEW,
     SELECTED,
     STEP_SIZE,
+    known,
     metric,
     named,
     per_run,
@@ -35,6 +36,7 @@ def _rows() -> list[Row]:
     return [
         Row(title="Data or computing", height=5, further=OVERVIEW, panels=_verdict()),
         Row(title="Where the time goes", height=10, further=STEP_SIZE, panels=_time()),
+        Row(title="Ranks", height=9, further=OVERVIEW, panels=_ranks()),
         Row(title="Which stage", height=9, further=OVERVIEW, panels=_stages()),
         Row(title="Room for more", height=8, further=OVERVIEW, panels=_room()),
     ]
@@ -64,6 +66,15 @@ def _verdict() -> list[AnyPanel]:
             decimals=1,
             steps=[(None, "green"), (PAUSE_BOUND_SHARE, "orange")],
             description="Of the latest five minutes. Less of it: a longer eval.every_steps, or fewer eval.rows.",
+        ),
+        latest(
+            "Communicating",
+            _share("communication"),
+            unit="percentunit",
+            decimals=1,
+            steps=[(None, "green"), (COMMUNICATION_BOUND_SHARE, "orange")],
+            description="Of the latest five minutes: exchanges with other ranks, waiting for the slowest of them "
+            "included. None on one rank.",
         ),
         latest(
             "Measuring α*",
@@ -107,6 +118,47 @@ def _time() -> list[AnyPanel]:
     description = "Quantiles of each run's own histogram. A median that is calm under a 99th percentile that is not: "
     description += "single steps wait, for a shard's first row group or for a neighbor on the machine."
     return [shares, lines("Time of a step", durations, unit="s", description=description)]
+
+
+def _ranks() -> list[AnyPanel]:
+    stretch = per_run(metric("rank_phase_mean_seconds"))
+    excess = metric("slowest_rank_phase_seconds", 'phase!="communication"')
+    others = metric("rank_phase_mean_seconds", 'phase!="communication"')
+    more = f"({per_run(excess, by='phase')} - {per_run(others, by='phase')}) / on {EACH} group_left () {stretch}"
+    least, most = (
+        f"{per_run(metric(f'rank_phase_{name}_seconds'), by='phase')} / on {EACH} group_left () {stretch}"
+        for name in ("min", "max")
+    )
+    return [
+        latest(
+            "Slowest rank",
+            known("slowest_rank"),
+            unit="none",
+            decimals=0,
+            description="Number of the rank that the others waited for over the latest 50 steps or so: the one with the "
+            "least communication. Empty on one rank.",
+        ),
+        lines(
+            "What the slowest rank does for longer",
+            {f"{more} > 0": "{{run}} {{phase}}"},
+            unit="percentunit",
+            description="Its phases less the mean of all ranks, as shares of wall time: what the others wait for. Close "
+            "to nothing in all phases: the ranks are alike.",
+        ),
+        lines(
+            "Phases over ranks, least and most",
+            {f"{least} >= 0": "{{run}} {{phase}}, least", f"{most} >= 0": "{{run}} {{phase}}, most"},
+            unit="percentunit",
+            description="As shares of wall time, over the latest 50 steps or so. Where least and most are far apart, "
+            "ranks differ.",
+        ),
+        lines(
+            "Bytes sent by purpose",
+            {f"{per_run(rate('sent_bytes_total'), by='purpose')} > 0": "{{run}} {{purpose}}"},
+            unit="Bps",
+            description="By all ranks together, checkpoints left aside; ops/SCALE.md has what a step takes on paper.",
+        ),
+    ]
 
 
 def _stages() -> list[AnyPanel]:

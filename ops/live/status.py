@@ -12,6 +12,7 @@ from typing import Any
 
 from ops.live.alpha import LEAST_ESTIMATES, AlphaFactor, alpha_bins
 from ops.live.curve import Curve, finite
+from ops.ranks import RankTimes
 from ops.step_clock import LONG_WAIT_SECONDS, StepClock
 
 ALPHAS = 2_880
@@ -50,6 +51,7 @@ class LiveStatus:
         self._first_ended, self._step_seconds = 0.0, 0.0
         """When the first step had ended, and what the ones since took."""
         self._hung: str | None = None
+        self._ranks: RankTimes | None = None
         self._messages: deque[dict[str, Any]] = deque(maxlen=MESSAGES)
 
     def _draw_anew(self) -> None:
@@ -78,6 +80,11 @@ class LiveStatus:
         """That the run hangs, and in what; None once it doesn't."""
         with self._lock:
             self._hung = text
+
+    def ranks(self, times: RankTimes) -> None:
+        """Where the time of all ranks went over the latest stretch."""
+        with self._lock:
+            self._ranks = times
 
     @property
     def steps_done(self) -> int:
@@ -239,10 +246,12 @@ class LiveStatus:
                     "kind": bound.kind,
                     "data_share": bound.data_share,
                     "pause_share": bound.pause_share,
+                    "communication_share": bound.communication_share,
                     "seconds": bound.seconds,
                     "sentence": str(bound),
                 },
                 "phases": phases,
+                "ranks": None if self._ranks is None else _told(self._ranks),
                 "loss_curve": self._loss.points(),
                 "learning_rate_curve": self._learning_rate.points(),
                 "first_step": {"seconds": first.seconds, "phases": first.phases} if first and bound.steps > 1 else None,
@@ -301,3 +310,15 @@ class LiveStatus:
         """Wall time over that of the steps, since the end of the first; at least 1."""
         wall = self._monotonic() - self._first_ended
         return max(wall / self._step_seconds, 1.0) if self._step_seconds else 1.0
+
+
+def _told(times: RankTimes) -> dict[str, Any]:
+    """Ranks as JSON values: `phases` has the seconds of each as [minimum, mean, maximum]."""
+    return {
+        "ranks": times.ranks,
+        "steps": times.steps,
+        "slowest": times.slowest,
+        "waited_share": times.waited_share,
+        "sentence": str(times),
+        "phases": {name: [times.minimum[name], mean, times.maximum[name]] for name, mean in times.mean.items()},
+    }

@@ -34,7 +34,7 @@ from trainer.job.lineage.start import (
     warn_of_changes,
 )
 from trainer.job.observer import Outlets, RunObserver
-from trainer.job.ranks import Agreement, SilentDirectory, silenced
+from trainer.job.ranks import Agreement, RankReporter, SilentDirectory, communication_timed, silenced
 from trainer.job.recording.replay import replay_history
 from trainer.job.run_directory import RunDirectory
 from trainer.job.saving import watched_disk
@@ -81,6 +81,7 @@ def train(
     ):
         outlets = open_outlets(config, state, directory, console, manager)
         with (
+            communication_timed(ranks, outlets.clock),
             outlets.tensorboard,
             watched_disk(directory.path, outlets.metrics.disk_free),
             served(config.metrics, outlets) as readiness,
@@ -111,6 +112,7 @@ def train(
                     ),
                     watchdog=watchdog,
                     agreement=Agreement(ranks=ranks),
+                    rank_reporter=RankReporter(ranks=ranks, outlets=outlets),
                 )
                 watchdog.saving_seconds = checkpointing.thread.seconds
                 watchdog.stop_by(requests.set)
@@ -212,6 +214,7 @@ class Job:
     log_wait: LogWait
     watchdog: Watchdog
     agreement: Agreement
+    rank_reporter: RankReporter
 
     def agree(self, position: Position, *, scheduled: bool) -> None:
         saves = self.checkpointing
@@ -223,6 +226,7 @@ class Job:
             broken_weights=saves.broken_weights,
             seconds=position.training_seconds,
         )
+        self.rank_reporter.between_steps(position.step)
 
     def stopping(self) -> bool:
         return self.agreement.stop or (self.state.ranks.alone and self.requests.is_set())
@@ -292,6 +296,7 @@ class Job:
     def evaluate(self, position: Position) -> dict[str, float] | None:
         """The loss of every split; None, and nothing recorded, if a signal came in between."""
         self.outlets.live.state("evaluating")
+        self.rank_reporter.record(position.step)
         found = []
         manifest = self.state.seen()
         for split in (name for name in self.config.eval.splits if manifest.splits[name].rows):
@@ -332,6 +337,7 @@ class Job:
     def save(self, position: Position, *, final: bool) -> None:
         if final:
             self.outlets.manager.stopping("saving")
+        self.rank_reporter.record(position.step)
         self.checkpointing.save(position, final=final)
 
     def save_due(self, position: Position, *, scheduled: bool) -> bool:

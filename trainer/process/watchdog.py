@@ -163,7 +163,7 @@ class Watchdog:
         seen = (phase.since, self._beats)
         self._watched = self._watched + elapsed if seen == self._seen else 0.0
         self._seen = seen
-        key = self.config.key_of(phase.name, steps=phase.steps)
+        key = self.config.key_of(phase.within or phase.name, steps=phase.steps)
         limit = getattr(self.config, key)
         if 0 < limit <= self._watched:
             return Hang(phase=phase.name, seconds=self._watched, key=key, limit=limit)

@@ -10,8 +10,8 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, cast
@@ -55,6 +55,8 @@ class Ranks:
     """The one at hand, to be named in errors."""
     sent_bytes: Counter[str] = field(default_factory=Counter)
     """That this rank has sent to others, by what it was for."""
+    timed: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Around whatever takes until other ranks have answered, saves left aside; in whichever thread that is."""
 
     @property
     def alone(self) -> bool:
@@ -71,7 +73,7 @@ class Ranks:
             return tensor
         # a ring passes each part around twice, but for the part where it begins and ends
         self.sent_bytes[what] += 2 * (self.ranks - 1) * tensor.nbytes // self.ranks
-        with self._contact(what):
+        with self._talk(what):
             dist.all_reduce(tensor, group=self.data)
         return tensor
 
@@ -80,7 +82,7 @@ class Ranks:
         taken = given.new_empty((sum(take), *given.shape[1:]))
         row_bytes = given.element_size() * math.prod(given.shape[1:])
         self.sent_bytes[what] += (sum(give) - give[self.rank]) * row_bytes
-        with self._contact(what):
+        with self._talk(what):
             dist.all_to_all_single(taken, given.contiguous(), list(take), list(give), group=self.data)
         return taken
 
@@ -94,7 +96,7 @@ class Ranks:
         own[:, : len(label)] = torch.stack([one.to(logits.dtype) for one in given])
         everyone = [torch.empty_like(own) for _ in rows]
         self.sent_bytes["evaluation"] += (self.ranks - 1) * own.nbytes
-        with self._contact("evaluation"):
+        with self._talk("evaluation"):
             dist.all_gather(everyone, own, group=self.data)
         whole = torch.cat([found[:, :count] for found, count in zip(everyone, rows, strict=True)], dim=1)
         return whole[0], whole[1].to(label.dtype), None if weight is None else whole[2].to(weight.dtype)
@@ -106,7 +108,7 @@ class Ranks:
         own = torch.tensor(numbers, dtype=torch.float64)
         everyone = [torch.empty_like(own) for _ in range(self.ranks)]
         self.sent_bytes[what] += (self.ranks - 1) * own.nbytes
-        with self._contact(what):
+        with self._talk(what):
             dist.all_gather(everyone, own, group=self.control)
         return [values.tolist() for values in everyone]
 
@@ -116,7 +118,7 @@ class Ranks:
 
     def gather_values(self, value: Any) -> list[Any]:
         """Every rank's JSON value, in the order of ranks; from host to host."""
-        return [value] if self.alone else gather_values(self.control, value, contact=self._contact("control"))
+        return [value] if self.alone else gather_values(self.control, value, contact=self._talk("control"))
 
     def say_failed(self, error: BaseException) -> None:
         """Leaves word for the others of what ends this rank; not collective."""
@@ -136,6 +138,12 @@ class Ranks:
     def for_saves(self) -> SaveRanks:
         """The same ranks for the thread that saves."""
         return SaveRanks(ranks_=self)
+
+    @contextmanager
+    def _talk(self, what: str) -> Iterator[None]:
+        """`_contact`, timed."""
+        with self.timed(), self._contact(what):
+            yield
 
     @contextmanager
     def _contact(self, what: str) -> Iterator[None]:

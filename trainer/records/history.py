@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ops.ranks import RankTimes
 from trainer.records.columns import Column, read_estimates, read_steps
 from trainer.records.records import read_records
 
@@ -56,6 +57,11 @@ class RunHistory:
     """`EVALUATION_FIELDS` of each split that was evaluated, ascending in `step`."""
     messages: tuple[tuple[int | None, str], ...]
     """Sentences of the event log with the step they belong to, oldest first."""
+    ranks: RankTimes | None
+    """Where the time of every rank went, over what the event log has of it: less the first step of each process, and
+    since their number last changed. None of a run on one rank."""
+    sent_bytes: Mapping[str, float]
+    """What all ranks together sent to one another over the same stretch, by what it was for."""
     diverged: bool
     """The run ended because its loss or weights were no longer finite, by its event log or else its last loss."""
     damaged_lines: int
@@ -68,6 +74,7 @@ class RunHistory:
         steps = read_steps(run / "steps.jsonl", damaged=damaged.append)
         alpha = read_estimates(run / "alpha.jsonl", damaged=damaged.append)
         horizon = list(read_records(run / "horizon.jsonl", damaged=damaged.append))
+        ranks, sent_bytes = _read_ranks(_events(run))
         evaluations = read_evaluations(read_records(run / "evals.jsonl", damaged=damaged.append))
         return cls(
             path=run,
@@ -80,6 +87,8 @@ class RunHistory:
             pauses=_read_pauses(_events(run), evaluations),
             evaluations=evaluations,
             messages=tuple(_messages(read_records(run / "events.jsonl", damaged=damaged.append))),
+            ranks=ranks,
+            sent_bytes=sent_bytes,
             diverged=_diverged(_events(run), steps.columns["loss"]),
             damaged_lines=len(damaged),
         )
@@ -140,8 +149,20 @@ def read_evaluations(records: Iterator[dict[str, Any]]) -> dict[str, dict[str, C
 
 
 def _read_pauses(events: Iterator[dict[str, Any]], evaluations: Mapping[str, Mapping[str, Column]]) -> dict[str, float]:
-    """Those of the steps that count: what came after a checkpoint is taken back by going on from it."""
-    kept: list[tuple[float, dict[str, Any]]] = []
+    kept, first = _kept(events, "pause")
+    earlier = sum(float(np.nansum(table["seconds"][table["step"] < first])) for table in evaluations.values())
+    totals = {"evaluation": earlier}
+    for pause in kept:
+        for name, seconds in (pause.get("phases") or {}).items():
+            totals[name] = totals.get(name, 0.0) + float(np.nan_to_num(_number(seconds)))
+    return {name: seconds for name, seconds in totals.items() if seconds > 0}
+
+
+def _kept(events: Iterator[dict[str, Any]], event: str) -> tuple[list[dict[str, Any]], float]:
+    """Events of the steps that count: what came after a checkpoint is taken back by going on from it. And the first
+    step that there was one at.
+    """
+    kept: list[dict[str, Any]] = []
     first = math.inf
     for record in events:
         step = _number(record.get("step"))
@@ -149,18 +170,32 @@ def _read_pauses(events: Iterator[dict[str, Any]], evaluations: Mapping[str, Map
             case "start":
                 kept.clear()
             case "resume":
-                kept = [pause for pause in kept if pause[0] <= step]
+                kept = [one for one in kept if _number(one.get("step")) <= step]
             case "rollback":
-                kept = [pause for pause in kept if pause[0] <= _number(record.get("to"))]
-            case "pause":
-                kept.append((step, record.get("phases") or {}))
+                kept = [one for one in kept if _number(one.get("step")) <= _number(record.get("to"))]
+            case name if name == event:
+                kept.append(record)
                 first = min(first, step)
-    earlier = sum(float(np.nansum(table["seconds"][table["step"] < first])) for table in evaluations.values())
-    totals = {"evaluation": earlier}
-    for _, phases in kept:
-        for name, seconds in phases.items():
-            totals[name] = totals.get(name, 0.0) + float(np.nan_to_num(_number(seconds)))
-    return {name: seconds for name, seconds in totals.items() if seconds > 0}
+    return kept, first
+
+
+def _read_ranks(events: Iterator[dict[str, Any]]) -> tuple[RankTimes | None, dict[str, float]]:
+    times: RankTimes | None = None
+    sent: dict[str, float] = {}
+    for record in _kept(events, "ranks")[0]:
+        lists = {name: spent for name, spent in (record.get("phases") or {}).items() if isinstance(spent, list)}
+        if len({len(spent) for spent in lists.values()}) != 1:
+            continue  # not written by this program
+        phases = {name: [_number(one) for one in spent] for name, spent in lists.items()}
+        steps = _number(record.get("steps"))
+        stretch = RankTimes(steps=0 if math.isnan(steps) else int(steps), seconds=phases)
+        if times is None or stretch.ranks != times.ranks:
+            times, sent = stretch, {}
+        else:
+            times += stretch
+        for name, size in (record.get("sent_bytes") or {}).items():
+            sent[name] = sent.get(name, 0.0) + _number(size)
+    return times, sent
 
 
 def _events(run: Path) -> Iterator[dict[str, Any]]:
@@ -181,8 +216,8 @@ def _diverged(events: Iterator[dict[str, Any]], loss: Column) -> bool:
 
 def _messages(records: Iterator[dict[str, Any]]) -> Iterator[tuple[int | None, str]]:
     for record in records:
-        if record.get("event") == "pause":
-            continue  # its time is in the figures
+        if record.get("event") in ("pause", "ranks"):
+            continue  # their time is in the figures
         step = record.get("step")
         yield (step if isinstance(step, int) else None), str(record.get("message") or _in_words(record))
 

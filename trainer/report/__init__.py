@@ -23,8 +23,9 @@ from trainer.report.plotting import (
     step_axis,
     style,
 )
-from trainer.report.report import Table, duration, page_text, write_figure, write_page, write_report, write_table
+from trainer.report.report import duration, page_text, write_figure, write_page, write_report, write_table
 from trainer.report.summary import best_of_split, bin_means, evaluation_at
+from trainer.report.tables import Table
 
 __all__ = [
     "AMBER",

@@ -6,8 +6,7 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from trainer.report.summary import (
     rate_summary,
     time_by_phase,
 )
+from trainer.report.tables import Table, rank_tables
 
 CAPTIONS = {
     "loss": "Training loss (each point a mean of steps if there are many) and the evaluations of every split.",
@@ -57,17 +57,6 @@ class ReportError(InputError):
     """There is nothing to report on."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """One table of the report; numbers stay numbers until they are shown."""
-
-    stem: str
-    """File name of its CSV, without the suffix."""
-    title: str
-    columns: tuple[str, ...]
-    rows: Sequence[Sequence[Any]]
-
-
 def write_report(run: Path) -> Path:
     """Writes RUN/report/ (index.html, PNGs, CSVs) from RUN/*.jsonl and returns the page's path.
 
@@ -85,6 +74,7 @@ def write_report(run: Path) -> Path:
     for stem, figure in drawn.items():
         write_figure(folder / f"{stem}.png", figure)
     tables = [_summary_table(log), _evaluation_table(log), _rate_table(log), _phase_table(log), _outcome_table(log)]
+    tables += rank_tables(log)
     tables = [table for table in tables if table.rows]
     for table in tables:
         write_table(folder / f"{table.stem}.csv", table)
@@ -110,6 +100,9 @@ def sentences(log: RunHistory) -> list[str]:
     if log.step_count > 1:  # the first one waits for the pipeline to fill, which says nothing of the bound
         verdict = str(bound(log))
         said.append(f"{verdict[0].upper()}{verdict[1:]}.")
+    if log.ranks is not None:
+        slowest = str(log.ranks)
+        said.append(f"{slowest[0].upper()}{slowest[1:]}.")
     best = best_of_split(log)
     if best is not None:
         text = f"Best validation loss {number(best['loss'])}, after {_steps(best['step'])}"
@@ -216,6 +209,7 @@ def _summary_table(log: RunHistory) -> Table:
         ("step time, 99th percentile", _quantile(step_seconds, 0.99), "s"),
         ("share of time waiting for data", verdict.data_share, ""),
         ("share of time evaluating and saving", verdict.pause_share, ""),
+        *([] if log.ranks is None else [("share of time communicating", verdict.communication_share, "")]),
         ("learning rate applied, mean", mean, ""),
         ("learning rate applied, median", _quantile(applied, 0.5), ""),
         ("learning rate applied, standard deviation", deviation, ""),

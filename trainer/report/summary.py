@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ops.live import LEAST_ESTIMATES, measuring_gaps
 from ops.bound import Bound, bound_of
+from ops.live import LEAST_ESTIMATES, measuring_gaps
 from stepsize.pooling import RatioSums
 from trainer.records import Column, RunHistory, lowest_loss
 
@@ -63,11 +63,12 @@ class RateSummary:
 
 
 def bound(log: RunHistory) -> Bound:
-    """Whether the run was bound by data, by computing or by evaluations.
+    """Whether the run was bound by data, by computing, by other ranks or by evaluations.
 
     The first step, which waits for the pipeline to fill, is left out if there are others.
     """
-    return bound_of(time_by_phase(log), steps=log.step_count - 1 if log.step_count > 1 else log.step_count)
+    steps = log.step_count - 1 if log.step_count > 1 else log.step_count
+    return bound_of(time_by_phase(log), steps=steps, communication_in_pauses=log.pauses.get("communication", 0.0))
 
 
 def time_by_phase(log: RunHistory) -> dict[str, float]:

@@ -6,8 +6,8 @@ import re
 import subprocess
 from pathlib import Path
 
-from ops.metrics import Metrics
 from ops.bound import DATA_BOUND_SHARE
+from ops.metrics import Metrics
 
 RULES = Path(__file__).parents[3] / "ops" / "rules" / "alphastream.yml"
 CASES = Path(__file__).with_name("rules_test.yml")

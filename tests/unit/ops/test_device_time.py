@@ -76,7 +76,9 @@ def test_the_phases_sum_to_the_time_whatever_it_was(seed: int) -> None:
         waits=list(zip(edges[::4], edges[1::4], strict=True)),
         talks=list(zip(edges[2::4], edges[3::4], strict=True)),
         transfer=chosen.randrange(10**6),
-        work=[(chosen.choice(("forward", "alpha", "communication", "other")), chosen.randrange(10**6)) for _ in range(5)],
+        work=[
+            (chosen.choice(("forward", "alpha", "communication", "other")), chosen.randrange(10**6)) for _ in range(5)
+        ],
     )
     spent = phases_of(one)
     assert sum(spent.values()) == one.gap + one.transfer + sum(time for _, time in one.work)

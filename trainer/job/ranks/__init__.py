@@ -3,12 +3,15 @@
 from trainer.job.ranks.agreement import Agreement
 from trainer.job.ranks.checkpoints import WantedRows, load_on_ranks, shares_of, wanted_rows
 from trainer.job.ranks.refused import refuse_on_ranks
+from trainer.job.ranks.reporter import RankReporter, communication_timed
 from trainer.job.ranks.silent import SilentDirectory, silenced
 
 __all__ = [
     "Agreement",
+    "RankReporter",
     "SilentDirectory",
     "WantedRows",
+    "communication_timed",
     "load_on_ranks",
     "refuse_on_ranks",
     "shares_of",
