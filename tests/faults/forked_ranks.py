@@ -77,7 +77,7 @@ class Session:
     def end(self) -> list[int]:
         """The exit codes of all ranks, once they have ended."""
         try:
-            self.wait_until(lambda: all([self.code(rank) is not None for rank in range(len(self.pids))]))
+            self.wait_until(lambda: all(self.code(rank) is not None for rank in range(len(self.pids))))
         finally:
             for rank, pid in enumerate(self.pids):
                 if rank not in self.codes:
@@ -110,11 +110,7 @@ class ForkedRanks:
             asked = {
                 "arguments": ["train", str(config), "--run", str(run), *more, *(only or {}).get(rank, ())],
                 "log": str(logs[rank]),
-                "environment": rank_environment(
-                    rank, ranks=ranks, port=meeting.port, attempt=0, max_restarts=0, environment={"OMP_NUM_THREADS": "1"}
-                )
-                if ranks > 1
-                else {},
+                "environment": _environment(rank, ranks, meeting.port),
                 "faults": [given] if isinstance(given, tuple) else list(given),
             }
             pids.append(self.ask(asked))
@@ -148,6 +144,13 @@ class ForkedRanks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.communicate()
+
+
+def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+    if ranks == 1:
+        return {}
+    own = {"OMP_NUM_THREADS": "1"}
+    return rank_environment(rank, ranks=ranks, port=port, attempt=0, max_restarts=0, environment=own)
 
 
 def _serve() -> None:

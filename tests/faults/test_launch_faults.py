@@ -61,7 +61,9 @@ dist.destroy_process_group()
     )
     assert launch.end() == 0, launch.said()
     assert [launch.texts(rank) for rank in range(2)] == [[f"11 of 2, {rank}, 1"] * 2 for rank in range(2)]
-    assert "rank 1 was killed by SIGKILL; all 2 start again from the newest checkpoint (restart 1 of 3)" in launch.said()
+    assert (
+        "rank 1 was killed by SIGKILL; all 2 start again from the newest checkpoint (restart 1 of 3)" in launch.said()
+    )
 
 
 def test_a_killed_rank_restarts_all_as_often_as_it_may(begin: Begin) -> None:

@@ -6,16 +6,18 @@ many random moments.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.faults.forked_ranks import ForkedRanks, fault
+from tests.faults.launched_ranks import OWN, TORCHRUN, LaunchedRanks
 from tests.resume import lasting, same_bits
 from tests.tiny_data import flip_in_row_group, write_tiny
 from trainer.records import read_records, verify_checkpoints
@@ -67,19 +69,24 @@ class Runs:
         assert session.end() == [0, 0], (session.said(0), session.said(1))
 
     def ends_as_whole(self, run: Path) -> None:
-        """Asserts that a run ended as the undisturbed one to the last bit, and that its checkpoints are sound."""
-        (tensors, steps, estimates), (expected, all_steps, all_estimates) = lasting(run), lasting(self.whole)
-        assert steps == all_steps
-        assert estimates == all_estimates
-        assert evaluations(run) == evaluations(self.whole)
-        assert same_bits(tensors, expected)
-        assert all(health.damage is None for health in verify_checkpoints(run))
+        """Asserts that a run ended as the undisturbed one."""
+        same_end(run, self.whole)
 
     def goes_on(self, run: Path) -> None:
         """Asserts that the same command ends a run that was disturbed as the undisturbed one."""
         session = self.server.train(self.config, run)
         assert session.end() == [0, 0], (session.said(0), session.said(1))
         self.ends_as_whole(run)
+
+
+def same_end(run: Path, whole: Path) -> None:
+    """Asserts that two runs ended alike to the last bit, and that the checkpoints of the first are sound."""
+    (tensors, steps, estimates), (expected, all_steps, all_estimates) = lasting(run), lasting(whole)
+    assert steps == all_steps
+    assert estimates == all_estimates
+    assert evaluations(run) == evaluations(whole)
+    assert same_bits(tensors, expected)
+    assert all(health.damage is None for health in verify_checkpoints(run))
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:
@@ -221,7 +228,7 @@ def test_a_rank_that_is_too_late_in_a_save_holds_nobody_up(runs: Runs, tmp_path:
     session.send(late, signal.SIGCONT)
     assert session.end() == [74, 74], (session.said(0), session.said(1))
     assert f"rank {1 - late} of 2 at step 2" in session.said(1 - late).strip().splitlines()[-1]
-    assert checkpoints(run)[0] == "step-00000010"
+    assert [name for name in checkpoints(run) if name.startswith("step-")] == ["step-00000010"]
     runs.goes_on(run)
     assert [name for name in checkpoints(run) if not name.startswith("step-")] == []
 
@@ -301,3 +308,57 @@ def test_a_target_ends_all_at_the_same_evaluation(runs: Runs, tmp_path: Path) ->
     session = runs.server.train(runs.config, tmp_path / "run", "--budget.target-loss", "9.0")
     assert session.end() == [0, 0], (session.said(0), session.said(1))
     assert checkpoints(tmp_path / "run") == ["step-00000010", "step-00000016"]
+
+
+LONG = ("--budget.steps", "300", "--eval.every-steps", "None", "--checkpoint.keep", "3")
+
+
+@pytest.fixture
+def launched(runs: Runs, tmp_path: Path) -> Iterator[Callable[..., LaunchedRanks]]:
+    """`launched(launcher, *more)` starts the ranks of a longer run in real processes."""
+    begun: list[LaunchedRanks] = []
+
+    def begin(launcher: Sequence[str], *more: str) -> LaunchedRanks:
+        begun.append(LaunchedRanks(launcher, runs.config, tmp_path / "run", *LONG, *more))
+        return begun[-1]
+
+    yield begin
+    for each in begun:
+        each.close()
+
+
+@pytest.fixture(scope="module")
+def long_whole(runs: Runs) -> Path:
+    session = runs.server.train(runs.config, runs.folder / "long", *LONG)
+    assert session.end() == [0, 0], (session.said(0), session.said(1))
+    return runs.folder / "long"
+
+
+def test_the_launcher_starts_all_again_after_a_kill_and_stops_them_when_told(
+    runs: Runs, launched: Any, long_whole: Path
+) -> None:
+    launch = launched(OWN, "--ranks", "2")
+    before = launch.wait_until(launch.last_checkpoint)
+    os.kill(launch.ranks()[1], signal.SIGKILL)
+    said = "rank 1 was killed by SIGKILL; all 2 start again from the newest checkpoint (restart 1 of 3)"
+    launch.wait_until(lambda: said in launch.said() and len(events(launch.run, "resume")) == 1)
+    [resumed] = events(launch.run, "resume")
+    assert resumed["step"] >= before
+    launch.wait_until(lambda: launch.last_checkpoint() > resumed["step"])
+    launch.send(signal.SIGTERM)
+    assert launch.end() == 143, launch.said()
+    [stop] = events(launch.run, "stop")
+    assert (stop["step"], stop["reason"]) == (launch.last_checkpoint(), "interrupted")
+    assert runs.server.train(runs.config, launch.run, *LONG).end() == [0, 0]
+    same_end(launch.run, long_whole)
+
+
+def test_torchrun_told_to_stop_saves_once_and_gives_its_own_code(runs: Runs, launched: Any, long_whole: Path) -> None:
+    launch = launched(TORCHRUN)
+    launch.wait_until(launch.last_checkpoint)
+    launch.send(signal.SIGTERM)
+    assert launch.end() == 1, launch.said()
+    [stop] = events(launch.run, "stop")
+    assert (stop["step"], stop["reason"]) == (launch.last_checkpoint(), "interrupted")
+    assert runs.server.train(runs.config, launch.run, *LONG).end() == [0, 0]
+    same_end(launch.run, long_whole)
