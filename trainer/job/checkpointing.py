@@ -17,6 +17,7 @@ from trainer.job.save_thread import SaveOutcome, SaveThread
 from trainer.job.saving import Backoff, SaveAttempt, forecast_of, lacks_space, size_text
 from trainer.job.training_state import TrainingState
 from trainer.loop import Position
+from trainer.ranks import RanksLostError
 from trainer.records import CheckpointConfig, CheckpointFile, HostMemory, delete_set_aside, write_checkpoint
 
 RETRY_SECONDS, MOST_RETRY_SECONDS = 30.0, 600.0
@@ -30,7 +31,8 @@ def open_checkpointing(
 ) -> Iterator[Checkpointing]:
     """The checkpoints of a run; a save that is under way at an error is finished and told of before the error goes on.
 
-    Only a KeyboardInterrupt, which shall end the process at once, abandons it; as `SaveThread` has it.
+    A KeyboardInterrupt, which shall end the process at once, abandons it, and so does, some seconds later, the loss of
+    a rank, which it may wait for; as `SaveThread` has it.
     """
     with SaveThread() as thread:
         checkpointing = Checkpointing(
@@ -38,6 +40,8 @@ def open_checkpointing(
         )
         try:
             yield checkpointing
+        except RanksLostError:
+            raise
         except Exception as error:
             try:
                 checkpointing.drain()

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from trainer.ranks import RanksLostError
+
 ABANDON_SECONDS = 5.0
 """So long a process that was told to stop at once waits for the thread to leave its save."""
 
@@ -37,9 +39,9 @@ class SaveThread:
     """At most one save, in a thread of its own; used by one other thread, as a context.
 
     The end of the context waits for the save, and leaves its outcome to `take`. Only for what is no `Exception`, a
-    `KeyboardInterrupt` that shall end the process at once, the save is abandoned at its next file; a thread that the
-    disk holds for longer than `ABANDON_SECONDS` is left behind, and ends with the process: nothing of an unfinished
-    save counts.
+    `KeyboardInterrupt` that shall end the process at once, the save is abandoned at its next file; for a lost rank,
+    which the save may be waiting for, once it has had `ABANDON_SECONDS` to end. A thread that the disk or another
+    rank holds for longer than that is left behind, and ends with the process: nothing of an unfinished save counts.
     """
 
     def __init__(self) -> None:
@@ -103,7 +105,10 @@ class SaveThread:
     ) -> None:
         if self._thread is None:
             return
-        if error is None or isinstance(error, Exception):
+        if isinstance(error, RanksLostError):
+            self._thread.join(ABANDON_SECONDS)
+            self._abandoned = True
+        elif error is None or isinstance(error, Exception):
             self._thread.join()
         else:
             self._abandoned = True

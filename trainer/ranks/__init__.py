@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from trainer.ranks.config import RanksConfig
 
 if TYPE_CHECKING:
-    from trainer.ranks.group import ALONE, Ranks, RanksLostError, SaveRanks, open_ranks, ranks_asked
+    from trainer.ranks.group import ALONE, RankRefusedError, Ranks, RanksLostError, SaveRanks, open_ranks, ranks_asked
     from trainer.ranks.reduction import StepSums
     from trainer.ranks.rows import RowsOfRank
     from trainer.ranks.table import RowsAcrossRanks, ShardedEmbedding, held_rows, sharded_tables
 
 __all__ = [
     "ALONE",
+    "RankRefusedError",
     "Ranks",
     "RanksConfig",
     "RanksLostError",
@@ -32,6 +33,7 @@ __all__ = [
 _FILES = {
     "ALONE": "group",
     "Ranks": "group",
+    "RankRefusedError": "group",
     "RanksLostError": "group",
     "RowsAcrossRanks": "table",
     "RowsOfRank": "rows",

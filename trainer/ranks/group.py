@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from time import monotonic, sleep
 from typing import Any, cast
 
 import torch
@@ -28,12 +29,18 @@ from trainer.ranks.config import RanksConfig
 RANK, RANKS, LOCAL_RANK = "RANK", "WORLD_SIZE", "LOCAL_RANK"
 """Environment variables of torchrun."""
 FAILED = "failed"
-WORD_SECONDS = 2.0
-"""So long a rank that has lost another one looks for a word of it."""
+FAILED_INPUT = "input"
+"""What a rank that fails by an InputError leaves with its word."""
+WORD_SECONDS, LOOK_SECONDS = 2.0, 0.05
+"""So long a rank that has lost another one looks for a word of it, and so often."""
 
 
 class RanksLostError(StorageError):
     """Another rank does not answer any more."""
+
+
+class RankRefusedError(InputError):
+    """Another rank has ended for what the user gave, which nobody's trying again mends."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -122,18 +129,34 @@ class Ranks:
 
     def say_failed(self, error: BaseException) -> None:
         """Leaves word for the others of what ends this rank; not collective."""
-        if self.store is not None and not isinstance(error, RanksLostError):
-            with suppress(RuntimeError):
-                self.store.set(FAILED, json.dumps([self.rank, str(error)]))
+        if self.store is None or isinstance(error, RanksLostError | RankRefusedError):
+            return
+        match error:
+            case KeyboardInterrupt():
+                text = "a signal ended it at once"
+            case InputError() | OSError():
+                text = str(error)
+            case _:
+                text = f"{type(error).__name__}: {error}"
+        kind = FAILED_INPUT if isinstance(error, InputError) else ""
+        with suppress(RuntimeError):
+            self.store.set(FAILED, json.dumps([self.rank, kind, " ".join(text.split())]))
 
-    def _failure_told(self) -> str:
-        """What another rank has left word of, if one has by now."""
-        if self.store is not None:
-            with suppress(RuntimeError):
-                self.store.wait([FAILED], timedelta(seconds=WORD_SECONDS))
-                rank, text = json.loads(self.store.get(FAILED))
-                return f"rank {rank} has stopped: {text}" if rank != self.rank else ""
-        return ""
+    def _failure_told(self) -> RanksLostError | RankRefusedError | None:
+        """What another rank has left word of, if one has by now or does soon."""
+        if self.store is None:
+            return None
+        end = monotonic() + WORD_SECONDS
+        with suppress(RuntimeError):
+            while not self.store.check([FAILED]):  # a wait that ends without it would be told of by torch
+                if monotonic() > end:
+                    return None
+                sleep(LOOK_SECONDS)
+            rank, kind, text = json.loads(self.store.get(FAILED))
+            if rank != self.rank:
+                told = f"rank {rank} has stopped: {text}"
+                return RankRefusedError(told) if kind == FAILED_INPUT else RanksLostError(told)
+        return None
 
     def for_saves(self) -> SaveRanks:
         """The same ranks for the thread that saves."""
@@ -155,8 +178,8 @@ class Ranks:
                 raise
             at = "" if self.step is None else f" at step {self.step:,}"
             first = (str(error).splitlines() or [""])[0][:200]
-            if told := self._failure_told():
-                raise RanksLostError(told) from error
+            if (told := self._failure_told()) is not None:
+                raise told from error
             raise RanksLostError(
                 f"rank {self.rank} of {self.ranks}{at} ({what}): another rank has ended or has not answered within "
                 f"{self.timeout_seconds:g} s ({first}); see what that one says; the same command goes on from the "

@@ -96,7 +96,10 @@ def test_a_stop_at_once_abandons_a_save_at_its_next_file(tmp_path: Path) -> None
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
-def test_a_stop_at_once_does_not_hang_on_a_disk_that_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), RanksLostError("rank 1 does not answer")])
+def test_an_end_at_once_does_not_hang_on_what_the_save_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException
+) -> None:
     monkeypatch.setattr(trainer.job.save_thread, "ABANDON_SECONDS", 0.0)
     saves, go_on = SaveThread(), threading.Event()
 
@@ -105,7 +108,7 @@ def test_a_stop_at_once_does_not_hang_on_a_disk_that_does(tmp_path: Path, monkey
         return tmp_path
 
     saves.begin(3, write)
-    saves.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    saves.__exit__(type(end), end, None)
     (left_behind,) = [thread for thread in threading.enumerate() if thread.name == "checkpoint"]
     assert left_behind.daemon, "or the interpreter would wait for it"
     go_on.set()
