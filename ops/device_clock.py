@@ -62,8 +62,8 @@ class DeviceClock(StepClock):
     flight, which is corrected at each drain: time that the device counted too much is missing in the next pause.
 
     `communication` within a step is the device's as any phase of it: from the mark before an exchange to the one behind
-    it, so with what it waited for other ranks. Between steps it is what the device stood still for while the host waited
-    for other ranks.
+    it, so with what it waited for other ranks. Between steps it is what the device stood still for while the host
+    waited for other ranks.
 
     Before a step's first phase and behind its last one, `other`; between two phases, the one that follows.
     """

@@ -105,8 +105,7 @@ class Metrics:
         self._run_total_steps = self._gauge("run_total_steps")
         self._gauge("run_seconds_left").set_function(lambda: _or_nan(seconds_left()))
         self._run_starts = self._counter("run_starts_total")
-        self._exit_code = self._gauge("exit_code")
-        self._exit_reason = self._gauge("exit_reason")
+        self._exit_code, self._exit_reason = self._gauge("exit_code"), self._gauge("exit_reason")
         self.ranks = RankMetrics(self._gauge, self._counter)
         self._start.set(unix_time())
         self._started = False

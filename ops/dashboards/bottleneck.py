@@ -135,15 +135,15 @@ def _ranks() -> list[AnyPanel]:
             known("slowest_rank"),
             unit="none",
             decimals=0,
-            description="Number of the rank that the others waited for over the latest 50 steps or so: the one with the "
-            "least communication. Empty on one rank.",
+            description="Number of the rank that the others waited for over the latest 50 steps or so: the one with "
+            "the least communication. Empty on one rank.",
         ),
         lines(
             "What the slowest rank does for longer",
             {f"{more} > 0": "{{run}} {{phase}}"},
             unit="percentunit",
-            description="Its phases less the mean of all ranks, as shares of wall time: what the others wait for. Close "
-            "to nothing in all phases: the ranks are alike.",
+            description="Its phases less the mean of all ranks, as shares of wall time: what the others wait for. "
+            "Close to nothing in all phases: the ranks are alike.",
         ),
         lines(
             "Phases over ranks, least and most",

@@ -219,8 +219,10 @@ def test_time_spent_with_other_ranks_is_communication_wherever_it_passes(clock: 
     ],
 )
 def test_a_run_that_mostly_waits_for_other_ranks_is_bound_by_that(
-    clock: StepClock, time: FakeTime, training: int, talking: int, in_evaluation: int, kind: BoundKind
+    training: int, talking: int, in_evaluation: int, kind: BoundKind
 ) -> None:
+    time = FakeTime()
+    clock = StepClock(nanosecond_time=time)
     step(clock, time, waiting=0, computing=0)
     for _ in range(3):
         talk(clock, time, "forward", talking=talking, beside=training)

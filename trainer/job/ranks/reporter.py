@@ -51,10 +51,12 @@ class RankReporter:
 
     ranks: Ranks
     outlets: Outlets
-    _began: int | None = None
-    """The step at which this process began."""
-    _gathered: int | None = None
-    """The step of the latest gather; None before the first."""
+    _step: int | None = None
+    """Of the run, when asked last."""
+    _done: int = 0
+    """Steps of this process, those that a rollback took back included."""
+    _gathered: int = 0
+    """How many there were at the latest gather; 0 before the first."""
     _before: list[list[float]] = field(default_factory=list)
     """What each rank had told by then."""
     _untold: RankTimes | None = None
@@ -68,22 +70,18 @@ class RankReporter:
         """Gathers if it is time, after `step` steps of the run. Collective, as the rest."""
         if self.ranks.alone:
             return
-        if self._began is None or step < self._began:
-            self._began = step
-        if self._gathered is None:
-            if step > self._began:
-                self._gather(step)
-        elif step < self._gathered:  # the run went back; the steps since are part of the stretch
-            self._gathered = step
-        elif step - self._gathered >= GATHER_STEPS:
-            self._gather(step)
+        if self._step is not None:
+            self._done += max(step - self._step, 0)
+        self._step = step
+        if self._done - self._gathered >= (GATHER_STEPS if self._gathered else 1):
+            self._gather()
 
     def record(self, step: int) -> None:
         """Writes an event of all that was gathered since the last one, up to now."""
-        if self.ranks.alone or self._gathered is None:
+        if self.ranks.alone:
             return
-        if step > self._gathered:
-            self._gather(step)
+        if self._done > self._gathered:
+            self._gather()
         if self._untold is None:
             return
         phases = {
@@ -95,17 +93,17 @@ class RankReporter:
         self.outlets.directory.event("ranks", step=step, steps=self._untold.steps, phases=phases, sent_bytes=sent)
         self._untold, self._untold_bytes = None, {}
 
-    def _gather(self, step: int) -> None:
+    def _gather(self) -> None:
         spent, sent = self.outlets.clock.totals(), sent_by_purpose(self.ranks.sent_bytes)
         own = [*(spent[name] for name in PHASES), *(sent[name] - self._sent_earlier[name] for name in SENT_FOR)]
         told = self.ranks.gather(own)
         before = self._before or [[0.0] * len(own)] * len(told)
         since = [[now - then for now, then in zip(*one, strict=True)] for one in zip(told, before, strict=True)]
-        columns = list(zip(*since, strict=True))
+        columns = [list(column) for column in zip(*since, strict=True)]
         sizes = {name: sum(column) for name, column in zip(SENT_FOR, columns[len(PHASES) :], strict=True)}
         self.outlets.metrics.ranks.sent(sizes)
-        first, steps = self._gathered is None, step - (self._gathered or 0)
-        self._gathered, self._before = step, told
+        first, steps = not self._gathered, self._done - self._gathered
+        self._gathered, self._before = self._done, told
         if first:
             return
         times = RankTimes(steps=steps, seconds=dict(zip(PHASES, columns[: len(PHASES)], strict=True)))
