@@ -11,6 +11,7 @@ import torch
 import trainer.job.save_thread
 from tests.limits import largest_file
 from trainer.job.save_thread import SaveAbandonedError, SaveThread
+from trainer.ranks import RanksLostError
 from trainer.records import HostMemory, load_latest, write_checkpoint
 
 
