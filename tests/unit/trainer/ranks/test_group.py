@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from torch.distributed import HashStore
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 from pipeline.errors import InputError, StorageError
 from trainer.ranks import RankRefusedError, Ranks, RanksLostError, group
