@@ -12,6 +12,7 @@ from typing import Any
 
 from ops.step_clock import StepClock
 from trainer.job import checkpointing
+from trainer.process import program
 from trainer.records.sharded import writing
 from trainer.step import TrainStep
 
@@ -30,12 +31,18 @@ def _at_steps(acts: dict[int, Act]) -> None:
     TrainStep.__call__ = step
 
 
-def signal_at(*, step: int, number: int, times: int = 1) -> None:
+def signal_at(*, step: int, number: int) -> None:
     """This process sends itself a signal."""
+    _at_steps({step: lambda: os.kill(os.getpid(), number)})
+
+
+def interrupted_at(*, step: int) -> None:
+    """This process is told to stop twice at once, and takes them for two stops, as it does of those far apart."""
+    program.SAME_STOP_SECONDS = 0.0
 
     def send() -> None:
-        for _ in range(times):
-            os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
 
     _at_steps({step: send})
 

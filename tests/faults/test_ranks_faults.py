@@ -158,6 +158,19 @@ def test_a_stop_told_to_any_rank_is_one_checkpoint_at_one_step(
     runs.goes_on(run)
 
 
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_rank_told_to_stop_twice_leaves_at_once(runs: Runs, tmp_path: Path, told: int) -> None:
+    run = tmp_path / "run"
+    session = runs.server.train(runs.config, run, faults={told: fault("interrupted_at", step=20)})
+    codes = session.end()
+    assert (codes[told], codes[1 - told]) == (143, 74), (session.said(0), session.said(1))
+    last = session.said(1 - told).strip().splitlines()[-1]
+    assert last == f"alphastream: rank {told} has stopped: a signal ended it at once"
+    # that of step 20 may have been under way
+    assert checkpoints(run)[0] == "step-00000010" or checkpoints(run)[:2] == [".partial-step-00000020", "step-00000010"]
+    runs.goes_on(run)
+
+
 @pytest.mark.parametrize(("told", "number"), [(0, signal.SIGHUP), (1, signal.SIGUSR1)])
 def test_a_save_told_to_any_rank_is_one_more_checkpoint(
     runs: Runs, tmp_path: Path, told: int, number: signal.Signals
