@@ -63,6 +63,8 @@ class Learner:
     """Of training; evaluations are in float32, as what is served."""
     ranks: Ranks = field(default_factory=lambda: ALONE)
     """Those that train it together."""
+    seed: int = 0
+    """Of the weights, and of what a rank of several draws at its steps."""
     loss: LossConfig = field(default_factory=LossConfig)
     """What was trained, and so what is to be added to a logit that answers."""
     factories: Mapping[str, str] = field(default_factory=dict)
@@ -96,6 +98,7 @@ class Learner:
             device=device,
             precision=TrainingPrecision(name=config.model.precision, device=device),
             ranks=ranks,
+            seed=config.data.seed,
             loss=config.loss,
             factories={
                 f"{name}.factory": source_hash(part.factory, part.factory_folder)

@@ -110,7 +110,7 @@ class TrainingState:
                 precision=learner.precision,
                 progressive=self.progressive,
                 ranks=self.ranks,
-                seed=self.config.data.seed,
+                seed=learner.seed,
             ),
             policy=self.policy,
             scheduled_rate=self.scheduled_rate,

@@ -105,7 +105,7 @@ def test_every_section_has_defaults_but_the_path() -> None:
     config = from_toml('data.path = "DATA"')
     assert [section.name for section in fields(config)] == [
         *("data", "model", "loss", "optimizer", "schedule", "stepsize", "budget", "eval"),
-        *("checkpoint", "records", "divergence", "metrics", "watchdog"),
+        *("checkpoint", "records", "divergence", "metrics", "watchdog", "ranks"),
     ]
     assert config.metrics.host == "127.0.0.1"
 
