@@ -21,6 +21,7 @@ from ops.live import (
     alpha_bins,
     measuring_gaps,
 )
+from ops.ranks import RankTimes
 from ops.step_clock import StepClock
 
 
@@ -277,3 +278,14 @@ def test_every_evaluation_is_drawn_and_a_loss_that_is_none_is_a_gap() -> None:
     live.evaluation(30, "test", loss=0.55, auc=None)
     curves = live.snapshot()["evaluation_curves"]
     assert curves == {"validation": [(10, 0.6), (20, None), (30, 0.5)], "test": [(30, 0.55)]}
+
+
+def test_ranks_are_shown_once_there_are_several() -> None:
+    live = status()
+    assert live.snapshot()["ranks"] is None
+    live.ranks(RankTimes(steps=50, seconds={"forward": [6.0, 2.0], "communication": [4.0, 8.0]}))
+    told = json.loads(json.dumps(live.snapshot(), allow_nan=False))["ranks"]
+    assert (told["ranks"], told["steps"], told["slowest"]) == (2, 50, 0)
+    assert told["phases"] == {"forward": [2.0, 4.0, 6.0], "communication": [4.0, 6.0, 8.0]}
+    assert told["waited_share"] == pytest.approx(0.4)
+    assert told["sentence"].startswith("rank 0 of 2 is the slowest")

@@ -14,6 +14,7 @@ import pytest
 
 from ops.live import AlphaFactor, LiveStatus
 from ops.metrics import Metrics
+from ops.ranks import RankTimes
 from ops.server import Server
 from ops.step_clock import StepClock
 
@@ -159,6 +160,19 @@ def test_a_run_that_mostly_evaluates_says_so_and_draws_its_evaluations(open_page
     assert drawn.count("stroke: var(--orange)") == 1
     assert drawn.count("fill: var(--orange)") == 4
     assert text(page, "losslegend").split() == ["training,", "smoothed", "training", "validation"]
+
+
+def test_ranks_are_a_table_under_the_slowest_one_s_name(open_page: Open) -> None:
+    live = trained()
+    page = open_page(live)
+    assert not text(page, "ranks")
+    live.ranks(RankTimes(steps=50, seconds={"data_wait": [0.0, 4.0], "transfer": [0, 0], "communication": [8.0, 4.0]}))
+    page = open_page(live)
+    assert text(page, "slowest").startswith("Rank 1 of 2 is the slowest: the others wait for it 50 % of the time")
+    drawn = page.split('id="ranks"')[1].split("</table>")[0]
+    assert "data wait" in drawn
+    assert "transfer" not in drawn
+    assert re.findall(r"[\d.]+ %(?=</td>)", drawn) == ["0.0 %", "25.0 %", "50.0 %", "50.0 %", "75.0 %", "100.0 %"]
 
 
 def test_a_loss_that_is_not_finite_is_no_number_of_before(open_page: Open) -> None:

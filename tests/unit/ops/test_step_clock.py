@@ -209,6 +209,16 @@ def test_time_spent_with_other_ranks_is_communication_wherever_it_passes(clock: 
     assert sum(clock.recent_phases().values()) == pytest.approx(145 / NANOSECONDS)
 
 
+def test_what_the_loop_is_at_says_what_communication_is_part_of(clock: StepClock, time: FakeTime) -> None:
+    with clock.phase("evaluation"), clock.phase("communication"):
+        open_phase = clock.open_phase()
+        assert (open_phase.name, open_phase.within) == ("communication", "evaluation")
+    with clock.phase("communication"):
+        assert clock.open_phase().within == "other"
+    with clock.phase("forward"):
+        assert clock.open_phase().within == "forward"
+
+
 @pytest.mark.parametrize(
     ("training", "talking", "in_evaluation", "kind"),
     [

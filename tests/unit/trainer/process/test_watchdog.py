@@ -178,3 +178,26 @@ def test_the_thread_ends_with_the_context() -> None:
 def test_what_cannot_be_meant_is_refused(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         WatchdogConfig(**settings)
+
+
+def test_a_wait_for_other_ranks_has_the_budget_of_what_it_is_part_of() -> None:
+    """An evaluation that is long on another rank is no hang of this one."""
+    now = 0.0
+    within = "evaluation"
+    told: list[Hang] = []
+    watchdog = Watchdog(
+        WatchdogConfig(step_seconds=4, evaluation_seconds=20),
+        open_phase=lambda: OpenPhase(name="communication", seconds=0.0, steps=9, since=1, within=within),
+        on_hang=told.append,
+        on_recovery=lambda hang: None,
+        leave=lambda hang: None,
+        monotonic=lambda: now,
+    )
+    for _ in range(15):
+        now += LOOK
+        watchdog.look()
+    assert not told
+    within = "other"
+    now += LOOK
+    watchdog.look()
+    assert [(hang.phase, hang.key) for hang in told] == [("communication", "step_seconds")]

@@ -161,3 +161,42 @@ def test_evaluations_from_before_pauses_were_recorded_count_by_their_own_seconds
     write_lines(tmp_path / "events.jsonl", [{"event": "pause", "step": 20, "phases": {"evaluation": 5.0}}])
     write_lines(tmp_path / "evals.jsonl", [{"step": step, "split": "validation", "seconds": 3.0} for step in (10, 20)])
     assert RunHistory.load(tmp_path).pauses == {"evaluation": 8.0}
+
+
+def test_times_of_ranks_are_those_of_the_steps_that_count_and_of_ranks_that_are_as_many(tmp_path: Path) -> None:
+    def ranks(step: int, *forward: float, sent: int = 0) -> dict[str, object]:
+        return {
+            "event": "ranks",
+            "step": step,
+            "steps": 10,
+            "phases": {"forward": forward},
+            "sent_bytes": {"ids": sent},
+        }
+
+    events = [
+        {"event": "start", "step": 0},
+        ranks(10, 1.0, 2.0, sent=5),
+        ranks(20, 1.0, 2.0, 3.0, sent=7),
+        ranks(30, 10.0, 10.0, 10.0, sent=100),  # before a kill: these steps were made again
+        {"event": "resume", "step": 20},
+        {
+            "event": "ranks",
+            "step": 25,
+            "steps": 5,
+            "phases": {"forward": [1.0], "other": [1.0, 2.0]},
+        },  # no line of ours
+        ranks(30, 1.0, 1.0, 2.0, sent=8),
+    ]
+    write_lines(tmp_path / "events.jsonl", events)
+    history = RunHistory.load(tmp_path)
+    assert history.ranks is not None
+    assert history.ranks.seconds == {"forward": [2.0, 3.0, 5.0]}
+    assert (history.ranks.ranks, history.ranks.steps) == (3, 20)
+    assert history.sent_bytes == {"ids": 15}
+    assert [text for _, text in history.messages] == ["training began", "resume"]
+
+
+def test_a_run_on_one_rank_or_of_an_earlier_version_has_no_times_of_ranks(tmp_path: Path) -> None:
+    history = RunHistory.load(write_run(tmp_path, 20))
+    assert history.ranks is None
+    assert not history.sent_bytes
