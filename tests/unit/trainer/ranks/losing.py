@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from pipeline.errors import InputError
-from trainer.ranks import Ranks, RanksLostError
+from trainer.ranks import RankRefusedError, Ranks, RanksLostError
 
 
 def lost(ranks: Ranks, word: str) -> str:
@@ -19,7 +19,7 @@ def lost(ranks: Ranks, word: str) -> str:
     try:
         while True:
             ranks.gather([0.0])
-    except RanksLostError as error:
+    except (RanksLostError, RankRefusedError) as error:
         return f"{error}"
 
 
