@@ -196,7 +196,7 @@ class CrossEntropy:
         """What torch's mean over the tokens that count divides by, spread over rows."""
         if values.ndim == 1 and y.ndim == z.ndim:
             return values
-        sums = values.reshape(values.shape[0], -1).sum(1)
+        sums = _columns(values).sum(1)
         counted = y.numel() // z.shape[1] if y.ndim == z.ndim else (y >= 0).sum()
         return sums * values.shape[0] / counted
 
@@ -256,7 +256,7 @@ class AutogradLoss:
                 f"the loss function returned {shape} for {z.shape[0]} rows; return one loss a row, (R,), or one a "
                 'token, (R, T), such as by reduction="none"'
             )
-        return losses.reshape(losses.shape[0], -1).mean(1)
+        return _columns(losses).mean(1)
 
     def slope(self, z: Tensor, y: Tensor, t: Tensor) -> Tensor:
         return _columns(self._forms(z, y, t)[0]).sum(1)

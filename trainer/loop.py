@@ -227,7 +227,7 @@ class Loop:
     def _take_estimates(self, estimates: list[Estimate], *, step: int) -> None:
         for estimate in estimates:
             self.observer.on_estimate(estimate)
-            held = estimate.step < self.recovery.held_until and self._policy_sets_rate(estimate.step)
+            held = estimate.step < self.recovery.held_until and self.policy.sets_rate
             message = None if held else self.policy.observe(estimate)
             if message:
                 self.observer.on_message(message, step=step)
@@ -239,9 +239,6 @@ class Loop:
     def _agreed_stop(self) -> Stop | None:
         self._agree()
         return self._stop_reason()
-
-    def _policy_sets_rate(self, step: int) -> bool:
-        return self.policy.learning_rate(step, self.scheduled_rate(step)) != self.scheduled_rate(step)
 
     def _stop_reason(self) -> Stop | None:
         if self._divergence() is not None:

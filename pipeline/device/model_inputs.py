@@ -73,7 +73,8 @@ def to_inputs(
         ids.bitwise_and_(table_rows - 1)
     else:
         ids.remainder_(table_rows)
-    return ModelInputs(logarithm.T, ids, label.to(torch.float32)).weighed_by(weight)
+    own = None if weight is None else weight.clone()  # as all else is new: the words it came in may be used again
+    return ModelInputs(logarithm.T, ids, label.to(torch.float32)).weighed_by(own)
 
 
 @lru_cache(maxsize=16)

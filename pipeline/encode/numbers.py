@@ -81,7 +81,7 @@ def whole_number(buffer, start, end):
 @compiled
 def positive_number(buffer, start, end, text):
     """The float32 in a field that is a decimal number above 0, with or without a plus, a point, an exponent or white
-    space around it; 0 for anything else. `text` has room for the field and a byte more, and is written to.
+    space around it; 0 for anything else. `text` has room for the field and 24 bytes more, and is written to.
 
     Rounded to float64, then to float32; 0 also for what float32 has only 0 or infinity for.
     """
@@ -97,11 +97,28 @@ def positive_number(buffer, start, end, text):
         stop = _after_digits(buffer, point + 1, end)
     if point == start and stop - point <= 1:  # not a digit on either side
         return np.float32(0)
-    if stop < end and not _exponent(buffer, stop, end)[1]:
-        return np.float32(0)
-    for position in range(start, end):
-        text[position - start] = buffer[position]
-    text[end - start] = 0
+    shift = point + 1 - stop if stop > point else 0
+    if stop < end:
+        exponent, valid = _exponent(buffer, stop, end)
+        if not valid:
+            return np.float32(0)
+        shift += exponent
+    # without a point, which strtod takes by the locale of whoever runs this
+    size = 0
+    for position in range(start, stop):
+        if position != point:
+            text[size] = buffer[position]
+            size += 1
+    text[size : size + 2] = _LOWER_E, _MINUS if shift < 0 else _PLUS
+    left, scale = abs(shift), 1
+    while scale * 10 <= left:
+        scale *= 10
+    size += 2
+    while scale > 0:
+        text[size] = _ZERO + left // scale % 10
+        scale //= 10
+        size += 1
+    text[size] = 0
     value = np.float32(_strtod(text.ctypes.data, 0))
     return value if value < np.inf else np.float32(0)
 

@@ -82,14 +82,14 @@ def read_chunks(raw: NDArray[np.uint8], *, rows: int, columns: int, codec: pa.Co
 def fill_column(chunk: Chunk, encode: Encode | None, out: NDArray, *, optional: bool) -> None:
     """Writes the rows of `chunk` to `out` (rows,), nulls as 0.
 
-    Raises: StorageError if the pages do not hold what their headers say.
+    Raises: WrongIndexError if the pages do not hold what their headers say.
     """
     words = chunk.dictionary if encode is None else encode(chunk.dictionary)
     words = words.astype(out.dtype, copy=False)
     start = 0
     for page, rows in chunk.pages:
         if not fill_page(np.frombuffer(page, np.uint8), words, optional, out[start : start + rows]):
-            raise StorageError("a page does not hold what its header says")
+            raise WrongIndexError("a page does not hold what its header says")
         start += rows
 
 

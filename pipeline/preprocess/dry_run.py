@@ -68,7 +68,7 @@ def forecast(config: PreprocessConfig, *, measure_seconds: float = 1.0) -> Forec
     _encode_beginning(plan, 0.0)  # compiles what is not compiled yet, which takes long and happens once
     sample = _encode_beginning(plan, measure_seconds)
     found = sample.record.lines - sample.record.rejected_rows
-    kept = sample.record.rows / found if plan.keep_negatives < 1 else 1.0
+    kept = sample.record.rows / found or plan.keep_negatives if plan.keep_negatives < 1 else 1.0
     expected = _expect(plan, rows_a_byte=found / max(sample.record.bytes, 1), train_kept=kept)
     source_bytes = sum(source.size or 0 for source in plan.sources)
     # What was measured, as often as it fits into the sources; and into those whose lines are counted first.
@@ -157,7 +157,7 @@ def _encode_beginning(plan: Plan, seconds: float) -> _Sample:
         began = time.monotonic()
         record = encode_part(beginning, plan, place).commit()
         ended = time.monotonic()
-    if not record.rows:
+    if record.rejected_rows == record.lines:
         which = f"its first {record.lines:,}" if record.lines else "0"
         raise InputError(f"{source.address}: no row among {which} lines; name a log that has some")
     return _Sample(record=record, seconds=ended - began, reading_seconds=beginning.reading_seconds)

@@ -164,6 +164,7 @@ class _PartEncoder:
         self._rejects = make_rejects()
         self._group = make_group(plan.log_format, ROW_GROUP_ROWS)
         self._kept = plan.keep_negatives if part.split == "train" else 1.0
+        self._source_number = plan.first_source + part.source
         self._filled = 0
         self._rejects_path = place.rejects_file(part.key)
         self._rejects_path.unlink(missing_ok=True)  # an earlier call may have left some
@@ -184,7 +185,7 @@ class _PartEncoder:
                 self.counts.tally,
                 self._rejects,
                 self._scratch,
-                keep_negatives(self._kept, source=self.part.source, first_line=self.part.first_line + self.lines),
+                keep_negatives(self._kept, source=self._source_number, first_line=self.part.first_line + self.lines),
             )
             if rejected:
                 self._keep_rejects(block, rejected)

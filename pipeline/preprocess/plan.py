@@ -100,6 +100,8 @@ class Plan:
     compression: Compression
     keep_negatives: float = 1.0
     """Share of the training rows of label 0 that are kept."""
+    first_source: int = 0
+    """Number of the first source among those of all generations, by which these rows are drawn."""
     notices: tuple[str, ...] = field(default=(), compare=False)
     """What a user should know of how the sources were chosen; no part of what the output depends on."""
 
@@ -137,7 +139,9 @@ class Plan:
             "compression": self.compression,
         }
         values |= {"validation": self.validation, "test": self.test} if self.split == "tail" else {}
-        values |= {KEEP_NEGATIVES: self.keep_negatives} if self.keep_negatives < 1 else {}
+        if self.keep_negatives < 1:
+            values |= {KEEP_NEGATIVES: self.keep_negatives}
+            values |= {"first_source": self.first_source} if self.first_source else {}
         return json.loads(json.dumps(values))
 
     def files_by_split(self) -> dict[str, list[str]]:

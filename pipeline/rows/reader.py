@@ -178,7 +178,10 @@ class RowReader:
 
     def _load(self, epoch: int, index: int, interrupted: Callable[[], bool], *, whole: bool = False) -> WindowLoad:
         """A window that is held, once it is ready; the `whole` of it if that is asked for or some of it is damaged."""
-        load = self._loads[epoch, index]
+        with self._lock:
+            if self._closed:
+                raise CancelledError
+            load = self._loads[epoch, index]
         awaited(load.ready, interrupted)
         if load.spans is not None and (whole or load.damaged):
             with self._lock:
@@ -293,7 +296,8 @@ class RowReader:
                 remedy='run `alphastream verify` on the data and preprocess it again, or set data.damaged = "skip"',
             )
             # Of rows that a rank does not look up it cannot tell; all must skip the same, or none.
-            if self._on_damage == "fail" or isinstance(error, WrongIndexError):
+            untold = isinstance(error, WrongIndexError) and self.share.ranks > 1
+            if self._on_damage == "fail" or untold:
                 raise damaged from error
             with self._lock:
                 self.damaged[group] = str(damaged)

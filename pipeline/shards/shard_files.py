@@ -306,14 +306,8 @@ class RemoteShards:
 
     def _fetch(self, shard: int, *, keep: Collection[str]) -> bool:
         """Downloads a shard that `_busy` holds; False if there was nothing to do, or no room beside `keep`."""
-        listed = self._shards[shard]
         try:
-            try:
-                return self._download_into_cache(shard, keep)
-            except CacheWriteError:
-                if not self._cache.give_way(listed.bytes, keep=keep):
-                    raise
-                return self._download_into_cache(shard, keep)
+            return self._download_into_cache(shard, keep)
         except FetchError:
             raise
         except StorageError as error:
@@ -325,14 +319,21 @@ class RemoteShards:
                 self._changed.notify_all()
 
     def _download_into_cache(self, shard: int, keep: Collection[str]) -> bool:
-        listed = self._shards[shard]
-        download = self._cache.begin(listed.sha256, listed.bytes, keep=keep)
-        if download is None:
-            return False
-        with download:
-            self._download(shard, download)
-            download.finish()
-        return True
+        """As `_fetch`. Where a disk is full that said it had room, shards give way, and it is tried once more."""
+        listed, tried = self._shards[shard], False
+        while True:
+            download = self._cache.begin(listed.sha256, listed.bytes, keep=keep)
+            if download is None:
+                return False
+            try:
+                with download:
+                    self._download(shard, download)
+                    download.finish()
+                return True
+            except CacheWriteError:
+                if tried or not self._cache.give_way(listed.bytes, keep=keep):
+                    raise
+                tried = True
 
     def _download(self, shard: int, download: Download) -> None:
         """Writes a shard, a second time if it is not what the manifest lists. Raises: FetchError, StorageError."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.autograd.forward_ad as fw
@@ -22,6 +23,8 @@ from stepsize.measuring.direction import Batch, Direction
 from stepsize.measuring.kept import TensorsApart
 from stepsize.measuring.passes import ForwardContext, forward_pass, loss_undisturbed
 from stepsize.measuring.tables import Replayer, StandIn, Whole
+
+Number = TypeVar("Number", float, Tensor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +113,17 @@ def relative_rounding(direction: Direction, eps: float) -> Tensor:
     """
     before, change = direction.moved()
     stored = max(torch.finfo(value.dtype).eps for value in before)
-    length = get_total_norm(before).clamp(min=torch.finfo(torch.float32).tiny)
-    return stored / 2 + 16 * eps * get_total_norm(change) / length
+    length = get_total_norm(before).clamp(min=SHORTEST)
+    return pass_rounding(stored=stored, eps=eps, before=length, change=get_total_norm(change))
 
 
-def pass_rounding(*, stored: float, eps: float, before: float, change: float) -> float:
-    """`relative_rounding` of the lengths ‖θ0‖ and ‖d‖, on the host; `stored` is the parameters' ε_θ."""
-    return stored / 2 + 16 * eps * change / max(before, torch.finfo(torch.float32).tiny)
+SHORTEST = torch.finfo(torch.float32).tiny
+"""Of a ‖θ0‖ that is divided by."""
+
+
+def pass_rounding(*, stored: float, eps: float, before: Number, change: Number) -> Number:
+    """`relative_rounding` of the lengths ‖θ0‖ and ‖d‖; `stored` is the parameters' ε_θ."""
+    return stored / 2 + 16 * eps * change / before
 
 
 def row_forms(
@@ -157,7 +164,7 @@ def row_forms(
         )
 
 
-def secant_forms(
+def secant_summary(
     loss: Loss,
     z: Tensor,
     later: Tensor,
@@ -166,13 +173,13 @@ def secant_forms(
     eps: float,
     live: Mapping[int, str] | None = None,
     apart: TensorsApart | None = None,
-) -> RowForms:
-    """`row_forms` along the difference of two passes' logits, those before the step `z` and those after it `later`.
+) -> Tensor:
+    """`summarize` of the forms along the difference of two passes' logits, `z` before the step and `later` after it.
 
     Rounding can leave ±4 ε z in it, with signs as they come; `eps` is ε, that of the passes (`coarsest_eps`).
     """
     tangent, noise = secant_tangent(z, later, eps=eps)
-    return row_forms(loss, z, tangent, targets, eps=eps, noise=noise, live=live, apart=apart)
+    return summarize(row_forms(loss, z, tangent, targets, eps=eps, noise=noise, live=live, apart=apart))
 
 
 def secant_tangent(z: Tensor, later: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
@@ -235,17 +242,3 @@ def summarize(forms: RowForms) -> Tensor:
             covariance[0, 1],
         ]
     )
-
-
-def secant_summary(
-    loss: Loss,
-    z: Tensor,
-    later: Tensor,
-    targets: Tensor,
-    *,
-    eps: float,
-    live: Mapping[int, str] | None = None,
-    apart: TensorsApart | None = None,
-) -> Tensor:
-    """`summarize` of `secant_forms`."""
-    return summarize(secant_forms(loss, z, later, targets, eps=eps, live=live, apart=apart))

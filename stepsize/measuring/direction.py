@@ -18,7 +18,7 @@ from stepsize.errors import MeasurementError
 from stepsize.losses import Loss
 from stepsize.measuring.kept import Generators, TensorsApart, own_copy
 from stepsize.measuring.optimizers import Steps
-from stepsize.measuring.passes import ForwardContext, forward_pass, loss_modules, modules_of
+from stepsize.measuring.passes import ForwardContext, forward_pass, loss_modules, modules_of_loss
 from stepsize.measuring.survey import Survey
 from stepsize.measuring.tables import (
     OVERFLOW,
@@ -313,13 +313,13 @@ class Tracker:
         }
 
     def _of_the_loss(self) -> list[tuple[str, nn.Parameter]]:
-        modules = modules_of(getattr(self.loss, "function", self.loss))
-        return [(f"{name} of the loss", value) for module in modules for name, value in module.named_parameters()]
+        named = (each for module in modules_of_loss(self.loss) for each in module.named_parameters())
+        return [(f"{name} of the loss", value) for name, value in named]
 
     def refuse_moving(self, loss: Loss) -> None:
         """Raises MeasurementError for a loss whose own weights the optimizers move: they would be read at θ1."""
         moved = self.optimized()
-        for module in modules_of(getattr(loss, "function", loss)):
+        for module in modules_of_loss(loss):
             for name, parameter in module.named_parameters():
                 if id(parameter) in moved:
                     raise MeasurementError(

@@ -199,8 +199,13 @@ def loss_undisturbed(
 
 def loss_modules(loss: Any) -> list[tuple[str, nn.Module]]:
     """The modules of a loss, and their parts, by path."""
+    return [named for module in modules_of_loss(loss) for named in module.named_modules()]
+
+
+def modules_of_loss(loss: Any) -> list[nn.Module]:
+    """What a loss is made of, beneath the weights of rows."""
     loss = unweighted(loss)
-    return [named for module in modules_of(getattr(loss, "function", loss)) for named in module.named_modules()]
+    return modules_of(getattr(loss, "function", loss))
 
 
 def modules_of(function: Any) -> list[nn.Module]:

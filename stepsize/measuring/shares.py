@@ -16,7 +16,7 @@ from torch.nn.utils import get_total_norm
 
 from stepsize.errors import MeasurementError
 from stepsize.losses import Loss, curvature_along
-from stepsize.measuring.curvature import SUMMARY, bounded_logits, pass_rounding, secant_tangent
+from stepsize.measuring.curvature import SHORTEST, SUMMARY, bounded_logits, pass_rounding, secant_tangent
 from stepsize.measuring.direction import Direction
 from stepsize.measuring.kept import TensorsApart
 from stepsize.measuring.passes import loss_undisturbed
@@ -33,6 +33,7 @@ SHARE: tuple[str, ...] = (
     "loss",
     "slope",
     "curvature",
+    "size",
     "slope_squares",
     "curvature_squares",
     "products",
@@ -50,7 +51,8 @@ SHARE: tuple[str, ...] = (
     "spacing",
     "least_error",
 )
-"""What `share_of` holds, in order: means of loss, slope and curvature, squares about these means, and sums."""
+"""What `share_of` holds, in order: means of loss, slope, curvature and its absolute value, squares about the means of
+slope and curvature, and sums. Of a loss that is not convex in the logits, what rounding leaves is taken as smaller."""
 
 
 def share_of(
@@ -83,6 +85,7 @@ def share_of(
         along = curvature_along(loss, z, targets)
         rows = [value.double().reshape(-1) for value in (loss.per_sample(z, targets), loss.slope(z, targets, tangent))]
         rows.append(along(tangent).double().reshape(-1))
+        rows.append(rows[-1].abs())
         errors = loss.curvature_error(z, targets, tangent, eps).double()
         bounded, one = bounded_logits(z), torch.ones_like(z)
         seen, plus, minus, alone = (
@@ -90,13 +93,16 @@ def share_of(
         )
         left = z.new_zeros(()) if noise is None else along(noise.to(z.dtype)).double().abs().sum()
     means = [value.sum() / max(len(z), 1) for value in rows]
-    slope, curvature = (value - mean for value, mean in zip(rows[1:], means[1:], strict=True))
+    slope, curvature = (value - mean for value, mean in zip(rows[1:3], means[1:3], strict=True))
     own, common = _lengths(direction, z)
     values = direction.moved()[0] if direction is not None else []
     stored = max((torch.finfo(value.dtype).eps for value in values), default=0.0)
     told = [len(z), *means, slope.square().sum(), curvature.square().sum(), (slope * curvature).sum(), errors.sum()]
     told += [seen, (plus - minus) / 4, alone, bounded.double().sum(), left, *own, *common, stored, eps, tiny]
-    return torch.stack([torch.as_tensor(value, dtype=torch.float64, device=z.device) for value in told])
+    # a number goes to a device with a kernel that writes it: a copy would wait for what is queued there
+    return torch.stack(
+        [value.double() if isinstance(value, Tensor) else z.new_full((), value, dtype=torch.float64) for value in told]
+    )
 
 
 def secant_share(loss: Loss, z: Tensor, later: Tensor, targets: Tensor, *, eps: float, **beside: Any) -> Tensor:
@@ -112,7 +118,7 @@ def _lengths(direction: Direction | None, like: Tensor) -> tuple[list[Tensor], l
     calls = [call for tables in direction.lookups for kept in tables.values() for call in kept]
     own = [call.before for call in calls], [call.difference for call in calls if call.difference is not None]
     common = list(direction.values.values()), list(direction.differences.values())
-    lengths = [get_total_norm(part).double().square() for part in (*own, *common)]
+    lengths = [get_total_norm(part).double().square() if part else like.new_zeros(()) for part in (*own, *common)]
     return lengths[:2], lengths[2:]
 
 
@@ -140,7 +146,7 @@ def merged_shares(shares: Sequence[Sequence[float]], *, from_noise: bool = False
         rounding = pass_rounding(
             stored=max(share["stored"] for share in named),
             eps=max(share["spacing"] for share in named),
-            before=math.sqrt(whole["own_before"] + named[0]["common_before"]),
+            before=max(math.sqrt(whole["own_before"] + named[0]["common_before"]), SHORTEST),
             change=math.sqrt(whole["own_change"] + named[0]["common_change"]),
         )
         centre = whole["bounded"] / rows
@@ -152,7 +158,7 @@ def merged_shares(shares: Sequence[Sequence[float]], *, from_noise: bool = False
         "loss": mean("loss"),
         "slope": mean("slope"),
         "curvature": mean("curvature"),
-        "curvature_error": math.inf if abs(mean("curvature")) <= least else error,
+        "curvature_error": math.inf if mean("size") <= least else error,
         "slope_variance": spread("slope_squares", "slope", "slope"),
         "curvature_variance": spread("curvature_squares", "curvature", "curvature"),
         "covariance": spread("products", "slope", "curvature"),

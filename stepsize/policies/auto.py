@@ -66,6 +66,8 @@ class Auto:
     Estimates may come some steps late, and then move the rate of that time.
     """
 
+    sets_rate = True
+
     def __init__(
         self,
         *,

@@ -130,6 +130,11 @@ class Policy(Protocol):
     goes on from the rate it finds in the optimizer, runs as if alone; from then on it has no say.
     """
 
+    @property
+    def sets_rate(self) -> bool:
+        """Whether what it observes can move the rate; if not, the schedule rules all along."""
+        ...
+
     def wants(self, step: int) -> bool:
         """Whether to measure α* of this step; asking changes nothing."""
         ...

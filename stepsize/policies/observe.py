@@ -12,6 +12,8 @@ from stepsize.policies.horizon import SingleSteps
 class NoMeasurements(SingleSteps):
     """Measures nothing; the schedule rules."""
 
+    sets_rate = False
+
     def wants(self, step: int) -> bool:
         """Never."""
         return False

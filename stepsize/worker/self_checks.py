@@ -14,10 +14,15 @@ CHECKS = 10
 
 
 class SelfChecks:
-    """Makes the self-check of a measurement, while one is due."""
+    """Makes the self-check of a measurement, while one is due; none is where it is not `possible`."""
 
-    def __init__(self, *, due: bool) -> None:
-        self._left = CHECKS if due else 0
+    def __init__(self, *, due: bool, possible: bool = True) -> None:
+        self._possible = possible
+        self._left = CHECKS if due and possible else 0
+
+    def renew(self) -> None:
+        """They are due once more."""
+        self._left = CHECKS if self._possible else 0
 
     def begin(
         self,

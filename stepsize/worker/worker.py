@@ -161,7 +161,7 @@ class StepSizeWorker:
         self._tracker.refuse_moving(self.loss)
         self._tracker.moving()
         self._across = across_of(gather, self.options, delay)
-        self._checks = SelfChecks(due=self_check and self._across is None and self.options.method == "jvp")
+        self._checks = SelfChecks(due=self_check, possible=self._across is None and self.options.method == "jvp")
         self._lane = lane or lane_for(self._device)
         self._apart = not isinstance(self._lane, Inline)
         last_forward = LastTrainingForward(self._device)
@@ -284,7 +284,7 @@ class StepSizeWorker:
 
     def check_next(self) -> None:
         """Hold the next measurement, too, against a backward pass; the secant, which is no derivative, has no check."""
-        self._checks = SelfChecks(due=self.options.method == "jvp")
+        self._checks.renew()
 
     def poll(self, *, step: int | None = None) -> list[Estimate]:
         """Estimates to be handed over at `step`, the step the caller is at, oldest first.

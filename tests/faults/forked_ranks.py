@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,10 +21,9 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from tests.faults.forked_runs import small_run
+from tests.faults.forked_runs import ForkServer, small_run
 from trainer.launch.environment import Meeting, rank_environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,10 +83,11 @@ class Session:
         return [self.codes[rank] for rank in range(len(self.pids))]
 
 
-class ForkedRanks:
+class ForkedRanks(ForkServer):
     """`alphastream train` by several ranks; a context."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__("tests.faults.forked_ranks", OMP_NUM_THREADS="1")
         self.folder = folder
         self._sessions = 0
 
@@ -121,29 +120,6 @@ class ForkedRanks:
         session = self.start(config, run, *more, **options)
         session.end()
         return session
-
-    def ask(self, asked: Mapping[str, Any]) -> Any:
-        """What the server answers."""
-        assert self._server.stdin
-        assert self._server.stdout
-        print(json.dumps(asked), file=self._server.stdin, flush=True)
-        return json.loads(self._server.stdout.readline())
-
-    def __enter__(self) -> ForkedRanks:
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.forked_ranks"],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.communicate()
 
 
 def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:

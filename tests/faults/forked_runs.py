@@ -21,13 +21,13 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from tests.resume import lasting, same_bits
 from tests.tiny_data import write_tiny
@@ -100,10 +100,41 @@ def same_end(run: Path, other: Path) -> bool:
     return found[1:] == expected[1:] and same_bits(found[0], expected[0])
 
 
-class ForkedRuns:
+class ForkServer:
+    """A module of tests as a process that has imported what its children need; a context."""
+
+    def __init__(self, module: str, **environment: str) -> None:
+        self._module, self._environment = module, environment
+
+    def ask(self, asked: Mapping[str, Any]) -> Any:
+        """What it answers: a JSON value in a line, as it was asked in one."""
+        assert self._server.stdin
+        assert self._server.stdout
+        print(json.dumps(asked), file=self._server.stdin, flush=True)
+        return json.loads(self._server.stdout.readline())
+
+    def __enter__(self) -> Self:
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", self._module],
+            cwd=ROOT,
+            env={**os.environ, **self._environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.communicate()
+
+
+class ForkedRuns(ForkServer):
     """`alphastream` commands in children of one process; a context."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__("tests.faults.forked_runs")
         self.log, self.trace = folder / "stderr", folder / "trace"
 
     def train(
@@ -122,8 +153,6 @@ class ForkedRuns:
 
     def call(self, *arguments: str, traced: TracedSave | None = None, kill_seconds: float | None = None) -> int:
         """A command; the exit code, negative for a signal. `log` has its standard error."""
-        assert self._server.stdin
-        assert self._server.stdout
         self.trace.unlink(missing_ok=True)
         asked = {
             "arguments": arguments,
@@ -132,8 +161,7 @@ class ForkedRuns:
             "traced": None if traced is None else asdict(traced),
             "kill_seconds": kill_seconds,
         }
-        print(json.dumps(asked), file=self._server.stdin, flush=True)
-        return int(self._server.stdout.readline())
+        return self.ask(asked)
 
     def calls_of(self, config: Path, run: Path, save: TracedSave) -> list[str]:
         """The names of all writing calls of a save, in order."""
@@ -141,21 +169,6 @@ class ForkedRuns:
         code = self.train(config, run, traced=TracedSave(step=save.step, final=save.final, options=options))
         assert code == 0, self.log.read_text()
         return re.findall(r"^(\w+)\(", self.trace.read_text(), flags=re.MULTILINE)
-
-    def __enter__(self) -> ForkedRuns:
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.forked_runs"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.communicate()
 
 
 def _serve() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,7 +14,6 @@ from tests.faults.small_disk import PAGE, fill, small_file_system
 from trainer.config import Config, load_config
 from trainer.console import Console
 from trainer.job import checkpointing, train
-from trainer.job.observer import RunObserver
 from trainer.loop import Stop
 from trainer.records import read_records, verify_checkpoints
 
@@ -54,19 +52,6 @@ def warnings(run: Path) -> list[str]:
 
 def checkpoints(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
-
-
-@pytest.fixture
-def on_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object]], None]:
-    """Has a function called after a step, given by the steps done then."""
-    original, calls = RunObserver.on_step, dict[int, Callable[[], object]]()
-
-    def on_step(self: RunObserver, record: Any, *rest: Any) -> None:
-        original(self, record, *rest)
-        calls.get(record["step"] + 1, lambda: None)()
-
-    monkeypatch.setattr(RunObserver, "on_step", on_step)
-    return calls.__setitem__
 
 
 @pytest.mark.parametrize("pages", range(CHECKPOINT_PAGES))

@@ -139,6 +139,18 @@ def test_a_rank_that_does_not_hear_yet_counts_as_stopped(begin: Begin) -> None:
     assert "restart" not in launch.said()
 
 
+def test_a_stop_that_shows_stacks_counts_as_one_too_where_nobody_hears_yet(begin: Begin) -> None:
+    launch = begin(RANK + "note('imports'); os.kill(os.getpid(), signal.SIGQUIT); time.sleep(100)\n")
+    assert launch.end() == 143
+    assert "restart" not in launch.said()
+
+
+def test_a_rank_that_never_ends_behind_one_that_is_done_is_killed(begin: Begin) -> None:
+    launch = begin(RANK + "note('trains'); time.sleep(1000 * rank)\n", grace_seconds=0.5, max_restarts=0)
+    assert launch.end() == 137
+    assert "rank 1: killed, as it had not ended in time" in launch.said()
+
+
 def test_what_asks_for_a_save_or_for_stacks_is_passed_on_and_nothing_ends(begin: Begin) -> None:
     launch = begin(SAVES_AND_ENDS)
     launch.pids()

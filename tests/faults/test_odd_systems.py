@@ -24,7 +24,7 @@ from trainer.cli import main
 from trainer.config import Config, load_config
 from trainer.console import Console
 from trainer.job import checkpointing, train
-from trainer.job.observer import Outlets, RunObserver
+from trainer.job.observer import Outlets
 from trainer.loop import Stop
 from trainer.records import RunHistory, read_records, verify_checkpoints
 
@@ -56,19 +56,6 @@ def whole(config: Config, tmp_path: Path) -> Path:
 def disk(tmp_path: Path) -> Iterator[Path]:
     with small_file_system(tmp_path / "small", mebibytes=8) as disk:
         yield disk
-
-
-@pytest.fixture
-def on_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object]], None]:
-    """Has a function called after a step, given by the steps done then."""
-    original, calls = RunObserver.on_step, dict[int, Callable[[], object]]()
-
-    def on_step(self: RunObserver, record: Any, *rest: Any) -> None:
-        original(self, record, *rest)
-        calls.get(record["step"] + 1, lambda: None)()
-
-    monkeypatch.setattr(RunObserver, "on_step", on_step)
-    return calls.__setitem__
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> str:

@@ -12,7 +12,7 @@ from pipeline.shards import Manifest
 from trainer.config import Config, config_from
 from trainer.console import Console
 from trainer.job import open_training, train
-from trainer.job.ranks import wanted_rows
+from trainer.job.ranks import WantedRows
 from trainer.loop import Stop
 from trainer.ranks import Ranks
 from trainer.records import checkpoint_files
@@ -71,7 +71,7 @@ def _loaded(ranks: Ranks, folder: str, job: Job) -> dict[str, Any]:
         found = state.newest(run, which=lambda step: step == job.from_checkpoint)
         assert found is not None
         files = list(checkpoint_files(*state.content(state.load(found, run=run), {})))
-        wanted = wanted_rows(state.learner.model, state.learner.optimizer)
+        wanted = WantedRows(state.learner.model, state.learner.optimizer)
         rows = {key: (held.start, held.stop, held.rows) for file in files for key, held in wanted.having(file).items()}
         tensors = {(file.name, name): value.clone() for file in files for name, value in file.tensors.items()}
     return {"tensors": tensors, "rows": rows}

@@ -157,6 +157,20 @@ def test_additions_keep_the_same_share(folder: Path, tmp_path: Path, capfd: pyte
     assert main(["verify", str(data)]) == 0
 
 
+def test_what_is_appended_is_drawn_as_if_it_had_been_there(folder: Path, tmp_path: Path) -> None:
+    """Not on the lines that stayed of the log before, which in a log sorted alike would be the same users' again."""
+    (tmp_path / "log.toml").write_bytes((folder / "log.toml").read_bytes())
+    for name, rows in (("a", slice(0, 3000)), ("b", slice(3000, 6000)), ("c", slice(6000, 9000))):
+        LOG.write(tmp_path / f"{name}.csv", rows=rows)
+    both = [str(tmp_path / f"{name}.csv") for name in "abc"]
+    formed = ["--format", str(tmp_path / "log.toml"), "--keep-negatives", str(SHARE), "--split", "train"]
+    assert main(["preprocess", *both, "--out", str(tmp_path / "once"), *formed]) == 0
+    assert make(tmp_path, tmp_path / "grown", "--split", "train", log="a.csv") == 0
+    for name in "bc":
+        assert make(tmp_path, tmp_path / "grown", "--append", log=f"{name}.csv", share=None) == 0
+    assert rows_of(tmp_path / "grown").equals(rows_of(tmp_path / "once"))
+
+
 @pytest.mark.parametrize("share", ["0", "-0.1", "1.5", "nan"])
 def test_what_is_no_share_is_refused(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], share: str

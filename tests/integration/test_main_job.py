@@ -10,7 +10,10 @@ from trainer.cli import main
 from trainer.records import read_records
 
 pytestmark = pytest.mark.timeout(600)
-PHASES = {"data_wait", "transfer", "forward", "backward", "optimizer", "alpha", "evaluation", "checkpoint", "other"}
+PHASES = {
+    "data_wait", "transfer", "forward", "backward", "optimizer", "alpha", "communication", "evaluation", "checkpoint",
+    "other",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ from trainer.job.training_state import TrainingState, open_training
 from trainer.loop import Position, Stop, Timetable
 from trainer.process import Requests, Watchdog, stop_signals
 from trainer.ranks import ALONE, Ranks
-from trainer.records import RunHistory
+from trainer.records import RunHistory, starts_of
 
 START_SECONDS = 30.0
 """Waiting longer than this for the first rows of all is waiting for data, no matter how much there was to compile."""
@@ -154,7 +154,7 @@ def open_outlets(
         device_memory=device_memory(state.learner.device),
         seconds_left=live.seconds_left,
     )
-    metrics.run(str(directory.path), starts=directory.starts() + 1)
+    metrics.run(str(directory.path), starts=starts_of(directory.path) + 1)
     return Outlets(
         directory=directory,
         metrics=metrics,
@@ -226,7 +226,7 @@ class Job:
             broken_weights=saves.broken_weights,
             seconds=position.training_seconds,
         )
-        self.rank_reporter.between_steps(position.step)
+        self.rank_reporter.between_steps()
 
     def stopping(self) -> bool:
         return self.agreement.stop or (self.state.ranks.alone and self.requests.is_set())

@@ -20,7 +20,7 @@ from pipeline.shards import MANIFEST, write_atomically
 from trainer.config import FIXED_SECTIONS, Config, ConfigError, config_to_toml, differing_keys
 from trainer.job.decided import CONFIG, kept_settings, with_delay
 from trainer.job.learner import training_device
-from trainer.records import Extent, Records, checkpoint_steps, read_records, thinning
+from trainer.records import Extent, Records, checkpoint_steps, thinning
 
 RECORD_FILES = ("steps", "alpha", "horizon", "evals", "events")
 TEXTFILE = "metrics.prom"
@@ -154,11 +154,6 @@ class RunDirectory:
         """One line in events.jsonl: Unix time in seconds, what happened, and its numbers."""
         self.records["events"].append({"time": time.time(), "event": event, **values})
         self.records["events"].flush()
-
-    def starts(self) -> int:
-        """How many processes have begun or continued this run so far, by its event log."""
-        events = read_records(self.path / "events.jsonl", damaged=lambda _: None)
-        return sum(record.get("event") in ("start", "resume") for record in events)
 
     def lengths(self) -> dict[str, Any]:
         """Bytes of each record file as it is now; a resume may rely on them once `sync` has put them on disk.

@@ -25,7 +25,7 @@ from trainer.job.device import training_stream
 from trainer.job.generations import data_identity, refuse_other_rows, seen_by
 from trainer.job.learner import Learner, training_device
 from trainer.job.lineage.carried_over import carried_over, policy_settings, rate_settings
-from trainer.job.ranks import WantedRows, load_on_ranks, refuse_on_ranks, shares_of, wanted_rows
+from trainer.job.ranks import WantedRows, refuse_on_ranks, shares_of
 from trainer.learner import (
     ProgressiveValidation,
     TrainedLoss,
@@ -43,6 +43,7 @@ from trainer.records import (
     Shares,
     checkpoint_files,
     load_latest,
+    load_latest_on_ranks,
     random_state,
     restore_random_state,
     write_checkpoint,
@@ -185,12 +186,12 @@ class TrainingState:
         device = self.learner.device
         if self.ranks.alone:
             return load_latest(run, device=device, wanted=which)
-        return load_on_ranks(run, ranks=self.ranks, wanted=self.wanted, device=device, which=which)
+        return load_latest_on_ranks(run, group=self.ranks.for_saves(), take=self.wanted, device=device, wanted=which)
 
     @cached_property
     def wanted(self) -> WantedRows:
         """Which rows of a checkpoint's tensors are this rank's."""
-        return wanted_rows(self.learner.model, self.learner.optimizer)
+        return WantedRows(self.learner.model, self.learner.optimizer)
 
     def shares(self, files: Callable[[], Iterable[CheckpointFile]]) -> Shares | None:
         """What of `files` is this rank's part of a checkpoint; None if there is one rank."""

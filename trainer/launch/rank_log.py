@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 
 MOST_BYTES = 1_000_000
 """Of the file; then it becomes `rank-N.log.1`, in place of the one before."""
@@ -21,16 +23,19 @@ class RankLog:
         self._begun, self._most_bytes = begun, most_bytes
         self._tail = deque[bytes](maxlen=TAIL_LINES)
         self._waiting = deque[bytes](maxlen=KEPT_LINES)
+        self._lock = Lock()
+        """A child that a rank leaves behind may still write while the next one begins."""
 
     def write(self, line: bytes) -> None:
         """Takes one line; lines that cannot be written to a full or dead disk stay in memory, the last of them."""
-        self._tail.append(line)
-        self._waiting.append(line)
+        with self._lock:
+            self._tail.append(line)
+            self._waiting.append(line)
         self.flush()
 
     def flush(self) -> None:
         """Writes what waits, if it can be written."""
-        try:
+        with self._lock, suppress(OSError):
             if not self._waiting or not self._begun():
                 return
             self.path.parent.mkdir(exist_ok=True)
@@ -39,8 +44,6 @@ class RankLog:
             with self.path.open("ab") as file:
                 file.write(b"".join(self._waiting))
             self._waiting.clear()
-        except OSError:
-            return
 
     def tail(self) -> list[str]:
         """The last lines."""

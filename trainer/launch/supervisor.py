@@ -19,7 +19,7 @@ from trainer.console import Console
 from trainer.launch.environment import Meeting, rank_environment, threads_of_a_rank
 from trainer.launch.rank_log import RankLog
 from trainer.launch.rank_process import RankProcess
-from trainer.process import EXIT_INTERRUPTED, relayed_signals
+from trainer.process import EXIT_INTERRUPTED, STOPS, relayed_signals
 
 POLL_SECONDS = 0.05
 LEAVE_SECONDS = 5.0
@@ -27,7 +27,6 @@ LEAVE_SECONDS = 5.0
 EXIT_IO = 74
 FINAL = (0, 2, 3, EXIT_INTERRUPTED)
 """Done, bad input, diverged, stopped: no start after these ends otherwise."""
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGXCPU)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +59,8 @@ class LostRank(NamedTuple):
 
     @property
     def exit_code(self) -> int:
-        """As a shell counts it; that of a stop where TERM or INT met a process that did not hear them yet."""
-        if self.code in (-signal.SIGTERM, -signal.SIGINT):
+        """As a shell counts it; that of a stop where a signal that asks for one met a process that heard none yet."""
+        if -self.code in STOPS:
             return EXIT_INTERRUPTED
         return self.code if self.code >= 0 else 128 - self.code
 
@@ -187,12 +186,16 @@ def _until_all_end(
             faulty_until = time.monotonic() + (config.grace_seconds if stopped else config.peer_seconds)
             if stopped and not orders.stops:  # the others may not have heard of it
                 _pass_on(signal.SIGTERM, processes)
+        elif first is None and 0 in codes and faulty_until == math.inf:  # all ends together, or something is wrong
+            faulty_until = time.monotonic() + config.grace_seconds
         if None not in codes:
             return first, [code for code in codes if code is not None]
         if time.monotonic() > min(orders.leave_at, faulty_until):
             late = time.monotonic() > orders.leave_at
             names = ", ".join(str(process.rank) for process in processes if process.code() is None)
-            console.warn(f"rank {names}: killed, as it had not ended {'in time' if late else f'after {first}'}")
+            console.warn(
+                f"rank {names}: killed, as it had not ended {'in time' if late or first is None else f'after {first}'}"
+            )
             for process in processes:
                 process.kill()
             orders.obeyed_late = orders.obeyed_late or late

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from pipeline.errors import InputError
 from trainer.console import Console
 from trainer.launch.rank_command import OF_LAUNCHER, same_program, without_options
 from trainer.launch.supervisor import LaunchConfig, launch
+from trainer.ranks import ranks_asked
 
 PROGRAM = "trainer.cli"
 ONCE = "--from-checkpoint"
@@ -23,7 +23,7 @@ def launch_training(
     Raises: InputError if this process is itself a rank, or the machine has fewer CUDA devices than ranks.
     """
     config = LaunchConfig(ranks=ranks, max_restarts=max_restarts, grace_seconds=grace_seconds)
-    if (world := os.environ.get("WORLD_SIZE", "1")) not in ("", "1"):
+    if (world := ranks_asked()) > 1:
         raise InputError(
             f"--ranks is {ranks}, but this process is one of {world} ranks already (WORLD_SIZE); leave --ranks out "
             "under torchrun"
@@ -46,19 +46,13 @@ def check_devices(ranks: int) -> None:
 
 def _command_of_attempt(arguments: Sequence[str], run: Path) -> Callable[[int], list[str]]:
     """What ranks run at each attempt: without `--from-checkpoint` once the run has gone back, which it does once."""
+    from trainer.records import starts_of
+
     given = ["train", *without_options(arguments, OF_LAUNCHER)]
-    before = _beginnings(run)
+    before = starts_of(run)
 
     def command(attempt: int) -> list[str]:
-        gone_back = attempt > 0 and _beginnings(run) > before
+        gone_back = attempt > 0 and starts_of(run) > before
         return same_program(PROGRAM, arguments=without_options(given, (ONCE,)) if gone_back else given)
 
     return command
-
-
-def _beginnings(run: Path) -> int:
-    """How often processes have begun or continued the run so far, by its event log."""
-    from trainer.records import read_records
-
-    events = read_records(run / "events.jsonl", damaged=lambda _: None)
-    return sum(record.get("event") in ("start", "resume") for record in events)

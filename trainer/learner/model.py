@@ -71,13 +71,8 @@ def build_model(
     them.
 
     Raises: ValueError for a configuration that `ModelConfig.resolved` refuses, options that the model does not take,
-    or a factory that cannot be used, on several ranks any of the user's own.
+    or a factory that cannot be used. A model of the user's own is made whole; several ranks have none.
     """
-    if config.own and not ranks.alone:
-        raise ValueError(
-            f"model.factory = {config.factory!r}: on several ranks each holds some rows of every table, and a model of "
-            f"your own makes its tables whole; train it on one rank, or one of {', '.join(SHIPPED)} on several"
-        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _sized(config, dense_features, sparse_features, bucket_sizes, device="cpu", ranks=ranks)

@@ -9,12 +9,13 @@ Nothing here imports more than the standard library, so that signals are heard b
 from __future__ import annotations
 
 from trainer.process.program import EXIT_INTERRUPTED, as_program
-from trainer.process.signals import Request, Requests, relayed_signals, say_at_once, stop_signals
+from trainer.process.signals import STOPS, Request, Requests, relayed_signals, say_at_once, stop_signals
 from trainer.process.stacks import stacks_of_threads
 from trainer.process.watchdog import Hang, Watchdog, WatchdogConfig
 
 __all__ = [
     "EXIT_INTERRUPTED",
+    "STOPS",
     "Hang",
     "Request",
     "Requests",

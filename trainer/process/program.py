@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from trainer.process.signals import EXIT_INTERRUPTED, SAME_STOP_SECONDS, SignalDesk, say_at_once
+from trainer.ranks import ranks_asked
 
 MAY_BE_STUCK = ("alphastream-", "checkpoint")
 """Names of threads that read and write begin so."""
@@ -21,7 +22,7 @@ def as_program(work: Callable[[], int]) -> int:
     Does not return if a signal ended the work, or if a thread is left in a read or a write that does not end: the
     interpreter's own end could wait for that, or break on it.
     """
-    desk = SignalDesk(of_program=True, same_stop_seconds=SAME_STOP_SECONDS if _one_of_several() else 0.0)
+    desk = SignalDesk(of_program=True, same_stop_seconds=SAME_STOP_SECONDS if ranks_asked() > 1 else 0.0)
     try:
         desk.open()
         code = work()
@@ -43,8 +44,3 @@ def as_program(work: Callable[[], int]) -> int:
                 stream.flush()
         os._exit(code)
     return code
-
-
-def _one_of_several() -> bool:
-    """Whether a launcher, such as torchrun, started this process as one of several ranks."""
-    return os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from trainer.ranks.config import RanksConfig
+from trainer.ranks.config import RanksConfig, ranks_asked
 
 if TYPE_CHECKING:
-    from trainer.ranks.group import ALONE, RankRefusedError, Ranks, RanksLostError, SaveRanks, open_ranks, ranks_asked
+    from trainer.ranks.group import ALONE, RankRefusedError, Ranks, RanksLostError, SaveRanks, open_ranks
     from trainer.ranks.reduction import StepSums
     from trainer.ranks.rows import RowsOfRank
     from trainer.ranks.table import RowsAcrossRanks, ShardedEmbedding, held_rows, sharded_tables
@@ -42,7 +42,6 @@ _FILES = {
     "StepSums": "reduction",
     "held_rows": "table",
     "open_ranks": "group",
-    "ranks_asked": "group",
     "sharded_tables": "table",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 
@@ -20,3 +21,9 @@ class RanksConfig:
         for name in ("timeout_seconds", "save_timeout_seconds"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"ranks.{name} is {getattr(self, name)}; give a number of seconds above 0")
+
+
+def ranks_asked() -> int:
+    """How many processes torchrun, or whoever sets WORLD_SIZE, has started together with this one; 1: it is alone."""
+    said = os.environ.get("WORLD_SIZE", "")
+    return max(int(said), 1) if said.isdecimal() else 1

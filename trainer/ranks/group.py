@@ -24,9 +24,9 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.errors import InputError, StorageError
-from trainer.ranks.config import RanksConfig
+from trainer.ranks.config import RanksConfig, ranks_asked
 
-RANK, RANKS, LOCAL_RANK = "RANK", "WORLD_SIZE", "LOCAL_RANK"
+RANK, LOCAL_RANK = "RANK", "LOCAL_RANK"
 """Environment variables of torchrun."""
 FAILED = "failed"
 FAILED_INPUT = "input"
@@ -47,7 +47,7 @@ class RankRefusedError(InputError):
 class Ranks:
     """This process among those that train a run. Alone, it says nothing to nobody.
 
-    All methods but `share` and the properties are collective: every rank calls them, in the same order.
+    All methods but `say_failed` and `for_saves` are collective: every rank calls them, in the same order.
     """
 
     rank: int = 0
@@ -60,6 +60,8 @@ class Ranks:
     timeout_seconds: float = 0.0
     step: int | None = None
     """The one at hand, to be named in errors."""
+    batch: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Of the latest step: rows of this rank's share, of the batch, and the epoch and row where the batch ended."""
     sent_bytes: Counter[str] = field(default_factory=Counter)
     """That this rank has sent to others, by what it was for."""
     timed: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -99,14 +101,19 @@ class Ranks:
             return logits, label, weight
         rows = [int(told[0]) for told in self.gather([len(label)], what="evaluation")]
         given = [logits.detach(), label, *([] if weight is None else [weight])]
-        own = torch.zeros((len(given), max(rows)), dtype=logits.dtype, device=logits.device)
-        own[:, : len(label)] = torch.stack([one.to(logits.dtype) for one in given])
+        exact = torch.promote_types(logits.dtype, torch.float32)  # of weights, too
+        own = torch.zeros((len(given), max(rows)), dtype=exact, device=logits.device)
+        own[:, : len(label)] = torch.stack([one.to(exact) for one in given])
         everyone = [torch.empty_like(own) for _ in rows]
         self.sent_bytes["evaluation"] += (self.ranks - 1) * own.nbytes
         with self._talk("evaluation"):
             dist.all_gather(everyone, own, group=self.data)
         whole = torch.cat([found[:, :count] for found, count in zip(everyone, rows, strict=True)], dim=1)
-        return whole[0], whole[1].to(label.dtype), None if weight is None else whole[2].to(weight.dtype)
+        return (
+            whole[0].to(logits.dtype),
+            whole[1].to(label.dtype),
+            None if weight is None else whole[2].to(weight.dtype),
+        )
 
     def gather(self, numbers: Sequence[float], *, what: str = "control") -> list[list[float]]:
         """Every rank's numbers, as many on each, in the order of ranks; float64, from host to host."""
@@ -160,7 +167,7 @@ class Ranks:
 
     def for_saves(self) -> SaveRanks:
         """The same ranks for the thread that saves."""
-        return SaveRanks(ranks_=self)
+        return SaveRanks(whole=self)
 
     @contextmanager
     def _talk(self, what: str) -> Iterator[None]:
@@ -195,21 +202,21 @@ ALONE = Ranks()
 class SaveRanks:
     """What the ranks say to one another about a checkpoint, from whichever thread writes it."""
 
-    ranks_: Ranks
+    whole: Ranks
 
     @property
     def rank(self) -> int:
-        return self.ranks_.rank
+        return self.whole.rank
 
     @property
     def ranks(self) -> int:
-        return self.ranks_.ranks
+        return self.whole.ranks
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's JSON value, in the order of ranks."""
-        if self.ranks_.alone:
+        if self.whole.alone:
             return [value]
-        return gather_values(self.ranks_.saves, value, contact=self.ranks_._contact("checkpoint"))
+        return gather_values(self.whole.saves, value, contact=self.whole._contact("checkpoint"))
 
 
 def gather_values(group: dist.ProcessGroup | None, value: Any, *, contact: Any) -> list[Any]:
@@ -227,11 +234,6 @@ def gather_values(group: dist.ProcessGroup | None, value: Any, *, contact: Any) 
     return [
         json.loads(bytes(found[: int(length.item())].tolist())) for found, length in zip(everyone, lengths, strict=True)
     ]
-
-
-def ranks_asked() -> int:
-    """How many processes torchrun, or whoever set its variables, has started for this run."""
-    return int(os.environ.get(RANKS, "1") or "1")
 
 
 @contextmanager

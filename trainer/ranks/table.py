@@ -6,7 +6,7 @@ Letters: N look-ups of this rank, U different ids among them, G rows that all ra
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +20,12 @@ from trainer.ranks.group import Ranks
 from trainer.ranks.rows import RowsOfRank
 
 
+@lru_cache(maxsize=16)
+def _ends(place: RowsOfRank, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(ranks,) where each rank's rows end."""
+    return torch.tensor(place.bounds(), dtype=dtype, device=device)
+
+
 class RowsAcrossRanks:
     """One look-up of `ids` (N,), by every rank of its own: who needs which rows, told once, for any number of reads.
 
@@ -29,8 +35,7 @@ class RowsAcrossRanks:
     def __init__(self, ids: Tensor, place: RowsOfRank, ranks: Ranks) -> None:
         self._ranks = ranks
         wanted, self.places = torch.unique(ids.reshape(-1), return_inverse=True)
-        ends = torch.tensor(place.bounds(), device=ids.device)
-        upto = torch.searchsorted(wanted, ends.to(wanted.dtype), right=False)
+        upto = torch.searchsorted(wanted, _ends(place, wanted.dtype, wanted.device), right=False)
         asked = upto.diff(prepend=upto.new_zeros(1))
         told = ranks.exchange(asked, give=[1] * ranks.ranks, take=[1] * ranks.ranks, what="counts")
         counts = torch.stack([asked, told]).tolist()

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from trainer.records.kept import folder_bytes, held_bytes
     from trainer.records.line_of_history import delete_set_aside, set_aside
     from trainer.records.lines import Extent, thinning
-    from trainer.records.records import Records, read_records
-    from trainer.records.sharded import RankFailedError, RanksDriftedError, RowRange, SaveGroup, Shares, bytes_on_ranks
+    from trainer.records.records import Records, read_records, starts_of
+    from trainer.records.sharded import RankFailedError, RanksDriftedError, RowRange, SaveGroup, Shares
 
 __all__ = [
     "EVALUATION_FIELDS",
@@ -62,7 +62,6 @@ __all__ = [
     "Shares",
     "all_finite",
     "best_evaluation",
-    "bytes_on_ranks",
     "checkpoint_files",
     "checkpoint_steps",
     "checkpoint_up_to",
@@ -83,6 +82,7 @@ __all__ = [
     "save_checkpoint",
     "seed_generators",
     "set_aside",
+    "starts_of",
     "stored_value",
     "thinning",
     "verify_checkpoints",
@@ -118,6 +118,7 @@ _FILES = {
     "save_checkpoint": "checkpoint",
     "seed_generators": "checkpoint",
     "set_aside": "line_of_history",
+    "starts_of": "records",
     "stored_value": "checkpoint",
     "verify_checkpoints": "checkpoint",
     "write_checkpoint": "checkpoint",
@@ -129,7 +130,6 @@ _FILES = {
     "RowRange": "sharded",
     "SaveGroup": "sharded",
     "Shares": "sharded",
-    "bytes_on_ranks": "sharded",
 }
 
 

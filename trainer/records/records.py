@@ -330,6 +330,12 @@ def read_records(path: Path, kind: Any = dict, *, damaged: Callable[[int], None]
             yield record
 
 
+def starts_of(run: Path) -> int:
+    """How many processes have begun or continued the run at `run` so far, by its event log."""
+    events = read_records(run / "events.jsonl", damaged=lambda _: None)
+    return sum(record.get("event") in ("start", "resume") for record in events)
+
+
 def _encoded(record: Mapping[str, Any]) -> bytes:
     """The record as a line; only one that holds what JSON has no form for is copied."""
     try:

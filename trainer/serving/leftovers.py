@@ -54,6 +54,12 @@ class Leftover:
             return f"by the weights of step {self.identity.get('step')}, and this is step {identity.get('step')}"
         return next((text for key, text in _OTHER.items() if not self._same(identity, key)), "of another version")
 
+    def finished_by(self, identity: Mapping[str, Any]) -> str:
+        """What to do to finish it, where `identity` is another's."""
+        again = "run that command again"
+        same_step = self._same(identity, "step") or not self._same(identity, "run")
+        return again if same_step else f"{again} with --checkpoint {self.identity.get('step')}"
+
     def can_be_finished(self) -> bool:
         """Whether its weights and lines are there as they were, for the same command to go on with."""
         try:

@@ -136,8 +136,8 @@ class KeptScores:
             other = "and is damaged"
         elif not self._force and left.can_be_finished():
             raise InputError(
-                f"{self.folder} has {left.lines:,} lines {other}; run that command again to finish it, give another "
-                "--out, or --force to drop them"
+                f"{self.folder} has {left.lines:,} lines {other}; {left.finished_by(self._identity)} to finish it, "
+                "give another --out, or --force to drop them"
             )
         self._warn(f"{self.folder} has {left.lines:,} lines {other}; they are dropped, and all lines scored anew")
         return None

@@ -56,6 +56,7 @@ def plan_addition(config: PreprocessConfig, manifest: Manifest) -> Addition:
         rows_per_shard=manifest.plan.get("rows_per_shard", config.rows_per_shard),
         compression=manifest.compression,
         keep_negatives=manifest.negatives_kept,
+        first_source=sum(len(generation.plan.get("sources", ())) for generation in manifest.generations),
         notices=notices,
     )
     return Addition(plan=plan, notices=notices)

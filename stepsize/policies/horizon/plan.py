@@ -24,6 +24,8 @@ NO_HORIZON = HorizonPlan()
 class SingleSteps:
     """A policy that looks at single steps alone."""
 
+    sets_rate = True
+
     def horizon(self, done: int) -> HorizonPlan:
         """Nothing."""
         return NO_HORIZON

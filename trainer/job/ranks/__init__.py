@@ -1,7 +1,7 @@
 """A run on several ranks: what they agree on, what is refused, and the ranks that only work."""
 
 from trainer.job.ranks.agreement import Agreement
-from trainer.job.ranks.checkpoints import WantedRows, load_on_ranks, shares_of, wanted_rows
+from trainer.job.ranks.checkpoints import WantedRows, shares_of
 from trainer.job.ranks.refused import refuse_on_ranks
 from trainer.job.ranks.reporter import RankReporter, communication_timed
 from trainer.job.ranks.silent import SilentDirectory, silenced
@@ -12,9 +12,7 @@ __all__ = [
     "SilentDirectory",
     "WantedRows",
     "communication_timed",
-    "load_on_ranks",
     "refuse_on_ranks",
     "shares_of",
     "silenced",
-    "wanted_rows",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pipeline.errors import StorageError
 from trainer.ranks import ALONE, Ranks
 
 
@@ -31,12 +32,28 @@ class Agreement:
         broken_weights: int | None = None,
         seconds: float = 0.0,
     ) -> float:
-        """Tells the others what is so here, and takes in what is so there; returns rank 0's `seconds`. Collective."""
+        """Tells the others what is so here, and takes in what is so there; returns rank 0's `seconds`. Collective.
+
+        Raises: StorageError, on all ranks alike, if the latest step was not of one batch.
+        """
         broken = -1 if broken_weights is None else broken_weights
-        told = self.ranks.gather([stop, save_asked, busy, save_due, broken, seconds])
-        stops, saves, busies, _, brokens, _ = zip(*told, strict=True)
+        told = self.ranks.gather([stop, save_asked, busy, save_due, broken, seconds, *self.ranks.batch])
+        stops, saves, busies, _, brokens, _, *batch = zip(*told, strict=True)
+        _refuse_other_rows(*batch)
         self.stop = any(stops)
         self.save_asked = any(saves) and not any(busies)
         self.save_due = bool(told[0][3])
         self.broken_weights = None if max(brokens) < 0 else int(max(brokens))
         return told[0][5]
+
+
+def _refuse_other_rows(*batch: tuple[float, ...]) -> None:
+    """`batch` are the `Ranks.batch` of all ranks: with damaged rows left out, what one cannot read others might."""
+    shares, *alike = batch
+    if all(len(set(told)) == 1 for told in alike) and sum(shares) == alike[0][0]:
+        return
+    rows = ", ".join(f"{int(share):,} of {int(whole):,}" for share, whole in zip(shares, alike[0], strict=True))
+    raise StorageError(
+        f"ranks have read other rows than one another (rank by rank: {rows}): the data of one is damaged where that of "
+        "another is not; run `alphastream verify` on the data of each machine"
+    )

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
 
 from torch import nn
 from torch.optim import Optimizer
 
 from trainer.ranks import Ranks, held_rows
-from trainer.records import Checkpoint, CheckpointFile, RowRange, Shares, load_latest_on_ranks
+from trainer.records import CheckpointFile, RowRange, Shares
 
 MOMENTS = "optimizer.state."
 """Begins the names, in a checkpoint's state, of what an optimizer keeps of its parameters; their number follows."""
 
 
 class WantedRows:
-    """Answers, for each tensor of a checkpoint, which rows of it this rank has; None: all, as every rank."""
+    """Answers, for each tensor of a checkpoint, which rows of it this rank has; None: all, as every rank.
+
+    Of a model without sharded tables, everything.
+    """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
         self._held = {name: RowRange(place.start, place.stop, place.rows) for name, place in held_rows(model).items()}
@@ -55,24 +56,9 @@ class WantedRows:
         return None
 
 
-def wanted_rows(model: nn.Module, optimizer: Optimizer) -> WantedRows:
-    """As the class; of a model without sharded tables, everything."""
-    return WantedRows(model, optimizer)
-
-
 def shares_of(files: Iterable[CheckpointFile], ranks: Ranks, wanted: WantedRows) -> Shares:
     """How `files`, as this rank has them, are its part of a checkpoint."""
     rows: dict[tuple[str, str], RowRange] = {}
     for file in files:
         rows |= wanted.having(file)
     return Shares(group=ranks.for_saves(), rows=rows)
-
-
-def load_on_ranks(
-    run: Path, *, ranks: Ranks, wanted: WantedRows, device: Any, which: Callable[[int], bool] = lambda step: True
-) -> Checkpoint | None:
-    """The newest whole checkpoint at a step that is `which`, the same on all ranks, each with its rows. Collective.
-
-    Raises: as `load_latest_on_ranks`.
-    """
-    return load_latest_on_ranks(run, group=ranks.for_saves(), take=wanted, device=device, wanted=which)

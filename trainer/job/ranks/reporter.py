@@ -51,12 +51,8 @@ class RankReporter:
 
     ranks: Ranks
     outlets: Outlets
-    _step: int | None = None
-    """Of the run, when asked last."""
-    _done: int = 0
-    """Steps of this process, those that a rollback took back included."""
     _gathered: int = 0
-    """How many there were at the latest gather; 0 before the first."""
+    """How many steps there were at the latest gather; 0 before the first."""
     _before: list[list[float]] = field(default_factory=list)
     """What each rank had told by then."""
     _untold: RankTimes | None = None
@@ -66,13 +62,15 @@ class RankReporter:
     def __post_init__(self) -> None:
         self._sent_earlier = sent_by_purpose(self.ranks.sent_bytes)
 
-    def between_steps(self, step: int) -> None:
-        """Gathers if it is time, after `step` steps of the run. Collective, as the rest."""
+    @property
+    def _done(self) -> int:
+        """Steps of this process whose time is known: on CUDA that comes some steps behind, on all ranks as many."""
+        return self.outlets.clock.steps
+
+    def between_steps(self) -> None:
+        """Gathers if it is time. Collective, as the rest."""
         if self.ranks.alone:
             return
-        if self._step is not None:
-            self._done += max(step - self._step, 0)
-        self._step = step
         if self._done - self._gathered >= (GATHER_STEPS if self._gathered else 1):
             self._gather()
 

@@ -47,9 +47,6 @@ class SilentDirectory(RunDirectory):
     def event(self, event: str, **values: Any) -> None:
         pass
 
-    def starts(self) -> int:
-        return 0
-
     def lengths(self) -> dict[str, Any]:
         return {}
 

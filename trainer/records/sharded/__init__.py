@@ -7,7 +7,7 @@ For example, on each rank, with `mine` the rows of a table of 1000 that it has:
     load_latest_on_ranks(run, group=group, take=lambda file, name, shape: mine if name == "table.weight" else None)
 """
 
-from trainer.records.sharded.group import RankFailedError, RanksDriftedError, SaveGroup, bytes_on_ranks, together
+from trainer.records.sharded.group import RankFailedError, RanksDriftedError, SaveGroup, together
 from trainer.records.sharded.reading import read_content
 from trainer.records.sharded.rows import RowRange, Shares, Take
 from trainer.records.sharded.writing import write_on_ranks
@@ -19,7 +19,6 @@ __all__ = [
     "SaveGroup",
     "Shares",
     "Take",
-    "bytes_on_ranks",
     "read_content",
     "together",
     "write_on_ranks",

@@ -58,11 +58,6 @@ def together(group: SaveGroup, act: Callable[[], Any]) -> list[Any]:
     raise _shared(failed, group.ranks, own) from own
 
 
-def bytes_on_ranks(group: SaveGroup, *, in_rows: int, replicated: int) -> int:
-    """Bytes of a checkpoint: the rows that each rank has, `in_rows` here, and once what all have. Collective."""
-    return sum(group.gather(in_rows)) + replicated
-
-
 _OTHER, _INPUT, _STORAGE = "other", "input", "storage"
 """Kinds of errors; the first that any rank has is all ranks'."""
 

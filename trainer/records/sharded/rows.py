@@ -40,5 +40,3 @@ class Shares:
     group: SaveGroup
     rows: Mapping[tuple[str, str], RowRange]
     """(file without suffix, tensor's name) → the rows of the whole one that this rank's tensor holds."""
-    compared: Callable[[str, str], bool] = same_on_all
-    """Of (file, tensor's name) without rows: whether a difference between ranks is an error. Rank 0's is saved."""

@@ -28,7 +28,7 @@ from trainer.records.content import (
 )
 from trainer.records.kept import begin, final_of, partial_of, prune, publish
 from trainer.records.sharded.group import RanksDriftedError, together
-from trainer.records.sharded.rows import Shares
+from trainer.records.sharded.rows import Shares, same_on_all
 
 SHOWN_SECONDS = 30.0
 """So long a file system that machines share may take to show one of them what another made."""
@@ -104,7 +104,7 @@ class _Part:
                 self.forms[file.name] = file.form
                 entries |= self._written(f"{file.name}.safetensors", whole)
             # what is empty has nothing to compare, and may have two names for what is one tensor elsewhere
-            compared = (name for name in whole if whole[name].numel() and self.shares.compared(file.name, name))
+            compared = (name for name in whole if whole[name].numel() and same_on_all(file.name, name))
             digests |= {f"{file.name}/{name}": _digest_of(whole[name]) for name in compared}
         missing = {f"{file}/{name}" for file, name in expected} - mine.keys()
         assert not missing, f"rows of no tensor: {', '.join(sorted(missing))}"

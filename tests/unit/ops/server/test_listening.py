@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 
@@ -109,11 +110,11 @@ def reached(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
 def test_a_process_without_a_file_left_hangs_up_on_who_says_nothing() -> None:
     """Else the connection that cannot be taken would be asked for without end, beside training."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with (
-        Server(Metrics(), "127.0.0.1", 0, dict, request_seconds=1000.0) as server,
-        socket.create_connection((server.host, server.port)) as idle,
-    ):
+    with Server(Metrics(), "127.0.0.1", 0, dict, request_seconds=1000.0) as server, ExitStack() as opened:
+        before = threading.active_count()
+        idle = opened.enter_context(socket.create_connection((server.host, server.port)))
         assert health(server) == 200  # and the idle one is taken
+        assert reached(lambda: threading.active_count() == before + 1)  # and the other one's file given back
         client = socket.socket()
         free = os.dup(0)  # the lowest number that is free
         os.close(free)

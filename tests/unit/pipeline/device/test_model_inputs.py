@@ -15,7 +15,8 @@ def transform(request):
     """Both ways to the same model inputs: torch's operators on any device, the compiled encoding on the host."""
 
     def compiled(label, dense, buckets, *, table_rows) -> ModelInputs:
-        ids = np.stack([rows_of_table(column, table_rows) for column in buckets])
+        moduli = np.broadcast_to(table_rows, len(buckets)).tolist()
+        ids = np.stack([rows_of_table(column, rows) for column, rows in zip(buckets, moduli, strict=True)])
         logs = np.stack([logarithms(column) for column in dense])
         return ModelInputs(torch.from_numpy(logs).T, torch.from_numpy(ids), torch.from_numpy(label.astype(np.float32)))
 
@@ -49,14 +50,17 @@ def test_golden_rows_are_equal(real_data, transform, golden, log, rows):
     np.testing.assert_array_max_ulp(inputs.dense.numpy(), expected["dense"], maxulp=1)
 
 
-@pytest.mark.parametrize("table_rows", [1, 7, 49, 4096, 1_000_003, 4_194_304])  # 49 · (1 / 49) < 1 in float64
+@pytest.mark.parametrize(
+    "table_rows", [1, 7, 49, 4096, 1_000_003, 4_194_304, (7, 4096, 1_000_003)]
+)  # 49 · (1 / 49) < 1 in float64
 def test_rows_of_any_table(transform, table_rows):
     """float32 keeps 24 bits, so the reference rounds large buckets to even multiples before the modulo."""
     rng = np.random.default_rng(0)
     buckets = rng.integers(0, 2**31 - 64, (3, 1001), dtype=np.int32)
-    buckets[2] -= buckets[2] % table_rows  # multiples: what is left of them is 0, not the table's size
+    moduli = np.broadcast_to(np.array(table_rows), (3,))[:, None]
+    buckets[2] -= buckets[2] % moduli[2]  # multiples: what is left of them is 0, not the table's size
     ids = transform(np.zeros(1001, np.uint8), np.zeros((2, 1001), np.int32), buckets, table_rows=table_rows).ids
-    expected = buckets.astype(np.float32).astype(np.int64) % table_rows
+    expected = buckets.astype(np.float32).astype(np.int64) % moduli
     np.testing.assert_array_equal(ids.numpy(), expected)
     assert ids.dtype == torch.int32
 
@@ -73,3 +77,13 @@ def test_the_rows_given_are_not_written_to(transform):
     transform(*given, table_rows=2)
     assert (given[1] == 5).all()
     assert (given[2] == 9).all()
+
+
+def test_nothing_of_what_was_given_is_kept() -> None:
+    """Who read the rows may use its memory again while a step still waits to be made."""
+    words = torch.ones(4, 5)
+    inputs = to_inputs(words[0].byte(), words[1:2].int(), words[2:3].int(), words[3], table_rows=7)
+    assert inputs.weight is not None
+    words.zero_()
+    assert inputs.weight.tolist() == [1.0] * 5
+    assert inputs.label.tolist() == [1.0] * 5

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +16,7 @@ from pipeline.encode import keep_negatives, tsv
 from pipeline.line_buffer import PADDING_BYTES
 from pipeline.schema import LogFormat
 
+ROOT = Path(__file__).resolve().parents[4]
 LOG = LogFormat(
     name="weighted",
     columns=("click", "shop", "weight"),
@@ -122,3 +128,23 @@ def test_the_share_is_met_and_draws_of_neighbours_do_not_depend_on_each_other(sh
     for apart in (1, 2, 8):
         both = (kept[:-apart] & kept[apart:]).sum() / count
         assert abs(both - share**2) < 10 * deviation
+
+
+def test_the_point_is_a_point_in_every_locale(tmp_path: Path) -> None:
+    """A program around ours may have set its user's, where the C library reads a comma."""
+    if shutil.which("localedef") is None:
+        pytest.skip("localedef, which makes a locale, is not installed")
+    made = ["localedef", "--no-archive", "-i", "de_DE", "-f", "UTF-8", str(tmp_path / "de_DE.UTF-8")]
+    if subprocess.run(made, capture_output=True, check=False).returncode > 1:
+        pytest.skip("the sources of the German locale are not here")
+    program = (
+        "import locale; locale.setlocale(locale.LC_ALL, 'de_DE.UTF-8')\n"
+        "assert locale.localeconv()['decimal_point'] == ','\n"
+        "from tests.unit.pipeline.encode.test_weights import parsed\n"
+        "print(parsed('1,a,1.75\\n0,a,0.5e1\\n1,a,12.25\\n')[0].weight.tolist())"
+    )
+    environment = {**os.environ, "LOCPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "[1.75, 5.0, 12.25]", done.stderr

@@ -7,9 +7,18 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from stepsize import BCEWithLogits, Estimate, MeasuringOptions, Outcome, StepSizeWorker, WeightedRows
+from stepsize import (
+    AutogradLoss,
+    BCEWithLogits,
+    Estimate,
+    MeasurementError,
+    MeasuringOptions,
+    Outcome,
+    StepSizeWorker,
+    WeightedRows,
+)
 from stepsize.estimate import delta_method_variance
 from tests.cases import CASES, parameters_of
 from tests.reverse_mode import forms_by_reverse_mode, hessian_form
@@ -111,3 +120,36 @@ def test_what_rounding_leaves_is_no_curvature_whatever_the_weights() -> None:
 def test_targets_without_weights_are_refused() -> None:
     with pytest.raises(Exception, match=r"WeightedRows: targets \(5,\); give \(R, 2\)"):
         WeightedRows(BCEWithLogits()).per_sample(torch.zeros(5), torch.zeros(5))
+
+
+class ScaledSquares(nn.Module):
+    """A loss with a weight of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        return (self.scale * z - y) ** 2
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_loss_whose_own_weights_move_is_refused_beneath_the_weights_of_rows_too(wrapped: bool) -> None:
+    own = ScaledSquares()
+    loss = WeightedRows(AutogradLoss(own)) if wrapped else AutogradLoss(own)
+    linear = nn.Linear(3, 1)
+    model = nn.Sequential(linear, nn.Flatten(0))
+    both = torch.optim.SGD([*linear.parameters(), *own.parameters()], lr=0.1)
+    with pytest.raises(MeasurementError, match="moved by the optimizer"):
+        StepSizeWorker(model, both, loss)
+    worker = StepSizeWorker(model, torch.optim.SGD(linear.parameters(), lr=0.1), loss, self_check=False)
+    x, y = torch.randn(8, 3), torch.randn(8)
+    own(model(x), y).mean().backward()
+    assert worker.before_step(x, torch.stack([y, torch.ones(8)], 1) if wrapped else y, step=0)
+    for weight in linear.parameters():
+        assert weight.grad is not None
+        weight.data -= 0.1 * weight.grad
+    with torch.no_grad():
+        own.scale += 1.0
+    with pytest.raises(MeasurementError, match="changed during the step"):
+        worker.after_step()

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from tests.unit.trainer.ranks.processes import on_ranks
-from tests.unit.trainer.ranks.workload import CASES, LARGE_ROWS, STEPS, WIDTH, batch, everything, settings_of
+from tests.unit.trainer.ranks.workload import (
+    CASES,
+    IN_FLOAT32,
+    LARGE_ROWS,
+    STEPS,
+    WIDTH,
+    batch,
+    everything,
+    settings_of,
+)
 
 
 def assembled(found: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -61,6 +70,35 @@ def test_loss_weights_moments_and_alpha_are_those_of_one_rank(
         for start, stop, of in one["places"].values():
             assert of == rows
             assert stop - start <= math.ceil(rows / ranks)
+
+
+def numbers_of(run: dict[str, Any], tensors: dict[str, Tensor], at: str) -> Tensor:
+    """(N,) float64: every loss of a run, every number of a kind of its estimates, or every weight and moment."""
+    if at == "tensors":
+        return torch.cat([tensors[name].double().flatten() for name in sorted(tensors)])
+    if at == "losses":
+        return torch.tensor(run["losses"], dtype=torch.float64)
+    field = {"loss": 4, "slope": 5, "curvature": 6, "relative": 7}[at]
+    return torch.tensor([estimate[field] for estimate in run["estimates"]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("at", ["losses", "tensors", "loss", "slope", "curvature", "relative"])
+@pytest.mark.parametrize("case", IN_FLOAT32)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_in_float32_ranks_are_as_far_from_one_as_its_own_rounding(
+    by_ranks: dict[int, list[dict[str, Any]]], ranks: int, case: str, at: str
+) -> None:
+    """A run on ranks takes the same sums in another order, so its error is of the size of one rank's.
+
+    With e the distance of one rank's float32 run from its float64 run, both float32 runs lie within about e of the
+    exact one, and so within 2 e of each other.
+    """
+    exact, alone = by_ranks[1][0]["cases"][case], by_ranks[1][0]["float32"][case]
+    found = [one["float32"][case] for one in by_ranks[ranks]]
+    one = numbers_of(alone, alone["tensors"], at)
+    rounding = (one - numbers_of(exact, exact["tensors"], at)).norm()
+    assert 0 < rounding < 1e-4 * one.norm()
+    assert (numbers_of(found[0], assembled(found), at) - one).norm() <= 2 * rounding
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

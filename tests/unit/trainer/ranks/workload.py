@@ -14,7 +14,7 @@ from ops.step_clock import StepClock
 from pipeline.device import DevicePair, ModelInputs
 from pipeline.rows import RankShare, RowPosition
 from stepsize import MeasuringOptions
-from stepsize.losses import BCEWithLogits
+from stepsize.losses import BCEWithLogits, WeightedRows
 from stepsize.policies import HorizonPlan, StepSizeConfig, make_policy
 from stepsize.worker import Horizon, StepSizeWorker
 from trainer.learner import ModelConfig, OptimizerConfig, build_average, build_model, build_optimizer
@@ -29,12 +29,15 @@ def batch(rows: int, seed: int, table_rows: int) -> ModelInputs:
     generator = torch.Generator().manual_seed(seed)
     dense = torch.randn((rows, DENSE), generator=generator, dtype=torch.float64)
     ids = torch.randint(table_rows, (SPARSE, rows), generator=generator, dtype=torch.int32)
-    return ModelInputs(dense, ids, (torch.rand(rows, generator=generator, dtype=torch.float64) < 0.3).double())
+    label = (torch.rand(rows, generator=generator, dtype=torch.float64) < 0.3).double()
+    return ModelInputs(dense, ids, label).weighed_by(torch.rand(rows, generator=generator, dtype=torch.float64) + 0.1)
 
 
 def part(whole: ModelInputs, ranks: Ranks) -> tuple[ModelInputs, int]:
     start, stop = RankShare(rank=ranks.rank, ranks=ranks.ranks).of(whole.rows)
-    return ModelInputs(whole.dense[start:stop], whole.ids[:, start:stop], whole.label[start:stop]), start
+    weight = None if whole.weight is None else whole.weight[start:stop]
+    own = ModelInputs(whole.dense[start:stop], whole.ids[:, start:stop], whole.label[start:stop]).weighed_by(weight)
+    return own, start
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ def built(ranks: Ranks, settings: dict[str, Any]) -> Parts:
     model = build_model(config, dense_features=DENSE, sparse_features=SPARSE, seed=5, ranks=ranks).to(dtype)
     optimizer = build_optimizer(OptimizerConfig(**settings["optimizer"]), model)
     loss = BCEWithLogits(negative_weight=1.5)
+    if settings.get("weighted"):
+        loss = WeightedRows(loss)
     average = build_average(OptimizerConfig(**settings["optimizer"]), model)
     worker = StepSizeWorker(
         model,
@@ -123,7 +128,8 @@ def trained(ranks: Ranks, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def replace_dtype(inputs: ModelInputs, dtype: torch.dtype) -> ModelInputs:
-    return ModelInputs(inputs.dense.to(dtype), inputs.ids, inputs.label.to(dtype))
+    weight = None if inputs.weight is None else inputs.weight.to(dtype)
+    return ModelInputs(inputs.dense.to(dtype), inputs.ids, inputs.label.to(dtype)).weighed_by(weight)
 
 
 CASES = {
@@ -137,6 +143,9 @@ CASES = {
     },
     "more ranks than rows of the table": {
         "optimizer": {"name": "nadamw", "table": "dense"}, "table_rows": 2,
+    },
+    "weights of rows": {
+        "optimizer": {"name": "sgd", "lr": 0.1}, "weighted": True, "batch_rows": [7, 2, 9, 2, 5, 11, 3],
     },
     "secant": {"optimizer": {"name": "nadamw", "table": "dense"}, "method": "secant"},
 }  # fmt: skip
@@ -156,6 +165,13 @@ def settings_of(case: str) -> dict[str, Any]:
 
 def trained_all(ranks: Ranks) -> dict[str, Any]:
     return {case: trained(ranks, settings_of(case)) for case in CASES}
+
+
+IN_FLOAT32 = "sgd", "nadamw", "weights of rows"
+
+
+def trained_in_float32(ranks: Ranks) -> dict[str, Any]:
+    return {case: trained(ranks, settings_of(case) | {"dtype": torch.float32}) for case in IN_FLOAT32}
 
 
 AUTO_STEPS = 60
@@ -225,6 +241,7 @@ def everything(ranks: Ranks) -> dict[str, Any]:
     """All of these, in one set of processes."""
     return {
         "cases": trained_all(ranks),
+        "float32": trained_in_float32(ranks),
         "auto": rates_of_auto(ranks),
         "largest": largest_of_a_step(ranks),
         "bytes": bytes_of_steps(ranks),

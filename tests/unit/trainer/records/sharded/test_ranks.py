@@ -32,7 +32,6 @@ from tests.sharded_content import (
 from trainer.records import (
     RankFailedError,
     RowRange,
-    bytes_on_ranks,
     folder_bytes,
     load_latest,
     make_room_on_ranks,
@@ -257,13 +256,7 @@ def test_a_newer_format_is_refused_on_all_ranks_and_this_one_by_older_programs(
 def test_sizes_count_all_files_once(tmp_path: Path) -> None:
     save_on(3, tmp_path, 5, rows=1000)
     tables = 1000 * (3 * 4 + 3 * 2 + 3 * 4 + 3 * 4 + 8)
-
-    def count(group: ThreadGroup) -> int:
-        mine = share(1000, group)
-        return bytes_on_ranks(group, in_rows=tables // 1000 * (mine.stop - mine.start), replicated=500)
-
     path = tmp_path / "checkpoints" / "step-00000005"
-    assert on_ranks(3, count) == [tables + 500] * 3
     assert folder_bytes(path) == sum(each.stat().st_size for each in path.iterdir())
     assert tables < folder_bytes(path) < 1.2 * tables + 8000
 
