@@ -96,6 +96,10 @@ def launched(config: Path, run: Path, *more: str) -> Iterator[Launch]:
                 *("ip", "netns", "exec", host, sys.executable, "-m", "torch.distributed.run"),
                 *("--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-backend", "c10d"),
                 *("--rdzv-endpoint", f"{ADDRESSES[0]}:{PORT}", "--rdzv-id", run.name, "--local-addr", address),
+                *(
+                    "--rdzv-conf",
+                    f"is_host={int(host == HOSTS[0])}",
+                ),  # they have one name, by which it is told elsewhere
                 *("-m", "--", "trainer.cli", "train", str(config), "--run", str(run), *LONG, *more),
             ]
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "cable"}

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from threading import Thread
 from time import monotonic, sleep
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,10 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.errors import InputError, StorageError
+from trainer.ranks.attempt import attempt_store
 from trainer.ranks.config import RanksConfig, ranks_asked
+
+Value = TypeVar("Value")
 
 RANK, LOCAL_RANK = "RANK", "LOCAL_RANK"
 """Environment variables of torchrun."""
@@ -146,24 +150,27 @@ class Ranks:
             case _:
                 text = f"{type(error).__name__}: {error}"
         kind = FAILED_INPUT if isinstance(error, InputError) else ""
-        with suppress(RuntimeError):
-            self.store.set(FAILED, json.dumps([self.rank, kind, " ".join(text.split())]))
+        word = json.dumps([self.rank, kind, " ".join(text.split())])
+        _within(WORD_SECONDS, lambda: self.store.set(FAILED, word))
 
     def _failure_told(self) -> RanksLostError | RankRefusedError | None:
         """What another rank has left word of, if one has by now or does soon."""
         if self.store is None:
             return None
+        rank, kind, text = _within(WORD_SECONDS, self._word) or (self.rank, "", "")
+        if rank == self.rank:
+            return None
+        told = f"rank {rank} has stopped: {text}"
+        return RankRefusedError(told) if kind == FAILED_INPUT else RanksLostError(told)
+
+    def _word(self) -> tuple[int, str, str] | None:
+        """What `say_failed` has left: the rank, the kind of error and the text; None if there is nothing in time."""
         end = monotonic() + WORD_SECONDS
-        with suppress(RuntimeError):
-            while not self.store.check([FAILED]):  # a wait that ends without it would be told of by torch
-                if monotonic() > end:
-                    return None
-                sleep(LOOK_SECONDS)
-            rank, kind, text = json.loads(self.store.get(FAILED))
-            if rank != self.rank:
-                told = f"rank {rank} has stopped: {text}"
-                return RankRefusedError(told) if kind == FAILED_INPUT else RanksLostError(told)
-        return None
+        while not self.store.check([FAILED]):  # a wait that ends without it would be told of by torch
+            if monotonic() > end:
+                return None
+            sleep(LOOK_SECONDS)
+        return json.loads(self.store.get(FAILED))
 
     def for_saves(self) -> SaveRanks:
         """The same ranks for the thread that saves."""
@@ -192,6 +199,20 @@ class Ranks:
                 f"{self.timeout_seconds:g} s ({first}); see what that one says; the same command goes on from the "
                 "newest checkpoint"
             ) from error
+
+
+def _within(seconds: float, act: Callable[[], Value]) -> Value | None:
+    """What `act` returns; None if it fails or takes longer, as a store does for minutes that a broken network hides."""
+    found: list[Value] = []
+
+    def work() -> None:
+        with suppress(RuntimeError):
+            found.append(act())
+
+    thread = Thread(target=work, name="word-of-ranks", daemon=True)
+    thread.start()
+    thread.join(seconds + LOOK_SECONDS)
+    return found[0] if found else None
 
 
 ALONE = Ranks()
@@ -258,7 +279,8 @@ def open_ranks(config: RanksConfig = RanksConfig()) -> Iterator[Ranks]:  # noqa:
     limit, save_limit = timedelta(seconds=config.timeout_seconds), timedelta(seconds=config.save_timeout_seconds)
     ranks = Ranks(rank=rank, ranks=ranks_asked(), timeout_seconds=config.timeout_seconds)
     with ranks._contact("start"):
-        store, _, _ = next(rendezvous("env://", timeout=limit))
+        kept, _, _ = next(rendezvous("env://", timeout=limit))
+        store = attempt_store(kept, rank=rank, ranks=ranks.ranks, seconds=config.timeout_seconds)
         ranks.store = PrefixStore("alphastream", store)
         backend = "nccl" if cuda else "gloo"
         groups = PrefixStore("groups", store)

@@ -1,0 +1,51 @@
+"""A part of the ranks' store that no earlier start of theirs has written to.
+
+torchrun on several hosts keeps one store for all its restarts, and its hosts count these apart: a rank that is quick
+would read there where others listened before they were lost. So rank 0 draws a name for this attempt and each rank one
+for itself, and each shows the other that it has read what was drawn just now.
+"""
+
+from __future__ import annotations
+
+import secrets
+from time import monotonic, sleep
+
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+LOOK_SECONDS = 0.02
+
+
+def attempt_store(store: Store, *, rank: int, ranks: int, seconds: float) -> PrefixStore:
+    """The same part on every rank; all of them call it, and of an earlier start none is left.
+
+    Raises: RuntimeError if the others have not come within `seconds`.
+    """
+    store, drawn, end = PrefixStore("attempt", store), secrets.token_hex(8), monotonic() + seconds
+    missing = set(range(1, ranks)) if rank == 0 else {0}
+    if rank != 0:
+        store.set(f"of {rank}", drawn)
+    while missing:
+        if rank == 0:
+            missing -= {other for other in missing if _met(store, other, drawn)}
+        elif (read := _read(store, f"for {rank}").split())[:1] == [drawn]:
+            drawn = read[1]
+            store.set(f"known to {rank}", drawn)
+            break
+        if monotonic() > end:
+            raise RuntimeError(f"no sign of rank {', '.join(map(str, sorted(missing)))}")
+        sleep(LOOK_SECONDS)
+    return PrefixStore(f"attempt {drawn}", store)
+
+
+def _met(store: Store, other: int, drawn: str) -> bool:
+    """Of rank 0: whether another rank knows the name of the attempt, which it is told with what it drew itself."""
+    if _read(store, f"known to {other}") == drawn:
+        return True
+    if of_other := _read(store, f"of {other}"):
+        store.set(f"for {other}", f"{of_other} {drawn}")
+    return False
+
+
+def _read(store: Store, key: str) -> str:
+    """What is there by now, without waiting for it."""
+    return store.get(key).decode() if store.check([key]) else ""
