@@ -76,7 +76,7 @@ def read_steps(path: Path, *, damaged: Damaged) -> StepColumns:
     """The lines of `path` but those that later ones take back: a run that was killed may have written a step twice."""
     columns = {name: array("d") for name in (*STEP_FIELDS, "last_step", "finite_losses")}
     extremes = {name: array("d") for name in ("least_rate", "most_rate", "rate_squares")}
-    spread = {name: (array("d"), array("d"), array("q")) for name in SPREAD_FIELDS}
+    spread = {name: Counter[float]() for name in SPREAD_FIELDS}
     merged_lines = array("q")
     phases: dict[str, array[float]] = {}
     fields = operator.attrgetter(*STEP_FIELDS)
@@ -96,7 +96,7 @@ def read_steps(path: Path, *, damaged: Damaged) -> StepColumns:
                 column.extend([0.0] * (count - 1 - len(column)))
             column.append(math.nan if seconds is None else seconds)
         if record.spread:
-            _take_spread(record, count - 1, spread)
+            _take_spread(record, spread)
             rate = record.spread.get("learning_rate") or _FieldSpread(math.nan, math.nan)
             merged_lines.append(count - 1)
             for name, value in zip(extremes, (rate.least, rate.most, rate.squares), strict=True):
@@ -109,29 +109,40 @@ def read_steps(path: Path, *, damaged: Damaged) -> StepColumns:
         steps[name] = _with(default, merged, extremes[name])
     steps["rate_squares"] = _with(np.zeros(count), merged, extremes["rate_squares"])
     keep = not_taken_back(steps["step"])
-    kept_spread: dict[str, tuple[Column, Column]] = {}
-    for name, (values, counts, lines) in spread.items():
-        chosen = keep[np.asarray(lines, dtype=np.int64)]
-        kept_spread[name] = np.asarray(values)[chosen], np.asarray(counts)[chosen]
+    if not keep[merged].all():  # which is rare: a file that is thinned goes back with its run
+        spread = _kept_spread(path, keep)
     if keep.all():
         found = {name: np.asarray(seconds) for name, seconds in phases.items()}
     else:
         steps = {name: column[keep] for name, column in steps.items()}
         found = {name: np.asarray(seconds)[keep] for name, seconds in phases.items()}
     found = {name: column for name, column in found.items() if np.any(column)}
-    return StepColumns(columns=steps, phases=found, spread=kept_spread)
+    return StepColumns(columns=steps, phases=found, spread={name: _weighed(one) for name, one in spread.items()})
 
 
-def _take_spread(
-    record: _StepLine, line: int, spread: Mapping[str, tuple[array[float], array[float], array[int]]]
-) -> None:
-    for name, (values, counts, lines) in spread.items():
+def _take_spread(record: _StepLine, spread: Mapping[str, Counter[float]]) -> None:
+    """Adds the steps of a merged line: by value, of which all lines together have few."""
+    for name, counted in spread.items():
         field = record.spread.get(name)
         if field is not None:
             for number, count in field.bins.items():
-                values.append(min(max(bin_middle(int(number)), field.least), field.most))
-                counts.append(count)
-                lines.append(line)
+                counted[min(max(bin_middle(int(number)), field.least), field.most)] += count
+
+
+def _kept_spread(path: Path, keep: NDArray[np.bool_]) -> dict[str, Counter[float]]:
+    """Of the lines that are kept alone, for which the file is read again."""
+    spread = {name: Counter[float]() for name in SPREAD_FIELDS}
+    records = read_records(path, _StepLine, damaged=lambda _: None)
+    for record, kept in zip(records, keep.tolist(), strict=False):  # it may have grown
+        if kept:
+            _take_spread(record, spread)
+    return spread
+
+
+def _weighed(counted: Counter[float]) -> tuple[Column, Column]:
+    """Values, ascending, and how often each was counted."""
+    values = sorted(counted)
+    return np.array(values, dtype=np.float64), np.array([counted[value] for value in values], dtype=np.float64)
 
 
 def _with(column: Column, rows: NDArray[np.int64], values: array[float]) -> Column:

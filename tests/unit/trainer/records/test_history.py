@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from tests.synthetic_run import alpha_records, evaluation_records, step_records, write_lines, write_run
 from trainer.loop import Stop
 from trainer.records.history import ENDS, RunHistory
+from trainer.records.lines import bin_middle
 
 
 def step_line(step: int, **changes: object) -> dict[str, object]:
@@ -200,3 +202,38 @@ def test_a_run_on_one_rank_or_of_an_earlier_version_has_no_times_of_ranks(tmp_pa
     history = RunHistory.load(write_run(tmp_path, 20))
     assert history.ranks is None
     assert not history.sent_bytes
+
+
+def merged_line(step: int, steps: int, bins: dict[int, int], *, least: float = 0.0, most: float = 1e9) -> object:
+    spread = {"least": least, "most": most, "bins": {str(number): count for number, count in bins.items()}}
+    return step_line(step, steps=steps, last_step=step + steps - 1, spread={"seconds": spread})
+
+
+def test_values_of_merged_lines_are_counted_by_value_and_those_taken_back_are_not(tmp_path: Path) -> None:
+    lines = [
+        merged_line(0, 5, {10: 2, 20: 3}),
+        merged_line(5, 4, {10: 4}, least=1.3),  # which is more than the middle of its bin
+        merged_line(9, 2, {30: 2}),
+    ]
+    write_lines(tmp_path / "steps.jsonl", lines)
+    values, counts = RunHistory.load(tmp_path).values("seconds")
+    whole = {bin_middle(10): 2.0, bin_middle(20): 3.0, 1.3: 4.0, bin_middle(30): 2.0}
+    assert dict(zip(values.tolist(), counts.tolist(), strict=True)) == whole
+    write_lines(tmp_path / "steps.jsonl", [*lines, step_line(9, seconds=7.0)])
+    values, counts = RunHistory.load(tmp_path).values("seconds")
+    assert dict(zip(values.tolist(), counts.tolist(), strict=True)) == {
+        value: count for value, count in (whole | {7.0: 1.0}).items() if value != bin_middle(30)
+    }
+
+
+def test_bins_of_many_merged_lines_take_the_memory_of_few(tmp_path: Path) -> None:
+    bins = dict.fromkeys(range(-200, 200), 3)
+    write_lines(tmp_path / "steps.jsonl", (merged_line(1200 * line, 1200, bins) for line in range(1500)))
+    tracemalloc.start()
+    try:
+        values, counts = RunHistory.load(tmp_path).values("seconds")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (len(values), counts.sum()) == (400, 1500 * 1200)
+    assert peak < 1500 * 400 * 8  # eight bytes for each number of each line
