@@ -204,7 +204,9 @@ def test_a_run_on_one_rank_or_of_an_earlier_version_has_no_times_of_ranks(tmp_pa
     assert not history.sent_bytes
 
 
-def merged_line(step: int, steps: int, bins: dict[int, int], *, least: float = 0.0, most: float = 1e9) -> object:
+def merged_line(
+    step: int, steps: int, bins: dict[int, int], *, least: float = 0.0, most: float = 1e9
+) -> dict[str, object]:
     spread = {"least": least, "most": most, "bins": {str(number): count for number, count in bins.items()}}
     return step_line(step, steps=steps, last_step=step + steps - 1, spread={"seconds": spread})
 
