@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.integration.forked_commands import ForkedCommands
 from tests.trained import Trained, train_on
 from trainer.cli import main
 
@@ -30,6 +31,13 @@ def small_data(small_log: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("shards") / "data"
     assert main(["preprocess", str(small_log), "--out", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[ForkedCommands]:
+    """Starts commands that spare themselves the imports."""
+    with ForkedCommands() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
