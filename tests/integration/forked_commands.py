@@ -1,9 +1,9 @@
 """Programs as children of a process that has imported and used what they need, which spares each of them seconds.
 
-    with ForkedCommands() as forks:
-        command = forks.start("train", config, "--run", run)
-        command.kill()
-        assert command.wait() == -signal.SIGKILL
+with ForkedCommands() as forks:
+    command = forks.start("train", config, "--run", run)
+    command.kill()
+    assert command.wait() == -signal.SIGKILL
 """
 
 from __future__ import annotations
@@ -31,9 +31,25 @@ from tests.faults.forked_runs import ForkServer
 from trainer.ranks import Ranks, RanksConfig, open_ranks
 
 ALPHASTREAM = "import sys; from trainer.cli import main; sys.exit(main())"
+SLOW = """
+import sys, time
+from trainer.step import TrainStep
+make_step = TrainStep.__call__
+def slowly(self, pair, **options):
+    time.sleep({seconds} * (options["step"] >= {first}))
+    return make_step(self, pair, **options)
+TrainStep.__call__ = slowly
+from trainer.cli import main
+sys.exit(main())
+"""
 RANK = "import sys; from tests.integration.forked_commands import run_rank; run_rank(int(sys.argv[1]), sys.argv[2])"
 MOST_SECONDS = 150.0
 """Whatever is waited for takes less; then the test fails."""
+
+
+def slow_from(step: int, *, seconds: float = 0.05) -> str:
+    """A program as `alphastream` whose steps take so much longer from one on: time to stop it before its end."""
+    return SLOW.format(first=step, seconds=seconds)
 
 
 class Command:
