@@ -78,11 +78,12 @@ class Command:
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Polls until `condition`; fails if the process ends first."""
         while not condition():
-            assert self.poll() is None, f"it ended before it could be disturbed:\n{self.said}"
+            assert self.poll() is None or condition(), f"it ended before it could be disturbed:\n{self.said}"
             time.sleep(0.005)
 
     def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
+        if self.returncode is None:  # else its id may be another's
+            os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
