@@ -43,6 +43,7 @@ from trainer.cli import main
 sys.exit(main())
 """
 RANK = "import sys; from tests.integration.forked_commands import run_rank; run_rank(int(sys.argv[1]), sys.argv[2])"
+STREAMS = ("stdout", "stderr")
 MOST_SECONDS = 150.0
 """Whatever is waited for takes less; then the test fails."""
 
@@ -108,6 +109,8 @@ class ForkedCommands(ForkServer):
     def start(self, *arguments: object, program: str = ALPHASTREAM, **environment: str) -> Command:
         """As `python -c program arguments` would begin, in the root of the project."""
         folder = Path(tempfile.mkdtemp(dir=self._scratch.name))
+        for name in STREAMS:
+            (folder / name).touch()
         asked = {"program": program, "arguments": [*map(str, arguments)], "environment": environment}
         return Command(self, self.ask({**asked, "folder": str(folder)}), folder)
 
@@ -195,8 +198,8 @@ def _warm_up(folder: Path) -> None:
 
 
 def _run_child(asked: dict[str, Any]) -> int:
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(f"{asked['folder']}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
+    for number, name in enumerate(STREAMS, start=1):
+        os.dup2(os.open(f"{asked['folder']}/{name}", os.O_WRONLY | os.O_APPEND), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(asked["environment"])
     sys.argv = ["-c", *asked["arguments"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -89,7 +90,15 @@ def test_a_stopped_study_continues(write_config: Callable[..., Path], tmp_path: 
     process = forks.start("study", study, "--out", out, "--jobs", "2")
     runs = [out / "runs" / "a" / f"lr={rate}-seed0" for rate in ("0.001", "0.01")]
     process.wait_until(lambda: any(map(has_begun, runs)))
-    process.send_signal(signal.SIGTERM)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for worker in workers:  # so that none ends meanwhile
+        os.kill(int(worker), signal.SIGSTOP)
+    try:
+        assert main(["study", str(study), "--out", str(out)]) == 2  # another process has it
+        process.send_signal(signal.SIGTERM)
+    finally:
+        for worker in workers:
+            os.kill(int(worker), signal.SIGCONT)
     assert process.wait() == 143
     begun = [run for run in runs if has_begun(run)]
     assert begun
