@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.integration.forked_commands import ForkedCommands
 from tests.trained import Trained, train_on
 from trainer.cli import main
 
@@ -33,6 +35,13 @@ def small_data(small_log: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="session")
+def forks() -> Iterator[ForkedCommands]:
+    """Starts commands that spare themselves the imports."""
+    with ForkedCommands() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of the whole project, built without a network."""
     pytest.importorskip("hatchling", reason="building a wheel needs hatchling (extra dev)")
@@ -47,9 +56,25 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that the wheel was installed into, and nothing else."""
     target = tmp_path_factory.mktemp("installed") / "site"
-    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(target), str(wheel)]
-    subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "pip", "install", "--no-compile", "--no-deps", "--no-index", "--target"]
+    subprocess.run([*command, str(target), str(wheel)], capture_output=True, text=True, check=True)
+    give_compiled(target)
     return target
+
+
+def give_compiled(target: Path) -> None:
+    """Puts the machine code of the checkout beside the same sources. It is found by what they hold, all that they
+    import included, and by the time of their file."""
+    for package in ("pipeline", "trainer"):
+        for code in (ROOT / package).rglob("__pycache__/*.nb[ci]"):
+            source = code.parents[1] / f"{code.name.partition('.')[0]}.py"
+            installed = target / source.relative_to(ROOT)
+            if source.is_file() and installed.is_file():
+                times = source.stat()
+                os.utime(installed, ns=(times.st_atime_ns, times.st_mtime_ns))
+                kept = target / code.relative_to(ROOT)
+                kept.parent.mkdir(exist_ok=True)
+                shutil.copyfile(code, kept)
 
 
 @pytest.fixture

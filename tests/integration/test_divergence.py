@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,8 +195,10 @@ class KilledError(BaseException):
     """Stands for kill -9: nothing is written on the way out."""
 
 
-@pytest.mark.parametrize("average", ["none", "ema"])
-@pytest.mark.parametrize("where", ["before", "set aside", "saving", "saved", "later"])
+@pytest.mark.parametrize(
+    ("where", "average"),
+    [*((where, "ema") for where in ("before", "set aside", "saving", "saved", "later")), ("saving", "none")],
+)
 def test_a_run_that_is_killed_around_a_rollback_ends_as_one_that_was_not(  # noqa: PLR0917
     small_data: Path, tmp_path: Path, plant: Any, monkeypatch: pytest.MonkeyPatch, where: str, average: str
 ) -> None:
@@ -244,14 +245,11 @@ def test_a_run_that_is_killed_around_a_rollback_ends_as_one_that_was_not(  # noq
     assert ended[1:] == whole[1:]
 
 
-@pytest.mark.parametrize("table", ["dense", "lazy"])
 @pytest.mark.parametrize("keep", [10, 1])
-def test_tables_kept_either_way_recover_alike(
-    small_data: Path, tmp_path: Path, plant: Any, table: str, keep: int
-) -> None:
+def test_tables_kept_either_way_recover_alike(small_data: Path, tmp_path: Path, plant: Any, keep: int) -> None:
     plant(lambda epoch, start: start // 64 in BAD)
     runs = {}
-    for kind in ("dense", table):
+    for kind in ("dense", "lazy"):
         run = tmp_path / kind
         config = settings(
             small_data, optimizer={"table": kind, "average": "ema"}, checkpoint={"every_steps": 20, "keep": keep}
@@ -259,8 +257,7 @@ def test_tables_kept_either_way_recover_alike(
         assert begin(config, run) is Stop.BUDGET
         assert len(events(run, "rollback")) == 1
         runs[kind] = lasting(run)
-        shutil.rmtree(run)
-    assert runs["dense"][1] == runs[table][1]
+    assert runs["dense"][1] == runs["lazy"][1]
 
 
 @pytest.mark.parametrize(

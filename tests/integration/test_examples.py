@@ -6,14 +6,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-OWN_LOOP = ("-m", "pipeline.examples.own_loop", "data")
+PROCESSES = """
+import os, runpy, sys, torch._dynamo, pipeline.device.own_loop
+for state, steps in zip(sys.argv[1::2], sys.argv[2::2]):
+    if os.fork() == 0:
+        sys.argv = ["own_loop", "data", state, steps]
+        runpy.run_module("pipeline.examples.own_loop", run_name="__main__", alter_sys=True)
+        sys.exit()
+    assert os.wait()[1] == 0
+    print("ended", flush=True)
+"""
+"""Runs the module in one process after the other, as `python -m` does; what they import is imported once."""
 
 
 def test_a_loop_of_one_s_own_goes_on_where_it_was_stopped(from_the_wheel: Callable[..., str], tmp_path: Path) -> None:
-    whole = from_the_wheel(*OWN_LOOP, "whole.pt", "27").splitlines()
+    said = from_the_wheel("-c", PROCESSES, "whole.pt", "27", "state.pt", "13", "state.pt", "27").split("ended\n")
+    whole, begun, ended, nothing = (lines.splitlines() for lines in said)
     assert [line.split()[0] for line in whole] == [str(step) for step in range(27)]
-    begun = from_the_wheel(*OWN_LOOP, "state.pt", "13").splitlines()
-    assert begun + from_the_wheel(*OWN_LOOP, "state.pt", "27").splitlines() == whole
+    assert len(begun) == 13
+    assert begun + ended == whole
+    assert nothing == []
     losses = [float(line.split()[1]) for line in whole]
     assert sum(losses[1:]) / 26 < losses[0] - 0.05
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "state.pt", "whole.pt"]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.integration.test_stop_and_resume import wait_until
+from tests.integration.forked_commands import ForkedCommands
 from tests.resume import lasting, same_bits
 from trainer.cli import main
 from trainer.records import read_records
@@ -78,11 +76,6 @@ def waits(run: Path) -> int:
     return sum(1 for record in read_records(run / "events.jsonl") if record["event"] == "waiting")
 
 
-def started(config: Path, run: Path, data: Path, *further: str) -> subprocess.Popen[Any]:
-    command = [sys.executable, "-m", "trainer.cli", *training(config, run, data, *further)]
-    return subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
-
-
 def evaluations(run: Path) -> list[dict[str, Any]]:
     timed = ("seconds", "training_seconds")
     return [{key: record[key] for key in record if key not in timed} for record in read_records(run / "evals.jsonl")]
@@ -98,7 +91,7 @@ def assert_same(run: Path, other: Path) -> None:
 
 
 def test_generations_that_come_at_any_time_change_nothing(
-    config: Path, days: list[Path], complete: Path, tmp_path: Path
+    config: Path, days: list[Path], complete: Path, tmp_path: Path, forks: ForkedCommands
 ) -> None:
     whole, grown, data = tmp_path / "whole", tmp_path / "grown", tmp_path / "data"
     assert main(training(config, whole, complete, "--data.follow_idle_seconds", "0")) == 0
@@ -106,21 +99,21 @@ def test_generations_that_come_at_any_time_change_nothing(
     rows = sum(step[3] for step in lasting(whole)[1])
 
     append(days[0], data)
-    process = started(config, grown, data)
-    wait_until(lambda: steps_of(grown) > 0, process)
+    process = forks.start(*training(config, grown, data))
+    process.wait_until(lambda: steps_of(grown) > 0)
     append(days[1], data)  # while it trains, or waits already
-    wait_until(lambda: waits(grown) > 0 and any(step[1] == 1 for step in lasting(grown)[1]), process)
+    process.wait_until(lambda: waits(grown) > 0 and any(step[1] == 1 for step in lasting(grown)[1]))
     append(days[2], data)
-    wait_until(lambda: waits(grown) >= 2 and steps_of(grown) > 0, process)
+    process.wait_until(lambda: waits(grown) >= 2 and steps_of(grown) > 0)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 143
+    assert process.wait() == 143
     append(days[3], data)  # while it is dead: two
     append(days[4], data)
-    process = started(config, grown, data)
+    process = forks.start(*training(config, grown, data))
     before = steps_of(grown)
-    wait_until(lambda: steps_of(grown) > before, process)
+    process.wait_until(lambda: steps_of(grown) > before)
     process.kill()
-    process.wait(timeout=60)
+    assert process.wait() == -signal.SIGKILL
     append(days[5], data)
     assert main(training(config, grown, data, "--data.follow_idle_seconds", "0")) == 0
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import threading
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.integration.forked_commands import ForkedCommands
 from tests.integration.test_follow import SETTINGS, append, evaluations, waits
 from tests.logs import write_log
 from tests.resume import lasting, same_bits
 from tests.store import SECRET, Store, serve
 from trainer.cli import main
+from trainer.records import read_records
 
 pytest.importorskip("moto.server", reason="moto serves the store; it is part of the extra `dev`")
 
@@ -26,7 +29,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
             yield store
 
 
-def test_generations_that_come_to_a_store_are_trained_on_as_from_the_disk(store: Store, tmp_path: Path) -> None:
+def test_generations_that_come_to_a_store_are_trained_on_as_from_the_disk(
+    store: Store, tmp_path: Path, forks: ForkedCommands
+) -> None:
     days = [write_log(tmp_path / f"day_{day}.tsv", 400, seed=day) for day in range(3)]
     address, near, far = store.uri("clicks/log"), tmp_path / "near", tmp_path / "far"
     config = tmp_path / "config.toml"
@@ -40,23 +45,17 @@ def test_generations_that_come_to_a_store_are_trained_on_as_from_the_disk(store:
         assert main(["preprocess", str(day), "--out", address, "--append"]) == 0
 
     added(days[0])
-    ended = threading.Event()
-
-    def feed() -> None:
-        while waits(far) == 0 and not ended.wait(0.02):
-            pass
-        added(days[1])
-
-    adder = threading.Thread(target=feed)
-    adder.start()
     command = ["train", str(config), "--run", str(far), "--data.path", address]
     command += ["--data.cache_path", str(tmp_path / "cache")]
-    try:
-        assert main([*command, *follow, "20"]) == 0
-    finally:
-        ended.set()
-        adder.join()
-    assert waits(far) >= 2, "the second came while the run waited"
+    environment = {name: os.environ[name] for name in ("AWS_EC2_METADATA_DISABLED", "XDG_CACHE_HOME")}
+    process = forks.start(*command, *follow[:-1], **environment)
+    process.wait_until(lambda: waits(far) > 0)
+    added(days[1])  # while the run waits
+    process.wait_until(
+        lambda: waits(far) >= 2 and any(step["epoch"] == 1 for step in read_records(far / "steps.jsonl"))
+    )
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
     added(days[2])  # while it is dead
     assert main([*command, *follow, "0"]) == 0
     tensors, steps, estimates = lasting(far)
@@ -64,7 +63,7 @@ def test_generations_that_come_to_a_store_are_trained_on_as_from_the_disk(store:
     assert steps == near_steps
     assert estimates == near_estimates
     assert same_bits(tensors, near_tensors)
-    # where it ended for want of rows it was evaluated once more than the other
+    # where it waits for rows it may be evaluated once more than the other
     assert [line for line in evaluations(far) if line in evaluations(near)] == evaluations(near)
     written = b"".join(path.read_bytes() for path in far.rglob("*") if path.is_file())
     assert SECRET.encode() not in written

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -13,32 +11,30 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.forked_commands import ForkedCommands
+
 LINE = re.compile(r'^alphastream_step_phase_seconds_total\{phase="(\w+)"\} (\S+)$', re.MULTILINE)
 TIME = re.compile(r"^alphastream_(start|last_progress)_timestamp_seconds (\S+)$", re.MULTILINE)
+ADDRESS = re.compile(r"(http://\S+/metrics)\s")
 BUSY = ("forward", "backward", "optimizer", "alpha", "evaluation", "checkpoint")
 SPAN_SECONDS = 5.0
 
 
 @pytest.fixture
-def metrics_url(write_config: Callable[..., Path], tmp_path: Path) -> Iterator[str]:
+def metrics_url(write_config: Callable[..., Path], tmp_path: Path, forks: ForkedCommands) -> Iterator[str]:
     """The /metrics of a job that trains, evaluates and saves until the test is over."""
     config = write_config(
         "[budget]\nsteps = 1000000\n[eval]\nevery_steps = 50\nrows = 512\n[checkpoint]\nevery_steps = 70"
     )
-    command = [sys.executable, "-m", "trainer.cli", "train", str(config), "--run", str(tmp_path / "run")]
-    process = subprocess.Popen(
-        [*command, "--metrics.port", "0"], cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
+    process = forks.start("train", config, "--run", tmp_path / "run", "--metrics.port", 0)
     try:
-        for line in process.stderr:
-            if found := re.search(r"http://\S+/metrics", line):
-                yield found[0]
-                break
+        process.wait_until(lambda: ADDRESS.search(process.said) is not None)
+        found = ADDRESS.search(process.said)
+        assert found
+        yield found[1]
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
-        assert process.returncode == 143
+        assert process.wait() == 143
 
 
 def scrape(url: str) -> tuple[float, float, dict[str, float]]:

@@ -18,15 +18,15 @@ EARLIER = Path(__file__).parents[1] / "fixtures" / "earlier"
 
 SETTINGS = """
 [budget]
-steps = 90
+steps = 60
 [stepsize]
 policy = "auto"
 estimators = ["unbiased", "hybrid"]
 [eval]
-every_steps = 40
+every_steps = 25
 rows = 256
 [checkpoint]
-every_steps = 30
+every_steps = 20
 """
 
 
@@ -41,14 +41,14 @@ def test_lazy_and_dense_runs_are_equal_and_continue_one_another(
         return run
 
     def cut(run: Path, name: str) -> Path:
-        """A copy that a kill after the checkpoint of step 60 could have left."""
+        """A copy that a kill after the checkpoint of step 40 could have left."""
         copied = Path(shutil.copytree(run, tmp_path / name))
-        shutil.rmtree(copied / "checkpoints" / "step-00000090")
+        shutil.rmtree(copied / "checkpoints" / "step-00000060")
         return copied
 
     dense, lazy = train(tmp_path / "dense", "dense"), train(tmp_path / "lazy", "lazy")
     expected = lasting(dense)
-    assert len(expected[1]) == 90
+    assert len(expected[1]) == 60
     assert expected[2]
     continued = [train(cut(lazy, "a"), "lazy"), train(cut(dense, "b"), "lazy"), train(cut(lazy, "c"), "dense")]
     monkeypatch.setattr(weight, "FEWEST_ROWS", 1)
@@ -102,6 +102,6 @@ def test_real_rows_give_the_same_run_and_a_bound_that_is_too_large_does_not(
     real_data: Path, tmp_path: Path, average: str, policy: str, mutant: bool
 ) -> None:
     data = preprocessed(real_data / "criteo_1tb_day0_10000.tsv.gz", tmp_path)
-    settings: dict[str, str | int] = {"preset": "dlrm-tiny", "rows": 64, "steps": 120}
+    settings: dict[str, str | int] = {"preset": "dlrm-tiny", "rows": 64, "steps": 120 if mutant else 60}
     found = list(differences(tmp_path, data, mutant=mutant, average=average, policy=policy, **settings))
     assert bool(found) == mutant, found

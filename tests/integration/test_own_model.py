@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_stop_and_resume import wait_until
+from tests.integration.forked_commands import ForkedCommands, slow_from
 from tests.resume import lasting, same_bits
 from trainer.cli import main
 from trainer.config import load_config
@@ -130,6 +131,7 @@ def test_trained_killed_resumed_observed_and_evaluated(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    forks: ForkedCommands,
 ) -> None:
     config = write_own(
         SETTINGS.format(place="", policy="observe", measured="interval = 5\ncount = 3")
@@ -137,11 +139,10 @@ def test_trained_killed_resumed_observed_and_evaluated(
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert main(["train", str(config), "--run", str(whole)]) == 0
 
-    command = [sys.executable, "-m", "trainer.cli", "train", str(config), "--run", str(cut)]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
-    wait_until((cut / "checkpoints" / "step-00000020").exists, process)
+    process = forks.start("train", config, "--run", cut, program=slow_from(25))
+    process.wait_until((cut / "checkpoints" / "step-00000020").exists)
     process.kill()
-    process.wait(timeout=60)
+    assert process.wait() == -signal.SIGKILL
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
@@ -201,7 +202,7 @@ def test_without_alpha_no_forward_mode_is_needed(write_own: Callable[..., Path],
 
 
 def test_a_module_is_found_on_pythonpath_and_found_again_without_it(
-    write_config: Callable[..., Path], tmp_path: Path
+    write_config: Callable[..., Path], tmp_path: Path, forks: ForkedCommands
 ) -> None:
     library = tmp_path / "library"
     library.mkdir()
@@ -211,13 +212,12 @@ def test_a_module_is_found_on_pythonpath_and_found_again_without_it(
     config.write_text(
         config.read_text().replace("[model]", '[model]\nfactory = "own_towers:make"\noptions = {hidden=8}')
     )
-    command = [sys.executable, "-m", "trainer.cli"]
-    train = [*command, "train", str(config), "--run", str(tmp_path / "run")]
+    train = [sys.executable, "-m", "trainer.cli", "train", str(config), "--run", str(tmp_path / "run")]
     root = Path(__file__).parents[2]
     found = subprocess.run(train, cwd=root, env={**os.environ, "PYTHONPATH": str(library)}, check=False)
     assert found.returncode == 0
-    again = subprocess.run([*command, "evaluate", str(tmp_path / "run")], cwd=root, check=False)
-    assert again.returncode == 0
+    again = forks.run("evaluate", tmp_path / "run")
+    assert again.returncode == 0, again.said
 
 
 @pytest.mark.parametrize("factory", ["dlrm", "dcn_v2", "deepfm"])

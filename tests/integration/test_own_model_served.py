@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.integration.forked_commands import ForkedCommands, slow_from
 from tests.integration.test_export import (
     ONNXRUNTIME_NEEDS,
     TORCH_NEEDS,
@@ -22,7 +22,6 @@ from tests.integration.test_export import (
     validation_lines,
 )
 from tests.integration.test_own_model import TWO_TOWERS
-from tests.integration.test_stop_and_resume import wait_until
 from tests.resume import lasting, same_bits
 from trainer.cli import main
 from trainer.records import read_records
@@ -54,16 +53,15 @@ def write_settings(folder: Path, data: Path, *, factory: str = "make", steps: in
 
 
 @pytest.fixture(scope="module")
-def served(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def served(small_data: Path, tmp_path_factory: pytest.TempPathFactory, forks: ForkedCommands) -> Path:
     """A run under `auto` that was killed, and continued."""
     home = tmp_path_factory.mktemp("served")
     config = write_settings(home / "own", small_data)
     run = home / "run"
-    command = [sys.executable, "-m", "trainer.cli", "train", str(config), "--run", str(run)]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
-    wait_until((run / "checkpoints" / "step-00000020").exists, process)
+    process = forks.start("train", config, "--run", run, program=slow_from(25))
+    process.wait_until((run / "checkpoints" / "step-00000020").exists)
     process.kill()
-    process.wait(timeout=60)
+    assert process.wait() == -signal.SIGKILL
     assert main(["train", str(config), "--run", str(run)]) == 0
     return run
 

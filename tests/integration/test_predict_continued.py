@@ -4,72 +4,85 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.faults.small_disk import fill, small_file_system
+from tests.integration.forked_commands import ForkedCommands
 from tests.trained import IN_SMALL_BATCHES, Trained
 from trainer.serving import predicting
 from trainer.serving.scores import KeptScores
 
-INTERRUPTED_AT_LINES = (1_000, 6_000)
+INTERRUPTED_AT_LINES = {
+    signal.SIGKILL: (1_000, 2_500, 4_000, 6_000, 9_000),
+    signal.SIGTERM: (1_000, 6_000),
+    signal.SIGINT: (3_000,),
+}
 
 
 @pytest.fixture
 def log(trained: Trained, tmp_path: Path) -> Path:
     """9,601 lines, one of them no row."""
-    path = tmp_path / "log.tsv"
+    return write_log(trained, tmp_path / "log.tsv")
+
+
+def write_log(trained: Trained, path: Path) -> Path:
     path.write_bytes(b"\n".join([*trained.lines[:3000], b"no row", *trained.lines[3000:9600]]))
     return path
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.fixture(scope="module")
+def whole(trained: Trained, tmp_path_factory: pytest.TempPathFactory, forks: ForkedCommands) -> Path:
+    """A folder with the log, and what one call left of it that nothing disturbed, with what it printed."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_log(trained, folder / "log.tsv")
+    told = forks.run(*command(trained, folder, folder, "whole"), program=IN_SMALL_BATCHES)
+    assert told.returncode == 0, told.said
+    (folder / "whole.json").write_text(told.printed)
+    return folder
+
+
+def command(trained: Trained, whole: Path, folder: Path, name: str) -> list[object]:
+    out = ["--out", folder / f"{name}.parquet", "--rejects", folder / f"{name}.tsv"]
+    return ["predict", trained.run, whole / "log.tsv", *out, "--json"]
+
+
+@pytest.mark.parametrize("number", INTERRUPTED_AT_LINES)
 def test_interrupted_again_and_again_it_makes_the_same_files(
-    trained: Trained, log: Path, tmp_path: Path, number: int
+    trained: Trained, whole: Path, tmp_path: Path, number: int, forks: ForkedCommands
 ) -> None:
     state = tmp_path / "cut.parquet.partial" / "state.json"
-
-    def command(name: str) -> list[str]:
-        arguments = ["predict", str(trained.run), str(log), "--out", str(tmp_path / f"{name}.parquet"), "--json"]
-        return [sys.executable, "-c", IN_SMALL_BATCHES, *arguments, "--rejects", str(tmp_path / f"{name}.tsv")]
+    cut = command(trained, whole, tmp_path, "cut")
 
     def lines_done() -> int:
         return json.loads(state.read_text())["lines"] if state.exists() else 0
 
-    for lines in INTERRUPTED_AT_LINES:
-        process = subprocess.Popen(
-            command("cut"),
-            env={**os.environ, "HELD_AT_LINES": str(lines)},
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        while lines_done() < lines:
-            assert process.poll() is None, "it ended before it could be interrupted"
-            time.sleep(0.01)
-        os.kill(process.pid, number)
-        _, said = process.communicate()
-        if number != signal.SIGKILL:
-            assert process.returncode == 143
-            assert said.splitlines()[-1] == "alphastream: interrupted; run the same command again to continue"
+    moments = INTERRUPTED_AT_LINES[signal.Signals(number)]
+    for lines in moments:
+        process = forks.start(*cut, program=IN_SMALL_BATCHES, HELD_AT_LINES=str(lines))
+        process.wait_until(lambda lines=lines: lines_done() >= lines)
+        process.send_signal(number)
+        if number == signal.SIGKILL:
+            assert process.wait() == -number
+        else:
+            assert process.wait() == 143
+            said = process.said.splitlines()
+            assert said[-1] == "alphastream: interrupted; run the same command again to continue"
     assert not (tmp_path / "cut.parquet").exists()
     assert not (tmp_path / "cut.tsv").exists()
-    told = subprocess.run(command("cut"), capture_output=True, check=True, text=True)
-    assert json.loads(told.stdout)["resumed_lines"] >= INTERRUPTED_AT_LINES[-1]
-    whole = subprocess.run(command("whole"), capture_output=True, check=True, text=True)
-    assert json.loads(whole.stdout)["resumed_lines"] == 0
-    assert json.loads(told.stdout)["evaluation"] == json.loads(whole.stdout)["evaluation"]
-    assert (tmp_path / "cut.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
-    assert (tmp_path / "cut.tsv").read_bytes() == (tmp_path / "whole.tsv").read_bytes()
-    assert (tmp_path / "whole.tsv").read_bytes().split(b"\t", 1)[1] == b"3001\t1 fields instead of 40\tno row\n"
-    found = sorted(path.name for path in tmp_path.iterdir())
-    assert found == ["cut.parquet", "cut.tsv", "log.tsv", "whole.parquet", "whole.tsv"]
+    told = forks.run(*cut, program=IN_SMALL_BATCHES)
+    assert told.returncode == 0, told.said
+    found, expected = json.loads(told.printed), json.loads((whole / "whole.json").read_text())
+    assert found["resumed_lines"] >= moments[-1]
+    assert expected["resumed_lines"] == 0
+    assert found["evaluation"] == expected["evaluation"]
+    assert (tmp_path / "cut.parquet").read_bytes() == (whole / "whole.parquet").read_bytes()
+    assert (tmp_path / "cut.tsv").read_bytes() == (whole / "whole.tsv").read_bytes()
+    assert (whole / "whole.tsv").read_bytes().split(b"\t", 1)[1] == b"3001\t1 fields instead of 40\tno row\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.parquet", "cut.tsv"]
 
 
 class Interrupted:

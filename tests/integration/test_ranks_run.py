@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.integration.forked_commands import ForkedCommands
 from tests.integration.ranks_jobs import STEPS, Job, loaded, trained, whole
-from tests.unit.trainer.ranks.processes import on_ranks
 from trainer.loop import Stop
 from trainer.records import RunHistory, load_latest, verify_checkpoints
 
@@ -22,7 +22,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def runs(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(small_data: Path, tmp_path_factory: pytest.TempPathFactory, forks: ForkedCommands) -> Path:
     """Of each kind `one`, `two` (ranks); and that of two, continued from step 12: `again` on two, `three` on three and
     from step 18 on two, `alone` on one."""
     folder, data = tmp_path_factory.mktemp("runs"), str(small_data)
@@ -30,22 +30,22 @@ def runs(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     def jobs(name: str, step: int | None = None) -> list[Job]:
         return [Job(str(folder / f"{kind}-{name}"), sections, step) for kind, sections in KINDS.items()]
 
-    assert on_ranks(1, trained, data, jobs("one"), folder=folder) == [[Stop.BUDGET] * 2]
-    assert on_ranks(2, trained, data, jobs("two"), folder=folder) == [[Stop.BUDGET] * 2] * 2
+    assert forks.on_ranks(1, trained, data, jobs("one"), folder=folder) == [[Stop.BUDGET] * 2]
+    assert forks.on_ranks(2, trained, data, jobs("two"), folder=folder) == [[Stop.BUDGET] * 2] * 2
     for kind in KINDS:
         for copy in ("again", "three", "alone"):
             shutil.copytree(folder / f"{kind}-two", folder / f"{kind}-{copy}")
-    on_ranks(3, trained, data, jobs("three", 12), folder=folder)
-    on_ranks(1, trained, data, jobs("alone", 12), folder=folder)
-    on_ranks(2, trained, data, [*jobs("again", 12), *jobs("three", 18)], folder=folder)
+    forks.on_ranks(3, trained, data, jobs("three", 12), folder=folder)
+    forks.on_ranks(1, trained, data, jobs("alone", 12), folder=folder)
+    forks.on_ranks(2, trained, data, [*jobs("again", 12), *jobs("three", 18)], folder=folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def put_back(runs: Path, small_data: Path) -> dict[int, list[Any]]:
+def put_back(runs: Path, small_data: Path, forks: ForkedCommands) -> dict[int, list[Any]]:
     """What the checkpoints of two ranks at step 18 put into each of 1, 2 and 3 ranks, by number of ranks and kind."""
     jobs = [Job(str(runs / f"{kind}-two"), sections, 18) for kind, sections in KINDS.items()]
-    return {ranks: on_ranks(ranks, loaded, str(small_data), jobs, folder=runs) for ranks in (1, 2, 3)}
+    return {ranks: forks.on_ranks(ranks, loaded, str(small_data), jobs, folder=runs) for ranks in (1, 2, 3)}
 
 
 @pytest.mark.parametrize("kind", KINDS)

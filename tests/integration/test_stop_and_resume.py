@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.integration.forked_commands import ForkedCommands, slow_from
 from tests.resume import lasting, same_bits
 from trainer.cli import main
 from trainer.records import read_records
 
 SETTINGS = """
 [budget]
-steps = 300
+steps = 120
 [optimizer]
 average = "ema"
 [stepsize]
@@ -33,39 +30,39 @@ rows = 256
 
 
 @pytest.mark.parametrize("stepsize", ["", "delay = 4"])
-def test_sigterm_and_resume_are_exact(write_config: Callable[..., Path], tmp_path: Path, stepsize: str) -> None:
+def test_sigterm_and_resume_are_exact(
+    write_config: Callable[..., Path], tmp_path: Path, forks: ForkedCommands, stepsize: str
+) -> None:
     config = write_config(SETTINGS.replace("[eval]", f"{stepsize}\n[eval]"))
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert main(["train", str(config), "--run", str(whole)]) == 0
 
-    command = [sys.executable, "-m", "trainer.cli", "train", str(config), "--run", str(cut)]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
-    wait_until(lambda: sum(1 for _ in read_records(cut / "steps.jsonl")) >= 100, process)
+    process = forks.start("train", config, "--run", cut, program=slow_from(50))
+    process.wait_until(lambda: sum(1 for _ in read_records(cut / "steps.jsonl")) >= 50)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 143
+    assert process.wait() == 143
     stopped_at = sum(1 for _ in read_records(cut / "steps.jsonl"))
-    assert 100 <= stopped_at < 300
+    assert 50 <= stopped_at < 120
 
     assert main(["train", str(config), "--run", str(cut)]) == 0
     tensors, steps, estimates = lasting(whole)
     resumed_tensors, resumed_steps, resumed_estimates = lasting(cut)
-    assert len(steps) == 300
+    assert len(steps) == 120
     assert resumed_steps == steps
     assert resumed_estimates == estimates
     assert same_bits(tensors, resumed_tensors)
 
 
-def test_kill_and_resume_are_exact(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_kill_and_resume_are_exact(write_config: Callable[..., Path], tmp_path: Path, forks: ForkedCommands) -> None:
     """Nothing is saved at a kill: the run goes back to its newest checkpoint and repeats the steps since."""
-    config = write_config(SETTINGS.replace("steps = 300", "steps = 120") + "[checkpoint]\nevery_steps = 40\n")
+    config = write_config(SETTINGS + "[checkpoint]\nevery_steps = 40\n")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert main(["train", str(config), "--run", str(whole)]) == 0
 
-    command = [sys.executable, "-m", "trainer.cli", "train", str(config), "--run", str(cut)]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
-    wait_until((cut / "checkpoints" / "step-00000040").exists, process)
+    process = forks.start("train", config, "--run", cut)
+    process.wait_until((cut / "checkpoints" / "step-00000040").exists)
     process.kill()
-    process.wait(timeout=60)
+    assert process.wait() == -signal.SIGKILL
 
     assert main(["train", str(config), "--run", str(cut)]) == 0
     assert lasting(cut)[1:] == lasting(whole)[1:]
@@ -73,19 +70,18 @@ def test_kill_and_resume_are_exact(write_config: Callable[..., Path], tmp_path: 
 
 
 def test_kills_while_a_thread_writes_lose_steps_and_nothing_else(
-    write_config: Callable[..., Path], tmp_path: Path
+    write_config: Callable[..., Path], tmp_path: Path, forks: ForkedCommands
 ) -> None:
     """Saved at every step, so that a thread is nearly always writing when the kill comes."""
-    config = write_config(SETTINGS.replace("steps = 300", "steps = 80") + "[checkpoint]\nevery_steps = 1\n")
+    config = write_config(SETTINGS.replace("steps = 120", "steps = 80") + "[checkpoint]\nevery_steps = 1\n")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert main(["train", str(config), "--run", str(whole)]) == 0
 
-    command = [sys.executable, "-m", "trainer.cli", "train", str(config), "--run", str(cut)]
     for stop in (10, 25, 43):
-        process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
-        wait_until(lambda stop=stop: any(step >= stop for step in saved(cut)), process)
+        process = forks.start("train", config, "--run", cut)
+        process.wait_until(lambda stop=stop: any(step >= stop for step in saved(cut)))
         process.kill()
-        process.wait(timeout=60)
+        assert process.wait() == -signal.SIGKILL
 
     assert main(["train", str(config), "--run", str(cut)]) == 0
     assert lasting(cut)[1:] == lasting(whole)[1:]
@@ -108,25 +104,15 @@ def test_a_finished_run_says_so(
     assert (run / "steps.jsonl").read_bytes() == before
 
 
-def test_a_run_has_one_writer(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_run_has_one_writer(write_config: Callable[..., Path], tmp_path: Path, forks: ForkedCommands) -> None:
     config, run = write_config("[budget]\nsteps = 100000"), tmp_path / "run"
-    command = [sys.executable, "-m", "trainer.cli", "train", str(config), "--run", str(run)]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
-    try:
-        wait_until((run / "steps.jsonl").exists, process)
-        second = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
-        assert second.returncode == 2
-        assert "another process" in second.stderr
-    finally:
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 143
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
-    """Polls until `condition`; fails when the process ends first."""
-    while not condition():
-        assert process.poll() is None, "the run ended before it could be stopped"
-        time.sleep(0.02)
+    process = forks.start("train", config, "--run", run)
+    process.wait_until((run / "steps.jsonl").exists)
+    second = forks.run("train", config, "--run", run)
+    assert second.returncode == 2
+    assert "another process" in second.said
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 143
 
 
 def test_state_is_plain_json(write_config: Callable[..., Path], tmp_path: Path) -> None:

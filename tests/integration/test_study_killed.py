@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import random
-import signal
-import subprocess
-import sys
 import time
 import tomllib
 from collections.abc import Callable
@@ -14,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.forked_commands import ForkedCommands
 from trainer.cli import main
 
 STUDY = """
 [schedule]
-steps = 60
+steps = 30
 [budget]
-steps = 60
+steps = 30
 [eval]
-every_steps = 10
+every_steps = 6
 rows = 256
 splits = ["train", "validation", "test"]
 [checkpoint]
@@ -31,7 +29,7 @@ every_steps = 7
 estimators = ["unbiased", "biased", "hybrid"]
 diagnostics = "full"
 [study]
-within_steps = [30]
+within_steps = [15]
 [[study.arm]]
 name = "observe"
 set = { stepsize.policy = "observe", stepsize.interval = 5, stepsize.count = 3, optimizer.lr = [0.001, 0.01] }
@@ -43,7 +41,7 @@ name = "alpha"
 "stepsize.interval" = [6, 12]
 "stepsize.count" = [2, 3]
 """
-RUNS, STEPS = 6, 60
+RUNS, STEPS = 6, 30
 TABLES = ("results", "summary", "correlations", "alpha")
 OF_THE_CLOCK = {"training_seconds"}
 
@@ -64,20 +62,17 @@ def steps_recorded(out: Path) -> int:
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_tables(
-    write_config: Callable[..., Path], tmp_path: Path
+    write_config: Callable[..., Path], tmp_path: Path, forks: ForkedCommands
 ) -> None:
     study = write_config(STUDY)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main(["study", str(study), "--out", str(whole)]) == 0
     moments = sorted(random.SystemRandom().sample(range(1, RUNS * STEPS - STEPS), 2))
     for moment, jobs in zip(moments, ("1", "2"), strict=True):
-        command = [sys.executable, "-m", "trainer.cli", "study", str(study), "--out", str(killed), "--jobs", jobs]
-        process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
-        while steps_recorded(killed) < moment:
-            assert process.poll() is None, f"the study ended before it could be killed, at step {moment}"
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=60)
+        process = forks.start("study", study, "--out", killed, "--jobs", jobs)
+        process.wait_until(lambda moment=moment: steps_recorded(killed) >= moment)
+        process.kill()
+        process.wait()
     while main(["study", str(study), "--out", str(killed)]) == 2:  # runs in processes of their own stop by themselves
         time.sleep(0.1)
     for name, rows in tables(whole).items():

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import csv
+import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
 
+from tests.integration.forked_commands import ForkedCommands
 from trainer.cli import main
 from trainer.records import read_records
 
@@ -28,6 +27,10 @@ rows = 256
 def results(out: Path) -> dict[str, dict[str, str]]:
     with (out / "results.csv").open(encoding="utf-8") as file:
         return {row["run"]: row for row in csv.DictReader(file)}
+
+
+def has_begun(run: Path) -> bool:
+    return (run / "steps.jsonl").is_file() and (run / "steps.jsonl").stat().st_size > 0
 
 
 def weights(run: Path) -> dict[str, bytes]:
@@ -79,30 +82,34 @@ def test_a_run_that_diverges_is_a_result(write_config: Callable[..., Path], tmp_
     assert (out / "runs/sgd/lr=1e+38-seed0/events.jsonl").read_bytes() == before
 
 
-def test_a_stopped_study_continues(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_stopped_study_continues(write_config: Callable[..., Path], tmp_path: Path, forks: ForkedCommands) -> None:
     """Two runs in two processes, stopped by SIGTERM midway and then finished in this one."""
     arm = '[[study.arm]]\nname = "a"\nset = { "optimizer.lr" = [0.001, 0.01], stepsize.policy = "none" }'
-    study = write_config(QUICK.replace("steps = 12", "steps = 1000") + arm)
+    study = write_config(QUICK.replace("steps = 12", "steps = 300") + arm)
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "trainer.cli", "study", str(study), "--out", str(out), "--jobs", "2"]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
+    process = forks.start("study", study, "--out", out, "--jobs", "2")
     runs = [out / "runs" / "a" / f"lr={rate}-seed0" for rate in ("0.001", "0.01")]
-    while not any((run / "steps.jsonl").is_file() and (run / "steps.jsonl").stat().st_size for run in runs):
-        assert process.poll() is None, "the study ended before it could be stopped"
-        time.sleep(0.02)
-    assert main(["study", str(study), "--out", str(out)]) == 2  # another process has it
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 143
-    begun = [run for run in runs if (run / "steps.jsonl").is_file() and (run / "steps.jsonl").stat().st_size]
+    process.wait_until(lambda: any(map(has_begun, runs)))
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for worker in workers:  # so that none ends meanwhile
+        os.kill(int(worker), signal.SIGSTOP)
+    try:
+        assert main(["study", str(study), "--out", str(out)]) == 2  # another process has it
+        process.send_signal(signal.SIGTERM)
+    finally:
+        for worker in workers:
+            os.kill(int(worker), signal.SIGCONT)
+    assert process.wait() == 143
+    begun = [run for run in runs if has_begun(run)]
     assert begun
     for run in begun:
         stops = [record for record in read_records(run / "events.jsonl") if record["event"] == "stop"]
         assert stops[-1]["reason"] == "interrupted"
-        assert 0 < stops[-1]["step"] < 1000
+        assert 0 < stops[-1]["step"] < 300
 
     assert main(["study", str(study), "--out", str(out)]) == 0
     assert {row["outcome"] for row in results(out).values()} == {"finished"}
-    assert [row["steps"] for row in results(out).values()] == ["1000", "1000"]
+    assert [row["steps"] for row in results(out).values()] == ["300", "300"]
     for run in begun:
         assert any(record["event"] == "resume" for record in read_records(run / "events.jsonl"))
 
