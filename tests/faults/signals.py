@@ -73,6 +73,10 @@ def main() -> int:
     """Sends every signal at so many random moments; prints a line for each, and what went wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.signals", description=__doc__)
     parser.add_argument("--moments", type=int, default=20, help="of each signal")
+    names = [number.name.removeprefix("SIG") for number in HEARD]
+    parser.add_argument(
+        "--signals", nargs="+", choices=names, default=names, metavar="SIG", help=f"of {' '.join(names)}"
+    )
     parser.add_argument("--steps", type=int, default=STEPS, help="of the run that is disturbed")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -83,7 +87,7 @@ def main() -> int:
         began = time.monotonic()
         assert Run(config, folder / "whole").end(at_most_seconds=MOST_SECONDS) == 0
         seconds = time.monotonic() - began
-        for number in HEARD:
+        for number in (signal.Signals[f"SIG{name}"] for name in arguments.signals):
             outcomes, wrong, same = [], [], True
             turn = 0
             for _ in range(arguments.moments):
