@@ -1,10 +1,12 @@
-"""What measuring costs a whole run: the same job with `observe` and with `none`, step by step on the same rows.
+"""What measuring costs a whole run: one job with `observe` or `auto` and with `none`, step by step on the same rows.
 
-`python -m tests.bench.bench_overhead [--data DATA]`. Both jobs train from the same start and do the same steps, one
-step each in turn, so that a machine whose speed drifts, or that others use too, slows both; they change roles after
-every interval, so that it doesn't matter whose memory lies better. A pair's difference is what measuring cost that
-step. Whole intervals are put together twice: from sums, which hold everything and every disturbance too, and from the
-medians over measured and over unmeasured steps, each times how many there are, with the standard error.
+`python -m tests.bench.bench_overhead [--data DATA] [--policy auto]`. Both jobs train from the same start and do the
+same steps, one step each in turn, so that a machine whose speed drifts, or that others use too, slows both. With
+`observe` they change roles after every interval, so that it doesn't matter whose memory lies better; with `auto` the
+job that does not measure takes the other's rate at each step. A pair's difference is what measuring cost that step,
+for `auto` with the snapshots that it keeps. All are put together twice: from sums, which hold everything and every
+disturbance too, and from the medians over measured and over unmeasured steps, each times how many there are, with the
+standard error.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ import statistics
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ops.step_clock import StepClock
 from pipeline.shards import Manifest
+from stepsize.policies import NO_HORIZON
 from tests.bench.rows import add_data_argument, data_folder
 from trainer.config import config_from
 from trainer.job import open_training
@@ -32,6 +36,16 @@ Seconds = dict[str, float]
 """By clock."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A step of one job."""
+
+    measured: bool
+    """Something was measured at it, or kept to be."""
+    rate: float
+    seconds: Seconds
+
+
 class Job:
     """One training job as the daemon puts it together, less its records, metrics, evaluations and checkpoints."""
 
@@ -40,9 +54,11 @@ class Job:
             "data": {"path": str(data), "batch_rows": arguments.batch_rows},
             "model": {"preset": arguments.preset, "table_rows": arguments.table_rows},
             "optimizer": {"table": arguments.table} if arguments.table else {},
-            "stepsize": {"policy": "observe", "interval": arguments.interval, "count": arguments.count},
+            "stepsize": {"policy": arguments.policy},
             "budget": {"steps": arguments.interval * arguments.intervals},
         }
+        if arguments.policy == "observe":
+            values["stepsize"] |= {"interval": arguments.interval, "count": arguments.count}
         config, manifest = config_from(values, where="benchmark"), Manifest.load(data)
         self.state = stack.enter_context(open_training(config, manifest))
         self.peak = learning_rate(self.state.learner.optimizer)
@@ -56,16 +72,20 @@ class Job:
         )
         self.step = 0
 
-    def run(self, *, observe: bool) -> tuple[bool, Seconds]:
-        """One step, as policy `observe` has it or as `none`: whether it was measured, and what it took."""
+    def run(self, *, measuring: bool, rate: float | None = None) -> Done:
+        """One step, with the policy's measurements or without, at its own rate or at `rate`."""
         began = {name: clock() for name, clock in CLOCKS.items()}
+        policy = self.state.policy
+        rate = policy.learning_rate(self.step, self.peak) if rate is None else rate
         pair = next(self.state.feed)
-        measure = observe and pair.fresh and self.state.policy.wants(self.step)
-        self.train_step(pair, step=self.step, learning_rate=self.peak, measure=measure)
+        plan = policy.horizon(self.step + 1) if measuring else NO_HORIZON
+        measure = measuring and pair.fresh and policy.wants(self.step)
+        self.train_step(pair, step=self.step, learning_rate=rate, measure=measure, plan=plan)
         for estimate in self.state.worker.poll(step=self.step):
-            self.state.policy.observe(estimate)
+            policy.observe(estimate)
         self.step += 1
-        return measure, {name: clock() - began[name] for name, clock in CLOCKS.items()}
+        seconds = {name: clock() - began[name] for name, clock in CLOCKS.items()}
+        return Done(measured=measure or plan.keep or plan.since is not None, rate=rate, seconds=seconds)
 
 
 def median_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -98,6 +118,7 @@ def report(plain: Sequence[Seconds], extra: Sequence[Seconds], measured: Sequenc
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_argument(parser)
+    parser.add_argument("--policy", choices=("observe", "auto"), default="observe")
     parser.add_argument("--preset", default="dlrm-tiny")
     parser.add_argument("--table-rows", type=int, default=262_144)
     parser.add_argument("--table", help="how the table is kept: lazy or dense; by default as the job would")
@@ -113,19 +134,22 @@ def main() -> None:
         jobs = [Job(data, arguments, stack) for _ in range(2)]
         plain, extra, measured = [], [], []
         for step in range(arguments.interval * arguments.intervals):
-            observing = step // arguments.interval % 2
-            # who goes first alternates too, so that neither always finds the other's leavings in the caches
-            order = (0, 1) if step % 2 else (1, 0)
-            done = {job: jobs[job].run(observe=job == observing) for job in order}
-            flag, seconds = done[observing]
-            without = done[1 - observing][1]
-            plain.append(without)
-            extra.append({clock: seconds[clock] - without[clock] for clock in CLOCKS})
-            measured.append(flag)
+            if arguments.policy == "auto":
+                first = jobs[0].run(measuring=True)
+                second = jobs[1].run(measuring=False, rate=first.rate)
+            else:
+                role = step // arguments.interval % 2
+                # who goes first alternates too, so that neither always finds the other's leavings in the caches
+                order = (0, 1) if step % 2 else (1, 0)
+                done = {job: jobs[job].run(measuring=job == role) for job in order}
+                first, second = done[role], done[1 - role]
+            plain.append(second.seconds)
+            extra.append({clock: first.seconds[clock] - second.seconds[clock] for clock in CLOCKS})
+            measured.append(first.measured)
     print(
         f"{arguments.preset}, {arguments.batch_rows} rows a batch, {arguments.threads} threads, "
         f"table {arguments.table or 'as it is'}, "
-        f"{sum(measured)} of {len(measured)} steps measured; observe / none - 1 over them"
+        f"{sum(measured)} of {len(measured)} steps measured; {arguments.policy} / none - 1 over them"
     )
     report(plain, extra, measured)
 
