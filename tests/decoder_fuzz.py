@@ -23,7 +23,12 @@ from pipeline.errors import StorageError, WrongIndexError
 from pipeline.parquet import fill_column, read_chunks, take_column
 
 DATA, DICTIONARY = 0, 2
-MANY = settings(max_examples=int(sys.argv[1]) if sys.argv[1:] else 500, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(
+    max_examples=int(sys.argv[1]) if sys.argv[1:] else 500,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 
 
 class Walled:

@@ -22,9 +22,7 @@ def plans(steps: int, *, endless: bool = False, wished: int = 1) -> list[tuple[i
     ("steps", "endless", "wished"),
     [(60_000, False, 1), (60_000, False, 3), (60_000, False, 8), (2 * MOST_STEPS, True, 8), (4 * MOST_STEPS, True, 1)],
 )
-def test_what_is_measured_is_there_and_no_more_than_three_snapshots_are(
-    steps: int, endless: bool, wished: int
-) -> None:
+def test_what_is_measured_is_there_and_no_more_than_three_snapshots_are(steps: int, endless: bool, wished: int) -> None:
     kept: set[int] = set()
     for _, plan in plans(steps, endless=endless, wished=wished):
         if plan.since is not None:
@@ -35,7 +33,9 @@ def test_what_is_measured_is_there_and_no_more_than_three_snapshots_are(
 
 
 def test_horizons_are_about_a_quarter_of_the_run_once_it_is_long_enough() -> None:
-    shares = [(t - plan.since) / t for t, plan in plans(60_000, endless=False, wished=1) if plan.since is not None and t > 100]
+    shares = [
+        (t - plan.since) / t for t, plan in plans(60_000, endless=False, wished=1) if plan.since is not None and t > 100
+    ]
     assert min(shares) > 0.14
     assert max(shares) < 0.29
 
