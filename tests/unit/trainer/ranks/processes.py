@@ -38,7 +38,7 @@ def on_each_number_of_ranks(
     several = [count for count in counts if count > 1]
     spawn(_run, (_free_ports(several), str(folder), function, arguments), nprocs=max(several))
     found = {count: [_returned(folder, count, rank) for rank in range(count)] for count in several}
-    return found | {1: [function(Ranks(), *arguments)] for count in counts if count == 1}
+    return found | ({1: [function(Ranks(), *arguments)]} if 1 in counts else {})
 
 
 def _free_ports(counts: list[int]) -> dict[int, int]:
