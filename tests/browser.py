@@ -36,6 +36,17 @@ OVERFLOWING = """
 """Elements beyond the right edge, but for those in a box that scrolls or hides them by itself."""
 SETTLED = "new Promise(done => setTimeout(done, 1500))"
 """The page asks for its numbers when it is there, and draws them."""
+SAYS = """
+new Promise(done => {
+  const wanted = %s, last = Date.now() + 30000;
+  const look = () => {
+    const there = document.readyState === "complete" && document.body.innerText.includes(wanted);
+    there || Date.now() > last ? setTimeout(done, 50) : setTimeout(look, 20);
+  };
+  look();
+})
+"""
+"""The page is there and says what is wanted, or half a minute has passed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +69,8 @@ class Browser:
         self._program = program
         self._number = 0
 
-    def show(self, url: str, *, width: int, scheme: Scheme) -> Shown:
-        """Opens `url` in a window of so many CSS pixels, all of it in sight."""
+    def show(self, url: str, *, width: int, scheme: Scheme, says: str | None = None) -> Shown:
+        """Opens `url` in a window of so many CSS pixels, all of it in sight, and looks when it `says` that, or soon."""
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
 
@@ -74,7 +85,7 @@ class Browser:
         call("Emulation.setDeviceMetricsOverride", **size)
         call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         call("Page.navigate", url=url)
-        value(SETTLED)
+        value(SETTLED if says is None else SAYS % json.dumps(says))
         picture = call("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]
         shown = Shown(
             width=value("document.documentElement.scrollWidth"),

@@ -1,14 +1,16 @@
 """The page decoder on pages of any content, in memory that ends where they end: run by tests in a process of its own.
 
-`python -m tests.decoder_fuzz`: exit code 0 if every input gave a StorageError or what the reference below gives. A read
-or write past the pages or past the rows asked for ends the process by SIGSEGV, for what follows and precedes them may
-not be touched; under NUMBA_BOUNDSCHECK=1 it is an IndexError also inside of them.
+`python -m tests.decoder_fuzz [EXAMPLES]`, by default 500 of each property: exit code 0 if every input gave a
+StorageError or what the reference below gives. A read or write past the pages or past the rows asked for ends the
+process by SIGSEGV, for what follows and precedes them may not be touched; under NUMBA_BOUNDSCHECK=1 it is an IndexError
+also inside of them.
 """
 
 from __future__ import annotations
 
 import ctypes
 import mmap
+import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +23,12 @@ from pipeline.errors import StorageError, WrongIndexError
 from pipeline.parquet import fill_column, read_chunks, take_column
 
 DATA, DICTIONARY = 0, 2
-MANY = settings(max_examples=500, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(
+    max_examples=int(sys.argv[1]) if sys.argv[1:] else 500,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 
 
 class Walled:

@@ -8,7 +8,6 @@ import re
 import subprocess
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
@@ -39,13 +38,14 @@ HEIGHT = re.compile(r'<text [^>]*y="([\d.]+)" text-anchor="end"')
 Open = Callable[[LiveStatus], str]
 
 
-@pytest.fixture
-def open_page(chromium: str, tmp_path: Path) -> Open:
+@pytest.fixture(scope="module")
+def open_page(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Open:
     """Serves a status and gives back the page as the browser has built it."""
+    profile = tmp_path_factory.mktemp("chromium") / "profile"
 
     def open_page(live: LiveStatus) -> str:
         with Server(Metrics(), "127.0.0.1", 0, live.snapshot) as server:
-            command = [chromium, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", server.url]
+            command = [chromium, *FLAGS, f"--user-data-dir={profile}", server.url]
             result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
         complaints = [line for line in result.stderr.splitlines() if "CONSOLE" in line]
         assert complaints == []
@@ -89,8 +89,13 @@ def trained() -> LiveStatus:
     return live
 
 
-def test_a_run_in_progress_is_shown(open_page: Open) -> None:
-    page = open_page(trained())
+@pytest.fixture(scope="module")
+def page_of_trained(open_page: Open) -> str:
+    return open_page(trained())
+
+
+def test_a_run_in_progress_is_shown(page_of_trained: str) -> None:
+    page = page_of_trained
     assert text(page, "run") == "runs/<b>one</b>"
     assert "<b>one" not in page
     assert text(page, "state") == "training"
@@ -110,14 +115,13 @@ def test_a_run_in_progress_is_shown(open_page: Open) -> None:
     assert "NaN" not in page.split("<script>")[0]
 
 
-@pytest.mark.parametrize("chart", ["losschart", "ratechart"])
-def test_axes_have_more_than_two_labels_that_differ(open_page: Open, chart: str) -> None:
-    page = open_page(trained())
-    drawn = page.split(f'id="{chart}"')[1].split("</svg>")[0]
-    for side in ("end", "middle"):
-        labels = re.findall(rf'text-anchor="{side}">([^<]*)<', drawn)
-        assert len(labels) > 2
-        assert len(set(labels)) == len(labels)
+def test_axes_have_more_than_two_labels_that_differ(page_of_trained: str) -> None:
+    for chart in ("losschart", "ratechart"):
+        drawn = page_of_trained.split(f'id="{chart}"')[1].split("</svg>", maxsplit=1)[0]
+        for side in ("end", "middle"):
+            labels = re.findall(rf'text-anchor="{side}">([^<]*)<', drawn)
+            assert len(labels) > 2, (chart, side)
+            assert len(set(labels)) == len(labels), (chart, side)
 
 
 def test_nine_estimates_show_no_number_and_say_why(open_page: Open) -> None:
@@ -162,10 +166,9 @@ def test_a_run_that_mostly_evaluates_says_so_and_draws_its_evaluations(open_page
     assert text(page, "losslegend").split() == ["training,", "smoothed", "training", "validation"]
 
 
-def test_ranks_are_a_table_under_the_slowest_one_s_name(open_page: Open) -> None:
+def test_ranks_are_a_table_under_the_slowest_one_s_name(open_page: Open, page_of_trained: str) -> None:
+    assert not text(page_of_trained, "ranks")
     live = trained()
-    page = open_page(live)
-    assert not text(page, "ranks")
     live.ranks(RankTimes(steps=50, seconds={"data_wait": [0.0, 4.0], "transfer": [0, 0], "communication": [8.0, 4.0]}))
     page = open_page(live)
     assert text(page, "slowest").startswith("Rank 1 of 2 is the slowest: the others wait for it 50 % of the time")

@@ -70,7 +70,7 @@ def waiting(now: list[int]) -> LiveStatus:
 def test_nothing_of_the_live_page_overflows(browser: Browser, state, scheme: Scheme, width: int) -> None:
     live = state([0])
     with Server(Metrics(), "127.0.0.1", 0, live.snapshot) as server:
-        shown = browser.show(server.url, width=width, scheme=scheme)
+        shown = browser.show(server.url, width=width, scheme=scheme, says=str(live.snapshot()["state"]))
     assert live.snapshot()["state"] in shown.text
     assert (shown.width, shown.overflowing) == (width, [])
     assert shown.background == BACKGROUNDS[scheme]
@@ -88,7 +88,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_of_the_report_overflows(browser: Browser, report: Path, scheme: Scheme, width: int) -> None:
-    shown = browser.show(report.as_uri(), width=width, scheme=scheme)
+    shown = browser.show(report.as_uri(), width=width, scheme=scheme, says="Alphastream report")
     assert "Alphastream report" in shown.text
     assert (shown.width, shown.overflowing) == (width, [])
     assert shown.background == BACKGROUNDS[scheme]

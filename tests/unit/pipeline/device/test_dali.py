@@ -55,21 +55,19 @@ def dali_threads() -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("shuffle", ["none", "files", "rows"])
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"probe_rows": 4, "prefetch_batches": 1},
-        {"batch_rows": 31, "prefetch_batches": 7},
-        {"pairing": "disjoint"},
-        {"pairing": "disjoint", "batch_rows": 12, "probe_rows": 6, "read_threads": 1},
+        {"shuffle": "rows"},
+        {"shuffle": "none", "probe_rows": 4, "prefetch_batches": 1},
+        {"shuffle": "files", "batch_rows": 31, "prefetch_batches": 7},
+        {"shuffle": "none", "pairing": "disjoint"},
+        {"shuffle": "files", "pairing": "disjoint"},
+        {"shuffle": "rows", "pairing": "disjoint", "batch_rows": 12, "probe_rows": 6, "read_threads": 1},
     ],
 )
-def test_the_pairs_are_those_of_the_ring_bit_for_bit(tiny_data, shuffle, options):
-    assert_same(
-        take(tiny_data, 20, feed="dali", shuffle=shuffle, **options), take(tiny_data, 20, shuffle=shuffle, **options)
-    )
+def test_the_pairs_are_those_of_the_ring_bit_for_bit(tiny_data, options):
+    assert_same(take(tiny_data, 20, feed="dali", **options), take(tiny_data, 20, **options))
 
 
 @pytest.mark.parametrize("pairing", ["sliding", "disjoint"])
@@ -105,9 +103,8 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
-@pytest.mark.parametrize("cut", [1, 7, 8, 12])
-@pytest.mark.parametrize("pairing", ["sliding", "disjoint"])
-@pytest.mark.parametrize("damaged", ["fail", "skip"])
+@pytest.mark.parametrize("cut", [1, 7, 8])
+@pytest.mark.parametrize(("pairing", "damaged"), [("sliding", "fail"), ("sliding", "skip"), ("disjoint", "skip")])
 def test_resumes_exactly(tiny_data, stack, pairing, cut, damaged):
     options = {"pairing": pairing, "damaged": damaged, "batch_rows": 5}
     if damaged == "skip":

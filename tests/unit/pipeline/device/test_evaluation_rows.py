@@ -73,7 +73,7 @@ def test_there_is_one_stream_a_role_however_often_a_split_is_read(tiny_data):
     cuda = FakeCuda(0)
     with cuda.installed():
         before = len([stream for stream in cuda.streams if not stream.of_memory])
-        for _ in range(40):
+        for _ in range(8):
             read(tiny_data, CUDA)
             PinnedRing(CUDA, table_rows=1000, stages=StageTotals())
         cuda.run()

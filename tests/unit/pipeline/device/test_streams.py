@@ -20,6 +20,8 @@ from tests.fake_cuda import DEVICE, FakeCuda
 from tests.tiny_data import feed
 
 SEEDS = range(8)
+MACHINES_OF_EACH = 4
+"""That every order must come right on; a mistake that is planted is looked for on all."""
 HELD = ("ring", "training", "side", "none")
 SLEEP_CYCLES = 20_000_000
 """About a hundredth of a second of a GPU."""
@@ -150,7 +152,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_no_order_of_the_device_mixes_rows(tiny_data, expected, machines, options):
     right = expected(**options)
-    for number, machine in enumerate(machines):
+    for number, machine in enumerate(machines[:MACHINES_OF_EACH]):
         assert equal(trained_and_measured(tiny_data, machine(), **options), right), f"machine {number}"
 
 
@@ -204,7 +206,7 @@ def test_without_one_of_its_protections_rows_are_mixed(tiny_data, expected, monk
 
 @pytest.mark.parametrize("machines", MACHINES)
 def test_a_feed_closed_while_copies_are_in_flight_goes_on_where_it_was(tiny_data, machines):
-    for number, make in enumerate(machines):
+    for number, make in enumerate(machines[:MACHINES_OF_EACH]):
         machine = make()
         with machine.installed():
             seen = []

@@ -324,7 +324,7 @@ LOGS = st.lists(st.tuples(log_lines(), st.sampled_from([b"\n", b"\r\n", b"\n\n",
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(text=LOGS, cut=st.integers(0, 4), log_format=st.sampled_from([SMALL, ANY_TEXT]))
 def test_any_log_reads_as_the_reference_reads_it(text: bytes, cut: int, log_format: LogFormat) -> None:
     assert_same(text[: len(text) - cut], log_format)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[4]
+EXAMPLES = "120"
+"""Of each property; by hand the default, or any more."""
 
 
 @pytest.mark.timeout(600)
@@ -18,7 +20,7 @@ def test_any_pages_give_an_error_or_the_right_rows(tmp_path: Path, bounds_check:
     """In a process of its own: machine code with and without checks of every index, walls around its memory."""
     environment = os.environ | {"NUMBA_BOUNDSCHECK": bounds_check}
     if bounds_check == "1":  # numba's cache does not tell the two kinds of machine code apart
-        environment["NUMBA_CACHE_DIR"] = str(tmp_path)
-    command = [sys.executable, "-X", "faulthandler", "-m", "tests.decoder_fuzz"]
+        environment |= {"NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_OPT": "1"}  # compiled for this once
+    command = [sys.executable, "-X", "faulthandler", "-m", "tests.decoder_fuzz", EXAMPLES]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

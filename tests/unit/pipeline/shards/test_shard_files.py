@@ -27,8 +27,8 @@ from pipeline.shards.verify import verify_data
 from tests.store import SECRET, Store, serve
 from tests.tiny_data import CPU, feed, flip_in_row_group, same, take, write_tiny
 
-STEPS = 100
-"""Of 10 rows each: two epochs and a half of `many_data`."""
+STEPS = 60
+"""Of 10 rows each: one epoch and a half of `many_data`."""
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_pairs_are_the_local_ones_while_the_cache_holds_a_part(
         expected = take(many_data, STEPS, shuffle_row_groups=3)
     assert_same(take(uri(many_data), STEPS, **{**options, "shuffle": shuffle}), expected)
     assert len(set(downloads.names)) == 20
-    assert len(downloads.names) > 40, "what was deleted is downloaded again"
+    assert len(downloads.names) > 20, "what was deleted is downloaded again"
     assert 0 < len(cached(options)) <= 9
     assert sum(path.stat().st_size for path in cached(options)) <= options["cache_bytes"]
 
@@ -132,7 +132,7 @@ def test_from_an_object_store(many_data: Path, options: dict[str, Any], store: S
 
 def test_resume_is_exact(many_data: Path, options: dict[str, Any]) -> None:
     whole = take(many_data, STEPS)
-    for cut in (1, 37, 80):
+    for cut in (1, 37, 50):
         with feed(uri(many_data), **options) as first:
             got = list(islice(first, cut))
             state = first.state_dict()

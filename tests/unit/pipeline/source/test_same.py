@@ -189,7 +189,7 @@ def test_what_lies_in_the_data_folder_is_left_alone_by_a_refusal(tmp_path: Path)
 _HOW = st.sampled_from(["plain", "gzip", "zstd", "bzip2", "xz", "symbolic", "hard", "crlf", "uri"])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), _HOW), min_size=1, max_size=5))
 def test_any_list_of_files_gives_disjoint_splits_or_an_error(
     tmp_path_factory: pytest.TempPathFactory, files: list[tuple[int, int, str]]

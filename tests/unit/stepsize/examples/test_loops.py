@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -92,9 +93,13 @@ def test_other_loops_step_with_the_plain_loop_s_rates(module: str, run: Run, pla
     assert _trained(run, module, *LOOPS[module]) == plain
 
 
-def test_as_a_command_an_example_prints_a_rate_a_step(run: Run) -> None:
-    ended = run("-m", "stepsize.examples.plain_loop", "3")
-    first, *more = map(float, ended.stdout.splitlines())
+def test_as_a_command_an_example_prints_a_rate_a_step(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["plain_loop", "3"])
+    monkeypatch.delitem(sys.modules, "stepsize.examples.plain_loop", raising=False)
+    runpy.run_module("stepsize.examples.plain_loop", run_name="__main__")
+    first, *more = map(float, capsys.readouterr().out.splitlines())
     assert first == 1e-6
     assert len(more) == 2
 

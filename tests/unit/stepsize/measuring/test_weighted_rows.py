@@ -150,6 +150,6 @@ def test_a_loss_whose_own_weights_move_is_refused_beneath_the_weights_of_rows_to
         assert weight.grad is not None
         weight.data -= 0.1 * weight.grad
     with torch.no_grad():
-        own.scale += 1.0
+        own.scale.add_(1.0)
     with pytest.raises(MeasurementError, match="changed during the step"):
         worker.after_step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from tests.finished_runs import TINY, finished
 
 ROOT = Path(__file__).resolve().parents[4]
 STUDY = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 from stepsize.suite import store, suite_command
 from stepsize.suite.problems import TASKS
@@ -38,13 +39,18 @@ def put(self, *given):
 
 store.RunStore.put = put
 TASKS["tiny"] = TINY
-sys.exit(suite_command(["--out", sys.argv[1], "--tasks", "tiny", "--methods", "cosine,auto", "--seeds", "3"]))
+sys.exit(suite_command(json.loads(sys.argv[1])))
 """
 
 
-def study(folder: Path, kill_at: int, where: str = "after") -> int:
+def arguments(folder: Path, jobs: int) -> list[str]:
+    asked = ["--tasks", "tiny", "--methods", "cosine,auto", "--seeds", "2", "--jobs", str(jobs)]
+    return ["--out", str(folder), *asked]
+
+
+def killed_study(folder: Path, kill_at: int, where: str, jobs: int) -> int:
     """Exit code of a study; its output ends only when its processes have, too."""
-    command = [sys.executable, "-c", STUDY, str(folder), str(kill_at), where]
+    command = [sys.executable, "-c", STUDY, json.dumps(arguments(folder, jobs)), str(kill_at), where]
     return subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=150).returncode
 
 
@@ -53,13 +59,14 @@ def tables(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_study_goes_on_and_ends_with_the_same_tables(tmp_path: Path) -> None:
+def test_a_killed_study_goes_on_and_ends_with_the_same_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert study(whole, 0) == 0
-    assert study(killed, 4, "within") == -signal.SIGKILL
+    monkeypatch.setitem(TASKS, "tiny", TINY)
+    assert suite_command(arguments(whole, 1)) == 0
+    assert killed_study(killed, 4, "within", 1) == -signal.SIGKILL
     assert len(list((killed / "runs" / "tiny").glob("[!.]*.json"))) == 3
-    assert study(killed, 17) == -signal.SIGKILL
-    assert study(killed, 0) == 0
+    assert killed_study(killed, 9, "after", 2) == -signal.SIGKILL
+    assert suite_command(arguments(killed, 1)) == 0
     assert tables(killed) == tables(whole)
     assert {"summary.csv", "regret.csv", "rates.csv", "guesses.csv", "tasks.csv"} == tables(whole).keys()
 

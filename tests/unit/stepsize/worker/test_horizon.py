@@ -145,8 +145,7 @@ def test_the_error_bar_covers_the_true_value() -> None:
     assert 0.93 <= inside / 2000 <= 0.97
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.8])
-@pytest.mark.parametrize("k", [64, 128])
+@pytest.mark.parametrize(("k", "momentum"), [(64, 0.8), (128, 0.0)])
 def test_of_noise_around_the_minimum_it_is_one_half(k: int, momentum: float) -> None:
     """The process that only rattles, K beyond its memory; slopes and curvatures pooled over many horizons."""
     generator = torch.Generator().manual_seed(k)

@@ -87,8 +87,7 @@ def test_every_kind_of_measurement_is_in_the_run(whole: Run) -> None:
     assert whole.controller.horizon.steps == (), "and lets go of its snapshots"
 
 
-@pytest.mark.parametrize("cut", [1, 20, 36, 47, 71, 104])
-@pytest.mark.parametrize("delay", [None, 3])
+@pytest.mark.parametrize(("cut", "delay"), [(1, 3), (20, None), (36, 3), (47, None), (71, 3), (104, None)])
 def test_it_goes_on_from_its_state_bit_for_bit(cut: int, delay: int | None) -> None:
     first, second = Run(delay=delay).advance(range(cut)), Run(delay=delay)
     second.model.load_state_dict(first.model.state_dict())

@@ -207,8 +207,8 @@ def test_measuring_leaves_bfloat16_training_bit_for_bit_as_it_is(dropout: float)
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
-def test_the_self_check_finds_no_fault_with_bfloat16_over_a_hundred_seeds() -> None:
-    for seed in range(100):
+def test_the_self_check_finds_no_fault_with_bfloat16_over_many_seeds() -> None:
+    for seed in range(32):
         step = train_step(click_model(seed, dropout=0.5 if seed % 2 else 0.0), "bfloat16", lr=10.0 ** (seed % 4 - 5))
         step(pair(seed), step=0, learning_rate=10.0 ** (seed % 4 - 5), measure=True)
         [estimate] = step.worker.poll(step=0)

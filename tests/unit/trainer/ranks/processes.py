@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,41 @@ def on_ranks(
     """
     if ranks == 1:
         return [function(Ranks(), *arguments)]
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    spawn(_run, ((ranks, port, str(folder), function, arguments),), nprocs=ranks)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(returning or ranks)]
+    spawn(_run, (_free_ports([ranks]), str(folder), function, arguments), nprocs=ranks)
+    return [_returned(folder, ranks, rank) for rank in range(returning or ranks)]
 
 
-def _run(rank: int, settings: tuple[int, int, str, Callable[..., Any], tuple[Any, ...]]) -> None:
-    ranks, port, folder, function, arguments = settings
+def on_each_number_of_ranks(
+    counts: list[int], function: Callable[..., Any], *arguments: Any, folder: Path
+) -> dict[int, list[Any]]:
+    """What `on_ranks` gives for each of `counts`, in one set of processes: they form one group after the other."""
+    several = [count for count in counts if count > 1]
+    spawn(_run, (_free_ports(several), str(folder), function, arguments), nprocs=max(several))
+    found = {count: [_returned(folder, count, rank) for rank in range(count)] for count in several}
+    return found | ({1: [function(Ranks(), *arguments)]} if 1 in counts else {})
+
+
+def _free_ports(counts: list[int]) -> dict[int, int]:
+    """One for each group, by its number of ranks."""
+    with ExitStack() as stack:
+        taken = {count: stack.enter_context(socket.socket()) for count in counts}
+        for one in taken.values():
+            one.bind(("127.0.0.1", 0))
+        return {count: one.getsockname()[1] for count, one in taken.items()}
+
+
+def _returned(folder: Path, ranks: int, rank: int) -> Any:
+    return torch.load(folder / f"{rank} of {ranks}.pt", weights_only=False)
+
+
+def _run(
+    rank: int, ports: dict[int, int], folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with open_ranks(RanksConfig(timeout_seconds=SECONDS)) as opened:
-        torch.save(function(opened, *arguments), Path(folder) / f"{rank}.pt")
+    for ranks, port in ports.items():
+        if rank >= ranks:
+            continue
+        place = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ |= place
+        with open_ranks(RanksConfig(timeout_seconds=SECONDS)) as opened:
+            torch.save(function(opened, *arguments), Path(folder) / f"{rank} of {ranks}.pt")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.unit.trainer.ranks.processes import on_ranks
+from tests.unit.trainer.ranks.processes import on_each_number_of_ranks
 from tests.unit.trainer.ranks.workload import (
     CASES,
     IN_FLOAT32,
@@ -42,7 +42,7 @@ def assembled(found: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def by_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
-    return {ranks: on_ranks(ranks, everything, folder=tmp_path_factory.mktemp("ranks")) for ranks in (1, 2, 3)}
+    return on_each_number_of_ranks([1, 2, 3], everything, folder=tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("case", CASES)

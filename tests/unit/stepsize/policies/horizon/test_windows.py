@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from functools import cache
 
 import pytest
 
@@ -11,16 +12,19 @@ from stepsize.policies.horizon import HorizonPlan, HorizonWindows
 from stepsize.policies.horizon.windows import FIRST_SNAPSHOT, MOST_STEPS
 
 
+@cache
 def plans(steps: int, *, endless: bool = False, wished: int = 1) -> list[tuple[int, HorizonPlan]]:
     windows = HorizonWindows(endless=endless)
     return [(t, windows.plan(t, rate=1.0, wished=wished)) for t in range(1, steps + 1)]
 
 
-@pytest.mark.parametrize("wished", [1, 3, 8])
-@pytest.mark.parametrize("endless", [False, True])
-def test_what_is_measured_is_there_and_no_more_than_three_snapshots_are(endless: bool, wished: int) -> None:
+@pytest.mark.parametrize(
+    ("steps", "endless", "wished"),
+    [(60_000, False, 1), (60_000, False, 3), (60_000, False, 8), (2 * MOST_STEPS, True, 8), (4 * MOST_STEPS, True, 1)],
+)
+def test_what_is_measured_is_there_and_no_more_than_three_snapshots_are(steps: int, endless: bool, wished: int) -> None:
     kept: set[int] = set()
-    for _, plan in plans(250_000, endless=endless, wished=wished):
+    for _, plan in plans(steps, endless=endless, wished=wished):
         if plan.since is not None:
             assert plan.since in kept
         kept -= set(plan.forget)
@@ -29,7 +33,9 @@ def test_what_is_measured_is_there_and_no_more_than_three_snapshots_are(endless:
 
 
 def test_horizons_are_about_a_quarter_of_the_run_once_it_is_long_enough() -> None:
-    shares = [(t - plan.since) / t for t, plan in plans(100_000) if plan.since is not None and t > 100]
+    shares = [
+        (t - plan.since) / t for t, plan in plans(60_000, endless=False, wished=1) if plan.since is not None and t > 100
+    ]
     assert min(shares) > 0.14
     assert max(shares) < 0.29
 
@@ -42,9 +48,9 @@ def test_the_measurements_of_a_long_run_are_few() -> None:
 
 
 def test_without_an_end_the_horizon_is_bounded() -> None:
-    found = [(t, t - plan.since) for t, plan in plans(400_000, endless=True) if plan.since is not None]
+    found = [(t, t - plan.since) for t, plan in plans(4 * MOST_STEPS, endless=True, wished=1) if plan.since is not None]
     assert max(horizon for _, horizon in found) <= 0.29 * MOST_STEPS
-    late = [t for t, _ in found if t > 200_000]
+    late = [t for t, _ in found if t > 2 * MOST_STEPS]
     assert all(after - before == MOST_STEPS // 16 for before, after in itertools.pairwise(late))
 
 

@@ -32,10 +32,14 @@ def compiled(folder: Path, prefix: str, capabilities: list[int], **options: Any)
     return json.loads(ended.stdout)
 
 
-def test_every_operation_is_rounded_to_nearest_and_by_itself(tmp_path: Path) -> None:
-    found = compiled(tmp_path, "", [80, 90])
-    assert len(found) > 20
-    for name, code in found.items():
+@pytest.fixture(scope="module")
+def every_kernel(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    return compiled(tmp_path_factory.mktemp("triton"), "", [80, 90])
+
+
+def test_every_operation_is_rounded_to_nearest_and_by_itself(every_kernel: dict[str, dict[str, Any]]) -> None:
+    assert len(every_kernel) > 20
+    for name, code in every_kernel.items():
         assert code["code"] > 0, name
         fused = "average True" in name or "True True" in name or "catch_up whole" in name
         allowed = ROUNDED_TO_NEAREST | (WRITTEN_AS_ONE if fused else set())
@@ -51,8 +55,10 @@ def test_a_kernel_compiled_otherwise_is_found(tmp_path: Path) -> None:
     assert not set(found["move True, 90"]["operations"]) <= ROUNDED_TO_NEAREST
 
 
-def test_whole_tensors_are_read_and_written_four_elements_at_a_time(tmp_path: Path) -> None:
-    memory = {name: code["memory"] for name, code in compiled(tmp_path, "whole", [90]).items()}
+def test_whole_tensors_are_read_and_written_four_elements_at_a_time(
+    every_kernel: dict[str, dict[str, Any]],
+) -> None:
+    memory = {name: code["memory"] for name, code in every_kernel.items()}
     vectors = memory["whole True, 90"]
     assert vectors["ld.global.v4.b32"] * 3 == vectors["st.global.v4.b32"] * 4 > 0, "4 words are read, 3 written"
     assert vectors["ld.global.b32"] == 1, "the flag"

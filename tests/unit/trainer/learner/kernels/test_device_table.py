@@ -108,8 +108,8 @@ def no_change(optimizer: NAdamW, step: int) -> None:
 
 def settings_that_change(optimizer: NAdamW, step: int) -> None:
     optimizer.param_groups[0]["lr"] = 1e-3 * (1 + step % 7)
-    optimizer.param_groups[0]["weight_decay"] = 0.0 if 8 <= step < 14 else 0.1
-    if step == 18:
+    optimizer.param_groups[0]["weight_decay"] = 0.0 if 4 <= step < 8 else 0.1
+    if step == 10:
         optimizer.param_groups[0]["betas"] = (0.9, 0.99)
 
 
@@ -120,9 +120,9 @@ AVERAGES: dict[str, Averaging] = {
 }
 
 
-@pytest.mark.parametrize("averaging", AVERAGES)
+@pytest.mark.parametrize("averaging", ["none", "at any steps"])
 def test_several_tables_however_often_they_are_read(averaging: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, by_rows = trained_both_ways(monkeypatch, 20, AVERAGES[averaging], no_change)
+    whole, by_rows = trained_both_ways(monkeypatch, 13, AVERAGES[averaging], no_change)
     assert_identical(by_rows, whole)
 
 
@@ -138,34 +138,33 @@ def trained_both_ways(
 
 @pytest.mark.parametrize("options", [{"weight_decay": 0.0}, {"eps": 0.0}, {"betas": (0.0, 0.5)}, {"lr": 1e3}], ids=str)
 def test_any_settings(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, by_rows = trained_both_ways(monkeypatch, 8, no_average, no_change, **options)
+    whole, by_rows = trained_both_ways(monkeypatch, 6, no_average, no_change, **options)
     for one, other in zip(whole, by_rows, strict=True):
         torch.testing.assert_close(other, one, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("longest", [9])
+@pytest.mark.parametrize("longest", [5])
 def test_settings_that_change_on_the_way_and_histories_of_any_length(
     longest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device_table, "LONGEST", longest)
-    whole, by_rows = trained_both_ways(monkeypatch, 24, AVERAGES["ema"], settings_that_change)
+    whole, by_rows = trained_both_ways(monkeypatch, 14, AVERAGES["ema"], settings_that_change)
     assert_identical(by_rows, whole)
 
 
-WITHHELD = {0, 3, 4, 9, 10, 11, 17}
+WITHHELD = {0, 3, 4, 7, 8, 9, 11}
 
 
 def withheld_now_and_then(optimizer: NAdamW, step: int) -> None:
     optimizer.found_inf = torch.tensor(float(step in WITHHELD), device=KERNELS_DEVICE)
 
 
-@pytest.mark.parametrize("averaging", ["none", "ema"])
-@pytest.mark.parametrize("rate", [1e-3, 1e-12])
+@pytest.mark.parametrize(("averaging", "rate"), [("none", 1e-12), ("ema", 1e-3)])
 def test_steps_that_only_the_device_knows_to_be_withheld(
     averaging: str, rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows that are behind learn of them as they catch up, also those that have long come to rest."""
-    whole, by_rows = trained_both_ways(monkeypatch, 22, AVERAGES[averaging], withheld_now_and_then, lr=rate)
+    whole, by_rows = trained_both_ways(monkeypatch, 13, AVERAGES[averaging], withheld_now_and_then, lr=rate)
     assert_identical(by_rows, whole)
 
 
@@ -195,20 +194,20 @@ def test_a_training_with_a_stop_in_between_is_that_of_the_dense_table_on_the_cpu
     average: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dense = run_of("dense", average)
-    dense.advance(range(10))
+    dense.advance(range(7))
     saved = through_a_checkpoint(dense.state())
-    dense.advance(range(10, 26))
+    dense.advance(range(7, 17))
     by_the_kernels(monkeypatch)
     first = run_of("lazy", average)
     assert isinstance(first.model.table.weight, LazyWeight)
     assert isinstance(first.model.table.weight.table, DeviceTable)
-    first.advance(range(6))
+    first.advance(range(4))
     first.answers(*click_batch(77)[:2])
-    first.advance(range(6, 10))
+    first.advance(range(4, 7))
     assert_identical(through_a_checkpoint(first.state()), saved, "at the stop")
     second = run_of("lazy", average)
     second.restore(saved)
-    second.advance(range(10, 26))
+    second.advance(range(7, 17))
     assert first.seen + second.seen == dense.seen
     assert any(estimates for _, _, estimates in dense.seen)
     assert_identical(second.answers(*click_batch(77)[:2]), dense.answers(*click_batch(77)[:2]))
@@ -218,8 +217,8 @@ def test_a_training_with_a_stop_in_between_is_that_of_the_dense_table_on_the_cpu
 @on_the_cpu
 def test_a_larger_bound_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     dense = run_of("dense", "none")
-    dense.advance(range(40))
+    dense.advance(range(20))
     by_the_kernels(monkeypatch, negligible=HALF_ULP * 2.0**12)
     lazy = run_of("lazy", "none")
-    lazy.advance(range(40))
+    lazy.advance(range(20))
     assert not torch.equal(lazy.model.table.weight, dense.model.table.weight)

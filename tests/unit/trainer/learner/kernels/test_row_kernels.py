@@ -61,7 +61,7 @@ def flattened(rows: dict[str, Any], count: int = 1) -> dict[str, Any]:
     return {name: array.reshape(count, -1) for name, array in rows.items()}
 
 
-@pytest.mark.parametrize("count", [1, 4, 5, 31, 32, 33, 64, 100, 500, 1300, 5000])
+@pytest.mark.parametrize("count", [1, 4, 5, 31, 32, 33, 64, 100, 500, 2500])
 def test_a_gap_of_any_length_ends_where_the_compiled_kernel_does(count: int) -> None:
     rows = Rows(**flattened(looked_up(40, 24), 2), steps=nadamw_steps(count, first=50))
     found = caught_up(rows)
@@ -78,8 +78,8 @@ def test_any_width(width: int) -> None:
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("kind", ["ema", "polyak", "now and then"])
 def test_the_average_moves_along(kind: str, fused: bool) -> None:
-    steps = nadamw_steps(500)
-    k = np.arange(1, 501)
+    steps = nadamw_steps(250)
+    k = np.arange(1, 251)
     steps[:, 3] = {"ema": np.maximum(0.01, 1 / k), "polyak": 1 / k, "now and then": np.where(k % 3, NAN, 0.7)}[kind]
     average = np.random.default_rng(1).random((1, 400)).astype(F)
     rows = Rows(**flattened(looked_up(25, 16)), steps=steps, average=average, fused=fused)
@@ -90,8 +90,8 @@ def test_the_average_moves_along(kind: str, fused: bool) -> None:
 
 
 def test_rows_that_are_behind_by_different_steps_end_together() -> None:
-    since = np.array([0, 300, 299, 1, 150, 37])
-    rows = Rows(**looked_up(6, 8), steps=nadamw_steps(300), since=since)
+    since = np.array([0, 150, 149, 1, 75, 37])
+    rows = Rows(**looked_up(6, 8), steps=nadamw_steps(150), since=since)
     expected = rows.replayed()
     assert equal(caught_up(rows, whole=True), expected)
     assert equal(caught_up(rows, base=7000), expected)
@@ -141,18 +141,18 @@ def test_steps_of_any_kind(changes: dict[str, Any]) -> None:
     assert equal(caught_up(rows), rows.replayed())
 
 
-@pytest.mark.parametrize("count", [3, 40, 700])
+@pytest.mark.parametrize("count", [3, 40, 300])
 def test_every_mix_of_special_values(count: int) -> None:
     theta, m, v = (grid.reshape(1, -1) for grid in np.meshgrid(SPECIAL, SPECIAL, np.abs(SPECIAL)))
     together = Rows(theta, m, v, nadamw_steps(count), average=theta.astype(F)[:, ::-1].copy())
     assert equal(caught_up(together), together.replayed())
-    some = np.random.default_rng(count).integers(0, theta.size, 40)  # in rows of their own, so that some are settled
+    some = np.random.default_rng(count).integers(0, theta.size, 16)  # in rows of their own, so that some are settled
     theta, m, v = (array[0, some].reshape(-1, 1) for array in (theta, m, v))
-    alone = Rows(theta, m, v, nadamw_steps(min(count, 100)))
+    alone = Rows(theta, m, v, nadamw_steps(min(count, 50)))
     assert equal(caught_up(alone), alone.replayed())
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(histories())
 def test_any_history_of_any_rows(rows: Rows) -> None:
     if len(rows.steps):
@@ -165,7 +165,7 @@ def test_a_larger_bound_is_wrong(factor: float) -> None:
     rows = Rows(**looked_up(4000, 1), steps=nadamw_steps(400, first=50))
     differ = (rows.replayed()[0] != rows.replayed(HALF_ULP * factor)[0])[:, 0]
     assert differ.any()
-    theta, m, v = (array[differ][:8] for array in (rows.theta, rows.m, rows.v))
+    theta, m, v = (array[differ][:3] for array in (rows.theta, rows.m, rows.v))
     rows = Rows(theta, m, v, nadamw_steps(400, first=50))
     assert equal(caught_up(rows), rows.one_by_one())
     assert not equal(caught_up(rows, HALF_ULP * factor), rows.one_by_one())

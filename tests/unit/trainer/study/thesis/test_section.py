@@ -35,20 +35,20 @@ def report(study: Study, out: Path) -> str:
     return write_study_report(out).read_text(encoding="utf-8")
 
 
-@pytest.fixture
-def observed(tmp_path: Path) -> tuple[Path, str]:
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """All of 60 steps measured, in windows of 4."""
-    study, out = small("thesis-observe"), tmp_path / "observed"
+    study, out = small("thesis-observe"), tmp_path_factory.mktemp("thesis") / "observed"
     [run] = study.runs
     folder = write_result(out, run, 0.5, worse_end=0.02, splits=("train", "validation", "test"))
     write_lines(folder / "alpha.jsonl", [estimate(step) for step in range(STEPS)])
     return out, report(study, out)
 
 
-@pytest.fixture
-def applied(tmp_path: Path) -> tuple[Path, str]:
+@pytest.fixture(scope="module")
+def applied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """α* gets worse with N in steps, with I in seconds, and there slower with N; Schedule-Free lies in between."""
-    study, out = small("thesis-apply"), tmp_path / "applied"
+    study, out = small("thesis-apply"), tmp_path_factory.mktemp("thesis") / "applied"
     for run in study.runs:
         loss = {"schedule": 0.50, "schedule-free": 0.51}.get(run.arm.removesuffix("-seconds"), 0.52)
         if run.arm == "alpha":
