@@ -1,4 +1,4 @@
-"""Settings that several ranks cannot have, each with its reason."""
+"""Settings that several ranks cannot have, each with its reason, and those that get in each other's way."""
 
 from __future__ import annotations
 
@@ -51,3 +51,14 @@ def refuse_on_ranks(config: Config, ranks: int) -> None:
     for refused, reason in refusals:
         if refused:
             raise ConfigError(f"on {ranks} ranks: {reason}, or train on one rank")
+
+
+def impatience(config: Config, ranks: int) -> str | None:
+    """A warning if a rank would be given up while it still tries to read; None if it is not."""
+    if ranks == 1 or config.data.retry_seconds < config.ranks.timeout_seconds:
+        return None
+    return (
+        f"a rank whose read fails tries it again for data.retry_seconds ({config.data.retry_seconds:g}), but the others "
+        f"wait for it no longer than ranks.timeout_seconds ({config.ranks.timeout_seconds:g}): a larger one, or fewer "
+        "seconds of retries, outlasts what passes by itself"
+    )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from trainer.config import Config, ConfigError, config_from
-from trainer.job.ranks import refuse_on_ranks
+from trainer.job.ranks import impatience, refuse_on_ranks
 
 
 def config(**sections: dict[str, Any]) -> Config:
@@ -41,3 +41,16 @@ def test_what_needs_the_whole_is_refused(sections: dict[str, Any], named: str) -
 @pytest.mark.parametrize("name", ["nadamw", "sgd", "adamw", "schedulefree_adamw", "Adam"])
 def test_optimizers_that_move_each_number_by_itself_are_taken(name: str) -> None:
     refuse_on_ranks(config(optimizer={"name": name}), 64)
+
+
+@pytest.mark.parametrize(
+    ("retry", "timeout", "warned"), [(120.0, 300.0, False), (120.0, 60.0, True), (60.0, 60.0, True)]
+)
+def test_reads_that_are_retried_for_longer_than_others_wait_are_warned_of(
+    retry: float, timeout: float, warned: bool
+) -> None:
+    given = config(data={"path": "data", "retry_seconds": retry}, ranks={"timeout_seconds": timeout})
+    said = impatience(given, 2)
+    assert (said is not None) is warned
+    assert said is None or (f"({retry:g})" in said and f"({timeout:g})" in said)
+    assert impatience(given, 1) is None
