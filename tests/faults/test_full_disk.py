@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StorageError
-from tests.faults.forked_runs import same_end, small_run
 from tests.faults.small_disk import PAGE, fill, small_file_system
+from tests.faults.small_run import same_end, small_run
 from trainer.config import Config, load_config
 from trainer.console import Console
 from trainer.job import checkpointing, train

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from pipeline.shards import why_not_synced
-from tests.faults.forked_runs import same_end, small_run
 from tests.faults.runs import write_data, write_settings
 from tests.faults.small_disk import fill, remount, small_file_system
+from tests.faults.small_run import same_end, small_run
 from tests.logs import folder_bytes, write_log
 from tests.resume import lasting, same_bits
 from trainer.cli import main

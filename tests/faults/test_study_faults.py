@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from stepsize.suite.report import score, write_suite_report
-from tests.faults.forked_runs import small_run
 from tests.faults.small_disk import PAGE, fill, small_file_system
+from tests.faults.small_run import small_run
 from tests.finished_runs import TINY, all_runs
 from tests.logs import folder_bytes
 from tests.synthetic_study import write_result
