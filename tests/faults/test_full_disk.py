@@ -21,16 +21,17 @@ CHECKPOINT_PAGES = 9
 """Of the small run; tmpfs counts pages."""
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Config:
-    config = load_config(small_run(tmp_path))
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    config = load_config(small_run(tmp_path_factory.mktemp("undisturbed")))
     return replace(config, checkpoint=replace(config.checkpoint, keep=3))
 
 
-@pytest.fixture
-def whole(config: Config, tmp_path: Path) -> Path:
-    assert begin(config, tmp_path / "whole") is Stop.BUDGET
-    return tmp_path / "whole"
+@pytest.fixture(scope="module")
+def whole(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert begin(config, run) is Stop.BUDGET
+    return run
 
 
 @pytest.fixture
