@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.fork_server import ForkServer
 from tests.faults.runs import Run, write_data, write_settings
 from tests.faults.signals import disturbed, hears
 from trainer.records import read_records
@@ -54,11 +55,11 @@ def test_a_run_saves_goes_on_shows_its_threads_and_stops(config: Path, tmp_path:
     assert "SIGXCPU: stopping after this step" in run.said()
 
 
-def test_the_second_signal_leaves_at_once(tmp_path: Path) -> None:
+def test_the_second_signal_leaves_at_once(server: ForkServer, tmp_path: Path) -> None:
     """Saved or not: with 143, a line, and no traceback."""
     data = write_data(tmp_path / "data")
     config = write_settings(tmp_path / "config.toml", data, steps=1_000_000, port=0)
-    run = Run(config, tmp_path / "run")
+    run = Run(config, tmp_path / "run", server=server)
     run.wait_until(lambda: run.ask("readyz")[0] == 200)
     for number in (signal.SIGTERM, signal.SIGINT):
         run.process.send_signal(number)
