@@ -32,7 +32,7 @@ while True:
 def test_kill_9_never_costs_an_acknowledged_checkpoint(tmp_path: Path) -> None:
     chance = random.Random(0)
     last = 0
-    for _ in range(4):
+    for _ in range(2):
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
         )
@@ -59,7 +59,7 @@ from trainer.job.save_thread import SaveThread
 from trainer.records import HostMemory, load_latest, write_checkpoint
 
 def train(run, *, die_at):
-    # saves steps 1 to 4 while the weights move on; the thread kills the process at its n-th call of the system
+    # saves steps 1 to 3 while the weights move on; the thread kills the process at its n-th call of the system
     calls = 0
     def count(event, _):
         nonlocal calls
@@ -70,7 +70,7 @@ def train(run, *, die_at):
     sys.addaudithook(count)
     weight, memory = torch.zeros(5000), HostMemory()
     with SaveThread() as saves:
-        for step in range(1, 5):
+        for step in range(1, 4):
             weight += 1
             files = memory.snapshot({"model": {"weight": weight}}, {"step": step})
             saves.begin(step, lambda: write_checkpoint(run, step, saves.until_abandoned(files), keep=2))
@@ -117,5 +117,5 @@ def test_kill_9_at_every_call_of_the_thread_leaves_whole_checkpoints(tmp_path: P
         [sys.executable, "-c", DIES_IN_THE_THREAD, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stderr
-    # making, writing, syncing, naming and removing, of four saves
-    assert int(ended.stdout) > 60
+    # making, writing, syncing, naming and removing, of three saves
+    assert int(ended.stdout) > 45

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -32,11 +33,13 @@ def test_a_run_that_starts_is_stopped_with_a_line(config: Path, tmp_path: Path, 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_saves_goes_on_shows_its_threads_and_stops(config: Path, tmp_path: Path) -> None:
-    run = Run(config, tmp_path / "run")
+def test_a_run_saves_goes_on_shows_its_threads_and_stops(server: ForkServer, config: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    run = Run(tmp_path / "fifo", tmp_path / "run", server=server)
     for early in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         run.wait_until(lambda early=early: hears(run.process.pid, early))
-        run.process.send_signal(early)  # there is nothing to save yet
+        run.process.send_signal(early)  # there is nothing to save yet: it waits for its configuration
+    (tmp_path / "fifo").write_bytes(config.read_bytes())
     run.wait_until(lambda: run.ask("readyz")[0] == 200)
     run.wait_until(lambda: run.metric("steps_total") > 0)
 
