@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tests.faults.fork_server import POLL_SECONDS, Fault, ForkedProcess, ForkServer
 from trainer.launch.environment import Meeting, rank_environment
@@ -88,7 +88,7 @@ class ForkedRanks:
             given = (faults or {}).get(rank, [])
             arguments = ["train", str(config), "--run", str(run), *more, *(only or {}).get(rank, ())]
             environment = _environment(rank, ranks, meeting.port)
-            planted = [given] if isinstance(given, tuple) else given
+            planted = cast(Sequence[Fault], [given] if isinstance(given, tuple) else given)
             processes.append(self._server.start(arguments, logs[rank], environment=environment, faults=planted))
         return Session(processes=processes, logs=logs, meeting=meeting)
 
