@@ -20,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from tests.faults.fork_server import ForkServer
 from tests.faults.runs import Run
 from tests.resume import lasting, same_bits
 from trainer.cli import main as alphastream
@@ -56,6 +57,8 @@ MOST_ROWS = 800
 """Of a generation; the fewest are less than a pair of batches."""
 MOST_SECONDS = 3600
 """A run over all generations takes less."""
+TRAINS_SECONDS, DIES_SECONDS = 1.0, 3.0
+"""An append or a kill comes so late after the start of a process, at most: most often it trains then."""
 MOMENTS = ("trains", "waits")
 FATAL = ("is dead", "dies")
 
@@ -64,6 +67,7 @@ FATAL = ("is dead", "dies")
 class Growth:
     """A folder that grows, and the run that follows it."""
 
+    server: ForkServer
     config: Path
     data: Path
     run: Path
@@ -77,7 +81,7 @@ class Growth:
     def running(self) -> Run:
         """The process, started if there is none."""
         if self.process is None:
-            self.process = Run(self.config, self.run)
+            self.process = Run(self.config, self.run, server=self.server)
         return self.process
 
     def kill(self) -> None:
@@ -99,7 +103,7 @@ class Growth:
         match when:
             case "trains":
                 self.running()
-                self.moment(4.0)
+                self.moment(TRAINS_SECONDS)
                 self.append(day)
             case "waits":
                 self.running().wait_until(lambda: waits_after(self.run) == generations)
@@ -107,12 +111,12 @@ class Growth:
                 self.append(day)
             case "is dead":
                 self.running()
-                self.moment(12.0)
+                self.moment(DIES_SECONDS)
                 self.kill()
                 self.append(day)
             case _:
                 self.running()
-                self.moment(12.0)
+                self.moment(DIES_SECONDS)
                 thread = threading.Thread(target=self.append, args=(day,))
                 thread.start()
                 self.moment(0.5)
@@ -178,12 +182,14 @@ def write_settings(folder: Path, data: Path, *, ends: bool) -> Path:
     return path
 
 
-def grow(folder: Path, *, generations: int, kills: int, chance: random.Random) -> tuple[str | None, Counter[str]]:
+def grow(
+    server: ForkServer, folder: Path, *, generations: int, kills: int, chance: random.Random
+) -> tuple[str | None, Counter[str]]:
     """What went wrong, if anything did, and when the generations came."""
     days = write_days(folder / "days", generations, chance)
     for day in days:
         append(day, folder / "complete")
-    whole = Run(write_settings(folder, folder / "complete", ends=True), folder / "whole")
+    whole = Run(write_settings(folder, folder / "complete", ends=True), folder / "whole", server=server)
     data = folder / "data"
     append(days[0], data)
     assert whole.end(at_most_seconds=MOST_SECONDS) == 0, whole.said()
@@ -191,11 +197,11 @@ def grow(folder: Path, *, generations: int, kills: int, chance: random.Random) -
     moments += [chance.choice(MOMENTS) for _ in range(generations - 1 - kills)]
     chance.shuffle(moments)
     config = write_settings(folder, data, ends=False)
-    growth = Growth(config=config, data=data, run=folder / "run", chance=chance)
+    growth = Growth(server=server, config=config, data=data, run=folder / "run", chance=chance)
     for number, (day, when) in enumerate(zip(days[1:], moments, strict=True), 1):
         growth.arrive(day, when, generations=number)
     growth.kill()
-    last = Run(write_settings(folder, data, ends=True), folder / "run")
+    last = Run(write_settings(folder, data, ends=True), folder / "run", server=server)
     counts = Counter(f"came while it {when}" for when in moments)
     counts["kills"] = growth.kills
     if last.end(at_most_seconds=MOST_SECONDS) != 0:
@@ -214,9 +220,9 @@ def main() -> int:
     asked = parser.parse_args()
     if asked.kills >= asked.generations:
         parser.error("at most one kill for each generation after the first")
-    with tempfile.TemporaryDirectory(prefix="arrivals-") as name:
+    with tempfile.TemporaryDirectory(prefix="arrivals-") as name, ForkServer() as server:
         problem, counts = grow(
-            Path(name), generations=asked.generations, kills=asked.kills, chance=random.Random(asked.seed)
+            server, Path(name), generations=asked.generations, kills=asked.kills, chance=random.Random(asked.seed)
         )
     print(", ".join(f"{number:,} {what}" for what, number in counts.items()))
     print(problem or "as one run over all of them from the start, bit for bit")

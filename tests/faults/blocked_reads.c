@@ -11,9 +11,10 @@
 static void block(int fd) {
     const char *text = getenv("BLOCK_READS_OF"), *control = getenv("BLOCK_READS_WHILE");
     char link[64], path[4096];
+    if (!text || !control) return;
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t length = readlink(link, path, sizeof path - 1);
-    if (!text || !control || length < 0) return;
+    if (length < 0) return;
     path[length] = 0;
     while (strstr(path, text) && !access(control, F_OK)) usleep(10000);
 }
@@ -22,9 +23,10 @@ static void block(int fd) {
 static int fail(int fd) {
     const char *text = getenv("BLOCK_READS_OF"), *folder = getenv("FAIL_READS_WHILE");
     char link[64], path[4096];
+    if (!text || !folder) return 0;
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t length = readlink(link, path, sizeof path - 1);
-    if (!text || !folder || length < 0) return 0;
+    if (length < 0) return 0;
     path[length] = 0;
     return strstr(path, text) && !access(folder, F_OK);
 }

@@ -19,13 +19,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.forked_ranks import ForkedRanks
+from tests.faults.fork_server import ForkServer
 from tests.faults.launched_ranks import MOST_SECONDS, ROOT
-from tests.faults.test_ranks_faults import LONG, Runs, events, same_end
+from tests.faults.rank_runs import RankRuns, events, same_end
 
 HOSTS = ("alphastream-a", "alphastream-b")
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 29_571
+LONG = ("--budget.steps", "300", "--eval.every-steps", "None", "--checkpoint.keep", "3")
 
 
 def ip(*words: str, check: bool = True) -> None:
@@ -115,14 +116,14 @@ def launched(config: Path, run: Path, *more: str) -> Iterator[Launch]:
                 agent.wait()
 
 
-def undisturbed(runs: Runs, run: Path) -> str:
+def undisturbed(runs: RankRuns, run: Path) -> str:
     with launched(runs.config, run) as launch:
         codes = launch.end()
         assert codes == [0, 0], launch.said()
     return f"torchrun gave {codes}"
 
 
-def killed(runs: Runs, run: Path) -> str:
+def killed(runs: RankRuns, run: Path) -> str:
     with launched(runs.config, run) as launch:
         launch.wait_until(launch.last_checkpoint)
         os.kill(launch.ranks(1)[0], signal.SIGKILL)
@@ -133,7 +134,7 @@ def killed(runs: Runs, run: Path) -> str:
     return f"torchrun gave {codes}, and had started both ranks again from step {resumed[0]}"
 
 
-def stopped(runs: Runs, run: Path) -> str:
+def stopped(runs: RankRuns, run: Path) -> str:
     with launched(runs.config, run) as launch:
         launch.wait_until(launch.last_checkpoint)
         launch.agents[0].send_signal(signal.SIGTERM)
@@ -143,7 +144,7 @@ def stopped(runs: Runs, run: Path) -> str:
     return f"torchrun gave {codes}; stopped and saved at step {stop['step']}"
 
 
-def cut_off(runs: Runs, run: Path) -> str:
+def cut_off(runs: RankRuns, run: Path) -> str:
     with launched(runs.config, run, "--ranks.timeout_seconds", "5", "--ranks.save_timeout_seconds", "5") as launch:
         launch.wait_until(launch.last_checkpoint)
         step = launch.last_checkpoint()
@@ -158,14 +159,13 @@ def main() -> int:
     if os.geteuid():
         print("python -m tests.faults.hosts: must be root, to make network namespaces", file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory(prefix="hosts-") as name, ForkedRanks(Path(name)) as server, hosts():
-        runs, whole = Runs(Path(name), server), Path(name) / "whole-long"
-        assert server.train(runs.config, whole, *LONG).end() == [0, 0]
+    with tempfile.TemporaryDirectory(prefix="hosts-") as name, ForkServer() as server, hosts():
+        runs = RankRuns(server, Path(name))
+        whole = runs.ended(Path(name) / "whole-long", *LONG)
         for disturb in (undisturbed, killed, stopped, cut_off):
             run = Path(name) / disturb.__name__
             told = disturb(runs, run)
-            assert server.train(runs.config, run, *LONG).end() == [0, 0]
-            same_end(run, whole)
+            same_end(runs.ended(run, *LONG), whole)
             print(f"{disturb.__name__}: {told}; in the end as two ranks on one host, bit for bit", flush=True)
     return 0
 

@@ -14,7 +14,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.faults.forked_runs import ForkedRuns, same_end, small_run
+from tests.faults.fork_server import ForkServer
+from tests.faults.forked_runs import ForkedRuns
+from tests.faults.small_run import same_end, small_run
 
 SETTINGS = ("--eval.every-steps", "25", "--checkpoint.every-steps", "10", "--checkpoint.keep", "2")
 
@@ -25,7 +27,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, ForkedRuns(Path(name)) as runs:
+    with tempfile.TemporaryDirectory() as name, ForkServer() as server:
+        runs = ForkedRuns(server, Path(name))
         problem, counts = kill_and_continue(
             runs, Path(name), kills=asked.kills, steps=asked.steps, chance=random.Random(asked.seed)
         )

@@ -21,7 +21,8 @@ from trainer.process import as_program
 
 def main():
     from trainer.console import Console
-    from trainer.launch import LaunchConfig, launch
+    from trainer.launch import LaunchConfig, launch, supervisor
+    supervisor.LEAVE_SECONDS = {leave_seconds}
     run, program = Path(sys.argv[1]), sys.argv[2]
     command = [sys.executable, program, str(run)]
     {meet}
@@ -63,14 +64,14 @@ while not stopped:
 class Launch:
     """A launch in a process of its own, whose ranks run `program`, in a run that has begun."""
 
-    def __init__(self, folder: Path, program: str, config: LaunchConfig, *, meet: str = NOBODY) -> None:
+    def __init__(self, folder: Path, program: str, config: LaunchConfig, *, meet: str, leave_seconds: float) -> None:
         self.run, self.config = folder / "run", config
         self.run.mkdir(parents=True)
         (self.run / "config.toml").touch()
         (self.run / "lock").touch()
         (folder / "rank.py").write_text(program, encoding="utf-8")
         self._log = folder / "launch.log"
-        text = LAUNCHER.format(config=config, meet=meet)
+        text = LAUNCHER.format(config=config, meet=meet, leave_seconds=leave_seconds)
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", text, str(self.run), str(folder / "rank.py")],

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ops.step_clock import StepClock
-from trainer.job import checkpointing
+from trainer.job import checkpointing, save_thread
 from trainer.process import program
+from trainer.ranks import group
 from trainer.records.sharded import writing
 from trainer.step import TrainStep
 
@@ -99,6 +100,11 @@ def no_room(*, from_step: int, to_step: int | None = None) -> None:
 def retry_soon(*, seconds: float = 0.0) -> None:
     """After a failed save the next comes so much later, not half a minute."""
     checkpointing.RETRY_SECONDS = seconds
+
+
+def impatient(*, seconds: float = 0.2) -> None:
+    """A rank that has lost another one waits so long for a word of it, and for a save that cannot end any more."""
+    group.WORD_SECONDS = save_thread.ABANDON_SECONDS = seconds
 
 
 def skewed_clock(*, rate: float, offset: float = 0.0) -> None:

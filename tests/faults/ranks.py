@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.faults.forked_ranks import Fault, ForkedRanks, fault
-from tests.faults.test_ranks_faults import STEPS, Runs
+from tests.faults.fork_server import Fault, ForkServer, fault
+from tests.faults.rank_runs import STEPS, RankRuns
 
 Draw = Callable[[random.Random, int], tuple[str, Fault, int]]
 
@@ -36,7 +36,7 @@ def stop(chance: random.Random, begun: int) -> tuple[str, Fault, int]:
     return f"at step {step}", fault("signal_at", step=step, number=signal.SIGTERM), 143
 
 
-def disturbed(runs: Runs, folder: Path, draw: Draw, count: int, chance: random.Random) -> tuple[Counter[str], int]:
+def disturbed(runs: RankRuns, folder: Path, draw: Draw, count: int, chance: random.Random) -> tuple[Counter[str], int]:
     """So many disturbances of one run after another; exit codes of both ranks, counted, and how many runs they were."""
     seen: Counter[str] = Counter()
     number = 0
@@ -47,7 +47,7 @@ def disturbed(runs: Runs, folder: Path, draw: Draw, count: int, chance: random.R
         if begun < STEPS:
             rank = chance.randrange(2)
             where, planned, expected = draw(chance, begun)
-            session = runs.server.train(runs.config, run, faults={rank: planned})
+            session = runs.ranks.train(runs.config, run, faults={rank: planned})
             codes = session.end()
             told = f"rank {rank} {where}, from step {begun}: {codes}"
             other = 143 if expected == 143 else 74
@@ -71,8 +71,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     chance = random.Random(given.seed)
-    with tempfile.TemporaryDirectory(prefix="ranks-") as name, ForkedRanks(Path(name)) as server:
-        runs = Runs(Path(name), server)
+    with tempfile.TemporaryDirectory(prefix="ranks-") as name, ForkServer() as server:
+        runs = RankRuns(server, Path(name))
         for what, draw, count in (("kills", kill, given.kills), ("stops", stop, given.stops)):
             seen, ended = disturbed(runs, Path(name) / what, draw, count, chance)
             print(f"{what}: {sum(seen.values())}, codes {dict(seen)}; {ended} runs ended the same", flush=True)

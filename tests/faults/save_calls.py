@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.faults.forked_runs import SAVES, ForkedRuns, TracedSave, same_end, small_run, why_untraced
+from tests.faults.fork_server import ForkServer
+from tests.faults.forked_runs import ForkedRuns, TracedSave, why_untraced
+from tests.faults.small_run import SAVES, same_end, small_run
 
 MIDDLE = tuple(TracedSave(step=step, options=()) for step in SAVES[:-1])
 FINAL = TracedSave(step=SAVES[-1], final=True, options=())
@@ -127,7 +129,8 @@ def main() -> int:
         print(reason)
         return 1
     failed = 0
-    with tempfile.TemporaryDirectory() as name, ForkedRuns(Path(name)) as runs:
+    with tempfile.TemporaryDirectory() as name, ForkServer() as server:
+        runs = ForkedRuns(server, Path(name))
         trials = Trials(runs, Path(name))
         for save in (FINAL,) if asked.last else (*MIDDLE, FINAL):
             points, counts = trials.points(save), Counter[str]()

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StorageError
-from tests.faults.forked_runs import same_end, small_run
 from tests.faults.small_disk import PAGE, fill, small_file_system
+from tests.faults.small_run import same_end, small_run
 from trainer.config import Config, load_config
 from trainer.console import Console
 from trainer.job import checkpointing, train
@@ -21,16 +21,17 @@ CHECKPOINT_PAGES = 9
 """Of the small run; tmpfs counts pages."""
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Config:
-    config = load_config(small_run(tmp_path))
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    config = load_config(small_run(tmp_path_factory.mktemp("undisturbed")))
     return replace(config, checkpoint=replace(config.checkpoint, keep=3))
 
 
-@pytest.fixture
-def whole(config: Config, tmp_path: Path) -> Path:
-    assert begin(config, tmp_path / "whole") is Stop.BUDGET
-    return tmp_path / "whole"
+@pytest.fixture(scope="module")
+def whole(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert begin(config, run) is Stop.BUDGET
+    return run
 
 
 @pytest.fixture

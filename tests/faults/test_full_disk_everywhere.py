@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.shards import write_atomically
-from tests.faults.forked_runs import small_run
 from tests.faults.small_disk import PAGE, fill, small_file_system
+from tests.faults.small_run import small_run
 from tests.logs import folder_bytes, write_log
 from trainer.cli import main
 from trainer.config import load_config

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import STEPS, Run, block_library, write_data, write_settings
+from tests.faults.fork_server import ForkServer
+from tests.faults.runs import CAN_BLOCK, STEPS, Run, write_data, write_settings
 from tests.logs import write_log
 from tests.resume import lasting, same_bits
 from trainer.cli import main
 from trainer.records import read_records
 
+blocks = pytest.mark.skipif(not CAN_BLOCK, reason="a library that blocks reads needs a C compiler, and Linux")
 WATCHDOG = '[watchdog]\ndata_wait_seconds = 0.5\nfirst_step_seconds = 60\naction = "{action}"\n'
 
 
@@ -47,13 +49,13 @@ def put_fifo(data: Path) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize(("action", "code"), [("report", 143), ("exit", 74)])
 def test_a_shard_that_hangs_is_noticed_and_what_is_in_memory_saved(
-    tmp_path: Path, whole: Path, action: str, code: int
+    server: ForkServer, tmp_path: Path, whole: Path, action: str, code: int
 ) -> None:
     data = write_data(tmp_path / "data")
     shard, aside = put_fifo(data)
     more = WATCHDOG.format(action=action)
     config = write_settings(tmp_path / "config.toml", data, more, port=0)
-    run = Run(config, tmp_path / "run")
+    run = Run(config, tmp_path / "run", server=server)
     if action == "report":
         run.wait_until(lambda: run.ask("readyz") == (503, run.ask("readyz")[1]) and "hung" in run.ask("readyz")[1])
         assert run.metric("hung") == 1
@@ -78,24 +80,24 @@ def test_a_shard_that_hangs_is_noticed_and_what_is_in_memory_saved(
     assert_same(run.path, whole)
 
 
-def test_a_first_shard_that_hangs_lets_the_run_stop(tmp_path: Path) -> None:
+def test_a_first_shard_that_hangs_lets_the_run_stop(server: ForkServer, tmp_path: Path) -> None:
     data = write_data(tmp_path / "data")
     shard = data / "train/part-00000.parquet"
     shard.unlink()
     os.mkfifo(shard)
-    run = Run(write_settings(tmp_path / "config.toml", data), tmp_path / "run")
+    run = Run(write_settings(tmp_path / "config.toml", data), tmp_path / "run", server=server)
     run.wait_until(lambda: "start" in events(run.path))
     run.process.send_signal(signal.SIGTERM)
     assert run.end() == 143, run.said()
 
 
-def test_an_evaluation_whose_rows_hang_lets_the_run_stop(tmp_path: Path, whole: Path) -> None:
+def test_an_evaluation_whose_rows_hang_lets_the_run_stop(server: ForkServer, tmp_path: Path, whole: Path) -> None:
     data = write_data(tmp_path / "data")
     shard = data / "validation/part-00000.parquet"
     aside = shard.rename(data / "aside.parquet")
     os.mkfifo(shard)
     config = write_settings(tmp_path / "config.toml", data, "[eval]\nevery_steps = 20\n", port=0)
-    run = Run(config, tmp_path / "run")
+    run = Run(config, tmp_path / "run", server=server)
     run.wait_until(lambda: run.status()["state"] == "evaluating")
     run.process.send_signal(signal.SIGTERM)
     assert run.end() == 143, run.said()
@@ -105,16 +107,16 @@ def test_an_evaluation_whose_rows_hang_lets_the_run_stop(tmp_path: Path, whole: 
     assert_same(run.path, whole)
 
 
-def test_reads_that_block_and_go_on_cost_time_alone(tmp_path: Path, whole: Path) -> None:
+@blocks
+def test_reads_that_block_and_go_on_cost_time_alone(server: ForkServer, tmp_path: Path, whole: Path) -> None:
     data, blocked = write_data(tmp_path / "data"), tmp_path / "blocked"
     blocked.touch()
     environment = {
-        "LD_PRELOAD": str(block_library(tmp_path)),
         "BLOCK_READS_OF": "train/part-00003",
         "BLOCK_READS_WHILE": str(blocked),
     }
     config = write_settings(tmp_path / "config.toml", data, WATCHDOG.format(action="report"), port=0)
-    run = Run(config, tmp_path / "run", environment=environment)
+    run = Run(config, tmp_path / "run", environment=environment, server=server)
     run.wait_until(lambda: run.ask("readyz")[1].startswith("hung"))
     blocked.unlink()
     assert run.end() == 0, run.said()
@@ -124,16 +126,18 @@ def test_reads_that_block_and_go_on_cost_time_alone(tmp_path: Path, whole: Path)
     assert found.index("hang") < found.index("recovery")
 
 
-def test_reads_that_fail_for_a_while_are_tried_again_and_said_once(tmp_path: Path, whole: Path) -> None:
+@blocks
+def test_reads_that_fail_for_a_while_are_tried_again_and_said_once(
+    server: ForkServer, tmp_path: Path, whole: Path
+) -> None:
     data, failing = write_data(tmp_path / "data"), tmp_path / "failing"
     failing.touch()
     environment = {
-        "LD_PRELOAD": str(block_library(tmp_path)),
         "BLOCK_READS_OF": "train/part-00003",
         "FAIL_READS_WHILE": str(failing),
     }
     config = write_settings(tmp_path / "config.toml", data, port=0)
-    run = Run(config, tmp_path / "run", environment=environment)
+    run = Run(config, tmp_path / "run", environment=environment, server=server)
     run.wait_until(lambda: run.metric('read_retries_total{cause="error"}') >= 2)
     failing.unlink()
     assert run.end() == 0, run.said()
@@ -142,7 +146,7 @@ def test_reads_that_fail_for_a_while_are_tried_again_and_said_once(tmp_path: Pat
 
     failing.touch()
     config = write_settings(tmp_path / "config.toml", data, retry=0.5)
-    run = Run(config, tmp_path / "another", environment=environment)
+    run = Run(config, tmp_path / "another", environment=environment, server=server)
     assert run.end() == 74
     assert "part-00003.parquet: row group 0 cannot be read (Input/output error)" in run.said()
 
@@ -151,23 +155,23 @@ def append(data: Path, log: Path) -> None:
     assert main(["preprocess", str(log), "--out", str(data), *(["--append"] if data.exists() else [])]) == 0
 
 
-def test_a_wait_for_a_log_to_grow_is_no_hang_and_hears_signals(tmp_path: Path) -> None:
+def test_a_wait_for_a_log_to_grow_is_no_hang_and_hears_signals(server: ForkServer, tmp_path: Path) -> None:
     """Longer than the watchdog lets anything else wait; and then it goes on."""
     days, data = [write_log(tmp_path / f"day_{day}.tsv", 300, seed=day) for day in range(2)], tmp_path / "data"
     append(data, days[0])
     config = write_settings(
         tmp_path / "config.toml",
         data,
-        "[schedule]\nname = 'constant'\n[watchdog]\ndata_wait_seconds = 2\nfirst_step_seconds = 60\naction = 'exit'\n",
+        "[schedule]\nname = 'constant'\n[watchdog]\ndata_wait_seconds = 1\nfirst_step_seconds = 60\naction = 'exit'\n",
         port=0,
     )
     text = config.read_text()
     config.write_text(
         text.replace("[data]", "[data]\nfollow = true\nfollow_poll_seconds = 0.05").replace(f"steps = {STEPS}", "")
     )
-    run = Run(config, tmp_path / "run")
+    run = Run(config, tmp_path / "run", server=server)
     run.wait_until(lambda: "waiting" in events(run.path))
-    run.wait_until(lambda: run.metric("generation_wait_seconds_total") > 5)
+    run.wait_until(lambda: run.metric("generation_wait_seconds_total") > 2.5)
     saves = events(run.path).count("checkpoint")
     run.process.send_signal(signal.SIGHUP)
     run.wait_until(lambda: events(run.path).count("checkpoint") == saves + 1)

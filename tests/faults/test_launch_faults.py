@@ -26,10 +26,17 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
     launches: list[Launch] = []
 
     def launch(
-        program: str, *, ranks: int = 2, retry_seconds: float = 0.0, meet: str = NOBODY, **config: float
+        program: str,
+        *,
+        ranks: int = 2,
+        retry_seconds: float = 0.0,
+        meet: str = NOBODY,
+        leave_seconds: float = 5.0,
+        **config: float,
     ) -> Launch:
         settings = LaunchConfig(ranks=ranks, retry_seconds=retry_seconds, **config)  # pyright: ignore[reportArgumentType]
-        launches.append(Launch(tmp_path / str(len(launches)), program, settings, meet=meet))
+        folder = tmp_path / str(len(launches))
+        launches.append(Launch(folder, program, settings, meet=meet, leave_seconds=leave_seconds))
         return launches[-1]
 
     yield launch
@@ -180,7 +187,7 @@ def test_a_save_that_fails_at_the_end_is_not_tried_again(begin: Begin) -> None:
 
 
 def test_the_second_signal_leaves_at_once(begin: Begin) -> None:
-    launch = begin(TRAINS + "time.sleep(1000)\n")
+    launch = begin(TRAINS + "time.sleep(1000)\n", leave_seconds=0.5)
     pids = launch.pids()
     launch.send(signal.SIGTERM)
     launch.wait_until(lambda: "SIGTERM" in launch.texts(1))

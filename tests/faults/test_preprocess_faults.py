@@ -27,8 +27,8 @@ from tests.faults.nursery import Nursery
 from tests.logs import folder_bytes, log_lines, write_log
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = int(os.environ.get("ALPHASTREAM_FAULT_TRIALS", "100"))
-FLIPS = int(os.environ.get("ALPHASTREAM_FAULT_FLIPS", "200"))
+KILLS = int(os.environ.get("ALPHASTREAM_FAULT_TRIALS", "12"))
+FLIPS = int(os.environ.get("ALPHASTREAM_FAULT_FLIPS", "80"))
 ROWS_PER_SHARD = 500
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.faults.fork_server import ForkServer, fault
+from tests.faults.runs import Run
 from tests.resume import lasting, same_bits
 from tests.tiny_data import write_tiny
 from trainer.config import Config, config_from, config_to_toml
@@ -22,8 +21,6 @@ from trainer.job import observer, train
 from trainer.job.observer import RunObserver
 from trainer.loop import Stop
 from trainer.records import RecordsConfig, read_records
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -141,54 +138,18 @@ def test_a_record_file_cut_while_nobody_looked_is_said_at_resume(config: Config,
     assert [line["step"] for line in read_records(steps)] == [*range(12), *range(20, 40)]
 
 
-STREAMS = """
-import json, os, sys
-import trainer.cli.entry, trainer.job
-from trainer.cli import main
-
-def closed():
-    os.close(1); os.close(2)
-
-def full():
-    os.dup2(os.open("/dev/full", os.O_WRONLY), 1); os.dup2(1, 2)
-
-def pipe_without_reader():
-    reader, writer = os.pipe()
-    os.dup2(writer, 1); os.dup2(writer, 2); os.close(reader)
-
-def terminal_that_is_gone():
-    master, terminal = os.openpty()
-    os.dup2(terminal, 1); os.dup2(terminal, 2); os.close(master)
-
-codes = {}
-for case in (closed, full, pipe_without_reader, terminal_that_is_gone):
-    child = os.fork()
-    if not child:
-        case()
-        sys.argv = ["alphastream", "train", sys.argv[1], "--run", case.__name__]
-        sys.exit(main())
-    codes[case.__name__] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-print(json.dumps(codes))
-"""
+STREAMS = ("closed", "full", "pipe_without_reader", "terminal_that_is_gone")
 
 
-def test_streams_that_are_gone_or_full_change_no_weight_and_no_exit_code(config: Config, tmp_path: Path) -> None:
+def test_streams_that_are_gone_or_full_change_no_weight_and_no_exit_code(
+    server: ForkServer, config: Config, tmp_path: Path
+) -> None:
     (tmp_path / "run.toml").write_text(config_to_toml(config))
     begin(config, tmp_path / "undisturbed")
-    tried = subprocess.run(
-        [sys.executable, "-c", STREAMS, "run.toml"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert tried.returncode == 0, tried.stderr
-    codes = json.loads(tried.stdout)
-    assert codes == dict.fromkeys(codes, 0)
-    assert len(codes) == 4
     expected = lasting(tmp_path / "undisturbed")
-    for case in codes:
+    for case in STREAMS:
+        run = Run(tmp_path / "run.toml", tmp_path / case, server=server, faults=[fault(f"stream_faults.{case}")])
+        assert run.end() == 0, (case, run.said())
         found = lasting(tmp_path / case)
         assert same_bits(found[0], expected[0]), case
         assert found[1:] == expected[1:], case

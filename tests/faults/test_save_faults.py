@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.faults.fork_server import ForkServer
 from tests.faults.forked_runs import ForkedRuns, TracedSave, why_untraced
 from tests.faults.kills import kill_and_continue
 from tests.faults.save_calls import FINAL, Point, Trials
@@ -23,9 +23,8 @@ REFUSED = [Point(MIDDLE, "mkdir", 2), Point(MIDDLE, "write", 2), Point(MIDDLE, "
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedRuns]:
-    with ForkedRuns(tmp_path_factory.mktemp("runs")) as started:
-        yield started
+def runs(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> ForkedRuns:
+    return ForkedRuns(server, tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +50,6 @@ def test_the_last_save_is_made_again_at_once_or_by_the_next_command(trials: Tria
 
 
 def test_kill_9_at_random_moments_costs_steps_and_nothing_else(runs: ForkedRuns, tmp_path: Path) -> None:
-    problem, counts = kill_and_continue(runs, tmp_path, kills=6, steps=120, chance=random.Random(1))
+    problem, counts = kill_and_continue(runs, tmp_path, kills=4, steps=120, chance=random.Random(1))
     assert problem is None
-    assert counts["kills"] == 6
+    assert counts["kills"] == 4

@@ -25,7 +25,8 @@ from io import StringIO
 from pathlib import Path
 from types import TracebackType
 
-from tests.faults.forked_runs import ROOT, small_run
+from tests.faults.fork_server import ROOT
+from tests.faults.small_run import small_run
 
 DISK_SECONDS = 0.25
 WAITING_BYTES = 100_000
