@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.faults.forked_ranks import ForkedRanks
+from tests.faults.fork_server import ForkServer
+from tests.faults.hosts import LONG
 from tests.faults.launched_ranks import OWN, LaunchedRanks
-from tests.faults.test_ranks_faults import LONG, Runs, events, same_end
+from tests.faults.rank_runs import RankRuns, events, same_end
 
 PATIENCE = ("--ranks.timeout_seconds", "5")
 
@@ -62,9 +63,9 @@ def main() -> int:
         ("rank 1 halted, then TERM", halted_and_stopped, 1, (*PATIENCE, "--grace-seconds", "10")),
         ("TERM twice", stopped_twice, 0, ()),
     )
-    with tempfile.TemporaryDirectory(prefix="halts-") as name, ForkedRanks(Path(name)) as server:
-        runs, whole = Runs(Path(name), server), Path(name) / "whole-long"
-        assert server.train(runs.config, whole, *LONG).end() == [0, 0]
+    with tempfile.TemporaryDirectory(prefix="halts-") as name, ForkServer() as server:
+        runs = RankRuns(server, Path(name))
+        whole = runs.ended(Path(name) / "whole-long", *LONG)
         for number, (what, disturb, rank, more) in enumerate(ways):
             run = Path(name) / f"run-{number}"
             launch = LaunchedRanks(OWN, runs.config, run, "--ranks", "2", *LONG, *more)
@@ -72,8 +73,7 @@ def main() -> int:
                 told = disturb(launch, rank)
             finally:
                 launch.close()
-            assert server.train(runs.config, run, *LONG).end() == [0, 0]
-            same_end(run, whole)
+            same_end(runs.ended(run, *LONG), whole)
             print(f"{what}: {told}; in the end as two ranks that nothing disturbed, bit for bit", flush=True)
     return 0
 

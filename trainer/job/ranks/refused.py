@@ -58,7 +58,7 @@ def impatience(config: Config, ranks: int) -> str | None:
     if ranks == 1 or config.data.retry_seconds < config.ranks.timeout_seconds:
         return None
     return (
-        f"a rank whose read fails tries it again for data.retry_seconds ({config.data.retry_seconds:g}), and others wait "
-        f"for it for ranks.timeout_seconds ({config.ranks.timeout_seconds:g}): make these the longer, or all are given up "
-        "while it tries"
+        f"a rank whose read fails tries it again for data.retry_seconds ({config.data.retry_seconds:g}), and others "
+        f"wait for it for ranks.timeout_seconds ({config.ranks.timeout_seconds:g}): make these the longer, or all are "
+        "given up while it tries"
     )
