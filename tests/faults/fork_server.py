@@ -29,6 +29,7 @@ from tests.faults.small_run import small_run
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.005
+READY = "ready\n"
 Fault = tuple[str, dict[str, Any]]
 
 
@@ -101,6 +102,8 @@ class ForkServer:
             stdout=subprocess.PIPE,
             text=True,
         )
+        assert self._server.stdout
+        assert self._server.stdout.readline() == READY, "the server of children did not start"
         return self
 
     def __exit__(
@@ -122,6 +125,7 @@ def _serve() -> None:
         config, more = small_run(Path(folder)), ("--stepsize.policy", "auto", "--budget.steps", "12")
         main(["train", str(config), "--run", f"{folder}/run", *more, "--metrics.port", "0"])
         main(["verify", f"{folder}/run"])
+    print(READY, end="", flush=True)
     living = set[int]()
     for line in sys.stdin:
         asked = json.loads(line)
