@@ -9,27 +9,21 @@ Faults are functions of modules of tests.faults, called in the child before the 
 
 from __future__ import annotations
 
-import json
 import os
 import pkgutil
-import signal
-import subprocess
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout, suppress
-from io import StringIO
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+import torch
 
 from tests.faults.small_run import small_run
+from tests.forking import ForkedProcess, Forks, serve
 
-ROOT = Path(__file__).resolve().parents[2]
-POLL_SECONDS = 0.005
-READY = "ready\n"
 Fault = tuple[str, dict[str, Any]]
 
 
@@ -38,41 +32,11 @@ def fault(name: str, **arguments: Any) -> Fault:
     return name if "." in name else f"rank_faults.{name}", arguments
 
 
-class ForkedProcess:
-    """A child of the server: what tests use of a subprocess.Popen."""
-
-    def __init__(self, server: ForkServer, pid: int) -> None:
-        self._server, self.pid = server, pid
-        self._code: int | None = None
-
-    def poll(self) -> int | None:
-        """The exit code, negative for a signal; None while it lives."""
-        if self._code is None:
-            self._code = self._server.ask({"ended": self.pid})
-        return self._code
-
-    def wait(self, timeout: float | None = None) -> int:
-        """The exit code, once it has ended. Raises: TimeoutError after so many seconds."""
-        end = None if timeout is None else time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if end is not None and time.monotonic() > end:
-                raise TimeoutError(f"process {self.pid} has not ended within {timeout} s")
-            time.sleep(POLL_SECONDS)
-        return code
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
-
-
-class ForkServer:
+class ForkServer(Forks):
     """A context; what still lives of its children at the end is killed."""
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
-        self._environment = environment or {}
+        super().__init__("tests.faults.fork_server", environment)
 
     def start(
         self,
@@ -86,63 +50,16 @@ class ForkServer:
         asked = {"arguments": arguments, "log": str(log), "environment": environment or {}, "faults": faults}
         return ForkedProcess(self, self.ask(asked))
 
-    def ask(self, asked: Mapping[str, Any]) -> Any:
-        """What it answers: a JSON value in a line, as it was asked in one."""
-        assert self._server.stdin
-        assert self._server.stdout
-        print(json.dumps(asked), file=self._server.stdin, flush=True)
-        return json.loads(self._server.stdout.readline())
 
-    def __enter__(self) -> Self:
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.fork_server"],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **self._environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._server.stdout
-        assert self._server.stdout.readline() == READY, "the server of children did not start"
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.communicate()
-
-
-def _serve() -> None:
-    """Of each line a child, or the exit code of one that has ended."""
-    import torch
-
+def _warm_up() -> None:
+    """Imports and compiles, once, what a run does on its way."""
     from trainer.cli import main
 
     torch.set_num_threads(1)
-    said = StringIO()
-    with tempfile.TemporaryDirectory() as folder, redirect_stderr(said), redirect_stdout(said):
-        # imports and compiles, once, what a run does on its way
+    with tempfile.TemporaryDirectory() as folder:
         config, more = small_run(Path(folder)), ("--stepsize.policy", "auto", "--budget.steps", "12")
         main(["train", str(config), "--run", f"{folder}/run", *more, "--metrics.port", "0"])
         main(["verify", f"{folder}/run"])
-    print(READY, end="", flush=True)
-    living = set[int]()
-    for line in sys.stdin:
-        asked = json.loads(line)
-        if "ended" in asked:
-            pid, status = os.waitpid(asked["ended"], os.WNOHANG)
-            living.discard(pid)
-            print(json.dumps(os.waitstatus_to_exitcode(status) if pid else None), flush=True)
-            continue
-        child = os.fork()
-        if child == 0:
-            os._exit(_run_child(asked))
-        living.add(child)
-        print(child, flush=True)
-    for child in living:
-        with suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-    os._exit(0)  # there is nothing to tidy
 
 
 def _run_child(asked: dict[str, Any]) -> int:
@@ -167,4 +84,4 @@ def _run_child(asked: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    _serve()
+    serve(_warm_up, _run_child)

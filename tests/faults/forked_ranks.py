@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from tests.faults.fork_server import POLL_SECONDS, Fault, ForkedProcess, ForkServer
+from tests.faults.fork_server import Fault, ForkServer
+from tests.forking import POLL_SECONDS, ForkedProcess
 from trainer.launch.environment import Meeting, rank_environment
 
 MOST_SECONDS = 120.0

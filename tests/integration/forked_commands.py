@@ -9,25 +9,21 @@ with ForkedCommands() as forks:
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import pickle
-import signal
 import socket
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 
-from tests.faults.forked_runs import ForkServer
+from tests.forking import ForkedProcess, Forks, serve
 from trainer.ranks import Ranks, RanksConfig, open_ranks
 
 ALPHASTREAM = "import sys; from trainer.cli import main; sys.exit(main())"
@@ -53,41 +49,26 @@ def slow_from(step: int, *, seconds: float = 0.05) -> str:
     return SLOW.format(first=step, seconds=seconds)
 
 
-class Command:
-    """A child, with the names that `subprocess.Popen` gives to what can be done with it."""
+class Command(ForkedProcess):
+    """A child, and what it writes."""
 
     def __init__(self, server: ForkedCommands, pid: int, folder: Path) -> None:
-        self._server, self.pid, self._folder = server, pid, folder
-        self.returncode: int | None = None
+        super().__init__(server, pid)
+        self._folder = folder
 
-    def poll(self) -> int | None:
-        """The exit code, negative for a signal; None while it lives."""
-        if self.returncode is None:
-            self.returncode = self._server.ask({"wait": self.pid})
-        return self.returncode
-
-    def wait(self) -> int:
-        """The exit code, once it has ended; it is killed after `MOST_SECONDS`, and the test fails."""
-        end = time.monotonic() + MOST_SECONDS
-        while (code := self.poll()) is None:
-            if time.monotonic() > end:
-                self.kill()
-                raise AssertionError(f"it did not end:\n{self.said}")
-            time.sleep(0.005)
-        return code
+    def wait(self, timeout: float | None = MOST_SECONDS) -> int:
+        """The exit code, once it has ended; it is killed after so many seconds, and the test fails."""
+        try:
+            return super().wait(timeout)
+        except TimeoutError:
+            self.kill()
+            raise AssertionError(f"it did not end:\n{self.said}") from None
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Polls until `condition`; fails if the process ends first."""
         while not condition():
             assert self.poll() is None or condition(), f"it ended before it could be disturbed:\n{self.said}"
             time.sleep(0.005)
-
-    def send_signal(self, number: int) -> None:
-        if self.returncode is None:  # else its id may be another's
-            os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
 
     @property
     def said(self) -> str:
@@ -100,11 +81,11 @@ class Command:
         return (self._folder / "stdout").read_text(encoding="utf-8")
 
 
-class ForkedCommands(ForkServer):
+class ForkedCommands(Forks):
     """Commands, and ranks of a group, in children of one process; a context."""
 
     def __init__(self) -> None:
-        super().__init__("tests.integration.forked_commands", OMP_NUM_THREADS="1")
+        super().__init__("tests.integration.forked_commands")
 
     def start(self, *arguments: object, program: str = ALPHASTREAM, **environment: str) -> Command:
         """As `python -c program arguments` would begin, in the root of the project."""
@@ -155,45 +136,26 @@ def run_rank(rank: int, folder: str) -> None:
         torch.save(function(opened, *arguments), Path(folder) / f"{rank}.pt")
 
 
-def _serve() -> None:
-    """Of each line a child, or the exit code of one that has ended; those that still live are killed in the end."""
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        _warm_up(Path(folder))
-    alive = set[int]()
-    for line in sys.stdin:
-        asked = json.loads(line)
-        if "wait" in asked:
-            pid, status = os.waitpid(asked["wait"], os.WNOHANG)
-            alive.discard(pid)
-            print(json.dumps(os.waitstatus_to_exitcode(status) if pid else None), flush=True)
-            continue
-        child = os.fork()
-        if child == 0:
-            os._exit(_run_child(asked))
-        alive.add(child)
-        print(child, flush=True)
-    for pid in alive:
-        os.kill(pid, signal.SIGKILL)
-
-
-def _warm_up(folder: Path) -> None:
+def _warm_up() -> None:
     """Imports and compiles, once, what a command does on its way."""
     from trainer.cli import main
 
-    log, data, run = folder / "log", folder / "data", folder / "run"
-    (folder / "config.toml").write_text(
-        f'[data]\npath = "{data}"\nbatch_rows = 8\n[model]\ntable_rows = 16\n[stepsize]\npolicy = "auto"\n'
-        "[budget]\nsteps = 12\n[metrics]\nport = -1\n",
-        encoding="utf-8",
-    )
-    for command in (
-        ["sample", log, "--rows", "300"],
-        ["preprocess", log, "--out", data],
-        ["train", folder / "config.toml", "--run", run],
-        ["predict", run, log, "--out", folder / "scores.parquet"],
-    ):
-        main([*map(str, command)])
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        log, data, run = folder / "log", folder / "data", folder / "run"
+        (folder / "config.toml").write_text(
+            f'[data]\npath = "{data}"\nbatch_rows = 8\n[model]\ntable_rows = 16\n[stepsize]\npolicy = "auto"\n'
+            "[budget]\nsteps = 12\n[metrics]\nport = -1\n",
+            encoding="utf-8",
+        )
+        for command in (
+            ["sample", log, "--rows", "300"],
+            ["preprocess", log, "--out", data],
+            ["train", folder / "config.toml", "--run", run],
+            ["predict", run, log, "--out", folder / "scores.parquet"],
+        ):
+            main([*map(str, command)])
     importlib.import_module("tests.integration.ranks_jobs")
 
 
@@ -217,4 +179,4 @@ def _run_child(asked: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    _serve()
+    serve(_warm_up, _run_child)

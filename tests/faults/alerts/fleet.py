@@ -25,8 +25,8 @@ from io import StringIO
 from pathlib import Path
 from types import TracebackType
 
-from tests.faults.fork_server import ROOT
 from tests.faults.small_run import small_run
+from tests.forking import ROOT
 
 DISK_SECONDS = 0.25
 WAITING_BYTES = 100_000
