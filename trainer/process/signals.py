@@ -176,9 +176,13 @@ class SignalDesk:
         heard = [number for number in HEARD if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
         self._wakeup_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         SignalDesk.current = self
-        self._before = {number: signal.signal(number, self._handle) for number in heard}
         self._listener = threading.Thread(target=self._listen, args=(tuple(heard),), name="signals", daemon=True)
-        self._listener.start()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, heard)  # until there is somebody to hear them
+        try:
+            self._before = {number: signal.signal(number, self._handle) for number in heard}
+            self._listener.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def close(self) -> None:
         """Gives back to whoever heard them before."""

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,30 @@ def test_the_first_asks_and_is_announced_from_a_thread(number: signal.Signals) -
     assert (name, request) == (number.name, Request.STOP)
     assert thread is not threading.main_thread()
     assert signal.getsignal(number) is before
+
+
+def test_one_that_comes_while_the_desk_opens_is_heard_once_it_is_open(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Between two handlers, before the thread that listens begins: nothing that it asks for is lost."""
+    install, desk = signal.signal, SignalDesk()
+
+    def install_and_send(number: int, handler: Any) -> Any:
+        before = install(number, handler)
+        if number == signal.SIGQUIT:
+            os.kill(os.getpid(), number)
+        return before
+
+    monkeypatch.setattr(signal, "signal", install_and_send)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            desk.open()
+    finally:
+        monkeypatch.undo()
+        desk.wait_until_said()
+        desk.close()
+    assert "SIGQUIT: the stacks of all threads" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
 
 
 @pytest.mark.parametrize("second", STOPS)
