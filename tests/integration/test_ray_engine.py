@@ -19,6 +19,7 @@ from pipeline.errors import InputError
 from pipeline.preprocess import PreprocessConfig, Progress, preprocess, ray_engine
 from pipeline.shards import Manifest
 from tests.logs import folder_bytes, log_lines, write_log
+from tests.weighted_log import FORMAT, weighted_log
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,6 +57,18 @@ def test_ray_gives_the_same_bytes_as_threads(cluster: Any, log: Path, tmp_path: 
     summary = preprocess(config_of(log, tmp_path / "ray", engine="ray"), report=seen.append)
     assert folder_bytes(tmp_path / "ray") == folder_bytes(tmp_path / "threads")
     assert (summary.rows, seen[-1].rows, seen[-1].rejected_rows) == (289, 289, 1)
+
+
+def test_weights_of_rows_and_the_negatives_that_stay_are_those_of_threads(cluster: Any, tmp_path: Path) -> None:
+    weighted_log(400, seed=3).write(tmp_path / "log.csv")
+    (tmp_path / "log.toml").write_text(FORMAT)
+    for engine in ("threads", "ray"):
+        options = {"format": str(tmp_path / "log.toml"), "keep_negatives": 0.5, "max_rejects": "0"}
+        preprocess(config_of(tmp_path / "log.csv", tmp_path / engine, engine=engine, **options))
+    assert folder_bytes(tmp_path / "ray") == folder_bytes(tmp_path / "threads")
+    made = Manifest.load(tmp_path / "ray")
+    assert made.format.weight == "weight"
+    assert made.negatives_kept == 0.5
 
 
 def test_ten_generations_by_ray_are_those_of_threads(cluster: Any, log: Path, tmp_path: Path) -> None:
