@@ -14,11 +14,13 @@ import torch
 from pipeline.device.dali import DaliPairs
 from pipeline.device.feed import DevicePair, Feed
 from pipeline.errors import StorageError
+from pipeline.preprocess import PreprocessConfig, preprocess
 from pipeline.rows.order import RowPosition
 from pipeline.rows.pairs import HostPairs, PairSpans
 from pipeline.stages import StageTotals
 from tests.resume import assert_identical, assert_resumes
 from tests.tiny_data import CPU, TABLE_ROWS, feed, flip_in_row_group, reader, take, write_tiny
+from tests.weighted_log import FORMAT, weighted_log
 
 pytest.importorskip("nvidia.dali", reason="DALI is the extra `dali`")
 
@@ -79,6 +81,21 @@ def test_every_rank_gets_its_share_as_by_the_ring(tiny_data, pairing):
         shares.append(take(tiny_data, 60, feed="dali", **options))
         assert_same(shares[-1], take(tiny_data, 60, **options))
     assert {pair.b2.rows for share in shares for pair in share} >= {0, 1}
+
+
+def test_weights_of_rows_go_along_as_by_the_ring(tmp_path):
+    weighted_log(200, seed=1).write(tmp_path / "log.csv")
+    (tmp_path / "log.toml").write_text(FORMAT)
+    preprocess(
+        PreprocessConfig(sources=(str(tmp_path / "log.csv"),), format=str(tmp_path / "log.toml"), out=tmp_path / "data")
+    )
+    found, expected = (take(tmp_path / "data", 12, feed=kind, shuffle="rows") for kind in ("dali", "ring"))
+    assert_same(found, expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        for own, other in ((ours.b1, theirs.b1), (ours.b2, theirs.b2)):
+            assert own.weight is not None
+            assert len(set(own.weight.tolist())) > 1
+            assert torch.equal(own.weight, other.weight)
 
 
 class WatchedFeed:
