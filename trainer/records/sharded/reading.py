@@ -19,7 +19,7 @@ from trainer.records.serialization import deserialize
 from trainer.records.sharded.rows import RowRange, Take, all_rows
 
 COPIED_ROWS = 1 << 14
-"""Rows that are copied at a time: of those that lie apart, a device is given copies that lie together."""
+"""Rows that are copied at a time; on their way to a device, those that lie apart are brought together on the host."""
 
 
 def read_content(

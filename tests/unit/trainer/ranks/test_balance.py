@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.encode import tsv
+from pipeline.line_buffer import PADDING_BYTES
+from pipeline.preprocess.formats import CRITEO_KAGGLE
+from pipeline.schema import CRITEO, LogFormat
 from trainer.ranks import Ranks, RowsAcrossRanks, RowsOfRank
 
 TABLE_ROWS = 4_194_304
@@ -90,3 +96,29 @@ def test_the_last_rows_of_the_largest_table_of_32_bit_ids_are_found() -> None:
     for ranks in (2, 3, 8, 64):
         found, _ = look_up(ids, rows=rows, rank=0, ranks=ranks)
         assert sum(found.asked) == 9
+
+
+@lru_cache(maxsize=1)
+def encoded(log: Path, log_format: LogFormat, rows: int) -> Tensor:
+    """(S, R) int32: the table rows of a log's first lines, in AlgoPerf's encoding."""
+    with gzip.open(log) as file:
+        text = b"".join(islice(file, rows))
+    group, buffer = tsv.make_group(log_format, rows), np.frombuffer(text + bytes(PADDING_BYTES), np.uint8).copy()
+    layout, tally = tsv.make_layout(log_format), tsv.make_tally(log_format)
+    tsv.parse(buffer, 0, len(text), layout, group, 0, tally, tsv.make_rejects(), tsv.make_scratch(log_format))
+    return torch.from_numpy(group.buckets[:, :rows].astype(np.float32).astype(np.int32) % TABLE_ROWS)
+
+
+@pytest.mark.parametrize(
+    ("log", "ranks", "contiguous", "now"),
+    [("1tb", 8, 5.5, 1.4), ("1tb", 64, 39, 1.5), ("kaggle", 8, 4.2, 1.02), ("kaggle", 64, 4.3, 1.08)],
+)
+def test_of_real_rows_it_is_what_the_page_on_scale_says(
+    real_data: Path, log: str, ranks: int, contiguous: float, now: float
+) -> None:
+    if log == "1tb":
+        ids = encoded(real_data / "criteo_1tb_day0_10000.tsv.gz", CRITEO, 10_000)
+    else:
+        ids = encoded(real_data / "criteo_kaggle_137139.tsv.gz", CRITEO_KAGGLE, 131_072)
+    assert contiguous_busiest_over_mean(ids, ranks=ranks) == pytest.approx(contiguous, rel=0.015)
+    assert busiest_over_mean(ids, ranks=ranks) == pytest.approx(now, abs=0.05 if log == "1tb" else 0.005)
