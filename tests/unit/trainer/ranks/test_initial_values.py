@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from trainer.ranks import Ranks
 SIZES = (3, 5000, 1, 4099)
 
 
-def weight_of(factory: str, tables: str, ranks: Ranks) -> torch.Tensor:
+def weight_of(factory: str, tables: Any, ranks: Ranks) -> torch.Tensor:
     config = ModelConfig(
         factory=factory, table_rows=9001, embedding_dim=4, bottom=(8, 4), top=(6, 1), tables=tables
     ).resolved()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
+import trainer.records.sharded.reading
 from tests.rank_threads import on_ranks, share
 from tests.resume import assert_identical
 from tests.sharded_content import TABLES, content_of, load_rows, rows_of, save_on, whole_content
@@ -97,3 +98,18 @@ def test_the_rows_that_two_ranges_have_in_common_are_found_where_each_has_them(r
             if common:
                 assert list(one.numbers[one.places(common)]) == list(common)
                 assert list(other.numbers[other.places(common)]) == list(common)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_rows_that_are_copied_some_at_a_time_are_those_that_are_copied_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(trainer.records.sharded.reading, "COPIED_ROWS", at_once)
+    save_contiguous(tmp_path / "before", 5, 2, 13)
+    save_on(1, tmp_path / "one", 5, 13)
+    save_on(3, tmp_path / "three", 5, 13)
+    for saved in ("before", "one", "three"):
+        for read, mine in on_ranks(
+            2, lambda group, run=tmp_path / saved: (load_rows(run, group, 13), share(13, group))
+        ):
+            assert_identical(content_of(read), rows_of(whole_content(5, 13), mine))
