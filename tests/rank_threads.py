@@ -70,6 +70,5 @@ def on_ranks(ranks: int, act: Callable[[ThreadGroup], Any]) -> list[Any]:
 
 
 def share(rows: int, group: ThreadGroup) -> RowRange:
-    """The rows of a rank: contiguous, the same number on all but the last that has any; then none."""
-    most = -(-rows // group.ranks)
-    return RowRange(min(group.rank * most, rows), min((group.rank + 1) * most, rows), rows)
+    """The rows of a rank: every so many-th, or none."""
+    return RowRange(min(group.rank, rows), rows, rows, group.ranks)

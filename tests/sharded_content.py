@@ -48,7 +48,7 @@ def rows_of(content: dict[str, Any], mine: RowRange) -> dict[str, Any]:
     """What a rank has: copies of its rows."""
 
     def part(key: tuple[str, str], value: torch.Tensor) -> torch.Tensor:
-        return value[mine.start : mine.stop].clone() if key in TABLES else value
+        return value[list(mine.numbers)] if key in TABLES else value
 
     tensors = {
         file: {name: part((file, name), value) for name, value in values.items()}

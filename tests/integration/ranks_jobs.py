@@ -72,7 +72,7 @@ def _loaded(ranks: Ranks, folder: str, job: Job) -> dict[str, Any]:
         assert found is not None
         files = list(checkpoint_files(*state.content(state.load(found, run=run), {})))
         wanted = WantedRows(state.learner.model, state.learner.optimizer)
-        rows = {key: (held.start, held.stop, held.rows) for file in files for key, held in wanted.having(file).items()}
+        rows = {key: held for file in files for key, held in wanted.having(file).items()}
         tensors = {(file.name, name): value.clone() for file in files for name, value in file.tensors.items()}
     return {"tensors": tensors, "rows": rows}
 
@@ -80,7 +80,12 @@ def _loaded(ranks: Ranks, folder: str, job: Job) -> dict[str, Any]:
 def whole(found: list[dict[str, Any]]) -> dict[tuple[str, str], Tensor]:
     """The tensors of all ranks, rows put together; generators' states left out, which each rank has for itself."""
     names = [key for key in found[0]["tensors"] if not (key[0] == "state" and key[1].startswith("random"))]
-    return {
-        key: torch.cat([one["tensors"][key] for one in found]) if key in found[0]["rows"] else found[0]["tensors"][key]
-        for key in names
-    }
+    return {key: _put_together(found, key) if key in found[0]["rows"] else found[0]["tensors"][key] for key in names}
+
+
+def _put_together(found: list[dict[str, Any]], key: tuple[str, str]) -> Tensor:
+    parts = [one["tensors"][key] for one in found]
+    tensor = torch.empty((sum(map(len, parts)), *parts[0].shape[1:]), dtype=parts[0].dtype)
+    for one, part in zip(found, parts, strict=True):
+        tensor[list(one["rows"][key].numbers)] = part
+    return tensor

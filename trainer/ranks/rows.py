@@ -7,30 +7,25 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class RowsOfRank:
-    """Rows [start, stop) of a table of `rows`: ⌈rows/ranks⌉ each, fewer or none at the end."""
+    """Rows rank, rank + ranks, … of a table of `rows`: row r is row r // ranks of rank r % ranks.
+
+    So the rows that all ask for, which lie at the beginning of a table with small features, are on all ranks alike.
+    """
 
     rows: int
     rank: int
     ranks: int
 
     @property
-    def most(self) -> int:
-        """Rows that any rank holds at most."""
-        return -(-self.rows // self.ranks)
-
-    @property
-    def start(self) -> int:
-        return min(self.rank * self.most, self.rows)
-
-    @property
-    def stop(self) -> int:
-        return min(self.start + self.most, self.rows)
-
-    @property
     def held(self) -> int:
-        """Rows that this rank holds."""
-        return self.stop - self.start
+        """Rows that this rank holds: ⌈rows/ranks⌉ or one less."""
+        return self.before(self.rows)
+
+    def before(self, row: int) -> int:
+        """How many of this rank's rows come before `row` of the table."""
+        return (row - self.rank + self.ranks - 1) // self.ranks
 
     def bounds(self) -> list[int]:
-        """Where each rank's rows end."""
-        return [min((rank + 1) * self.most, self.rows) for rank in range(self.ranks)]
+        """(ranks + 1,) where each rank's rows begin, and the last one's end, with the rows in the order of ranks."""
+        least, ranks_with_more = divmod(self.rows, self.ranks)
+        return [rank * least + min(rank, ranks_with_more) for rank in range(self.ranks + 1)]

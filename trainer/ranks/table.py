@@ -21,9 +21,16 @@ from trainer.ranks.rows import RowsOfRank
 
 
 @lru_cache(maxsize=16)
-def _ends(place: RowsOfRank, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(ranks,) where each rank's rows end."""
+def _bounds(place: RowsOfRank, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(ranks + 1,) where each rank's rows begin and end, with the rows in the order of ranks."""
     return torch.tensor(place.bounds(), dtype=dtype, device=device)
+
+
+def _in_order_of_ranks(ids: Tensor, place: RowsOfRank, bounds: Tensor) -> Tensor:
+    """(N,) the places of rows `ids` where those of rank 0 come first, then rank 1's, …; `rows` for what is no row."""
+    within = ids // place.ranks
+    found = bounds.index_select(0, ids - within * place.ranks) + within
+    return torch.where((ids >= 0) & (ids < place.rows), found, place.rows)
 
 
 class RowsAcrossRanks:
@@ -34,9 +41,9 @@ class RowsAcrossRanks:
 
     def __init__(self, ids: Tensor, place: RowsOfRank, ranks: Ranks) -> None:
         self._ranks = ranks
-        wanted, self.places = torch.unique(ids.reshape(-1), return_inverse=True)
-        upto = torch.searchsorted(wanted, _ends(place, wanted.dtype, wanted.device), right=False)
-        asked = upto.diff(prepend=upto.new_zeros(1))
+        bounds = _bounds(place, ids.dtype, ids.device)
+        wanted, self.places = torch.unique(_in_order_of_ranks(ids.reshape(-1), place, bounds), return_inverse=True)
+        asked = torch.searchsorted(wanted, bounds, right=False).diff()
         told = ranks.exchange(asked, give=[1] * ranks.ranks, take=[1] * ranks.ranks, what="counts")
         counts = torch.stack([asked, told]).tolist()
         self.asked: list[int] = counts[0]
@@ -45,7 +52,7 @@ class RowsAcrossRanks:
         """Rows that each rank asks of this one."""
         if sum(self.asked) != len(wanted):
             raise IndexError(f"index out of range: the table has {place.rows:,} rows")
-        self.given = ranks.exchange(wanted, give=self.asked, take=self.told, what="ids") - place.start
+        self.given = ranks.exchange(wanted, give=self.asked, take=self.told, what="ids") - place.bounds()[place.rank]
         """(G,) which of this rank's rows the others want, in the order of ranks."""
 
     def fetched(self, given: Tensor, *, what: str = "rows") -> Tensor:
@@ -111,10 +118,8 @@ class ShardedEmbedding(nn.Embedding):
         for start, stop in pairwise([0, *ends]):
             piece = torch.empty((stop - start, self.embedding_dim), dtype=self.weight.dtype)
             draw(piece)
-            low, high = max(start, self.place.start), min(stop, self.place.stop)
-            if low < high:
-                own = slice(low - self.place.start, high - self.place.start)
-                self.weight[own] = piece[low - start : high - start].to(self.weight.device)
+            first, ranks = (self.place.rank - start) % self.place.ranks, self.place.ranks
+            self.weight[self.place.before(start) : self.place.before(stop)] = piece[first::ranks].to(self.weight.device)
 
 
 FILLED_ROWS = 1 << 12

@@ -21,8 +21,9 @@ from trainer.records.serialization import serialize
 
 CHECKPOINT_VERSION = 1
 """Of a checkpoint whose every tensor lies whole in one file."""
-SHARDED_VERSION = 2
-"""Of one with tensors whose rows lie in several files; the newest that this program reads."""
+SHARDED_VERSION = 3
+"""Of one with tensors whose rows lie in several files, in each of them every so many-th; the newest that this program
+reads. In version 2 each file has rows that follow one another."""
 MANIFEST = "manifest.json"
 STATE = "state.json"
 STATE_FILE = "state"

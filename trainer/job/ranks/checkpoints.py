@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 from torch.optim import Optimizer
 
-from trainer.ranks import Ranks, held_rows
+from trainer.ranks import Ranks, RowsOfRank, held_rows
 from trainer.records import CheckpointFile, RowRange, Shares
 
 MOMENTS = "optimizer.state."
@@ -21,7 +21,7 @@ class WantedRows:
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
-        self._held = {name: RowRange(place.start, place.stop, place.rows) for name, place in held_rows(model).items()}
+        self._held = {name: _range_of(place) for name, place in held_rows(model).items()}
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         moved = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
         self._moments = {str(index): name for index, name in enumerate(moved) if name in self._held}
@@ -54,6 +54,10 @@ class WantedRows:
         if file == "state" and name.startswith(MOMENTS):
             return self._moments.get(name.removeprefix(MOMENTS).split(".", 1)[0])
         return None
+
+
+def _range_of(place: RowsOfRank) -> RowRange:
+    return RowRange(min(place.rank, place.rows), place.rows, place.rows, place.ranks)
 
 
 def shares_of(files: Iterable[CheckpointFile], ranks: Ranks, wanted: WantedRows) -> Shares:

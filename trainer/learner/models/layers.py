@@ -57,8 +57,7 @@ def each_table(table: nn.Embedding, table_rows: TableRows) -> Iterator[tuple[Ten
     stop = 0
     for rows in [table_rows] if isinstance(table_rows, int) else table_rows:
         start, stop = stop, stop + rows
-        low, high = (min(max(row, place.start), place.stop) - place.start for row in (start, stop))
-        yield table.weight[low:high], rows
+        yield table.weight[place.before(start) : place.before(stop)], rows
 
 
 def linears(widths: Sequence[int], device: torch.device | str) -> list[nn.Linear]:

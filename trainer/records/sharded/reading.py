@@ -16,7 +16,10 @@ from torch import Tensor
 from pipeline.errors import StorageError, cause_of
 from trainer.records.content import STATE, STATE_FILE
 from trainer.records.serialization import deserialize
-from trainer.records.sharded.rows import Take
+from trainer.records.sharded.rows import RowRange, Take, all_rows
+
+COPIED_ROWS = 1 << 14
+"""Rows that are copied at a time; on their way to a device, those that lie apart are brought together on the host."""
 
 
 def read_content(
@@ -37,12 +40,11 @@ def read_content(
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows [start, stop) of a tensor, as a file holds them."""
+    """Rows of a tensor, as a file holds them."""
 
     file: Path
     name: str
-    start: int
-    stop: int
+    rows: RowRange
 
 
 @dataclass(kw_only=True)
@@ -60,7 +62,10 @@ class _Reader:
         for key, entry in self.sharded.items():
             if key.startswith(f"{file}/"):
                 name = key.removeprefix(f"{file}/")
-                pieces = [_Piece(self.path / held, key, *having) for held, having in entry["ranges"].items()]
+                pieces = [
+                    _Piece(self.path / held, key, RowRange(start, stop, entry["shape"][0], *step))
+                    for held, (start, stop, *step) in entry["ranges"].items()
+                ]
                 tensors[name] = self._read(file, name, entry["shape"], pieces, device)
         return tensors
 
@@ -71,7 +76,7 @@ class _Reader:
         for name in names:
             shape = stored.get_slice(name).get_shape()
             if shape:
-                tensors[name] = self._read(file, name, shape, [_Piece(whole, name, 0, shape[0])], device)
+                tensors[name] = self._read(file, name, shape, [_Piece(whole, name, all_rows(shape[0]))], device)
             else:
                 tensors[name] = stored.get_tensor(name).to(device)
         return tensors
@@ -79,17 +84,19 @@ class _Reader:
     def _read(self, file: str, name: str, shape: list[int], pieces: list[_Piece], device: str) -> Tensor:
         """The rows to take of the tensor of `shape` that the pieces make up; files of others are not even opened."""
         rows = shape[0]
-        wanted = None if self.take is None else self.take(file, name, tuple(shape))
-        if wanted is not None and wanted.rows != rows:
+        wanted = (None if self.take is None else self.take(file, name, tuple(shape))) or all_rows(rows)
+        if wanted.rows != rows:
             raise ValueError(f"{self.path}: {name} of {file} has {rows} rows, and rows of {wanted.rows} are asked for")
-        start, stop = (0, rows) if wanted is None else (wanted.start, wanted.stop)
-        sources = [each for each in pieces if max(start, each.start) < min(stop, each.stop)]
-        # the library's slices are views of the file's pages: what is not copied never gets into memory
-        dtype = self._stored(*(sources or pieces)[:1])[0:0].dtype
-        taken = torch.empty((stop - start, *shape[1:]), dtype=dtype, device=device)
-        for each in sources:
-            first, last = max(start, each.start), min(stop, each.stop)
-            taken[first - start : last - start].copy_(self._stored(each)[first - each.start : last - each.start])
+        sources = {each: common for each in pieces if (common := wanted.common(each.rows))}
+        dtype = self._stored([*sources, *pieces][0])[0:0].dtype
+        taken = torch.empty((len(wanted.numbers), *shape[1:]), dtype=dtype, device=device)
+        for each, common in sources.items():
+            for first in range(0, len(common), COPIED_ROWS):
+                part = common[first : first + COPIED_ROWS]
+                found = each.rows.places(part)
+                # the library's slices are views of the file's pages: what is not copied never gets into memory
+                stored = self._stored(each)[found.start : found.stop]
+                taken[wanted.places(part)].copy_(stored[:: found.step])
         return taken
 
     def _stored(self, piece: _Piece) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -11,16 +12,45 @@ from trainer.records.sharded.group import SaveGroup
 
 @dataclass(frozen=True)
 class RowRange:
-    """Rows [start, stop) of a tensor (rows, ...); none if they are equal."""
+    """Rows start, start + step, … before stop of a tensor (rows, ...); none if start is stop."""
 
     start: int
     stop: int
     rows: int
     """Of the whole tensor."""
+    step: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start <= self.stop <= self.rows:
-            raise ValueError(f"rows {self.start} to {self.stop} of {self.rows} are none of a tensor")
+        if not 0 <= self.start <= self.stop <= self.rows or self.step < 1:
+            raise ValueError(f"rows {self} are none of a tensor")
+
+    def __str__(self) -> str:
+        steps = "" if self.step == 1 else f" in steps of {self.step}"
+        return f"{self.start} to {self.stop}{steps} of {self.rows}"
+
+    @property
+    def numbers(self) -> range:
+        """Those of the rows, in the whole tensor."""
+        return range(self.start, self.stop, self.step)
+
+    def common(self, other: RowRange) -> range:
+        """The numbers of the rows that both have."""
+        if (self.start - other.start) % math.gcd(self.step, other.step):
+            return range(0)
+        stop, others = min(self.stop, other.stop), other.numbers
+        passed = max(0, -(-(other.start - self.start) // self.step))
+        candidates = self.numbers[passed : passed + other.step]
+        first = next((number for number in candidates if number in others), stop)
+        return range(first, stop, math.lcm(self.step, other.step))
+
+    def places(self, numbers: range) -> slice:
+        """Where some of these rows, at least one, lie among them."""
+        first, last = ((number - self.start) // self.step for number in (numbers[0], numbers[-1]))
+        return slice(first, last + 1, numbers.step // self.step)
+
+
+def all_rows(rows: int) -> RowRange:
+    return RowRange(0, rows, rows)
 
 
 Take = Callable[[str, str, tuple[int, ...]], RowRange | None]

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from trainer.records.content import (
 )
 from trainer.records.kept import begin, final_of, partial_of, prune, publish
 from trainer.records.sharded.group import RanksDriftedError, together
-from trainer.records.sharded.rows import Shares, same_on_all
+from trainer.records.sharded.rows import RowRange, Shares, same_on_all
 
 SHOWN_SECONDS = 30.0
 """So long a file system that machines share may take to show one of them what another made."""
@@ -111,7 +112,7 @@ class _Part:
         entries |= self._written(_rank_file(group.rank, group.ranks), dict(sorted(mine.items())))
         sync_folder(self.partial)
         rows = {
-            f"{file}/{name}": _rows_of(mine[f"{file}/{name}"], having.start, having.stop, having.rows)
+            f"{file}/{name}": _rows_of(mine[f"{file}/{name}"], having)
             for (file, name), having in self.shares.rows.items()
         }
         return {"files": entries, "rows": rows, "digests": digests}
@@ -139,10 +140,11 @@ def _rank_file(rank: int, ranks: int) -> str:
     return f"rank-{rank:05d}-of-{ranks:05d}.safetensors"
 
 
-def _rows_of(tensor: Tensor, start: int, stop: int, rows: int) -> dict[str, Any]:
-    assert len(tensor) == stop - start, f"{len(tensor)} rows where {start} to {stop} of {rows} should be"
-    shape = [rows, *tensor.shape[1:]]
-    return {"range": [start, stop], "shape": shape, "dtype": str(tensor.dtype).removeprefix("torch.")}
+def _rows_of(tensor: Tensor, having: RowRange) -> dict[str, Any]:
+    assert len(tensor) == len(having.numbers), f"{len(tensor)} rows where {having} should be"
+    told = [having.start, having.stop, having.step]
+    shape = [having.rows, *tensor.shape[1:]]
+    return {"range": told, "shape": shape, "dtype": str(tensor.dtype).removeprefix("torch.")}
 
 
 def _digest_of(tensor: Tensor) -> str:
@@ -189,12 +191,11 @@ def _layout(parts: list[dict[str, Any]]) -> dict[str, Any]:
     for key in sorted({key for part in parts for key in part}):
         having = {rank: part[key] for rank, part in enumerate(parts) if key in part}
         shape = next(iter(having.values()))["shape"]
-        filled = sorted(each["range"] for each in having.values() if each["range"][0] < each["range"][1])
-        starts, stops = [start for start, _ in filled], [stop for _, stop in filled]
-        if not filled and key not in parts[0]:
+        held = [_range_of(each) for each in having.values()]
+        if not any(each.numbers for each in held) and key not in parts[0]:
             continue  # of a rank without rows, as above
         alike = len({f"{each['dtype']} {each['shape']}" for each in having.values()}) == 1
-        if not alike or [*starts, shape[0]] != [0, *stops] or key not in parts[0]:
+        if not alike or not _every_row_once(held, shape[0]) or key not in parts[0]:
             told = ", ".join(f"rank {rank} {_told_rows(each)}" for rank, each in having.items())
             raise RanksDriftedError(f"ranks do not have every row of {key} once: {told}")
         ranges = {_rank_file(rank, len(parts)): each["range"] for rank, each in having.items()}
@@ -202,6 +203,15 @@ def _layout(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return layout
 
 
+def _every_row_once(held: list[RowRange], rows: int) -> bool:
+    alone = not any(one.common(other) for one, other in combinations(held, 2))
+    return alone and sum(len(each.numbers) for each in held) == rows
+
+
+def _range_of(having: dict[str, Any]) -> RowRange:
+    start, stop, step = having["range"]
+    return RowRange(start, stop, having["shape"][0], step)
+
+
 def _told_rows(having: dict[str, Any]) -> str:
-    start, stop = having["range"]
-    return f"{start} to {stop} of {having['dtype']} {having['shape']}"
+    return f"{_range_of(having)}, {having['dtype']} {having['shape']}"

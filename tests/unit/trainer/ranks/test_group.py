@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -29,9 +30,12 @@ def test_alone_everything_is_its_own() -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 def test_rows_of_ranks_are_all_rows_once_and_none_has_more_than_its_part(rows: int, ranks: int) -> None:
     parts = [RowsOfRank(rows=rows, rank=rank, ranks=ranks) for rank in range(ranks)]
-    assert [row for part in parts for row in range(part.start, part.stop)] == list(range(rows))
-    assert all(part.held <= -(-rows // ranks) for part in parts)
-    assert parts[0].bounds() == [part.stop for part in parts]
+    held = [[row for row in range(rows) if row % ranks == part.rank] for part in parts]
+    for part, own in zip(parts, held, strict=True):
+        assert part.held == len(own) <= -(-rows // ranks)
+        assert [row // ranks for row in own] == list(range(part.held))
+        assert [part.before(row) for row in range(rows + 1)] == [sum(r < row for r in own) for row in range(rows + 1)]
+    assert parts[0].bounds() == list(accumulate(map(len, held), initial=0))
 
 
 @pytest.mark.parametrize(

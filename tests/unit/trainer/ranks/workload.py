@@ -122,7 +122,7 @@ def trained(ranks: Ranks, settings: dict[str, Any]) -> dict[str, Any]:
             for e in estimates
         ],
         "tensors": {name: torch.as_tensor(value).detach().clone() for name, value in tensors.items()},
-        "places": {name: (place.start, place.stop, place.rows) for name, place in places.items()},
+        "places": {name: (place.rank, place.ranks, place.rows) for name, place in places.items()},
         "largest": max(parameter.numel() for parameter in model.parameters()),
     }
 

@@ -165,10 +165,10 @@ def test_all_damaged_is_an_error_that_names_them(tmp_path: Path) -> None:
 
 def test_a_newer_format_is_refused_rather_than_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 1)
-    monkeypatch.setattr(trainer.records.content, "CHECKPOINT_VERSION", 3)
+    monkeypatch.setattr(trainer.records.content, "CHECKPOINT_VERSION", 4)
     save(tmp_path, 2)
     monkeypatch.undo()
-    with pytest.raises(InputError, match=r"checkpoint format 3.*update"):
+    with pytest.raises(InputError, match=r"checkpoint format 4.*update"):
         load_latest(tmp_path)
 
 

@@ -108,18 +108,21 @@ def test_files_of_other_ranks_are_not_even_opened(tmp_path: Path) -> None:
     path = tmp_path / "checkpoints" / "step-00000005"
     for name in ("rank-00000-of-00003.safetensors", "rank-00002-of-00003.safetensors"):
         (path / name).write_bytes(b"nothing")
-    found = read_checkpoint(path, take=taken(RowRange(4, 6, 7)), verified=True)
-    assert_identical(content_of(found), rows_of(whole_content(5), RowRange(4, 6, 7)))
+    found = read_checkpoint(path, take=taken(RowRange(4, 5, 7)), verified=True)
+    assert_identical(content_of(found), rows_of(whole_content(5), RowRange(4, 5, 7)))
+    found = read_checkpoint(path, take=taken(RowRange(1, 7, 7, 6)), verified=True)
+    assert_identical(content_of(found), rows_of(whole_content(5), RowRange(1, 7, 7, 6)))
     with pytest.raises(SafetensorError):
         read_checkpoint(path, take=taken(RowRange(2, 6, 7)), verified=True)
 
 
+@pytest.mark.parametrize("mine", [RowRange(10, 14, 40), RowRange(1, 40, 40, 12)])
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_no_more_than_the_rows_that_are_taken_is_allocated(
-    tmp_path: Path, ranks: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ranks: int, mine: RowRange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_on(ranks, tmp_path, 5, rows=40)
-    mine, allocated = RowRange(10, 14, 40), []
+    allocated: list[int] = []
     empty = torch.empty
 
     def watched(shape: tuple[int, ...], **values: Any) -> torch.Tensor:
@@ -245,12 +248,12 @@ def test_a_newer_format_is_refused_on_all_ranks_and_this_one_by_older_programs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_on(2, tmp_path, 5)
-    monkeypatch.setattr(trainer.records.content, "SHARDED_VERSION", 1)
-    with pytest.raises(InputError, match=r"checkpoint format 2.*reads up to 1; update"):
+    monkeypatch.setattr(trainer.records.content, "SHARDED_VERSION", 2)
+    with pytest.raises(InputError, match=r"checkpoint format 3.*reads up to 2; update"):
         load_latest(tmp_path)
     for error in on_ranks(2, lambda group: load_rows(tmp_path, group)):
         assert isinstance(error, InputError)
-        assert "checkpoint format 2" in str(error)
+        assert "checkpoint format 3" in str(error)
 
 
 def test_sizes_count_all_files_once(tmp_path: Path) -> None:
