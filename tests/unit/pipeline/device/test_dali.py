@@ -94,6 +94,7 @@ def test_weights_of_rows_go_along_as_by_the_ring(tmp_path):
     for ours, theirs in zip(found, expected, strict=True):
         for own, other in ((ours.b1, theirs.b1), (ours.b2, theirs.b2)):
             assert own.weight is not None
+            assert other.weight is not None
             assert len(set(own.weight.tolist())) > 1
             assert torch.equal(own.weight, other.weight)
 
