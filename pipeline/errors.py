@@ -28,7 +28,7 @@ class ReadFailedError(StorageError):
     """A read failed, however often it was tried again; reading it once more changes nothing."""
 
 
-class WrongIndexError(StorageError):
+class UnseenDamageError(StorageError):
     """A page whose checksum is right holds what it must not: whoever reads other rows of it does not see that."""
 
 

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from isal import isal_zlib
 
-from pipeline.errors import StorageError, WrongIndexError
+from pipeline.errors import StorageError, UnseenDamageError
 from pipeline.parquet import fill_column, read_chunks, take_column
 
 DATA, DICTIONARY = 0, 2
@@ -159,7 +159,7 @@ def take(raw: bytes, rows: int, codec: pa.Codec | None, optional: bool, order: l
     (chunk,) = read_chunks(memory, rows=rows, columns=1, codec=codec)
     try:
         done = take_column(chunk, None, np.array(order, np.uint32), out, optional=optional)
-    except WrongIndexError:
+    except UnseenDamageError:
         return "outside"
     return out.tolist() if done else "otherwise"
 

@@ -84,7 +84,10 @@ class TrainStep:
         set_learning_rate(self.optimizer, learning_rate)
         if not self.ranks.alone:
             self.ranks.step = step
-            self.ranks.batch = pair.b2.rows, pair.b2_rows, pair.position.epoch, pair.position.row
+            self.ranks.batch = (
+                *(pair.b2.rows, pair.b2_rows, pair.b1.rows, pair.b1_rows),
+                *(pair.position.epoch, pair.position.row),
+            )
             torch.manual_seed(hash((self.seed, step, self.ranks.rank)))
         with self.clock.phase("forward"):
             with self.precision.forward(), self.check.forward():

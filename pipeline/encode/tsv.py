@@ -150,7 +150,7 @@ _SEED = 0
 
 def keep_negatives(share: float, *, source: int, first_line: int) -> Negatives:
     """Keeps each row of label 0 with probability `share`, 0 to 1, of the lines from `first_line` on of the log at place
-    `source` among the sources."""
+    `source` among those of all generations."""
     if share >= 1.0:
         return _ALL
     (key,) = np.random.SeedSequence([_SEED, source]).generate_state(1, np.uint64)

@@ -16,7 +16,7 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from pipeline.compiled import compiled
-from pipeline.errors import StorageError, WrongIndexError
+from pipeline.errors import StorageError, UnseenDamageError
 from pipeline.parquet import codes
 from pipeline.parquet.run_length import OUTSIDE, TAKEN, fill_page, read_varint, take_from_page
 
@@ -82,14 +82,14 @@ def read_chunks(raw: NDArray[np.uint8], *, rows: int, columns: int, codec: pa.Co
 def fill_column(chunk: Chunk, encode: Encode | None, out: NDArray, *, optional: bool) -> None:
     """Writes the rows of `chunk` to `out` (rows,), nulls as 0.
 
-    Raises: WrongIndexError if the pages do not hold what their headers say.
+    Raises: UnseenDamageError if the pages do not hold what their headers say.
     """
     words = chunk.dictionary if encode is None else encode(chunk.dictionary)
     words = words.astype(out.dtype, copy=False)
     start = 0
     for page, rows in chunk.pages:
         if not fill_page(np.frombuffer(page, np.uint8), words, optional, out[start : start + rows]):
-            raise WrongIndexError("a page does not hold what its header says")
+            raise UnseenDamageError("a page does not hold what its header says")
         start += rows
 
 
@@ -99,7 +99,7 @@ def take_column(
     """Writes the rows `order` (m,) of `chunk` to `out` (m,), nulls as 0, without looking at the others; False if its
     pages are not of the kind that allows it, and `fill_column` is to be used.
 
-    Raises: WrongIndexError if one of these rows is not in the dictionary.
+    Raises: UnseenDamageError if one of these rows is not in the dictionary.
     """
     if len(chunk.pages) != 1:
         return False
@@ -109,7 +109,7 @@ def take_column(
     taken = np.empty(len(order), np.int32) if late else out
     outcome = take_from_page(page, words.astype(taken.dtype, copy=False), rows, order, optional, taken)
     if outcome == OUTSIDE:
-        raise WrongIndexError("a page does not hold what its header says")
+        raise UnseenDamageError("a page does not hold what its header says")
     if outcome == TAKEN and late and encode is not None:
         out[:] = encode(taken)
     return outcome == TAKEN

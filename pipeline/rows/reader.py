@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.buffers import BufferPool
-from pipeline.errors import DamagedRowsError, FetchError, ReadFailedError, StorageError, WrongIndexError
+from pipeline.errors import DamagedRowsError, FetchError, ReadFailedError, StorageError, UnseenDamageError
 from pipeline.reads import ReaderThreads, awaited, never
 from pipeline.rows.choices import OnDamage
 from pipeline.rows.columns import mix_rows
@@ -296,7 +296,7 @@ class RowReader:
                 remedy='run `alphastream verify` on the data and preprocess it again, or set data.damaged = "skip"',
             )
             # Of rows that a rank does not look up it cannot tell; all must skip the same, or none.
-            untold = isinstance(error, WrongIndexError) and self.share.ranks > 1
+            untold = isinstance(error, UnseenDamageError) and self.share.ranks > 1
             if self._on_damage == "fail" or untold:
                 raise damaged from error
             with self._lock:

@@ -7,7 +7,7 @@ the finished numbers; there they are gathered and merged, so that a device never
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -122,23 +122,31 @@ def _lengths(direction: Direction | None, like: Tensor) -> tuple[list[Tensor], l
     return lengths[:2], lengths[2:]
 
 
+def _sum(values: Iterable[float]) -> float:
+    """Rounded once; NaN where infinities cancel or what is summed overflows, which is an error to `math.fsum`."""
+    try:
+        return math.fsum(values)
+    except (ValueError, OverflowError):
+        return math.nan
+
+
 def merged_shares(shares: Sequence[Sequence[float]], *, from_noise: bool = False) -> list[float]:
     """What `summarize` would have told of all rows together, of every process's `share_of`; `from_noise`: given it."""
     named = [dict(zip(SHARE, share, strict=True)) for share in shares]
-    whole = {name: math.fsum(share[name] for share in named) for name in SHARE}
+    whole = {name: _sum(share[name] for share in named) for name in SHARE}
     rows = whole["rows"]
     if not rows:
         raise MeasurementError("before_step: B1 has no rows on any process; give it at least one")
 
     def mean(name: str) -> float:
-        return math.fsum(share["rows"] * share[name] for share in named) / rows
+        return _sum(share["rows"] * share[name] for share in named) / rows
 
     def spread(squares: str, one: str, other: str) -> float:
         """Of the two means: squares about each share's own means, and those of the shares' means."""
         if rows < 2:
             return math.nan
         between = (share["rows"] * (share[one] - mean(one)) * (share[other] - mean(other)) for share in named)
-        return (whole[squares] + math.fsum(between)) / (rows * (rows - 1))
+        return (whole[squares] + _sum(between)) / (rows * (rows - 1))
 
     if from_noise:
         least = whole["noise"] / rows

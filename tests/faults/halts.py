@@ -15,9 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults.fork_server import ForkServer
-from tests.faults.hosts import LONG
 from tests.faults.launched_ranks import OWN, LaunchedRanks
-from tests.faults.rank_runs import RankRuns, events, same_end
+from tests.faults.rank_runs import LONG, RankRuns, events, same_end
 
 PATIENCE = ("--ranks.timeout_seconds", "5")
 

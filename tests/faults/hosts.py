@@ -21,12 +21,11 @@ from pathlib import Path
 
 from tests.faults.fork_server import ForkServer
 from tests.faults.launched_ranks import MOST_SECONDS, ROOT
-from tests.faults.rank_runs import RankRuns, events, same_end
+from tests.faults.rank_runs import LONG, RankRuns, events, same_end
 
 HOSTS = ("alphastream-a", "alphastream-b")
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 29_571
-LONG = ("--budget.steps", "300", "--eval.every-steps", "None", "--checkpoint.keep", "3")
 
 
 def ip(*words: str, check: bool = True) -> None:
@@ -69,7 +68,8 @@ class Launch:
     def ranks(self, host: int) -> list[int]:
         """Processes of a host that train."""
         pid = self.agents[host].pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        children = Path(f"/proc/{pid}/task/{pid}/children")
+        children = children.read_text().split() if children.exists() else []  # none of one that has ended
         return [int(child) for child in children if b"trainer.cli" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
     def last_checkpoint(self) -> int:
@@ -79,6 +79,7 @@ class Launch:
     def wait_until(self, condition: Callable[[], object]) -> None:
         end = time.monotonic() + MOST_SECONDS
         while not condition():
+            assert any(agent.poll() is None for agent in self.agents), self.said()
             assert time.monotonic() < end, self.said()
             time.sleep(0.02)
 
@@ -150,6 +151,7 @@ def cut_off(runs: RankRuns, run: Path) -> str:
         step = launch.last_checkpoint()
         ip("-n", HOSTS[1], "link", "set", "cable", "down")
         launch.wait_until(lambda: "rank 0 of 2 at step" in launch.said() and "rank 1 of 2 at step" in launch.said())
+        launch.wait_until(lambda: not launch.ranks(0) and not launch.ranks(1))
     ip("-n", HOSTS[1], "link", "set", "cable", "up")
     return f"cut off after the checkpoint of step {step}; both ranks said so and ended"
 

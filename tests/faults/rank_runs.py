@@ -43,6 +43,10 @@ port = -1
 """
 
 
+LONG = ("--budget.steps", "300", "--eval.every-steps", "None", "--checkpoint.keep", "3")
+"""Of a run that lasts long enough to be disturbed from outside."""
+
+
 class RankRuns:
     """A run's configuration, ranks to train it, and how it ends undisturbed."""
 

@@ -153,7 +153,9 @@ def test_a_stop_that_shows_stacks_counts_as_one_too_where_nobody_hears_yet(begin
 
 
 def test_a_rank_that_never_ends_behind_one_that_is_done_is_killed(begin: Begin) -> None:
-    launch = begin(RANK + "note('trains'); time.sleep(1000 * rank)\n", grace_seconds=0.5, max_restarts=0)
+    launch = begin(
+        RANK + "note('trains'); time.sleep(1000 * rank)\n", ending_seconds=0.5, grace_seconds=0, max_restarts=0
+    )
     assert launch.end() == 137
     assert "rank 1: killed, as it had not ended in time" in launch.said()
 

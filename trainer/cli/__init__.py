@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 
@@ -13,7 +14,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from trainer.process import as_program
 
     occupy()
-    return as_program(lambda: _main(None))
+    ranks = os.environ.get(
+        "WORLD_SIZE", ""
+    ).strip()  # read where what it says is used, and refused where it says nothing
+    return as_program(lambda: _main(None), one_of_several=ranks not in ("", "1"))
 
 
 def _main(argv: Sequence[str] | None) -> int:

@@ -34,7 +34,7 @@ from trainer.job.lineage.start import (
     warn_of_changes,
 )
 from trainer.job.observer import Outlets, RunObserver
-from trainer.job.ranks import Agreement, RankReporter, SilentDirectory, communication_timed, impatience, silenced
+from trainer.job.ranks import Agreement, RankReporter, SilentDirectory, communication_timed, silenced, timeout_warning
 from trainer.job.recording.replay import replay_history
 from trainer.job.run_directory import RunDirectory
 from trainer.job.saving import watched_disk
@@ -92,7 +92,7 @@ def train(
             ranks.told_by_first(None)  # all have read the directory as it is
             position = resume(config, state, outlets, from_checkpoint=from_checkpoint)
             say_what_is_left_out(folder, state.manifest, outlets.console)
-            if warning := impatience(config, ranks.ranks):
+            if warning := timeout_warning(config, ranks.ranks):
                 outlets.warn(warning, step=position.step)
             with (
                 stop_signals(outlets.heard) as requests,

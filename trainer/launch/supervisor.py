@@ -41,6 +41,8 @@ class LaunchConfig:
     peer_seconds: float = 60.0
     """From the end of one rank by a fault to the kill of those that have not ended: to save, if they can, and to say
     why they end."""
+    ending_seconds: float = 600.0
+    """From the end of the first rank that is done to the kill of those that do not end: rank 0 has the last to do."""
     retry_seconds: float = 60.0
     """Between an I/O failure and the next start; other losses are no reason to wait."""
 
@@ -187,7 +189,7 @@ def _until_all_end(
             if stopped and not orders.stops:  # the others may not have heard of it
                 _pass_on(signal.SIGTERM, processes)
         elif first is None and 0 in codes and faulty_until == math.inf:  # all ends together, or something is wrong
-            faulty_until = time.monotonic() + config.grace_seconds
+            faulty_until = time.monotonic() + config.ending_seconds
         if None not in codes:
             return first, [code for code in codes if code is not None]
         if time.monotonic() > min(orders.leave_at, faulty_until):

@@ -10,19 +10,19 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from trainer.process.signals import EXIT_INTERRUPTED, SAME_STOP_SECONDS, SignalDesk, say_at_once
-from trainer.ranks import ranks_asked
 
 MAY_BE_STUCK = ("alphastream-", "checkpoint")
 """Names of threads that read and write begin so."""
 
 
-def as_program(work: Callable[[], int]) -> int:
+def as_program(work: Callable[[], int], *, one_of_several: bool = False) -> int:
     """The exit code of `work`, which hears the process's signals; 143 and a line if one ends it and it doesn't say so.
 
-    Does not return if a signal ended the work, or if a thread is left in a read or a write that does not end: the
-    interpreter's own end could wait for that, or break on it.
+    To `one_of_several` ranks a stop that comes twice within some seconds is one. Does not return if a signal ended the
+    work, or if a thread is left in a read or a write that does not end: the interpreter's own end could wait for that,
+    or break on it.
     """
-    desk = SignalDesk(of_program=True, same_stop_seconds=SAME_STOP_SECONDS if ranks_asked() > 1 else 0.0)
+    desk = SignalDesk(of_program=True, same_stop_seconds=SAME_STOP_SECONDS if one_of_several else 0.0)
     try:
         desk.open()
         code = work()

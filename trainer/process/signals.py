@@ -128,11 +128,12 @@ def _desk() -> Iterator[SignalDesk]:
         yield SignalDesk.current
         return
     desk = SignalDesk()
-    desk.open()
     try:
+        desk.open()
         yield desk
     finally:
-        desk.close()
+        if SignalDesk.current is desk:
+            desk.close()
 
 
 class SignalDesk:
@@ -162,6 +163,8 @@ class SignalDesk:
         self._closed, self._caught_up = False, threading.Event()
         self._speaking: list[threading.Thread] = []
         self._before: dict[int, object] = {}
+        self._pipe = (-1, -1)
+        self._listener: threading.Thread | None = None
 
     @property
     def interrupted(self) -> bool:
@@ -169,18 +172,17 @@ class SignalDesk:
         return self._raised
 
     def open(self) -> None:
-        """Takes over from whoever heard the signals so far."""
-        self._bytes, writer = os.pipe()
-        os.set_blocking(writer, False)
-        self._pipe = (self._bytes, writer)
-        heard = [number for number in HEARD if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
-        self._wakeup_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        SignalDesk.current = self
-        self._listener = threading.Thread(target=self._listen, args=(tuple(heard),), name="signals", daemon=True)
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, heard)  # until there is somebody to hear them
+        """Takes over from whoever heard the signals so far; those that come meanwhile wait until it has."""
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
         try:
+            self._pipe = os.pipe()
+            os.set_blocking(self._pipe[1], False)
+            heard = [one for one in HEARD if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN]
+            self._wakeup_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
             self._before = {number: signal.signal(number, self._handle) for number in heard}
+            self._listener = threading.Thread(target=self._listen, args=(tuple(heard),), name="signals", daemon=True)
             self._listener.start()
+            SignalDesk.current = self
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -192,7 +194,8 @@ class SignalDesk:
         SignalDesk.current = None
         self._closed = True
         self._wake()
-        self._listener.join()
+        if self._listener is not None:
+            self._listener.join()
         for descriptor in self._pipe:
             os.close(descriptor)
 
@@ -205,6 +208,8 @@ class SignalDesk:
 
     def wait_until_said(self) -> None:
         """Waits until all signals so far are heard, and what is said of them is said, unless nobody takes it."""
+        if self._listener is None:
+            return
         end = time.monotonic() + SPEAK_SECONDS
         self._caught_up.clear()
         self._wake()
@@ -231,8 +236,8 @@ class SignalDesk:
     def _listen(self, heard: tuple[signal.Signals, ...]) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, heard)  # here; `sigtimedwait` wants that
         while not self._closed:
-            if select.select([self._bytes], [], [], POLL_SECONDS)[0]:
-                for number in os.read(self._bytes, 256):
+            if select.select([self._pipe[0]], [], [], POLL_SECONDS)[0]:
+                for number in os.read(self._pipe[0], 256):
                     if number == WAKE:
                         self._caught_up.set()
                     elif number in self._redirected:

@@ -16,33 +16,34 @@ LOOK_SECONDS = 0.02
 
 
 def attempt_store(store: Store, *, rank: int, ranks: int, seconds: float) -> PrefixStore:
-    """The same part on every rank; all of them call it, and of an earlier start none is left.
+    """The same part on every rank; all of them call it, and those of an earlier start have ended.
 
     Raises: RuntimeError if the others have not come within `seconds`.
     """
-    store, drawn, end = PrefixStore("attempt", store), secrets.token_hex(8), monotonic() + seconds
+    shared, own, end = PrefixStore("attempt", store), secrets.token_hex(8), monotonic() + seconds
+    attempt = own if rank == 0 else ""
     missing = set(range(1, ranks)) if rank == 0 else {0}
     if rank != 0:
-        store.set(f"of {rank}", drawn)
+        shared.set(f"of {rank}", own)
     while missing:
         if rank == 0:
-            missing -= {other for other in missing if _met(store, other, drawn)}
-        elif (read := _read(store, f"for {rank}").split())[:1] == [drawn]:
-            drawn = read[1]
-            store.set(f"known to {rank}", drawn)
+            missing -= {other for other in missing if _met(shared, other, attempt)}
+        elif (read := _read(shared, f"for {rank}").split())[:1] == [own]:
+            attempt = read[1]
+            shared.set(f"known to {rank}", attempt)
             break
         if monotonic() > end:
             raise RuntimeError(f"no sign of rank {', '.join(map(str, sorted(missing)))}")
         sleep(LOOK_SECONDS)
-    return PrefixStore(f"attempt {drawn}", store)
+    return PrefixStore(f"attempt {attempt}", shared)
 
 
-def _met(store: Store, other: int, drawn: str) -> bool:
+def _met(shared: Store, other: int, attempt: str) -> bool:
     """Of rank 0: whether another rank knows the name of the attempt, which it is told with what it drew itself."""
-    if _read(store, f"known to {other}") == drawn:
+    if _read(shared, f"known to {other}") == attempt:
         return True
-    if of_other := _read(store, f"of {other}"):
-        store.set(f"for {other}", f"{of_other} {drawn}")
+    if of_other := _read(shared, f"of {other}"):
+        shared.set(f"for {other}", f"{of_other} {attempt}")
     return False
 
 

@@ -6,6 +6,8 @@ import math
 import os
 from dataclasses import dataclass
 
+from pipeline.errors import InputError
+
 
 @dataclass(frozen=True, kw_only=True)
 class RanksConfig:
@@ -24,6 +26,11 @@ class RanksConfig:
 
 
 def ranks_asked() -> int:
-    """How many processes torchrun, or whoever sets WORLD_SIZE, has started together with this one; 1: it is alone."""
-    said = os.environ.get("WORLD_SIZE", "")
-    return max(int(said), 1) if said.isdecimal() else 1
+    """How many processes torchrun, or whoever sets WORLD_SIZE, has started together with this one; 1: it is alone.
+
+    Raises: InputError if that says no number.
+    """
+    said = os.environ.get("WORLD_SIZE", "").strip() or "1"
+    if not said.isdecimal() or int(said) < 1:
+        raise InputError(f"WORLD_SIZE is {said!r}; unset it, or set it to the number of ranks")
+    return int(said)

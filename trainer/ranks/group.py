@@ -64,8 +64,9 @@ class Ranks:
     timeout_seconds: float = 0.0
     step: int | None = None
     """The one at hand, to be named in errors."""
-    batch: tuple[int, int, int, int] = (0, 0, 0, 0)
-    """Of the latest step: rows of this rank's share, of the batch, and the epoch and row where the batch ended."""
+    batch: tuple[int, int, int, int, int, int] = (0, 0, 0, 0, 0, 0)
+    """Of the latest step: rows of this rank's share of B2 and of all of it, the same of B1, and the epoch and row where
+    B2 ended."""
     sent_bytes: Counter[str] = field(default_factory=Counter)
     """That this rank has sent to others, by what it was for."""
     timed: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -104,6 +105,12 @@ class Ranks:
         if self.alone:
             return logits, label, weight
         rows = [int(told[0]) for told in self.gather([len(label)], what="evaluation")]
+        shares = [sum(rows) * (rank + 1) // self.ranks - sum(rows) * rank // self.ranks for rank in range(self.ranks)]
+        if rows != shares:  # with damaged rows left out, what one cannot read others might
+            raise StorageError(
+                f"ranks have read other rows than one another (shares of {rows} rows, not {shares}): the data of one "
+                "is damaged where that of another is not; run `alphastream verify` on the data of each machine"
+            )
         given = [logits.detach(), label, *([] if weight is None else [weight])]
         exact = torch.promote_types(logits.dtype, torch.float32)  # of weights, too
         own = torch.zeros((len(given), max(rows)), dtype=exact, device=logits.device)
@@ -157,9 +164,10 @@ class Ranks:
         """What another rank has left word of, if one has by now or does soon."""
         if self.store is None:
             return None
-        rank, kind, text = _within(WORD_SECONDS, self._word) or (self.rank, "", "")
-        if rank == self.rank:
+        word = _within(WORD_SECONDS, self._word)
+        if word is None or word[0] == self.rank:
             return None
+        rank, kind, text = word
         told = f"rank {rank} has stopped: {text}"
         return RankRefusedError(told) if kind == FAILED_INPUT else RanksLostError(told)
 
@@ -209,7 +217,7 @@ def _within(seconds: float, act: Callable[[], Value]) -> Value | None:
         with suppress(RuntimeError):
             found.append(act())
 
-    thread = Thread(target=work, name="word-of-ranks", daemon=True)
+    thread = Thread(target=work, name="alphastream-word-of-ranks", daemon=True)
     thread.start()
     thread.join(seconds + LOOK_SECONDS)
     return found[0] if found else None

@@ -121,7 +121,7 @@ def read_steps(path: Path, *, damaged: Damaged) -> StepColumns:
 
 
 def _take_spread(record: _StepLine, spread: Mapping[str, Counter[float]]) -> None:
-    """Adds the steps of a merged line: by value, of which all lines together have few."""
+    """Adds the steps of a merged line by value: the middle of a bin, or at most two of the line's own."""
     for name, counted in spread.items():
         field = record.spread.get(name)
         if field is not None:

@@ -2,7 +2,7 @@
 
 from trainer.job.ranks.agreement import Agreement
 from trainer.job.ranks.checkpoints import WantedRows, shares_of
-from trainer.job.ranks.refused import impatience, refuse_on_ranks
+from trainer.job.ranks.refused import refuse_on_ranks, timeout_warning
 from trainer.job.ranks.reporter import RankReporter, communication_timed
 from trainer.job.ranks.silent import SilentDirectory, silenced
 
@@ -12,8 +12,8 @@ __all__ = [
     "SilentDirectory",
     "WantedRows",
     "communication_timed",
-    "impatience",
     "refuse_on_ranks",
     "shares_of",
     "silenced",
+    "timeout_warning",
 ]

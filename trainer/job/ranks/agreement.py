@@ -49,10 +49,14 @@ class Agreement:
 
 def _refuse_other_rows(*batch: tuple[float, ...]) -> None:
     """`batch` are the `Ranks.batch` of all ranks: with damaged rows left out, what one cannot read others might."""
-    shares, *alike = batch
-    if all(len(set(told)) == 1 for told in alike) and sum(shares) == alike[0][0]:
+    shares, whole, probes, whole_probe, *place = batch
+    alike = all(len(set(told)) == 1 for told in (whole, whole_probe, *place))
+    if alike and sum(shares) == whole[0] and sum(probes) == whole_probe[0]:
         return
-    rows = ", ".join(f"{int(share):,} of {int(whole):,}" for share, whole in zip(shares, alike[0], strict=True))
+    told = zip(shares, whole, probes, whole_probe, strict=True)
+    rows = ", ".join(
+        f"{part:,.0f} of {all_:,.0f} and {probe:,.0f} of {all_probe:,.0f}" for part, all_, probe, all_probe in told
+    )
     raise StorageError(
         f"ranks have read other rows than one another (rank by rank: {rows}): the data of one is damaged where that of "
         "another is not; run `alphastream verify` on the data of each machine"

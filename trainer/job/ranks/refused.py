@@ -53,7 +53,7 @@ def refuse_on_ranks(config: Config, ranks: int) -> None:
             raise ConfigError(f"on {ranks} ranks: {reason}, or train on one rank")
 
 
-def impatience(config: Config, ranks: int) -> str | None:
+def timeout_warning(config: Config, ranks: int) -> str | None:
     """A warning if a rank would be given up while it still tries to read; None if it is not."""
     if ranks == 1 or config.data.retry_seconds < config.ranks.timeout_seconds:
         return None

@@ -89,3 +89,12 @@ def test_no_rows_anywhere_and_several_logits_are_refused() -> None:
         merged_shares([empty, empty])
     with pytest.raises(MeasurementError, match="one logit a row"):
         share_of(loss, torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(3, 2), eps=1e-7)
+
+
+def test_infinities_that_cancel_are_no_number_as_in_one_process() -> None:
+    """A step so long that logits overflow: the estimate is void, and the run goes on to its recovery."""
+    loss, eps = BCEWithLogits(), torch.finfo(torch.float32).eps
+    z, later, y = torch.zeros(4), torch.tensor([math.inf, 0.3, math.inf, 0.3]), torch.tensor([0.0, 1.0, 1.0, 0.0])
+    told = [secant_share(loss, z[own], later[own], y[own], eps=eps).tolist() for own in (slice(0, 2), slice(2, 4))]
+    merged = dict(zip(SUMMARY, merged_shares(told, from_noise=True), strict=True))
+    assert math.isnan(merged["slope"])

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
-from pipeline.errors import StorageError
+from pipeline.errors import InputError, StorageError
+from tests.rank_threads import ThreadGroup
+from tests.rank_threads import on_ranks as on_threads
 from tests.unit.trainer.ranks import losing
 from tests.unit.trainer.ranks.processes import on_ranks
-from trainer.ranks import Ranks, RanksConfig, RanksLostError, RowsOfRank
+from trainer.ranks import Ranks, RanksConfig, RanksLostError, RowsOfRank, ranks_asked
 
 
 def test_alone_everything_is_its_own() -> None:
@@ -59,3 +61,30 @@ def test_a_lost_rank_is_an_error_of_input_and_output() -> None:
 def test_time_outs_are_positive_and_end(value: float) -> None:
     with pytest.raises(ValueError, match=r"ranks\.timeout_seconds"):
         RanksConfig(timeout_seconds=value)
+
+
+@pytest.mark.parametrize(("said", "ranks"), [("", 1), ("1", 1), (" 2\n", 2), ("64", 64)])
+def test_the_number_of_ranks_is_what_the_environment_says(monkeypatch: Any, said: str, ranks: int) -> None:
+    monkeypatch.setenv("WORLD_SIZE", said)
+    assert ranks_asked() == ranks
+
+
+@pytest.mark.parametrize("said", ["0", "-1", "two", "2.0"])
+def test_an_environment_that_says_no_number_is_refused(monkeypatch: Any, said: str) -> None:
+    monkeypatch.setenv("WORLD_SIZE", said)
+    with pytest.raises(InputError, match=rf"WORLD_SIZE is '{said}'; unset it"):
+        ranks_asked()
+
+
+def test_shares_of_another_batch_are_not_scored_as_one() -> None:
+    """Of a validation batch that has 1000 rows on one machine, and 600 on another, whose copy is damaged."""
+
+    def act(group: ThreadGroup) -> object:
+        ranks = Ranks(rank=group.rank, ranks=group.ranks)
+        cast(Any, ranks).gather = lambda numbers, **_: group.gather(list(numbers))
+        share = torch.zeros(500 if group.rank == 0 else 300)
+        with pytest.raises(StorageError, match=r"shares of \[500, 300\] rows, not \[400, 400\].*alphastream verify"):
+            ranks.whole_batch(share, share, None)
+        return None
+
+    on_threads(2, act)

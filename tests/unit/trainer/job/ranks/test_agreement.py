@@ -12,8 +12,8 @@ from trainer.job.ranks import Agreement
 from trainer.ranks import Ranks
 
 
-def reached(group: ThreadGroup, *, batch: tuple[int, int, int, int] = (0, 0, 0, 0), **own: Any) -> Any:
-    ranks = Ranks(rank=group.rank, ranks=group.ranks, batch=batch)
+def reached(group: ThreadGroup, *, batch: tuple[int, ...] = (0, 0, 0, 0, 0, 0), **own: Any) -> Any:
+    ranks = Ranks(rank=group.rank, ranks=group.ranks, batch=cast(Any, batch))
     cast(Any, ranks).gather = lambda numbers: group.gather(list(numbers))
     agreement = Agreement(ranks=ranks)
     try:
@@ -52,16 +52,21 @@ def test_a_save_is_asked_for_anywhere_unless_one_is_under_way_somewhere(busy: bo
 @pytest.mark.parametrize(
     ("batches", "same"),
     [
-        ([(5, 16, 0, 16), (5, 16, 0, 16), (6, 16, 0, 16)], True),
-        ([(0, 1, 2, 7), (0, 1, 2, 7), (1, 1, 2, 7)], True),
-        ([(5, 16, 0, 16), (3, 9, 0, 16), (6, 16, 0, 16)], False),
-        ([(5, 16, 0, 16), (4, 16, 0, 16), (6, 16, 0, 16)], False),
-        ([(5, 16, 0, 16), (5, 16, 0, 32), (6, 16, 0, 16)], False),
-        ([(5, 16, 0, 16), (5, 16, 1, 16), (6, 16, 0, 16)], False),
+        ([(5, 16, 2, 8, 0, 16), (5, 16, 3, 8, 0, 16), (6, 16, 3, 8, 0, 16)], True),
+        ([(0, 1, 0, 0, 2, 7), (0, 1, 0, 0, 2, 7), (1, 1, 0, 0, 2, 7)], True),
+        ([(5, 16, 2, 8, 0, 16), (3, 9, 3, 8, 0, 16), (6, 16, 3, 8, 0, 16)], False),
+        ([(5, 16, 2, 8, 0, 16), (4, 16, 3, 8, 0, 16), (6, 16, 3, 8, 0, 16)], False),
+        ([(5, 16, 2, 8, 0, 16), (5, 16, 2, 5, 0, 16), (6, 16, 3, 8, 0, 16)], False),
+        ([(5, 16, 2, 8, 0, 16), (5, 16, 2, 8, 0, 16), (6, 16, 3, 8, 0, 16)], False),
+        ([(5, 16, 2, 8, 0, 16), (5, 16, 3, 8, 0, 32), (6, 16, 3, 8, 0, 16)], False),
+        ([(5, 16, 2, 8, 0, 16), (5, 16, 3, 8, 1, 16), (6, 16, 3, 8, 0, 16)], False),
     ],
-    ids=["one", "one of fewer rows than ranks", "a smaller one", "a row is missing", "a gap further", "another epoch"],
+    ids=[
+        *("one", "one of fewer rows than ranks", "a smaller one", "a row is missing"),
+        *("a smaller probe", "a row of the probe is missing", "a gap further", "another epoch"),
+    ],
 )
-def test_ranks_that_have_trained_on_other_rows_end_alike(batches: list[tuple[int, int, int, int]], same: bool) -> None:
+def test_ranks_that_have_trained_on_other_rows_end_alike(batches: list[tuple[int, ...]], same: bool) -> None:
     found = on_ranks(3, lambda group: reached(group, batch=batches[group.rank]))
     if same:
         assert found == [(0.0, False, False, False, None)] * 3

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from trainer.config import Config, ConfigError, config_from
-from trainer.job.ranks import impatience, refuse_on_ranks
+from trainer.job.ranks import refuse_on_ranks, timeout_warning
 
 
 def config(**sections: dict[str, Any]) -> Config:
@@ -50,7 +50,7 @@ def test_reads_that_are_retried_for_longer_than_others_wait_are_warned_of(
     retry: float, timeout: float, warned: bool
 ) -> None:
     given = config(data={"path": "data", "retry_seconds": retry}, ranks={"timeout_seconds": timeout})
-    said = impatience(given, 2)
+    said = timeout_warning(given, 2)
     assert (said is not None) is warned
     assert said is None or (f"({retry:g})" in said and f"({timeout:g})" in said)
-    assert impatience(given, 1) is None
+    assert timeout_warning(given, 1) is None
