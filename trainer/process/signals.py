@@ -165,6 +165,7 @@ class SignalDesk:
         self._before: dict[int, object] = {}
         self._pipe = (-1, -1)
         self._listener: threading.Thread | None = None
+        self._opening, self._early = True, list[int]()
 
     @property
     def interrupted(self) -> bool:
@@ -173,18 +174,18 @@ class SignalDesk:
 
     def open(self) -> None:
         """Takes over from whoever heard the signals so far; those that come meanwhile wait until it has."""
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
-        try:
-            self._pipe = os.pipe()
-            os.set_blocking(self._pipe[1], False)
-            heard = [one for one in HEARD if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN]
-            self._wakeup_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-            self._before = {number: signal.signal(number, self._handle) for number in heard}
-            self._listener = threading.Thread(target=self._listen, args=(tuple(heard),), name="signals", daemon=True)
-            self._listener.start()
-            SignalDesk.current = self
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self._pipe = os.pipe()
+        os.set_blocking(self._pipe[1], False)
+        heard = [number for number in HEARD if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+        self._wakeup_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+        SignalDesk.current = self
+        for number in heard:
+            self._before[number] = signal.signal(number, self._handle)
+        self._listener = threading.Thread(target=self._listen, args=(tuple(heard),), name="signals", daemon=True)
+        self._listener.start()
+        self._opening = False
+        for number in self._early:
+            self._handle(number, None)
 
     def close(self) -> None:
         """Gives back to whoever heard them before."""
@@ -220,6 +221,9 @@ class SignalDesk:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         """In the main thread, between two of its instructions."""
+        if self._opening:
+            self._early.append(number)
+            return
         if self._ending or self.relays:
             return
         requests = self.work[-1][0] if self.work else None

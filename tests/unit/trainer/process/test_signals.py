@@ -111,13 +111,15 @@ def test_one_of_several_ranks_takes_a_stop_that_reaches_it_twice_for_one(monkeyp
 def test_a_program_knows_by_its_environment_that_it_is_one_of_several(world: str) -> None:
     code = """
 import os, signal, sys
-from trainer.process import as_program, stop_signals
-def work():
+from trainer import cli
+from trainer.process import stop_signals
+def work(_):
     with stop_signals(lambda *_: None):
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
     return 7
-sys.exit(as_program(work))
+cli._main = work
+sys.exit(cli.main())
 """
     environment = {**os.environ, "WORLD_SIZE": world}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
