@@ -4,6 +4,8 @@ BIN := $(VENV)/bin
 PEERS := .venv-peers
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PACKAGES := pipeline stepsize trainer ops
+# One more than there are cores, since many tests wait for what they have started.
+WORKERS = $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() + 1, 4))')
 
 .DEFAULT_GOAL := help
 .PHONY: help demo install extras test alerts check format bench gpu constraints clean
@@ -38,7 +40,7 @@ demo: $(VENV)/installed  ## the main job: sample, preprocess, train with α* app
 extras: $(VENV)/installed-extras  ## Ray, DALI, Triton, Lightning and the Trainer of Hugging Face as well, whose tests are skipped without them
 
 test: $(VENV)/installed-dev  ## the tests
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 alerts: $(VENV)/installed-dev  ## real runs watched by a real Prometheus, with the processor for themselves
 	$(BIN)/python -m pytest tests/faults/alerts

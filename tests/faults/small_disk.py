@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import subprocess
@@ -42,7 +43,14 @@ def remount(folder: Path, option: str) -> None:
 
 def fill(folder: Path, *, leave_bytes: int) -> Path:
     """A file that leaves so little of the file system free; delete it to make room again."""
-    ballast = folder / "ballast"
-    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
-    ballast.write_bytes(bytes(max(free - leave_bytes, 0)))
+    ballast, taken = folder / "ballast", True
+    while taken:
+        free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+        try:
+            ballast.write_bytes(bytes(max(free - leave_bytes, 0)))
+            taken = False
+        except OSError as error:  # a checkpoint may be written meanwhile, by its thread, to what was free
+            if error.errno != errno.ENOSPC:
+                raise
+            ballast.unlink(missing_ok=True)
     return ballast

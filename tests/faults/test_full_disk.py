@@ -11,6 +11,7 @@ import pytest
 from pipeline.errors import StorageError
 from tests.faults.small_disk import PAGE, fill, small_file_system
 from tests.faults.small_run import same_end, small_run
+from tests.saves import end_saves_at_once
 from trainer.config import Config, load_config
 from trainer.console import Console
 from trainer.job import checkpointing, train
@@ -77,9 +78,14 @@ def test_each_page_that_is_missing_fails_the_save_and_nothing_of_it_stays(
 
 
 def test_older_checkpoints_go_for_newer_ones_and_the_newest_whole_one_stays(
-    config: Config, run: Path, whole: Path, on_step: Callable[[int, Callable[[], object]], None]
+    config: Config,
+    run: Path,
+    whole: Path,
+    on_step: Callable[[int, Callable[[], object]], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     disk = run / "checkpoints"
+    end_saves_at_once(monkeypatch)
     on_step(5, lambda: fill(disk, leave_bytes=2 * PAGE))
     assert begin(config, run) is Stop.BUDGET
     assert [text for text in warnings(run) if "deleted" in text] == [

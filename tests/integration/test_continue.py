@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.saves import end_saves_at_once
 from trainer.cli import main
 from trainer.job import checkpointing, training_state
-from trainer.job.save_thread import SaveThread
 from trainer.records import read_records, write_checkpoint
 
 WriteConfig = Callable[..., Path]
@@ -149,12 +148,7 @@ def test_a_run_that_never_saved_may_start_over_with_other_settings(write_config:
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Saving fails at the steps that the test puts in, and each save ends before the next step."""
     steps: list[int] = []
-    write, begin = write_checkpoint, SaveThread.begin
-
-    def begin_and_end(self: SaveThread, step: int, write: Callable[[], Path | None]) -> None:
-        begin(self, step, write)
-        while self.busy:
-            time.sleep(0.001)
+    write = write_checkpoint
 
     def write_or_fail(run: Path, step: int, *content: Any, **values: Any) -> Path:
         if step in steps:
@@ -164,7 +158,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(training_state, "write_checkpoint", write_or_fail)
     monkeypatch.setattr(checkpointing, "write_checkpoint", write_or_fail)
     monkeypatch.setattr(checkpointing, "RETRY_SECONDS", 0.0)
-    monkeypatch.setattr(SaveThread, "begin", begin_and_end)
+    end_saves_at_once(monkeypatch)
     return steps
 
 
