@@ -14,6 +14,7 @@ VARIABLES = {"$__rate_interval": "3s", "$__range": "10m", "$job": ".*", "$run": 
 NO_GPU = "there is no GPU here"
 FOLLOWED = "only of a log that is followed"
 AUTO = "only of policy auto, which measures many steps at once"
+ALONE = "one rank is not compared with others"
 EMPTY = {
     ("GPU memory free", "{{run}}"): NO_GPU,
     ("Memory", "{{run}} GPU, in tensors"): NO_GPU,
@@ -30,6 +31,10 @@ EMPTY = {
     ("α* of the latest steps as a whole", "{{run}} low"): AUTO,
     ("α* of the latest steps as a whole", "{{run}} high"): AUTO,
     ("Steps measured as a whole", "{{run}}"): AUTO,
+    ("Slowest rank", "{{run}}"): ALONE,
+    ("What the slowest rank does for longer", "{{run}} {{phase}}"): ALONE,
+    ("Phases over ranks, least and most", "{{run}} {{phase}}, least"): ALONE,
+    ("Phases over ranks, least and most", "{{run}} {{phase}}, most"): ALONE,
     ("Why it ended", "{{instance}} {{reason}}"): "a run that trains has not ended",
 }
 """Curves, by the title of their panel and their legend, that a run which trains leaves empty, and why."""

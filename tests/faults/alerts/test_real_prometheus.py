@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.faults.alerts.fleet import Fleet
-from tests.faults.alerts.panels import AUTO, EMPTY, FOLLOWED, NO_GPU, curves
+from tests.faults.alerts.panels import ALONE, AUTO, EMPTY, FOLLOWED, NO_GPU, curves
 from tests.faults.alerts.rules import HOUR, ORIGINAL, alerts_of, shortened
 from tests.faults.alerts.scenes import EXPECTED, NOT_CAUSED, Scenes, Seen
 from tests.faults.alerts.stage import Stage
@@ -140,7 +140,7 @@ def test_every_panel_has_a_number_for_each_of_its_curves(watched: Watched, state
 def test_a_finished_run_is_on_the_boards(watched: Watched) -> None:
     assert watched.state == 0
     assert watched.reasons == {"budget"}
-    ends = {name for name, why in EMPTY.items() if why in (NO_GPU, FOLLOWED, AUTO)}
+    ends = {name for name, why in EMPTY.items() if why in (NO_GPU, FOLLOWED, AUTO, ALONE)}
     assert watched.without_number <= ends
     assert {name for name, why in EMPTY.items() if why == NO_GPU} <= watched.without_number
 
