@@ -14,9 +14,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from trainer.process import as_program
 
     occupy()
-    ranks = os.environ.get(
-        "WORLD_SIZE", ""
-    ).strip()  # read where what it says is used, and refused where it says nothing
+    # what it says is looked at, and maybe refused, where ranks begin; that imports more
+    ranks = os.environ.get("WORLD_SIZE", "").strip()
     return as_program(lambda: _main(None), one_of_several=ranks not in ("", "1"))
 
 

@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING, Any
 from trainer.ranks.config import RanksConfig, ranks_asked
 
 if TYPE_CHECKING:
-    from trainer.ranks.group import ALONE, RankRefusedError, Ranks, RanksLostError, SaveRanks, open_ranks
+    from trainer.ranks.group import (
+        ALONE,
+        OtherRowsError,
+        RankRefusedError,
+        Ranks,
+        RanksLostError,
+        SaveRanks,
+        open_ranks,
+    )
     from trainer.ranks.reduction import StepSums
     from trainer.ranks.rows import RowsOfRank
     from trainer.ranks.table import RowsAcrossRanks, ShardedEmbedding, held_rows, sharded_tables
 
 __all__ = [
     "ALONE",
+    "OtherRowsError",
     "RankRefusedError",
     "Ranks",
     "RanksConfig",
@@ -32,6 +41,7 @@ __all__ = [
 
 _FILES = {
     "ALONE": "group",
+    "OtherRowsError": "group",
     "Ranks": "group",
     "RankRefusedError": "group",
     "RanksLostError": "group",

@@ -25,6 +25,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.errors import InputError, StorageError
+from pipeline.rows import RankShare
 from trainer.ranks.attempt import attempt_store
 from trainer.ranks.config import RanksConfig, ranks_asked
 
@@ -45,6 +46,16 @@ class RanksLostError(StorageError):
 
 class RankRefusedError(InputError):
     """Another rank has ended for what the user gave, which nobody's trying again mends."""
+
+
+class OtherRowsError(StorageError):
+    """Ranks are at other rows than one another: where damaged ones are left out, what one cannot read others might."""
+
+    def __init__(self, told: str) -> None:
+        super().__init__(
+            f"ranks have read other rows than one another ({told}): the data of one is damaged where that of another "
+            "is not; run `alphastream verify` on the data of each machine"
+        )
 
 
 @dataclass(kw_only=True, eq=False)
@@ -105,12 +116,10 @@ class Ranks:
         if self.alone:
             return logits, label, weight
         rows = [int(told[0]) for told in self.gather([len(label)], what="evaluation")]
-        shares = [sum(rows) * (rank + 1) // self.ranks - sum(rows) * rank // self.ranks for rank in range(self.ranks)]
-        if rows != shares:  # with damaged rows left out, what one cannot read others might
-            raise StorageError(
-                f"ranks have read other rows than one another (shares of {rows} rows, not {shares}): the data of one "
-                "is damaged where that of another is not; run `alphastream verify` on the data of each machine"
-            )
+        parts = (RankShare(rank=rank, ranks=self.ranks).of(sum(rows)) for rank in range(self.ranks))
+        shares = [stop - start for start, stop in parts]
+        if rows != shares:
+            raise OtherRowsError(f"shares of {rows} rows, not {shares}")
         given = [logits.detach(), label, *([] if weight is None else [weight])]
         exact = torch.promote_types(logits.dtype, torch.float32)  # of weights, too
         own = torch.zeros((len(given), max(rows)), dtype=exact, device=logits.device)

@@ -14,7 +14,7 @@ VARIABLES = {"$__rate_interval": "3s", "$__range": "10m", "$job": ".*", "$run": 
 NO_GPU = "there is no GPU here"
 FOLLOWED = "only of a log that is followed"
 AUTO = "only of policy auto, which measures many steps at once"
-ALONE = "one rank is not compared with others"
+ALONE = "one rank has no others"
 EMPTY = {
     ("GPU memory free", "{{run}}"): NO_GPU,
     ("Memory", "{{run}} GPU, in tensors"): NO_GPU,
@@ -31,6 +31,7 @@ EMPTY = {
     ("α* of the latest steps as a whole", "{{run}} low"): AUTO,
     ("α* of the latest steps as a whole", "{{run}} high"): AUTO,
     ("Steps measured as a whole", "{{run}}"): AUTO,
+    ("Bytes sent by purpose", "{{run}} {{purpose}}"): ALONE,
     ("Slowest rank", "{{run}}"): ALONE,
     ("What the slowest rank does for longer", "{{run}} {{phase}}"): ALONE,
     ("Phases over ranks, least and most", "{{run}} {{phase}}, least"): ALONE,

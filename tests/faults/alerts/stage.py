@@ -129,8 +129,11 @@ class Stage:
         self.actors[name] = Actor(stage=self, config=config, path=path, instance=f"127.0.0.1:{port}")
         return self.actors[name]
 
-    def play(self, plays: Mapping[str, Play], *, patience: float) -> None:
-        """Lets every run go on as soon as what it waits for has come, until all are through."""
+    def play(self, plays: Mapping[str, Play], *, patience: float, missing: Mapping[str, set[tuple[str, str]]]) -> None:
+        """Lets every run go on as soon as what it waits for has come, until all are through.
+
+        `missing`: by state, the curves that have had no number yet, of which the error tells if that takes too long.
+        """
         conditions = {name: next(play) for name, play in plays.items()}
         scraped: set[str] = set()
 
@@ -149,8 +152,12 @@ class Stage:
             self.waiting = set(conditions)
             return None if conditions else True
 
+        def late() -> str:
+            empty = {state: sorted(left) for state, left in missing.items() if left}
+            return f"{sorted(self.waiting)}, curves without a number {empty}, after {sorted(self.firing)}"
+
         self.waiting = set(conditions)
-        until(advance, patience=patience, late=lambda: f"{sorted(self.waiting)} after {sorted(self.firing)}")
+        until(advance, patience=patience, late=late)
 
     def fired_so_far(self) -> set[tuple[str, str]]:
         """(alert, instance) of all that have fired, however shortly."""

@@ -64,7 +64,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         stage = Stage(folder=folder, fleet=fleet, prometheus=server, at_end=stack)
         scenes = Scenes(stage=stage, log=folder / "data", seen=Seen(missing={}))
         began = time.time()
-        stage.play(scenes.all(small=small, library=library), patience=PATIENCE_SECONDS)
+        stage.play(scenes.all(small=small, library=library), patience=PATIENCE_SECONDS, missing=scenes.seen.missing)
         print(f"played for {time.time() - began:.0f} s")
         healthy = stage.actors["healthy"].instance
         fired: dict[str, set[str]] = {name: set() for name in stage.actors}

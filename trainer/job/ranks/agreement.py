@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipeline.errors import StorageError
-from trainer.ranks import ALONE, Ranks
+from trainer.ranks import ALONE, OtherRowsError, Ranks
 
 
 @dataclass(kw_only=True)
@@ -34,7 +33,7 @@ class Agreement:
     ) -> float:
         """Tells the others what is so here, and takes in what is so there; returns rank 0's `seconds`. Collective.
 
-        Raises: StorageError, on all ranks alike, if the latest step was not of one batch.
+        Raises: OtherRowsError, on all ranks alike, if the latest step was not of one batch.
         """
         broken = -1 if broken_weights is None else broken_weights
         told = self.ranks.gather([stop, save_asked, busy, save_due, broken, seconds, *self.ranks.batch])
@@ -48,7 +47,7 @@ class Agreement:
 
 
 def _refuse_other_rows(*batch: tuple[float, ...]) -> None:
-    """`batch` are the `Ranks.batch` of all ranks: with damaged rows left out, what one cannot read others might."""
+    """`batch` are the `Ranks.batch` of all ranks."""
     shares, whole, probes, whole_probe, *place = batch
     alike = all(len(set(told)) == 1 for told in (whole, whole_probe, *place))
     if alike and sum(shares) == whole[0] and sum(probes) == whole_probe[0]:
@@ -57,7 +56,4 @@ def _refuse_other_rows(*batch: tuple[float, ...]) -> None:
     rows = ", ".join(
         f"{part:,.0f} of {all_:,.0f} and {probe:,.0f} of {all_probe:,.0f}" for part, all_, probe, all_probe in told
     )
-    raise StorageError(
-        f"ranks have read other rows than one another (rank by rank: {rows}): the data of one is damaged where that of "
-        "another is not; run `alphastream verify` on the data of each machine"
-    )
+    raise OtherRowsError(f"rank by rank: {rows}")
