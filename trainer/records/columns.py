@@ -6,16 +6,18 @@ import math
 import operator
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer.records.lines import bin_middle, not_taken_back
-from trainer.records.records import read_records
+from trainer.records.records import read_records, records_in
 
 Column = NDArray[np.float64]
 Damaged = Callable[[int], None]
@@ -74,6 +76,11 @@ class _StepLine(msgspec.Struct):
 
 def read_steps(path: Path, *, damaged: Damaged) -> StepColumns:
     """The lines of `path` but those that later ones take back: a run that was killed may have written a step twice."""
+    with path.open("rb") if path.is_file() else BytesIO() as lines:
+        return _read_steps(lines, path, damaged)
+
+
+def _read_steps(lines: BinaryIO, path: Path, damaged: Damaged) -> StepColumns:
     columns = {name: array("d") for name in (*STEP_FIELDS, "last_step", "finite_losses")}
     extremes = {name: array("d") for name in ("least_rate", "most_rate", "rate_squares")}
     spread = {name: Counter[float]() for name in SPREAD_FIELDS}
@@ -83,7 +90,7 @@ def read_steps(path: Path, *, damaged: Damaged) -> StepColumns:
     own = tuple(columns[name] for name in STEP_FIELDS)
     last_steps, finite_losses = columns["last_step"], columns["finite_losses"]
     count = 0
-    for count, record in enumerate(read_records(path, _StepLine, damaged=damaged), 1):
+    for count, record in enumerate(records_in(lines, path, _StepLine, damaged=damaged), 1):
         for column, value in zip(own, fields(record), strict=True):
             column.append(math.nan if value is None else value)
         last_steps.append(record.step + record.steps - 1 if record.last_step is None else record.last_step)
@@ -110,7 +117,9 @@ def read_steps(path: Path, *, damaged: Damaged) -> StepColumns:
     steps["rate_squares"] = _with(np.zeros(count), merged, extremes["rate_squares"])
     keep = not_taken_back(steps["step"])
     if not keep[merged].all():  # which is rare: a file that is thinned goes back with its run
-        spread = _kept_spread(path, keep)
+        lines.seek(0)  # of this file: a run that goes on may have put another in its place
+        again = records_in(lines, path, _StepLine, damaged=lambda _: None)
+        spread = _kept_spread(again, keep)
     if keep.all():
         found = {name: np.asarray(seconds) for name, seconds in phases.items()}
     else:
@@ -129,11 +138,10 @@ def _take_spread(record: _StepLine, spread: Mapping[str, Counter[float]]) -> Non
                 counted[min(max(bin_middle(int(number)), field.least), field.most)] += count
 
 
-def _kept_spread(path: Path, keep: NDArray[np.bool_]) -> dict[str, Counter[float]]:
-    """Of the lines that are kept alone, for which the file is read again."""
+def _kept_spread(records: Iterable[_StepLine], keep: NDArray[np.bool_]) -> dict[str, Counter[float]]:
+    """Of the lines that are kept alone."""
     spread = {name: Counter[float]() for name in SPREAD_FIELDS}
-    records = read_records(path, _StepLine, damaged=lambda _: None)
-    for record, kept in zip(records, keep.tolist(), strict=False):  # it may have grown
+    for record, kept in zip(records, keep.tolist(), strict=False):  # there may be more by now
         if kept:
             _take_spread(record, spread)
     return spread

@@ -312,22 +312,29 @@ def read_records(path: Path, kind: Any = dict, *, damaged: Callable[[int], None]
     """
     if not path.is_file():
         return
-    decode = msgspec.json.Decoder(kind).decode
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                record = decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                if not line.strip():
-                    continue
-                if damaged is not None:
-                    damaged(number)
-                elif line.endswith(b"\n"):
-                    raise StorageError(
-                        f"{path}: line {number} is damaged; restore the file from a backup, or delete that line"
-                    ) from None
+        yield from records_in(lines, path, kind, damaged=damaged)
+
+
+def records_in(
+    lines: BinaryIO, path: Path, kind: type[Line], *, damaged: Callable[[int], None] | None
+) -> Iterator[Line]:
+    """As `read_records`, of a file that is open and was at `path`, from where it stands."""
+    decode = msgspec.json.Decoder(kind).decode
+    for number, line in enumerate(lines, 1):
+        try:
+            record = decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            if not line.strip():
                 continue
-            yield record
+            if damaged is not None:
+                damaged(number)
+            elif line.endswith(b"\n"):
+                raise StorageError(
+                    f"{path}: line {number} is damaged; restore the file from a backup, or delete that line"
+                ) from None
+            continue
+        yield record
 
 
 def starts_of(run: Path) -> int:

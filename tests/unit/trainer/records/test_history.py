@@ -13,6 +13,7 @@ import pytest
 
 from tests.synthetic_run import alpha_records, evaluation_records, step_records, write_lines, write_run
 from trainer.loop import Stop
+from trainer.records.columns import read_steps
 from trainer.records.history import ENDS, RunHistory
 from trainer.records.lines import bin_middle
 
@@ -226,6 +227,20 @@ def test_values_of_merged_lines_are_counted_by_value_and_those_taken_back_are_no
     assert dict(zip(values.tolist(), counts.tolist(), strict=True)) == {
         value: count for value, count in (whole | {7.0: 1.0}).items() if value != bin_middle(30)
     }
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_to_its_own_end(tmp_path: Path) -> None:
+    path, thinned = tmp_path / "steps.jsonl", tmp_path / "thinned"
+    write_lines(path, [merged_line(0, 4, {10: 4}), merged_line(4, 4, {20: 4}), merged_line(8, 2, {30: 2})])
+    with path.open("a") as file:
+        file.write("damaged\n")
+    write_lines(tmp_path / "more", [step_line(8, seconds=7.0)])
+    path.write_text(path.read_text() + (tmp_path / "more").read_text())
+    write_lines(thinned, [merged_line(0, 10, {10: 4, 20: 4, 30: 2})])
+    steps = read_steps(path, damaged=lambda _: thinned.replace(path) and None)
+    values, counts = steps.spread["seconds"]
+    assert not thinned.exists()
+    assert dict(zip(values.tolist(), counts.tolist(), strict=True)) == {bin_middle(10): 4.0, bin_middle(20): 4.0}
 
 
 def test_bins_of_many_merged_lines_take_the_memory_of_few(tmp_path: Path) -> None:
