@@ -34,6 +34,15 @@ OVERFLOWING = """
 }).map(node => node.outerHTML.slice(0, 120))
 """
 """Elements beyond the right edge, but for those in a box that scrolls or hides them by itself."""
+OVERLAPPING = """
+[...document.querySelectorAll("svg")].flatMap(chart => {
+  const boxes = [...chart.querySelectorAll("text")].map(node => [node.textContent, node.getBoundingClientRect()]);
+  return boxes.flatMap(([one, a], i) => boxes.slice(i + 1).filter(([, b]) =>
+    a.left < b.right && b.left < a.right && a.top + a.height / 8 < b.bottom - b.height / 8 &&
+    b.top + b.height / 8 < a.bottom - a.height / 8).map(([other]) => `${one} ${other}`));
+})
+"""
+"""Labels of a chart that lie on one another, but for the room above and below their digits."""
 SETTLED = "new Promise(done => setTimeout(done, 1500))"
 """The page asks for its numbers when it is there, and draws them."""
 SAYS = """
@@ -56,6 +65,8 @@ class Shown:
     width: int
     """Of all of it, in CSS pixels; more than was given: one has to scroll sideways."""
     overflowing: list[str]
+    overlapping: list[str]
+    """Pairs of labels in a chart."""
     picture: bytes
     """PNG."""
     background: str
@@ -90,6 +101,7 @@ class Browser:
         shown = Shown(
             width=value("document.documentElement.scrollWidth"),
             overflowing=value(OVERFLOWING),
+            overlapping=value(OVERLAPPING),
             picture=base64.b64decode(picture),
             background=value("getComputedStyle(document.body).backgroundColor"),
             text=value("document.body.innerText"),
@@ -148,7 +160,7 @@ class Browser:
 
 
 def main(url: str, stem: str) -> None:
-    """Pictures of a page at all widths, light and dark."""
+    """Pictures of a page at all widths, light and dark; says what overflows, and which labels overlap."""
     program = shutil.which("chromium")
     assert program, "chromium is not installed"
     with Browser(program) as browser:
@@ -156,7 +168,7 @@ def main(url: str, stem: str) -> None:
             for scheme in ("light", "dark"):
                 shown = browser.show(url, width=width, scheme=scheme)
                 Path(f"{stem}-{width}-{scheme}.png").write_bytes(shown.picture)
-                print(f"{width} {scheme}: {shown.width} wide, overflowing {shown.overflowing}")
+                print(f"{width} {scheme}: {shown.width} wide", shown.overflowing, shown.overlapping)
 
 
 if __name__ == "__main__":

@@ -196,6 +196,22 @@ def test_a_loss_that_is_not_finite_is_no_number_of_before(open_page: Open) -> No
     assert "NaN" not in page.split("<script>")[0]
 
 
+@pytest.mark.parametrize("diverged", [1, 8])
+def test_a_few_steps_that_diverged_do_not_frame_the_others(open_page: Open, diverged: int) -> None:
+    live = LiveStatus(StepClock(), run="runs/one")
+    for step in range(100):
+        loss = 1e30 if 40 <= step < 40 + diverged else 0.5 + math.sin(step) / 10
+        live.step(step, epoch=0, rows=256, loss=loss, learning_rate=1e-3, seconds=0.1)
+    drawn = open_page(live).split('id="losschart"')[1].split("</svg>")[0]
+    labels = [float(label) for label in re.findall(r'text-anchor="end">([^<]*)<', drawn)]
+    assert 0.3 < min(labels) < max(labels) < 0.7
+    heights = [
+        float(point.split(",")[1]) for points in re.findall(r'points="([^"]*)"', drawn) for point in points.split()
+    ]
+    assert min(heights) < 0  # where they leave the frame, and are cut off
+    assert drawn.count("clip-path") == drawn.count("<polyline") == 2
+
+
 def test_a_run_that_waits_for_rows_says_so_while_it_waits(open_page: Open) -> None:
     now = [0]
     clock = StepClock(nanosecond_time=lambda: now[0])

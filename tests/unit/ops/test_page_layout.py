@@ -26,24 +26,31 @@ def browser(chromium: str) -> Iterator[Browser]:
         yield browser
 
 
-def evaluating(now: list[int]) -> LiveStatus:
-    """Three quarters of its time."""
+def evaluating(now: list[int], *, first: int = 0) -> LiveStatus:
+    """Three quarters of its time, from the step `first` on."""
     clock = StepClock(nanosecond_time=lambda: now[0])
     live = LiveStatus(clock, run=LONG, total_steps=10_000_000)
     live.state("evaluating")
-    for step in range(60):
+    for step in range(first, first + 50):
         with clock.phase("forward"):
             now[0] += 100_000_000
         live.step(step, epoch=0, rows=262_144, loss=0.5, learning_rate=1e-3, seconds=clock.finish_step().seconds)
-        factor = AlphaFactor(estimates=min(step + 1, 200), factor=123.4, standard_error=56.78)
-        live.estimate(step, outcome="ok", relative=2.0, absolute=2e-3, per_rate=(-1.0, 500.0), factor=factor)
+        factor = AlphaFactor(estimates=step - first + 1, factor=123.4, standard_error=56.78)
+        relative = 50 * math.sin(step)
+        live.estimate(
+            step, outcome="ok", relative=relative, absolute=relative * 1e-3, per_rate=(-relative, 1e3), factor=factor
+        )
         if step % 10 == 9:
             with clock.phase("evaluation"):
                 now[0] += 3_000_000_000
             clock.finish_outside()
             for split in ("train", "validation", "test", "progressive"):
-                live.evaluation(1_000_000 + step, split, loss=0.61234, auc=0.71234)
+                live.evaluation(step, split, loss=0.61234, auc=0.71234)
     return live
+
+
+def late(now: list[int]) -> LiveStatus:
+    return evaluating(now, first=9_000_000)
 
 
 def diverged(now: list[int]) -> LiveStatus:
@@ -66,13 +73,13 @@ def waiting(now: list[int]) -> LiveStatus:
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("state", [evaluating, diverged, waiting])
-def test_nothing_of_the_live_page_overflows(browser: Browser, state, scheme: Scheme, width: int) -> None:
+@pytest.mark.parametrize("state", [evaluating, late, diverged, waiting])
+def test_nothing_of_the_live_page_overflows_or_overlaps(browser: Browser, state, scheme: Scheme, width: int) -> None:
     live = state([0])
     with Server(Metrics(), "127.0.0.1", 0, live.snapshot) as server:
         shown = browser.show(server.url, width=width, scheme=scheme, says=str(live.snapshot()["state"]))
     assert live.snapshot()["state"] in shown.text
-    assert (shown.width, shown.overflowing) == (width, [])
+    assert (shown.width, shown.overflowing, shown.overlapping) == (width, [], [])
     assert shown.background == BACKGROUNDS[scheme]
 
 
