@@ -155,7 +155,7 @@ SERIES = (
         name="alpha_pooled_relative",
         kind="gauge",
         help="α* pooled over the latest estimates: how many times as long single steps should have been; from 10 "
-        "on, and until many steps lead the rate.",
+        "on, until many steps lead the rate, and not while a single one outweighs all others.",
         initial=math.nan,
     ),
     Series(

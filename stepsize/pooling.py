@@ -12,6 +12,8 @@ from stepsize.estimate import Estimate, Outcome, delta_method_variance
 
 COUNTED = frozenset({Outcome.OK, Outcome.ASCENT})
 """Outcomes that carry a number; a negative α* is as good an estimate as a positive one."""
+LEAST_CURVATURES = 2.0
+"""With fewer, one estimate has seven tenths of all curvature and more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +31,18 @@ class PooledRate:
     """Of `rate`, from the scatter of the estimates about it; None with fewer than two."""
     effective_count: float
     """How many equally weighted estimates the weights are worth: (Σw)² / Σw²."""
+    curvature_count: float
+    """How many estimates of equal curvature the curvatures are worth: (Σwc)² / Σw²c². Near 1 a single one makes the
+    rate, and `standard_error`, which is of how the others scatter about it, knows nothing."""
     slope: float
     """Average slope per unit of learning rate (loss per η)."""
     curvature: float
     """Average curvature per unit of learning rate squared (loss per η²)."""
+
+    @property
+    def borne(self) -> bool:
+        """Whether the curvatures are worth `LEAST_CURVATURES` estimates: fewer, and one wild step is all it tells of."""
+        return self.curvature_count >= LEAST_CURVATURES
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """The two-sided confidence interval by the normal approximation; (−∞, ∞) without a standard error."""
@@ -135,6 +145,7 @@ class RatioSums:
             rate=rate,
             standard_error=error,
             effective_count=count,
+            curvature_count=curvature * curvature / cc if cc > 0 else count,
             slope=slope / weight,
             curvature=curvature / weight,
         )

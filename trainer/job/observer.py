@@ -208,6 +208,7 @@ class RunObserver:
             self._metrics.pooled_alpha(self._factor.factor, self._factor.standard_error)
             self._rates.append(pair)
             proposed = pool(list(self._rates)) if len(self._rates) >= LEAST_ESTIMATES else None
+            proposed = proposed if proposed and proposed.borne else None
             self._metrics.proposed_rate(proposed and proposed.rate, proposed and proposed.standard_error)
         pooled = None if self._factor is None else self._factor.factor
         self._outlets.tensorboard.estimate(
@@ -278,10 +279,10 @@ def pooled_factor(estimates: Collection[tuple[float, float]]) -> AlphaFactor:
     """The one factor by which the steps of (dᵀg, dᵀGd) should all have been longer, −Σ dᵀg / Σ dᵀGd.
 
     It minimizes the sum of their quadratic models, so a step counts by what it did: the tiny ones of a warm-up or of a
-    search say little of the others.
+    search say little of the others. None where a single one did nearly all, as at a divergence.
     """
     pooled = pool(list(estimates))
-    if pooled is None or len(estimates) < LEAST_ESTIMATES:
+    if pooled is None or not pooled.borne or len(estimates) < LEAST_ESTIMATES:
         return AlphaFactor(estimates=len(estimates), factor=None, standard_error=None)
     return AlphaFactor(estimates=len(estimates), factor=pooled.rate, standard_error=pooled.standard_error)
 

@@ -53,7 +53,8 @@ class RateSummary:
     median: float
     upper: float
     pooled: float | None
-    """−Σ dᵀg / Σ dᵀGd over the measured steps: the one factor that would have suited them best, each by what it did."""
+    """−Σ dᵀg / Σ dᵀGd over the measured steps: the one factor that would have suited them best, each by what it did.
+    None if their curvature sums to nothing, or is nearly all that of a single one."""
     pooled_error: float | None
 
     @property
@@ -197,8 +198,8 @@ def rate_summary(log: RunHistory) -> RateSummary | None:
         lower=float(lower),
         median=float(median),
         upper=float(upper),
-        pooled=None if pooled is None else pooled.rate,
-        pooled_error=None if pooled is None else pooled.standard_error,
+        pooled=pooled.rate if pooled and pooled.borne else None,
+        pooled_error=pooled.standard_error if pooled and pooled.borne else None,
     )
 
 

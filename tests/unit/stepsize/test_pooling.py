@@ -63,6 +63,16 @@ def test_one_pair_has_a_rate_but_no_error_bar():
     assert pooled.interval() == (-math.inf, math.inf)
 
 
+def test_curvatures_of_which_one_outweighs_the_others_are_worth_one():
+    alike, wild = [(-1.0, 4.0), (-2.0, 4.0), (-3.0, 4.0)], (-9e13, 1e12)
+    pooled = [pool(pairs) for pairs in (alike, [*alike * 50, wild], [*alike, (-1e-200, 1e-200)], [(-1e-200, 1e-200)])]
+    assert [round(one.curvature_count, 6) for one in pooled if one] == [3.0, 1.0, 3.0, 1.0]
+    assert [one.borne for one in pooled if one] == [True, False, True, False]
+    assert pooled[1]
+    assert pooled[1].standard_error is not None
+    assert pooled[1].standard_error < 1e-6 * pooled[1].rate  # as if 90 were known to every digit
+
+
 def test_median_is_the_midpoint_for_an_even_number():
     assert median_rate([4.0, 1.0, 3.0, -2.0]) == 2.0
 

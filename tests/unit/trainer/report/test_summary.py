@@ -143,6 +143,17 @@ def test_steps_of_a_warm_up_hardly_move_the_pooled_factor(tmp_path: Path) -> Non
     assert rates.pooled == pytest.approx((20 * 1e-6 + 20 * 0.5) / (20 * 1e-9 + 20 * 1.0))
 
 
+def test_one_step_that_outweighs_all_others_is_no_pooled_factor(tmp_path: Path) -> None:
+    """Its ratio would have an error of nothing, and be all that the others' is not."""
+    usual = {"slope": -0.5, "curvature": 1.0, "relative": 0.5, "learning_rate": 0.1}
+    wild = {"slope": -9e13, "curvature": 1e12, "relative": 90.0, "learning_rate": 0.1}
+    lines = [{"step": step, "outcome": "ok", **(wild if step == 39 else usual)} for step in range(40)]
+    write_lines(tmp_path / "alpha.jsonl", lines)
+    rates = rate_summary(RunHistory.load(tmp_path))
+    assert rates is not None
+    assert (rates.pooled, rates.pooled_error, rates.median) == (None, None, 0.5)
+
+
 def test_without_a_finite_estimate_there_is_no_rate_summary(tmp_path: Path) -> None:
     write_lines(tmp_path / "alpha.jsonl", [{"step": 0, "outcome": "dropped", "relative": None}])
     empty = RunHistory.load(tmp_path)
