@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from statistics import fmean
 from threading import Lock
 from typing import Any
 
@@ -31,8 +32,10 @@ FLUSH_STEPS, FLUSH_SECONDS = 50, 5.0
 most so many seconds of training where a step is shorter."""
 POOLED_ESTIMATES = 200
 """α* is shown as pooled over so many of the latest estimates."""
+SHOWN_STEPS = 50
+"""The terminal's loss is the mean of so many of the latest steps, so that one that leapt is soon forgotten."""
 SMOOTHING = 0.98
-"""Share of the old value in the terminal's loss."""
+"""Share of the old value in the terminal's time of a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +109,7 @@ class RunObserver:
         self._progressive = progressive
         self._outlets, self._feed, self._line = outlets, feed, line
         self._directory, self._metrics, self._live = outlets.directory, outlets.metrics, outlets.live
-        self._smooth_loss = math.nan
+        self._losses: deque[float] = deque(maxlen=SHOWN_STEPS)
         self._recent_seconds, self._shown = math.nan, 0
         self._estimates = outlets.estimates
         self._rates: deque[tuple[float, float]] = deque(maxlen=POOLED_ESTIMATES)
@@ -161,14 +164,16 @@ class RunObserver:
         self._metrics.rejected_rows(skipped)
 
     def _show(self, step: int, loss: float, rate: float, rows: int, timing: StepTiming) -> None:
-        self._smooth_loss = _smooth(self._smooth_loss, loss)
+        if not math.isfinite(loss + sum(self._losses)):
+            self._losses.clear()
+        self._losses.append(loss)
         self._shown += 1
         # The first step waits for the pipeline to fill and for compilation: it says nothing of the speed.
         self._recent_seconds = _smooth(math.nan if self._shown <= 2 else self._recent_seconds, timing.seconds)
         self._line.update(
             step + 1,
             lambda: (
-                f"loss {_loss(self._smooth_loss)}  lr {rate:.2e}"
+                f"loss {_loss(fmean(self._losses))}  lr {rate:.2e}"
                 f"{_horizon(self._live.latest_horizon) or _alpha(self._factor)}  "
                 f"{rows / self._recent_seconds:,.0f} rows/s  data wait {self._outlets.clock.bound().data_share:.0%}"
             ),
@@ -176,7 +181,7 @@ class RunObserver:
 
     def on_rollback(self) -> None:
         """The run has gone back: what is shown as an average of the latest steps is one of those that count."""
-        self._smooth_loss = math.nan
+        self._losses.clear()
         self._factor = pooled_factor(self._estimates) if self._estimates else None
         self._rates.clear()
         self._metrics.no_horizon()

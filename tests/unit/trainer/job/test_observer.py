@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,7 @@ from pipeline.device import Feed
 from stepsize import Outcome
 from tests.estimates import estimate
 from trainer.config import config_from
-from trainer.console import Console
+from trainer.console import Console, ProgressLine
 from trainer.job.observer import Outlets, RunObserver, pooled_factor
 from trainer.job.run_directory import RunDirectory
 from trainer.records.records import read_records
@@ -57,6 +58,30 @@ def test_records_can_be_read_after_five_seconds_or_fifty_steps(
     assert seen[0] == 1
     assert seen.index(steps_until_read + 1) == steps_until_read
     assert set(seen[1:steps_until_read]) == {1}
+
+
+class Said:
+    """A progress line that keeps what it shows."""
+
+    def update(self, step: int, text: Callable[[], str]) -> None:
+        self.text = text()
+
+
+def test_the_terminal_s_loss_forgets_a_step_that_leapt_and_one_that_was_no_number(tmp_path: Path) -> None:
+    config = config_from({"data": {"path": "DATA"}, "model": {"table_rows": 64}}, where="test").resolved()
+    clock, console, said, shown = StepClock(), Console(quiet=True), Said(), []
+    timing = StepTiming(nanoseconds=10**9, phase_nanoseconds={})
+    with RunDirectory(tmp_path / "run", config) as directory:
+        live = LiveStatus(clock, run="run")
+        outlets = Outlets(directory=directory, metrics=Metrics(), live=live, clock=clock, console=console)
+        observer = RunObserver(outlets, cast(Feed, NoRows()), cast(ProgressLine, said))
+        for step in range(120):
+            loss = {20: 1e6, 110: math.nan}.get(step, 0.5)
+            record = {"step": step, "loss": loss, "learning_rate": 1e-3, "rows": 8, "epoch": 0}
+            observer.on_step(record, timing, step + 1.0)
+            shown.append(said.text.split()[1])
+    assert (shown[19], shown[110]) == ("0.5000", "nan")
+    assert set(shown[70:110]) | set(shown[111:]) == {"0.5000"}
 
 
 def test_alpha_of_many_steps_is_recorded_and_shown_apart(tmp_path: Path) -> None:
