@@ -130,11 +130,13 @@ def test_a_record_file_cut_while_nobody_looked_is_said_at_resume(config: Config,
     begin(replace(config, budget=replace(config.budget, steps=20)), tmp_path / "run")
     steps = tmp_path / "run" / "steps.jsonl"
     steps.write_bytes(b"".join(steps.read_bytes().splitlines(keepends=True)[:12]))
-    (tmp_path / "run" / "alpha.jsonl").unlink()
+    for name in ("alpha.jsonl", "events.jsonl"):
+        (tmp_path / "run" / name).unlink()
     assert begin(config, tmp_path / "run") is Stop.BUDGET
     messages = [line["message"] for line in read_records(tmp_path / "run" / "events.jsonl") if "message" in line]
     assert any(text.startswith("steps.jsonl lacks 8 of the 20 steps that were written to it") for text in messages)
     assert any(text.startswith("alpha.jsonl lacks 18 of the 18 estimates") for text in messages)
+    assert any(text.startswith("events.jsonl lacks ") for text in messages)
     assert [line["step"] for line in read_records(steps)] == [*range(12), *range(20, 40)]
 
 

@@ -159,12 +159,12 @@ class RunDirectory:
         """Bytes of each record file as it is now; a resume may rely on them once `sync` has put them on disk.
 
         Under `extents` the last step and the number of the records in each, which find the place again in a file that
-        was rewritten or cut since.
+        was rewritten or cut since; of the event log too, so that what is missing of it is told.
         """
         files = {name: file for name, file in self.records.items() if name != "events"}
         self._saved_at = files["steps"].extent.last_step + 1
         lengths: dict[str, Any] = {name: file.length() for name, file in files.items()}
-        return lengths | {"extents": {name: list(file.extent) for name, file in files.items()}}
+        return lengths | {"extents": {name: list(file.extent) for name, file in self.records.items()}}
 
     def sync(self) -> None:
         """Puts on disk what `lengths` counted, as far as it can be written; in any thread, while training goes on."""
@@ -186,11 +186,9 @@ class RunDirectory:
     def cut(self, records: Mapping[str, Any]) -> None:
         """Cuts the records back to a checkpoint's `lengths`."""
         for name, file in self.records.items():
-            if name == "events":
-                file.cut(file.length())
-            else:
-                extent = records.get("extents", {}).get(name)  # checkpoints of earlier versions have none
-                file.cut(records.get(name, 0), extent and Extent(*extent))
+            extent = records.get("extents", {}).get(name)  # checkpoints of earlier versions have none
+            length = file.length() if name == "events" else records.get(name, 0)
+            file.cut(length, extent and Extent(*extent))
 
     @property
     def full_steps(self) -> int:
