@@ -41,7 +41,7 @@ class PooledRate:
 
     @property
     def borne(self) -> bool:
-        """Whether the curvatures are worth `LEAST_CURVATURES` estimates: fewer, and one wild step is all it tells of."""
+        """Whether the curvatures are worth `LEAST_CURVATURES` estimates; else it tells of one wild step."""
         return self.curvature_count >= LEAST_CURVATURES
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:

@@ -10,7 +10,9 @@ MINUTE, HOUR = 1.0, 6.0
 """What a minute and an hour of the rules are here, in seconds."""
 SECONDS = {"900": 15 * MINUTE, "1800": 30 * MINUTE, "14400": 4 * HOUR, "86400": 24 * HOUR}
 """Numbers of the expressions that are seconds."""
-_DURATION = re.compile(r"(?<=\[)\d+[smh](?=[\]:])|(?<=\d[smh]:)\d+[smh](?=\])|(?<= for: )\d+[smh]\b|(?<= interval: )\d+[smh]\b")
+_DURATION = re.compile(
+    r"(?<=\[)\d+[smh](?=[\]:])|(?<=\d[smh]:)\d+[smh](?=\])|(?<= for: )\d+[smh]\b|(?<= interval: )\d+[smh]\b"
+)
 _NUMBER = re.compile(rf"(?<= )({'|'.join(SECONDS)})(?=[) \n])")
 
 

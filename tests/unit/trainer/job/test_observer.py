@@ -136,7 +136,9 @@ def test_the_error_comes_from_the_scatter() -> None:
     [[(-1.0, 1.0)] * 9, [(-1.0, 0.0)] * 20, [*[(-1.0, 1.0)] * 150, (-9e13, 1e12)]],
     ids=["nine", "flat", "one that diverged"],
 )
-def test_too_few_estimates_or_no_curvature_or_that_of_one_alone_make_no_factor(estimates: list[tuple[float, float]]) -> None:
+def test_too_few_estimates_or_no_curvature_or_that_of_one_alone_make_no_factor(
+    estimates: list[tuple[float, float]],
+) -> None:
     factor = pooled_factor(estimates)
     assert factor.factor is None
     assert factor.estimates == len(estimates)
