@@ -285,7 +285,7 @@ def _checked(
     config: DataConfig, table_rows: Moduli, device: str | torch.device
 ) -> tuple[Manifest, Moduli, torch.device]:
     """The manifest, and both others as they are used."""
-    each = (table_rows,) if isinstance(table_rows, Integral) else table_rows
+    each: Any = (table_rows,) if isinstance(table_rows, Integral) else table_rows
     if not isinstance(each, tuple | list) or not all(_is_whole(rows) and 1 <= rows < 2**31 for rows in each):
         raise InputError(
             f"table_rows = {table_rows!r}; give the rows of the embedding table, a whole number from 1 to 2³¹ − 1, or "
