@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args
 
 from pipeline.errors import InputError
@@ -70,17 +71,15 @@ class DataConfig:
     """Most bytes of downloaded shards, those of other runs included; by default half of what the disk has free."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "cache_bytes",
-            "batch_rows",
-            "probe_rows",
-            "shuffle_row_groups",
-            "prefetch_batches",
-            "read_threads",
-        ):
+        counts = ("cache_bytes", "batch_rows", "probe_rows", "shuffle_row_groups", "prefetch_batches", "read_threads")
+        for name in (*counts, "seed"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"data.{name} = {value}; give a whole number of at least 1")
+            if value is None and name != "seed":
+                continue
+            of = "" if name == "seed" else " of at least 1"
+            if isinstance(value, bool) or not isinstance(value, Integral) or (of and value < 1):
+                raise InputError(f"data.{name} = {value!r}; give a whole number{of}")
+            object.__setattr__(self, name, int(value))  # NumPy's would overflow
         for name, least in (("follow_idle_seconds", 0.0), ("follow_poll_seconds", 0.01)):
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -40,13 +40,31 @@ class ModelInputs(_Parts):
 
     def weighed_by(self, weight: Tensor | None) -> ModelInputs:
         """The same rows with these weights (R,), or none."""
-        inputs = ModelInputs(*self)
-        inputs.weight = weight
-        return inputs
+        return ModelInputs(self.dense, self.ids, self.label) if weight is None else _weighed(tuple(self), weight)
 
     def tensors(self) -> list[Tensor]:
         """All that are there."""
         return [*self, *([] if self.weight is None else [self.weight])]
+
+
+class _WeighedInputs(ModelInputs):
+    """A batch with weights, which is not made of the three alone: loaders and trainers that copy a named tuple part by
+    part (DataLoader, Lightning) would lose the weights without a word."""
+
+    def __new__(cls, *parts: Tensor) -> NoReturn:
+        raise TypeError(
+            "a batch with weights is copied without them; hand on (batch.dense, batch.ids, batch.label, batch.weight), "
+            "an ordinary tuple, instead of the batch"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _weighed, (tuple(self), self.weight)
+
+
+def _weighed(parts: tuple[Tensor, ...], weight: Tensor) -> ModelInputs:
+    inputs = tuple.__new__(_WeighedInputs, parts)
+    inputs.weight = weight
+    return inputs
 
 
 def encoded_inputs(label: Tensor, dense: Tensor, buckets: Tensor, weight: Tensor | None = None) -> ModelInputs:

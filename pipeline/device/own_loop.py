@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator, Mapping
+from numbers import Integral
 from types import TracebackType
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NoReturn, TypeVar
 
 import torch
 from torchdata.nodes import BaseNode
@@ -20,6 +23,8 @@ from pipeline.shards import Manifest
 
 Item = TypeVar("Item")
 _END = "end_epoch"
+_ORDER = "order"
+_PLACE = ("epoch", "row", "skipped_rows")
 
 
 class FeedStream(Generic[Item]):
@@ -28,12 +33,15 @@ class FeedStream(Generic[Item]):
     As with torchdata's StatefulDataLoader, the state taken after an item continues with the next one, whatever was
     made ahead; a state is loaded before iteration; and after the end another `for` begins anew, with the epochs that
     follow. A `for` that was left goes on where it was. Use it as a context manager, or call `close`: no thread stays.
+    It has threads, so a process that is forked or spawned opens one of its own.
     """
 
-    def __init__(self, feed: Feed, *, epochs: int | None) -> None:
-        self._feed, self._epochs = feed, epochs
+    def __init__(self, feed: Feed, *, epochs: int | None, order: Mapping[str, Any]) -> None:
+        """`order`: what the sequence of rows depends on, by the names of the options."""
+        self._feed, self._epochs, self._order = feed, epochs, dict(order)
         self._end = epochs
         self._ended = False
+        self._process: int | None = None
 
     @property
     def format(self) -> LogFormat:
@@ -60,8 +68,11 @@ class FeedStream(Generic[Item]):
     def __next__(self) -> Item:
         """The next item.
 
-        Raises: StorageError for damaged data.
+        Raises: StorageError for damaged data; InputError in a process that was forked after the first.
         """
+        if self._process not in (None, os.getpid()):
+            raise InputError("a stream that was begun does not go on in a forked process; open one there")
+        self._process = os.getpid()
         if self._end is not None and self._feed.position.epoch >= self._end:
             self._ended = True
             self._feed.close()
@@ -72,18 +83,29 @@ class FeedStream(Generic[Item]):
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the last item ends, as plain numbers."""
-        return {**self._feed.state_dict(), _END: self._end, "ended": self._ended}
+        """Where the last item ends, and in which order of rows, as JSON values."""
+        return {**self._feed.state_dict(), _END: self._end, "ended": self._ended, _ORDER: dict(self._order)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues where `state` was taken; the epochs that are left are those that were left then.
 
-        Raises: InputError for what is no such state, or of other data.
+        Raises: InputError for what is no such state, or of rows in another order: of other data, or another seed.
         """
-        missing = [name for name in ("epoch", "row", "skipped_rows", _END, "ended") if name not in state]
-        if missing:
-            raise InputError(f"the state lacks {missing[0]!r}; give what state_dict() of such a stream returned")
-        self._feed.load_state_dict({name: state[name] for name in ("epoch", "row", "skipped_rows")})
+        given = "give what state_dict() of such a stream returned"
+        if not isinstance(state, Mapping):
+            raise InputError(f"the state is a {type(state).__name__}; {given}")
+        if missing := [name for name in (*_PLACE, _END, "ended") if name not in state]:
+            raise InputError(f"the state lacks {missing[0]!r}; {given}")
+        for name in (*_PLACE, *([] if state[_END] is None else [_END])):
+            if not _is_whole(state[name]):
+                raise InputError(f"the state has {name} = {state[name]!r}; {given}")
+        for name, value in state.get(_ORDER, {}).items():  # states of earlier versions lack it
+            if value != self._order.get(name):
+                raise InputError(
+                    f"the state is of {name} = {value!r}, and this stream of {self._order.get(name)!r}, which has its "
+                    "rows in another order; continue with what it was taken of"
+                )
+        self._feed.load_state_dict({name: state[name] for name in _PLACE})
         self._end, self._ended = state[_END], state["ended"]
         if self._epochs is None:
             self._end, self._ended = None, False
@@ -91,6 +113,13 @@ class FeedStream(Generic[Item]):
     def node(self) -> BaseNode[Item]:
         """This stream as the source of a graph of torchdata.nodes, which then takes its state and ends its threads."""
         return _StreamNode(self)
+
+    def __reduce__(self) -> NoReturn:
+        """Raises: TypeError, as there are threads in it."""
+        raise TypeError(
+            f"a {type(self).__name__} cannot be pickled or copied; open one in each process, with rank and ranks where "
+            "they share the rows"
+        )
 
     def close(self) -> None:
         """Ends the threads; `next` afterwards goes on all the same."""
@@ -179,7 +208,7 @@ def open_pairs(
         seed=seed,
         prefetch_batches=prefetch_batches,
     )
-    return PairStream(_feed(config, table_rows, split, epochs, device, rank, ranks), epochs=epochs)
+    return PairStream(**_opened(config, table_rows, split, epochs, device, rank, ranks))
 
 
 def open_batches(
@@ -203,7 +232,7 @@ def open_batches(
     config = DataConfig(
         path=str(data), batch_rows=batch_rows, shuffle=shuffle, seed=seed, prefetch_batches=prefetch_batches
     )
-    return BatchStream(_feed(config, table_rows, split, epochs, device, rank, ranks), epochs=epochs)
+    return BatchStream(**_opened(config, table_rows, split, epochs, device, rank, ranks))
 
 
 def open_split(
@@ -219,13 +248,13 @@ def open_split(
     Raises: InputError, as `open_pairs`.
     """
     config = DataConfig(path=str(data), batch_rows=batch_rows)
-    manifest, device = _checked(config, table_rows, device)
+    manifest, table_rows, device = _checked(config, table_rows, device)
     if split not in manifest.splits or not manifest.splits[split].rows:
         raise InputError(f"{data}: has no rows in split {split!r}; choose one of {', '.join(manifest.splits)}")
     return open_rows(config, manifest, table_rows=table_rows, device=device, split=split, batch_rows=config.batch_rows)
 
 
-def _feed(  # noqa: PLR0917
+def _opened(  # noqa: PLR0917
     config: DataConfig,
     table_rows: Moduli,
     split: str,
@@ -233,28 +262,54 @@ def _feed(  # noqa: PLR0917
     device: str | torch.device,
     rank: int,
     ranks: int,
-) -> Feed:
-    if epochs is not None and epochs < 1:
-        raise InputError(f"epochs = {epochs}; give at least 1, or None for pairs without end")
-    if ranks < 1 or not 0 <= rank < ranks:
-        raise InputError(f"rank = {rank} of ranks = {ranks}; give a rank from 0 to ranks - 1")
-    manifest, device = _checked(config, table_rows, device)
-    return open_feed(config, manifest, table_rows=table_rows, device=device, split=split, rank=rank, ranks=ranks)
+) -> dict[str, Any]:
+    """What a stream is made of."""
+    if epochs is not None and not (_is_whole(epochs) and epochs >= 1):
+        raise InputError(f"epochs = {epochs!r}; give a whole number of at least 1, or None for pairs without end")
+    if not (_is_whole(rank) and _is_whole(ranks) and 0 <= rank < ranks):
+        raise InputError(f"rank = {rank!r} of ranks = {ranks!r}; give a rank from 0 to ranks - 1")
+    manifest, table_rows, device = _checked(config, table_rows, device)
+    feed = open_feed(config, manifest, table_rows=table_rows, device=device, split=split, rank=rank, ranks=ranks)
+    shards = "".join(shard.sha256 for shard in manifest.splits[split].shards)
+    order = {
+        "split": split,
+        "shards": hashlib.sha256(shards.encode()).hexdigest(),
+        "shuffle": config.shuffle,
+        "seed": int(config.seed),
+        "held_out": config.pairing == "held_out",
+    }
+    return {"feed": feed, "epochs": epochs, "order": order}
 
 
-def _checked(config: DataConfig, table_rows: Moduli, device: str | torch.device) -> tuple[Manifest, torch.device]:
-    if min((table_rows,) if isinstance(table_rows, int) else table_rows, default=1) < 1:
-        raise InputError(f"table_rows = {table_rows}; give the rows of the embedding table, at least 1")
-    try:
-        device = torch.device(device)
-    except RuntimeError:
-        raise InputError(f"device = {device!r}; give cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device = {str(device)!r}, and torch finds no GPU here; give cpu")
-    manifest = Manifest.load(config.path)
-    if not isinstance(table_rows, int) and len(table_rows) != len(manifest.format.sparse):
+def _checked(
+    config: DataConfig, table_rows: Moduli, device: str | torch.device
+) -> tuple[Manifest, Moduli, torch.device]:
+    """The manifest, and both others as they are used."""
+    each: Any = (table_rows,) if isinstance(table_rows, Integral) else table_rows
+    if not isinstance(each, tuple | list) or not all(_is_whole(rows) and 1 <= rows < 2**31 for rows in each):
         raise InputError(
-            f"table_rows has {len(table_rows)} numbers and {config.path} {len(manifest.format.sparse)} sparse columns; "
+            f"table_rows = {table_rows!r}; give the rows of the embedding table, a whole number from 1 to 2³¹ − 1, or "
+            "one for each sparse column"
+        )
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise InputError(f"device = {str(device)!r}; give cpu or cuda")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device = {str(device)!r}, and torch finds {torch.cuda.device_count()} GPUs here; give cpu")
+    manifest = Manifest.load(config.path)
+    if isinstance(table_rows, Integral):
+        return manifest, int(table_rows), found
+    if len(each) != len(manifest.format.sparse):
+        raise InputError(
+            f"table_rows has {len(each)} numbers and {config.path} {len(manifest.format.sparse)} sparse columns; "
             "give one each, or one number"
         )
-    return manifest, device
+    return manifest, tuple(map(int, each)), found
+
+
+def _is_whole(value: object) -> bool:
+    """Whether it is a whole number, of Python's or NumPy's."""
+    return isinstance(value, Integral) and not isinstance(value, bool)

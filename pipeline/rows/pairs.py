@@ -89,7 +89,8 @@ class PairSpans:
         if self.rows < need and not self.rows == self.batch_rows == self.probe_rows == 1:
             raise InputError(
                 f"{self.rows} rows are too few for a pair of {self.probe_rows} + {self.batch_rows} rows; "
-                f"set data.batch_rows to {max(self.rows // 2, 1)} or less"
+                f"set data.batch_rows{' and data.probe_rows' * (self.probe_rows != self.batch_rows)} to "
+                f"{max(self.rows // 2, 1)} or less"
             )
         if self.pairing == "sliding" and self.probe_rows > self.batch_rows:
             raise InputError(

@@ -87,6 +87,45 @@ def test_tables_lines_without_label_and_tensors_agree(opened: trainer.OpenedRun,
     assert len(np.unique(expected)) > 100
 
 
+def test_a_table_s_label_is_not_looked_at_and_truth_is_a_number_or_refused(
+    opened: trainer.OpenedRun, lines: list[str]
+) -> None:
+    log_format = opened.log_format
+    bare = log_format.without_label()
+    fields = [line.split("\t")[1:] for line in lines]
+    fields = [[str(row % 2), *each[1:]] for row, each in enumerate(fields)]
+    expected = opened.predict(["\t".join(each) for each in fields])
+    table = pa.table(dict(zip(bare.columns, map(list, zip(*fields, strict=True)), strict=True)))
+    truth = pa.array([row % 2 == 1 for row in range(len(fields))])
+    dense = table.set_column(0, bare.columns[0], truth)
+    np.testing.assert_array_equal(opened.predict(dense.append_column(log_format.label, truth)), expected)
+    for wrong in (truth, truth.cast(pa.int64()).cast(pa.timestamp("s"))):
+        with pytest.raises(InputError, match=f"column {bare.sparse[0]!r} is of type"):
+            opened.predict(table.set_column(bare.columns.index(bare.sparse[0]), bare.sparse[0], wrong))
+    with pytest.raises(InputError, match=f"has twice column {bare.dense[0]!r}"):
+        opened.predict(table.append_column(bare.dense[0], truth))
+
+
+def test_any_table_that_arrow_can_read_is_scored(opened: trainer.OpenedRun, lines: list[str]) -> None:
+    class Frame:
+        """As Polars' and DuckDB's are."""
+
+        def __init__(self, table: pa.Table) -> None:
+            self.columns, self._table = table.column_names, table
+
+        def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+            return self._table.__arrow_c_stream__(requested_schema)
+
+    fields = zip(*(line.split("\t") for line in lines), strict=True)
+    table = pa.table(dict(zip(opened.log_format.columns, map(list, fields), strict=True)))
+    values: Any = Frame(table)
+    np.testing.assert_array_equal(opened.predict(values), opened.predict(lines))
+
+
+def test_an_empty_line_has_no_score(opened: trainer.OpenedRun, lines: list[str]) -> None:
+    assert np.isnan(opened.predict([*lines[:3], "", lines[3]])).tolist() == [False, False, False, True, False]
+
+
 def test_the_model_is_the_one_that_answers(opened: trainer.OpenedRun) -> None:
     batch = next(iter(open_split(opened.config.data.path, table_rows=2048, batch_rows=256)))
     with torch.no_grad():
@@ -154,10 +193,17 @@ def test_a_finished_run_goes_on_with_a_larger_budget(run: Path, settings: dict[s
     ("values", "said"),
     [
         ("text", "list of lines"),
+        (b"text", "list of lines"),
+        (5, "list of lines"),
+        ([b"1"], "line 0 is of type bytes"),
+        (["1", ["2"]], "line 1 is of type list"),
         (["a\nb"], "line 0"),
         (pa.table({"I1": [1]}), "lacks column"),
         ((torch.zeros(2, 13), torch.zeros(26, 3, dtype=torch.int32)), "do not fit"),
         ((torch.zeros(1, 13), torch.full((26, 1), 2048)), "the table has 2048 rows"),
+        ((torch.zeros(1, 12), torch.zeros(26, 1, dtype=torch.int32)), r"give dense \(R, 13\)"),
+        ((torch.zeros(1, 13, dtype=torch.int32), torch.zeros(26, 1, dtype=torch.int32)), "logarithms in float32"),
+        ((torch.zeros(1, 13), torch.zeros(26, 1)), "table rows in int32"),
         (["1\t2"], "the lines: its first line has 2 fields"),
     ],
 )
@@ -165,6 +211,11 @@ def test_what_cannot_be_scored_is_refused_in_a_line(opened: trainer.OpenedRun, v
     with pytest.raises(InputError, match=said) as caught:
         opened.predict(values)
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_is_named_by_its_number(run: Path) -> None:
+    with pytest.raises(InputError, match="give the number of its step"):
+        trainer.open_run(run, checkpoint=str(STEPS))  # pyright: ignore[reportArgumentType]
 
 
 def test_no_lines_give_no_scores(opened: trainer.OpenedRun) -> None:

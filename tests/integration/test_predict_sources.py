@@ -137,3 +137,29 @@ def test_damaged_rows_are_named_with_what_helps(
         assert "data.damaged" not in line
         assert ("or score the log that it was made of" in line) == (arguments[0] == "predict")
     assert not (tmp_path / "s.parquet").exists()
+
+
+def test_what_is_scored_is_never_replaced(
+    trained: Trained, mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = shutil.copy(mixed / "day_0.tsv", tmp_path / "log.csv")
+    content = Path(log).read_bytes()
+    (tmp_path / "link.csv").symlink_to(log)
+    data = shutil.copytree(trained.data, tmp_path / "data")
+    shard = data / Manifest.load(data).splits["test"].shards[0].path
+    whole = shard.read_bytes()
+    for arguments in (
+        [log, "--out", log],
+        [log, "--out", tmp_path / "link.csv"],
+        [tmp_path / "link.csv", "--out", log],
+        [Path(log).as_uri(), "--out", log],
+        [log, "--out", tmp_path / "s.csv", "--rejects", log],
+        [data, "--split", "test", "--out", shard],
+        [data.as_uri(), "--split", "test", "--out", shard],
+    ):
+        capsys.readouterr()
+        assert trained.predict(*arguments, "--force") == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert "is among what is to be scored" in line
+        assert Path(log).read_bytes() == content
+        assert shard.read_bytes() == whole

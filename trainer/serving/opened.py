@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,8 @@ class OpenedRun:
         labelled: bool | None = None,
     ) -> NDArray[np.float32]:
         """Probabilities (N,) of a click: of lines of the log, with or without the label (`labelled`; None: by the
-        first of them); of a table with its raw columns; or of tensors (dense, ids) as `pipeline.open_pairs` gives them.
+        first of them); of a table with its raw columns, whose label is not looked at; or of tensors (dense, ids) as
+        `pipeline.open_pairs` gives them.
 
         NaN for a line that cannot be used. Raises: InputError for what is nothing of the kind.
         """
@@ -182,6 +184,8 @@ def refuse_lost_path(path: str, run: Path) -> None:
 
 
 def _checkpoint(run: Path, step: int | None, *, best: bool) -> Checkpoint:
+    if step is not None and (isinstance(step, bool) or not isinstance(step, Integral)):
+        raise ConfigError(f"checkpoint is {step!r}; give the number of its step")
     if step is not None and best:
         raise ConfigError("the best checkpoint and one of a given step are asked for; choose one of them")
     if best:

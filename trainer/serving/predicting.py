@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -108,6 +109,8 @@ def predict_run(
     target = None if out == STANDARD_OUTPUT else _target(out, force=force)
     rows, manifest = rows_of(sources, split, labelled, data, warn)
     rejected = None if rejects is None else _rejects_target(rejects, rows, target, force=force)
+    for written in filter(None, [target, rejected]):
+        _refuse_to_replace_source(written, rows)
     opened = open_run(run, checkpoint=checkpoint, best=best, manifest=manifest)
     weighted = bool(opened.log_format.weight) and opened.learner.loss.sample_weights is not False
     record = WEIGHTED_RECORD if weighted else RECORD
@@ -219,6 +222,15 @@ def _rejects_target(given: str, rows: LogRows | SplitRows, out: Path | None, *, 
     left = None if out is None else Leftover.beside(out)
     own = left is not None and left.ending and left.identity.get("rejects") == str(path.absolute())
     return _writable(path, "--rejects", force=force or own)
+
+
+def _refuse_to_replace_source(path: Path, rows: LogRows | SplitRows) -> None:
+    """Raises: InputError if the file is one of those that are scored, which `--force` is not meant for."""
+    read = [rows.path] if isinstance(rows, SplitRows) else [source.address for source in rows.sources]
+    place = path.resolve()
+    local = [Path(unquote(each.removeprefix("file://"))) if is_remote(each) else Path(each) for each in read]
+    if any(each.resolve() in (place, *place.parents) for each in local):
+        raise InputError(f"{path} is among what is to be scored, and would be replaced; give another file")
 
 
 def _local(given: str, option: str) -> Path:

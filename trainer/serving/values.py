@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.device import open_lines
-from pipeline.errors import InputError
+from pipeline.errors import InputError, cause_of
 from pipeline.schema import LogFormat
 from pipeline.source import find_sources
 from trainer.job import EVALUATION_BATCH_ROWS, Learner
@@ -36,25 +36,33 @@ def predict_values(
     """See `OpenedRun.predict`."""
     with learner.answering() as model:
         if isinstance(values, tuple):
-            return _of_tensors(model, learner, values)
-        if isinstance(values, str):
-            raise InputError("one text was given; give a list of lines")
+            return _of_tensors(model, learner, log_format, values)
+        if isinstance(values, str | bytes) or (not hasattr(values, "__iter__") and not _has_columns(values)):
+            raise InputError(f"one {type(values).__name__} was given; give a list of lines, a table or (dense, ids)")
         table = _as_table(values)
         if table is None:
-            lines = list(values)
-        else:
-            lines, labelled = _lines_of(table, log_format)
-        return _of_lines(model, learner, log_format, lines, labelled=labelled)
+            return _of_lines(model, learner, log_format, list(values), labelled=labelled)
+        return _of_lines(model, learner, log_format, _lines_of(table, log_format), labelled=False)
 
 
-def _of_tensors(model: nn.Module, learner: Learner, inputs: tuple[Tensor, ...]) -> NDArray[np.float32]:
+def _of_tensors(
+    model: nn.Module, learner: Learner, log_format: LogFormat, inputs: tuple[Tensor, ...]
+) -> NDArray[np.float32]:
     if len(inputs) != 2 or not all(isinstance(part, Tensor) for part in inputs):
         raise InputError("a tuple was given; give a pair of tensors (dense, ids), or a list of lines")
     dense, ids = inputs
-    if dense.ndim != 2 or ids.ndim != 2 or ids.shape[1] != len(dense):
+    features = len(log_format.dense)
+    if dense.ndim != 2 or ids.ndim != 2 or ids.shape[1] != len(dense) or dense.shape[1] != features:
         raise InputError(
-            f"dense {tuple(dense.shape)} and ids {tuple(ids.shape)} do not fit; give dense (R, D) and ids (S, R)"
+            f"dense {tuple(dense.shape)} and ids {tuple(ids.shape)} do not fit; give dense (R, {features}) and "
+            f"ids ({len(log_format.sparse)}, R)"
         )
+    if not dense.is_floating_point() or ids.dtype not in (torch.int32, torch.int64):
+        raise InputError(
+            f"dense is {dense.dtype} and ids are {ids.dtype}; give them as `pipeline.open_split` does: logarithms in "
+            "float32, table rows in int32"
+        )
+    dense = dense.float()
     _refuse_outside(ids, learner.tables)
     found = np.empty(len(dense), np.float32)
     for start in range(0, len(dense), EVALUATION_BATCH_ROWS):
@@ -82,10 +90,13 @@ def _of_lines(
     found = np.full(len(lines), np.nan, np.float32)
     if not lines:
         return found
+    for number, line in enumerate(lines):
+        if not isinstance(line, str):
+            raise InputError(f"line {number} is of type {type(line).__name__}; give each line of the log as a text")
     texts = [line.removesuffix("\n").removesuffix("\r") for line in lines]
     for number, text in enumerate(texts):
-        if "\n" in text or "\r" in text or not text:
-            raise InputError(f"line {number} is empty or has a line end in it; give one line of the log a row")
+        if "\n" in text or "\r" in text:
+            raise InputError(f"line {number} has a line end in it; give one line of the log a row")
     done = 0
     with tempfile.TemporaryDirectory(prefix="alphastream-") as folder:
         path = Path(folder) / "lines"
@@ -110,38 +121,51 @@ def _of_lines(
     return found
 
 
+def _has_columns(values: Any) -> bool:
+    return hasattr(values, "columns") and (hasattr(values, "to_dict") or hasattr(values, "__arrow_c_stream__"))
+
+
 def _as_table(values: Any) -> pa.Table | None:
     """A table for what has columns, None for lines."""
     if isinstance(values, pa.RecordBatch):
         return pa.Table.from_batches([values])
     if isinstance(values, pa.Table):
         return values
-    if hasattr(values, "columns") and hasattr(values, "to_dict"):
-        return pa.Table.from_pandas(values, preserve_index=False)
-    return None
+    if not _has_columns(values):
+        return None
+    try:
+        if type(values).__module__.partition(".")[0] == "pandas":
+            return pa.Table.from_pandas(values, preserve_index=False)
+        return pa.table(values)
+    except (ValueError, TypeError, pa.ArrowException) as error:
+        raise InputError(f"the {type(values).__name__} makes no table: {cause_of(error)}; correct it") from None
 
 
-def _lines_of(table: pa.Table, log_format: LogFormat) -> tuple[list[str], bool]:
-    """The rows as lines of the log, and whether they have the label. Columns that no model reads may be missing."""
-    given = {log_format.label, *filter(None, [log_format.weight])}
-    labelled = given <= set(table.column_names)  # a label without its weight is of no use, and needs none here
-    read = given if labelled else set()
+def _lines_of(table: pa.Table, log_format: LogFormat) -> list[str]:
+    """The rows as lines of the log without label and weight. Columns that no model reads may be missing."""
     needed = {*log_format.dense, *log_format.sparse}
-    if missing := sorted(needed - set(table.column_names)):
-        raise InputError(f"the table lacks column {missing[0]!r}; format {log_format.name!r} has {len(needed)} of them")
-    columns = []
     for name in log_format.columns:
-        if name == log_format.label and not labelled:
-            continue
-        if name not in needed and name not in read:
+        if name in needed and table.column_names.count(name) != 1:
+            has = "has twice" if name in table.column_names else "lacks"
+            raise InputError(f"the table {has} column {name!r}; format {log_format.name!r} has {len(needed)} of them")
+    columns = []
+    for name in log_format.without_label(without_weight=True).columns:
+        if name not in needed:
             columns.append(pa.array([""] * len(table), pa.string()))
             continue
-        columns.append(_texts(table[name], name, log_format.delimiter))
-    return pc.binary_join_element_wise(*columns, log_format.delimiter).to_pylist(), labelled
+        columns.append(_texts(table[name], name, log_format))
+    return pc.binary_join_element_wise(*columns, log_format.delimiter).to_pylist()
 
 
-def _texts(column: pa.ChunkedArray, name: str, delimiter: str) -> pa.Array:
-    """A column as a log writes it: a missing value, NaN included, is an empty field."""
+def _texts(column: pa.ChunkedArray, name: str, log_format: LogFormat) -> pa.Array:
+    """A column as a log writes it: a missing value, NaN included, is an empty field.
+
+    Raises: InputError for values that logs write in more than one way.
+    """
+    if pa.types.is_boolean(column.type) and name in log_format.dense:
+        column = column.cast(pa.int8())
+    if pa.types.is_boolean(column.type) or pa.types.is_temporal(column.type):
+        raise InputError(f"column {name!r} is of type {column.type}; give the texts that the log has for them")
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
         numbers = column.drop_null()
@@ -152,6 +176,6 @@ def _texts(column: pa.ChunkedArray, name: str, delimiter: str) -> pa.Array:
         texts = pc.fill_null(column.cast(pa.string()), "")
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise InputError(f"column {name!r} of type {column.type} is neither numbers nor texts ({error})") from None
-    if pc.any(pc.match_substring_regex(texts, f"[\\r\\n\\x{ord(delimiter):02x}]")).as_py():
+    if pc.any(pc.match_substring_regex(texts, f"[\\r\\n\\x{ord(log_format.delimiter):02x}]")).as_py():
         raise InputError(f"column {name!r} has a delimiter or a line end in a field; take it out")
     return texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts

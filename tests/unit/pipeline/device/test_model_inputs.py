@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import copy
 import gzip
+import pickle
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import default_convert
 
 from pipeline.device.model_inputs import ModelInputs, to_inputs
 from pipeline.rows.columns import logarithms, rows_of_table
@@ -87,3 +90,15 @@ def test_nothing_of_what_was_given_is_kept() -> None:
     words.zero_()
     assert inputs.weight.tolist() == [1.0] * 5
     assert inputs.label.tolist() == [1.0] * 5
+
+
+def test_weights_stay_with_their_batch_or_a_copy_fails() -> None:
+    weight = torch.tensor([2.0, 3.0])
+    batch = ModelInputs(torch.zeros(2, 1), torch.zeros(1, 2, dtype=torch.int32), torch.ones(2)).weighed_by(weight)
+    assert batch.weight is not None
+    for copied in (copy.copy, copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))):
+        assert copied(batch).weight.tolist() == [2.0, 3.0]
+    torch.testing.assert_close(batch.head(1).weight, weight[:1])
+    assert default_convert(batch.weighed_by(None)).weight is None
+    with pytest.raises(TypeError, match="copied without them"):
+        default_convert(batch)  # as DataLoader does, part by part

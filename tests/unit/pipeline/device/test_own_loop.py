@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
+import json
+import os
+import pickle
 import threading
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torchdata.nodes import Loader, Prefetcher
@@ -16,6 +21,7 @@ from torchdata.nodes import Loader, Prefetcher
 import pipeline
 from pipeline.device import DevicePair
 from pipeline.errors import InputError
+from tests.tiny_data import write_tiny
 
 
 def open_here(data: Path, **options: Any):
@@ -150,3 +156,80 @@ def test_the_example_of_the_package_does_what_it_says(tiny_data: Path, monkeypat
     monkeypatch.chdir(tiny_data.parent)
     result = doctest.testmod(pipeline, extraglobs={"open_pairs": pipeline.open_pairs})
     assert (result.failed, result.attempted) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"table_rows": 2**31},  # ids are int32
+        {"table_rows": [10, 10.0, 10]},
+        {"table_rows": True},
+        {"table_rows": "100"},
+        {"batch_rows": 20.0},
+        {"seed": "a"},
+        {"epochs": 1.5},
+        {"rank": 0.0, "ranks": 2},
+        {"device": "meta"},  # would hold whatever its memory holds
+        {"device": "cuda:99"},
+        {"device": None},
+    ],
+    ids=str,
+)
+def test_options_of_another_kind_are_refused_in_a_line(tiny_data: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=str(next(iter(options)))) as caught:
+        open_here(tiny_data, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_of_numpy_and_a_list_of_rows_are_taken(tiny_data: Path) -> None:
+    options = {"table_rows": [np.int64(10), 20, 30], "batch_rows": np.int32(20), "seed": np.int64(3)}
+    with open_here(tiny_data, **options) as given, open_here(tiny_data, table_rows=(10, 20, 30)) as expected:
+        assert values(given) == values(expected)
+        assert json.loads(json.dumps(given.state_dict())) == expected.state_dict()
+
+
+@pytest.mark.parametrize("options", [{"seed": 4}, {"shuffle": "none"}, {"pairing": "held_out"}], ids=str)
+def test_a_state_of_another_order_is_refused(tiny_data: Path, options: dict[str, Any]) -> None:
+    with open_here(tiny_data) as begun:
+        next(begun)
+        state = begun.state_dict()
+    with open_here(tiny_data, batch_rows=10, **options) as other, pytest.raises(InputError, match="in another order"):
+        other.load_state_dict(state)
+    del state["order"]  # of an earlier version
+    with open_here(tiny_data) as same:
+        same.load_state_dict(state)
+        assert next(same).start == 20
+
+
+def test_a_state_of_other_rows_is_refused(tiny_data: Path, tmp_path: Path) -> None:
+    other_data = write_tiny(tmp_path / "other", {"train": [[7] * 12]})
+    with open_here(tiny_data) as begun, open_here(other_data) as other:
+        next(begun)
+        with pytest.raises(InputError, match="shards"):
+            other.load_state_dict(begun.state_dict())
+
+
+@pytest.mark.parametrize("wrong", [None, {"row": "5"}, {"row": 20.0}, {"end_epoch": "x"}, {"epoch": -3}], ids=str)
+def test_what_is_no_state_is_refused_in_a_line(tiny_data: Path, wrong: dict[str, Any] | None) -> None:
+    with open_here(tiny_data) as stream:
+        with pytest.raises(InputError) as caught:
+            stream.load_state_dict(wrong if wrong is None else stream.state_dict() | wrong)  # pyright: ignore[reportArgumentType]
+        assert "\n" not in str(caught.value)
+        assert next(stream).start == 0
+
+
+def test_a_stream_is_of_one_process(tiny_data: Path) -> None:
+    with open_here(tiny_data) as stream:
+        for copied in (pickle.dumps, copy.deepcopy):
+            with pytest.raises(TypeError, match="open one in each process"):
+                copied(stream)
+        next(stream)
+        child = os.fork()
+        if child == 0:
+            try:
+                next(stream)
+            except InputError:
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        next(stream)
