@@ -299,10 +299,11 @@ def open_ranks(config: RanksConfig = RanksConfig()) -> Iterator[Ranks]:  # noqa:
             )
         torch.cuda.set_device(local)
     limit, save_limit = timedelta(seconds=config.timeout_seconds), timedelta(seconds=config.save_timeout_seconds)
+    end = monotonic() + config.timeout_seconds
     ranks = Ranks(rank=rank, ranks=ranks_asked(), timeout_seconds=config.timeout_seconds)
     with ranks._contact("start"):
         kept, _, _ = next(rendezvous("env://", timeout=limit))
-        store = attempt_store(kept, rank=rank, ranks=ranks.ranks, seconds=config.timeout_seconds)
+        store = attempt_store(kept, rank=rank, ranks=ranks.ranks, seconds=end - monotonic())
         ranks.store = PrefixStore("alphastream", store)
         backend = "nccl" if cuda else "gloo"
         groups = PrefixStore("groups", store)
