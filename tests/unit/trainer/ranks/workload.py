@@ -250,7 +250,7 @@ def inputs_counted(case: str, rows: int, seed: int) -> ModelInputs:
 
 
 def bytes_of_steps(ranks: Ranks) -> dict[str, Any]:
-    """Of each case of COUNTED what this rank sends, by what for, at each kind of step; the widths of its tables; how many
+    """Of each case of COUNTED what this rank sends, by what for, at each kind of step; its tables' widths; how many
     other weights it has."""
     return {case: _bytes_of_steps(ranks, case) for case in COUNTED}
 
