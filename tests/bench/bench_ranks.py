@@ -1,7 +1,7 @@
 """CPU time of the loader at 1, 2, 4 and 8 ranks over that of one, for the same rows; what agreeing adds to a step.
 
 `python -m tests.bench.bench_ranks [--rows N] [--data DATA] [--ranks 1 2 4 8] [--shuffle KIND] [--pairing KIND]
-[--rounds N] [--measured N] [--steps N] [--only loader|agreement]`.
+[--rounds N] [--measured N] [--steps N] [--only loader|agreement|wire]`.
 Every rank is a process of its own that takes its share of every pair of whole epochs and does nothing with it; as many
 run side by side as there are cores. Counted is the CPU time of all its threads, in the cheapest of its epochs after the
 first, and the most memory it ever held; in all is the sum over the ranks of a host. All files come from a warm cache.
@@ -9,6 +9,9 @@ Before that, what some rows of one row group cost on one thread.
 
 The agreement: whole training steps on gloo, one thread a rank, by turns one that ends with what all ranks agree on (to
 stop, save, and so on) and one that does not; medians of the first over those of the others.
+
+The wire (only if asked for, in a network namespace where nothing else is said): bytes that the loopback device has sent
+over those that the ranks have counted.
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ EPOCHS = 5
 THREADS = 2
 STEPS = (("dlrm-tiny", 256), ("dlrm-tiny", 8192))
 """Whose steps are timed: a small one, of which an agreement is the most, and one that is more like work."""
+WIRE_NUMBERS, WIRE_TIMES = 1_000_003, 5
 Timed = tuple[bool, float, float]
 """Whether a step agreed, its seconds by the clock and of CPU time."""
 
@@ -97,10 +101,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--measured", type=int, default=8, help="of every number of ranks, so many")
     parser.add_argument("--steps", type=int, default=400, help="with and without an agreement, together")
-    parser.add_argument("--only", choices=("loader", "agreement"))
+    parser.add_argument("--only", choices=("loader", "agreement", "wire"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if options.only == "wire":
+            for ranks in options.ranks:
+                report_wire(on_ranks(ranks, wired, folder=folder))
+            return
         data = options.data or folder / "data"
         if options.data is None:
             write_sample(SampleConfig(out=folder / "log", rows=options.rows))
@@ -174,6 +182,40 @@ def report_agreement(found: list[list[Timed]], preset: str, batch_rows: int) -> 
         f"one without by the clock, {clocks[1]:.3f} by CPU time",
         flush=True,
     )
+
+
+def wired(ranks: Ranks) -> dict[str, tuple[int, int]]:
+    """Bytes that the loopback device has sent, and that this rank has counted, by what was done."""
+    values, found = torch.ones(WIRE_NUMBERS), {}
+    each = [WIRE_NUMBERS // ranks.ranks] * ranks.ranks
+    done = {
+        "all-reduce": lambda: ranks.sum(values, what="wire"),
+        "all-to-all": lambda: ranks.exchange(values[: sum(each)], give=each, take=each, what="wire"),
+    }
+    for name, act in done.items():
+        ranks.sent_bytes.clear()
+        ranks.gather([0.0])
+        before = _loopback_bytes()
+        ranks.gather([0.0])  # nobody has begun before all have read
+        for _ in range(WIRE_TIMES):
+            act()
+        ranks.gather([0.0])
+        found[name] = (_loopback_bytes() - before, ranks.sent_bytes["wire"])
+        ranks.gather([0.0])
+    return found
+
+
+def _loopback_bytes() -> int:
+    [line] = [line for line in Path("/proc/self/net/dev").read_text(encoding="utf-8").splitlines() if "lo:" in line]
+    return int(line.split(":")[1].split()[8])
+
+
+def report_wire(found: list[dict[str, tuple[int, int]]]) -> None:
+    for name, (sent, _) in found[0].items():
+        print(
+            f"{len(found)} ranks, {name}: {sent / sum(one[name][1] for one in found):.4f} of what is counted",
+            flush=True,
+        )
 
 
 def row_group(data: Path) -> None:

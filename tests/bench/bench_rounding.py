@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +35,14 @@ from trainer.ranks import ALONE, Ranks
 from trainer.records import read_records
 from trainer.step import TrainStep
 
-Losses = dict[str, float]
-"""By split."""
+
+class Losses(NamedTuple):
+    """Of a run."""
+
+    splits: dict[str, float]
+    """At its end."""
+    steps: list[float]
+
 
 SLOW_INSTRUCTIONS = {
     "ATEN_CPU_CAPABILITY": "default",
@@ -59,7 +65,8 @@ def losses(ranks: Ranks, settings: Mapping[str, Any]) -> Losses:
     _change(settings)
     config = config_from(settings["config"], where="the benchmark")
     train(config, settings["run"], console=Console(quiet=True), ranks=ranks)
-    return {record["split"]: record["loss"] for record in read_records(Path(settings["run"]) / "evals.jsonl")}
+    splits, steps = (read_records(Path(settings["run"]) / f"{name}.jsonl") for name in ("evals", "steps"))
+    return Losses({record["split"]: record["loss"] for record in splits}, [record["loss"] for record in steps])
 
 
 def _change(settings: Mapping[str, Any]) -> None:
@@ -129,8 +136,9 @@ def by_one_process(settings: Mapping[str, Any]) -> Losses:
 
 
 def report(name: str, found: Losses, of: Losses) -> None:
-    apart = ", ".join(f"{split} {loss:.8f} ({loss - of[split]:+.1e})" for split, loss in found.items())
-    print(f"{name}: {apart}", flush=True)
+    apart = ", ".join(f"{split} {loss:.8f} ({loss - of.splits[split]:+.1e})" for split, loss in found.splits.items())
+    steps = max(abs(loss - other) for loss, other in zip(found.steps, of.steps, strict=True))
+    print(f"{name}: {apart}, steps at most {steps:.0e} apart", flush=True)
 
 
 def main() -> None:
@@ -162,8 +170,8 @@ def main() -> None:
         for name, more in OTHERWISE.items():
             by_one.append(by(1, name, **more))
             report(f"float32, one process, {name}", by_one[-1], by_one[0])
-        for split in by_one[0]:
-            values = [found[split] for found in by_one]
+        for split in by_one[0].splits:
+            values = [found.splits[split] for found in by_one]
             print(f"  {split}: from {min(values):.8f} to {max(values):.8f}, {max(values) - min(values):.1e} apart")
         for ranks in options.ranks:
             report(f"float32, {ranks} ranks", by(ranks, "as it is"), by_one[0])

@@ -235,8 +235,9 @@ COUNTED = {
     "deepfm, a fraction of weighted rows": {
         "optimizer": {"name": "adamw"}, "model": "deepfm", "weighted": True, "probe_fraction": 0.4,
     },
+    "secant": CASES["secant"],
 }  # fmt: skip
-"""Whose bytes are counted: these have one table, one of rows that are kept for later, one with places of five, two."""
+"""Whose bytes are counted: two of one table, one of five below one another, one of two, and one of two passes."""
 PLAIN, MEASURED, MEASURED_FAR = "plain", "measured", "measured far"
 """A step of which nothing is measured, α* is, or α_K of it and of the step before."""
 
