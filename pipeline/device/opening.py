@@ -16,7 +16,7 @@ from pipeline.device.feed import Feed, PairMaker, PairNode, PairUploader
 from pipeline.device.model_inputs import ModelInputs
 from pipeline.device.ring import make_uploader
 from pipeline.device.streams import hand_over
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StorageError
 from pipeline.reads import ReadRetries, never
 from pipeline.rows import (
     GenerationPairs,
@@ -205,7 +205,8 @@ def open_rows(
     """The rows of `split` in file order, each once, in batches of `batch_rows` (the last may be shorter).
 
     `first_row` begins it later, `limit_rows` ends it early. With several ranks each gets its share of every batch, as
-    `RankShare` has it: as many batches on each, some perhaps of no rows. Threads end with the iterator. On CUDA a
+    `RankShare` has it: as many batches on each, some perhaps of no rows, also where damage is to be skipped and leaves
+    a batch none at all, which one process would pass over. Threads end with the iterator. On CUDA a
     batch is for the stream that is current where it is asked for, and the host does not wait for its copy. Raises: as
     `open_feed`, when first asked for a batch; InterruptedWaitError once `interrupted` while rows are waited for.
     """
@@ -232,13 +233,20 @@ def open_rows(
     )
     try:
         uploader = make_uploader(device, table_rows=table_rows, stages=stages, role="evaluation")
+        left = first_row >= end
         for start in range(first_row, end, batch_rows):
             batch = reader.read_share(0, start, min(start + batch_rows, end), interrupted=interrupted)
-            if not batch.rows:
-                continue  # damage left none, to no rank
+            left = left or batch.rows > 0
+            if not batch.rows and ranks == 1:
+                continue  # damage left none; of several ranks others may have some, which they must hear of
             inputs = uploader.upload(batch.part)
             hand_over(inputs.tensors(), uploader.mark())
             yield inputs
+        if not left:
+            raise StorageError(
+                f"{manifest.folder}: damage leaves no row of split {split!r} to evaluate on; run `alphastream verify` "
+                "on the data and preprocess it again"
+            )
     finally:
         reader.close()
 

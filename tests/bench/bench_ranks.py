@@ -1,11 +1,17 @@
-"""CPU time of the loader at 1, 2, 4 and 8 ranks over that of one, a rank and in all, for the same rows.
+"""CPU time of the loader at 1, 2, 4 and 8 ranks over that of one, for the same rows; what agreeing adds to a step.
 
 `python -m tests.bench.bench_ranks [--rows N] [--data DATA] [--ranks 1 2 4 8] [--shuffle KIND] [--pairing KIND]
-[--rounds N] [--measured N]`.
+[--rounds N] [--measured N] [--steps N] [--only loader|agreement|wire]`.
 Every rank is a process of its own that takes its share of every pair of whole epochs and does nothing with it; as many
 run side by side as there are cores. Counted is the CPU time of all its threads, in the cheapest of its epochs after the
 first, and the most memory it ever held; in all is the sum over the ranks of a host. All files come from a warm cache.
 Before that, what some rows of one row group cost on one thread.
+
+The agreement: whole training steps on gloo, one thread a rank, by turns one that ends with what all ranks agree on (to
+stop, save, and so on) and one that does not; medians of the first over those of the others.
+
+The wire (only if asked for, in a network namespace where nothing else is said): bytes that the loopback device has sent
+over those that the ranks have counted.
 """
 
 from __future__ import annotations
@@ -20,23 +26,35 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ops.step_clock import StepClock
 from pipeline.device import DataConfig, open_feed
 from pipeline.preprocess import PreprocessConfig, preprocess
 from pipeline.rows import GroupReader
 from pipeline.sample import SampleConfig, write_sample
 from pipeline.shards import Manifest, open_shards
 from pipeline.stages import StageTotals
+from tests.unit.trainer.ranks.processes import on_ranks
+from trainer.config import config_from
+from trainer.job import open_training
+from trainer.job.ranks import Agreement
+from trainer.ranks import Ranks
+from trainer.step import TrainStep
 
 BATCH_ROWS = 65_536
 TABLE_ROWS = 4_194_304
 EPOCHS = 5
 THREADS = 2
+STEPS = (("dlrm-tiny", 256), ("dlrm-tiny", 8192))
+"""Whose steps are timed: a small one, of which an agreement is the most, and one that is more like work."""
+WIRE_NUMBERS, WIRE_TIMES = 1_000_003, 5
+Timed = tuple[bool, float, float]
+"""Whether a step agreed, its seconds by the clock and of CPU time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +100,15 @@ def main() -> None:
     parser.add_argument("--probe-rows", type=int)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--measured", type=int, default=8, help="of every number of ranks, so many")
+    parser.add_argument("--steps", type=int, default=400, help="with and without an agreement, together")
+    parser.add_argument("--only", choices=("loader", "agreement", "wire"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if options.only == "wire":
+            for ranks in options.ranks:
+                report_wire(on_ranks(ranks, wired, folder=folder))
+            return
         data = options.data or folder / "data"
         if options.data is None:
             write_sample(SampleConfig(out=folder / "log", rows=options.rows))
@@ -97,6 +121,13 @@ def main() -> None:
             pairing=options.pairing,
             read_threads=THREADS,
         )
+        if options.only != "loader":
+            for ranks in (number for number in options.ranks if number > 1):
+                for preset, batch_rows in STEPS:
+                    found = on_ranks(ranks, agreeing, str(data), preset, batch_rows, options.steps, folder=folder)
+                    report_agreement(found, preset, batch_rows)
+        if options.only == "agreement":
+            return
         row_group(data)
         print(f"{options.shuffle}, {options.pairing}: over one rank's, for the same rows")
         rounds = [
@@ -105,6 +136,86 @@ def main() -> None:
         ]
         for ranks in options.ranks:
             report(rounds, ranks)
+
+
+def agreeing(ranks: Ranks, data: str, preset: str, batch_rows: int, steps: int) -> list[Timed]:
+    """Of each step of this rank: whether it ended with an agreement, and what it took."""
+    values = {
+        "data": {"path": data, "batch_rows": batch_rows},
+        "model": {"preset": preset, "table_rows": 262_144},
+        "budget": {"steps": steps},
+    }
+    config, manifest = config_from(values, where="the benchmark"), Manifest.load(data)
+    agreement, timed = Agreement(ranks=ranks), []
+    with open_training(config, manifest, ranks=ranks) as state:
+        learner = state.learner
+        train_step = TrainStep(
+            model=learner.model,
+            optimizer=learner.optimizer,
+            worker=state.worker,
+            horizon=state.horizon,
+            average=None,
+            clock=StepClock(),
+            ranks=ranks,
+        )
+        state.feed.fill()
+        for step in range(steps):
+            wall, processor = time.perf_counter(), time.process_time()
+            trained = train_step(next(state.feed), step=step, learning_rate=1e-3, measure=False)
+            trained.loss.item()
+            if agrees := step % 2 == 0:
+                agreement.reach(stop=False)
+            timed.append((agrees, time.perf_counter() - wall, time.process_time() - processor))
+    return timed[steps // 10 // 2 * 2 :]
+
+
+def report_agreement(found: list[list[Timed]], preset: str, batch_rows: int) -> None:
+    """Over all ranks and steps."""
+    clocks = []
+    for clock in (1, 2):
+        with_it, without = (
+            median([one[clock] for steps in found for one in steps if one[0] is agrees]) for agrees in (True, False)
+        )
+        clocks.append(with_it / without)
+    print(
+        f"{len(found)} ranks, {preset}, batches of {batch_rows:,}: a step with its agreement takes {clocks[0]:.3f} of "
+        f"one without by the clock, {clocks[1]:.3f} by CPU time",
+        flush=True,
+    )
+
+
+def wired(ranks: Ranks) -> dict[str, tuple[int, int]]:
+    """Bytes that the loopback device has sent, and that this rank has counted, by what was done."""
+    values, found = torch.ones(WIRE_NUMBERS), {}
+    each = [WIRE_NUMBERS // ranks.ranks] * ranks.ranks
+    done = {
+        "all-reduce": lambda: ranks.sum(values, what="wire"),
+        "all-to-all": lambda: ranks.exchange(values[: sum(each)], give=each, take=each, what="wire"),
+    }
+    for name, act in done.items():
+        ranks.sent_bytes.clear()
+        ranks.gather([0.0])
+        before = _loopback_bytes()
+        ranks.gather([0.0])  # nobody has begun before all have read
+        for _ in range(WIRE_TIMES):
+            act()
+        ranks.gather([0.0])
+        found[name] = (_loopback_bytes() - before, ranks.sent_bytes["wire"])
+        ranks.gather([0.0])
+    return found
+
+
+def _loopback_bytes() -> int:
+    [line] = [line for line in Path("/proc/self/net/dev").read_text(encoding="utf-8").splitlines() if "lo:" in line]
+    return int(line.split(":")[1].split()[8])
+
+
+def report_wire(found: list[dict[str, tuple[int, int]]]) -> None:
+    for name, (sent, _) in found[0].items():
+        print(
+            f"{len(found)} ranks, {name}: {sent / sum(one[name][1] for one in found):.4f} of what is counted",
+            flush=True,
+        )
 
 
 def row_group(data: Path) -> None:

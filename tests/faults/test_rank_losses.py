@@ -118,3 +118,21 @@ def test_what_one_rank_is_given_wrongly_stops_all_with_2(rank_runs: RankRuns, tm
     assert "rank 1 has stopped: " in last
     assert str(tmp_path / "nowhere") in last
     rank_runs.goes_on(run)
+
+
+@pytest.mark.parametrize("damaged", [0, 1])
+def test_a_validation_batch_that_is_damaged_on_one_machine_alone_stops_all_with_what_it_is(
+    rank_runs: RankRuns, tmp_path: Path, damaged: int
+) -> None:
+    """All of the only one there is, where damage is to be skipped."""
+    run, copy = tmp_path / "run", tmp_path / "damaged"
+    shutil.copytree(rank_runs.data, copy)
+    flip_in_row_group(copy / "validation/part-00000.parquet", 0)
+    skipping = ("--data.damaged", "skip", "--eval.splits", "validation")
+    session = rank_runs.ranks.train(rank_runs.config, run, *skipping, only={damaged: ["--data.path", str(copy)]})
+    assert session.end() == [74, 74], (session.said(0), session.said(1))
+    shares = ("[0, 9] rows, not [4, 5]", "[8, 0] rows, not [4, 4]")[damaged]
+    for rank in (0, 1):
+        last = session.said(rank).strip().splitlines()[-1]
+        assert f"ranks have read other rows than one another (shares of {shares})" in last
+        assert "run `alphastream verify`" in last

@@ -112,7 +112,10 @@ class Ranks:
         return taken
 
     def whole_batch(self, logits: Tensor, label: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Logits, labels and weights (R,) of a batch of which each rank has a share, in the order of rows."""
+        """Logits, labels and weights (R,) of a batch of which each rank has a share, in the order of rows.
+
+        Raises: OtherRowsError, on all ranks alike, if these are not the shares of one batch.
+        """
         if self.alone:
             return logits, label, weight
         rows = [int(told[0]) for told in self.gather([len(label)], what="evaluation")]
@@ -120,6 +123,8 @@ class Ranks:
         shares = [stop - start for start, stop in parts]
         if rows != shares:
             raise OtherRowsError(f"shares of {rows} rows, not {shares}")
+        if not sum(rows):
+            return logits, label, weight
         given = [logits.detach(), label, *([] if weight is None else [weight])]
         exact = torch.promote_types(logits.dtype, torch.float32)  # of weights, too
         own = torch.zeros((len(given), max(rows)), dtype=exact, device=logits.device)
@@ -294,10 +299,11 @@ def open_ranks(config: RanksConfig = RanksConfig()) -> Iterator[Ranks]:  # noqa:
             )
         torch.cuda.set_device(local)
     limit, save_limit = timedelta(seconds=config.timeout_seconds), timedelta(seconds=config.save_timeout_seconds)
+    end = monotonic() + config.timeout_seconds
     ranks = Ranks(rank=rank, ranks=ranks_asked(), timeout_seconds=config.timeout_seconds)
     with ranks._contact("start"):
         kept, _, _ = next(rendezvous("env://", timeout=limit))
-        store = attempt_store(kept, rank=rank, ranks=ranks.ranks, seconds=config.timeout_seconds)
+        store = attempt_store(kept, rank=rank, ranks=ranks.ranks, seconds=end - monotonic())
         ranks.store = PrefixStore("alphastream", store)
         backend = "nccl" if cuda else "gloo"
         groups = PrefixStore("groups", store)

@@ -196,7 +196,9 @@ def evaluate(
     model.eval()
     try:
         for batch in batches:
-            evaluator.add(*whole(model(batch.dense, batch.ids), batch.label, batch.weight))
+            logits, label, weight = whole(model(batch.dense, batch.ids), batch.label, batch.weight)
+            if len(label):  # damage may have left a batch of several ranks no row
+                evaluator.add(logits, label, weight)
     finally:
         model.train(training)
     return evaluator.result(split)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 import threading
 from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,30 @@ def test_ranks_share_the_batches_of_an_evaluation(tiny_data, ranks, damaged):
             assert torch.equal(torch.cat([part.ids for part in parts], dim=1), batch.ids)
             assert torch.equal(torch.cat([part.label for part in parts]), batch.label)
             assert max(part.rows for part in parts) - min(part.rows for part in parts) <= 1
+
+
+def evaluation_batches(data: Path, **options: Any) -> list[ModelInputs]:
+    """The validation rows, ten of them, in batches of two; damage is skipped."""
+    config, manifest = DataConfig(path=str(data), damaged="skip"), Manifest.load(data)
+    rows: dict[str, Any] = {"table_rows": TABLE_ROWS, "device": CPU, "split": "validation", "batch_rows": 2}
+    return list(open_rows(config, manifest, **rows, **options))
+
+
+def test_a_batch_that_damage_leaves_no_row_is_none_alone_and_an_empty_share_for_each_of_several_ranks(tiny_data):
+    """The first six rows: ranks whose copy is whole must hear of it."""
+    flip_in_row_group(tiny_data / "validation" / "part-00000.parquet", 0)
+    assert [batch.rows for batch in evaluation_batches(tiny_data)] == [2, 2]
+    for rank in (0, 1):
+        assert [batch.rows for batch in evaluation_batches(tiny_data, rank=rank, ranks=2)] == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_split_that_damage_leaves_no_row_is_an_error_of_storage(tiny_data, ranks):
+    for group in (0, 1):
+        flip_in_row_group(tiny_data / "validation" / "part-00000.parquet", group)
+    with pytest.raises(StorageError, match=f"{tiny_data}: damage leaves no row of split 'validation' .*verify"):
+        evaluation_batches(tiny_data, ranks=ranks)
+    assert evaluation_batches(tiny_data, ranks=ranks, first_row=10) == []  # nothing is asked for, and nothing missing
 
 
 def test_position_opens_the_feed_there(tiny_data):

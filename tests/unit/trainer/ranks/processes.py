@@ -14,7 +14,8 @@ from torch.multiprocessing.spawn import spawn
 
 from trainer.ranks import Ranks, RanksConfig, open_ranks
 
-SECONDS = 60.0
+SECONDS = 300.0
+"""A rank that is in a larger group alone waits in it for the others to be through with the smaller ones."""
 
 
 def on_ranks(

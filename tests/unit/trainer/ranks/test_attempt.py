@@ -7,7 +7,7 @@ from time import sleep
 
 import pytest
 from torch._C._distributed_c10d import HashStore
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from trainer.ranks.attempt import attempt_store
 
@@ -41,3 +41,17 @@ def test_a_rank_that_does_not_come_is_named(rank: int) -> None:
     started(store, 2, last=0)  # has left its marks
     with pytest.raises(RuntimeError, match=rf"no sign of rank {1 - rank}$"):
         attempt_store(store, rank=rank, ranks=2, seconds=0.1)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_of_an_earlier_start_that_comes_as_well_is_found_at_once(rank: int) -> None:
+    """As of a launcher that was killed: whoever came first hears of it, and need not wait for others in vain."""
+    store = HashStore()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(attempt_store, store, rank=rank, ranks=3, seconds=30.0)
+        while not PrefixStore("attempt", store).check([f"of {rank}"]):
+            sleep(0.01)
+        with pytest.raises(RuntimeError, match="no sign of rank"):
+            attempt_store(store, rank=rank, ranks=3, seconds=0.0)
+        with pytest.raises(RuntimeError, match=f"another process is rank {rank} as well"):
+            first.result(timeout=10.0)

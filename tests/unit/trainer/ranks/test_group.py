@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import accumulate
 from typing import Any, cast
 
@@ -88,3 +89,19 @@ def test_shares_of_another_batch_are_not_scored_as_one() -> None:
         return None
 
     on_threads(2, act)
+
+
+def test_a_batch_that_damage_leaves_no_row_is_one_of_none_if_it_does_so_everywhere() -> None:
+    def act(group: ThreadGroup, *, of_second: int) -> object:
+        ranks = Ranks(rank=group.rank, ranks=group.ranks)
+        cast(Any, ranks).gather = lambda numbers, **_: group.gather(list(numbers))
+        share = torch.zeros(0 if group.rank == 0 else of_second)
+        if not of_second:
+            return ranks.whole_batch(share, share, None)
+        with pytest.raises(StorageError, match=r"shares of \[0, 300\] rows, not \[150, 150\]"):
+            ranks.whole_batch(share, share, None)
+        return None
+
+    for logits, label, weight in on_threads(2, partial(act, of_second=0)):
+        assert (len(logits), len(label), weight) == (0, 0, None)
+    on_threads(2, partial(act, of_second=300))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
@@ -13,12 +13,17 @@ from torch import Tensor
 from tests.unit.trainer.ranks.processes import on_each_number_of_ranks
 from tests.unit.trainer.ranks.workload import (
     CASES,
+    COUNTED,
     IN_FLOAT32,
     LARGE_ROWS,
+    MEASURED,
+    MEASURED_FAR,
+    PER_FEATURE,
+    PLAIN,
     STEPS,
     WIDTH,
-    batch,
     everything,
+    inputs_counted,
     settings_of,
 )
 
@@ -119,34 +124,52 @@ def test_no_rank_ever_holds_more_than_its_rows_or_a_gradient_of_the_table(
             assert one["largest"] <= math.ceil(LARGE_ROWS / ranks) * WIDTH
 
 
+SUMS = 22
+"""Numbers that ranks tell one another of an estimate."""
+
+
+def rows_asked(case: str, rows: int, seed: int, ranks: int, *, first: int | None = None) -> list[list[int]]:
+    """How many different rows each rank asks of each, of a batch of so many rows, or of the `first` of them."""
+    ids = inputs_counted(case, rows, seed).ids
+    if COUNTED[case].get("per_feature"):
+        ids = ids + torch.tensor([0, *accumulate(PER_FEATURE)][:-1]).unsqueeze(1)
+    bounds = [min(rows * rank // ranks, rows if first is None else first) for rank in range(ranks + 1)]
+    shares = [ids[:, low:high].unique().tolist() for low, high in pairwise(bounds)]
+    return [[sum(row % ranks == owner for row in share) for owner in range(ranks)] for share in shares]
+
+
+def to_others(asked: list[list[int]], rank: int) -> tuple[int, int]:
+    """Rows that a rank asks of others, and that others ask of it."""
+    given = sum(of_other[rank] for other, of_other in enumerate(asked) if other != rank)
+    return sum(asked[rank]) - asked[rank][rank], given
+
+
+@pytest.mark.parametrize("kind", [PLAIN, MEASURED, MEASURED_FAR])
+@pytest.mark.parametrize("case", COUNTED)
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_the_bytes_that_a_step_sends_are_those_of_the_formula(
-    by_ranks: dict[int, list[dict[str, Any]]], ranks: int
+    by_ranks: dict[int, list[dict[str, Any]]], ranks: int, case: str, kind: str
 ) -> None:
-    number = torch.float64.itemsize
-
-    def distinct(seed: int, rows: int) -> list[list[int]]:
-        """How many different rows each rank asks of each, of a batch of so many rows."""
-        ids = batch(rows, seed, 37).ids
-        bounds = [rows * rank // ranks for rank in range(ranks + 1)]
-        shares = [ids[:, low:high].unique().tolist() for low, high in pairwise(bounds)]
-        return [[sum(row % ranks == owner for row in share) for owner in range(ranks)] for share in shares]
-
+    size = COUNTED[case].get("dtype", torch.float64).itemsize
+    fraction = COUNTED[case].get("probe_fraction", 1.0)
     for rank, one in enumerate(by_ranks[ranks]):
-        plain, measured = one["bytes"]["sent"]
-        for sent, seed in ((plain, 1), (measured, 3)):
-            asked = distinct(seed, 29)
-            elsewhere = sum(asked[rank]) - asked[rank][rank]
-            given = sum(asked[other][rank] for other in range(ranks) if other != rank)
-            probes = distinct(seed + 1, 31)
-            asked_for_alpha = sum(probes[rank]) - probes[rank][rank]
-            given_for_alpha = sum(probes[other][rank] for other in range(ranks) if other != rank)
-            alpha = sent is measured
-            assert sent["counts"] == 8 * (ranks - 1) * (2 if alpha else 1)
-            assert sent["ids"] == 4 * (elsewhere + (asked_for_alpha if alpha else 0))
-            assert sent["rows"] == number * WIDTH * given
-            assert sent["gradients of rows"] == number * WIDTH * elsewhere
-            assert sent.get("rows for α*", 0) == (2 * number * WIDTH * given_for_alpha if alpha else 0)
-            flat = (one["bytes"]["others"] + 3) * number  # and of its inputs, its loss and the table's gradient
-            assert sent["gradients"] == 2 * (ranks - 1) * flat // ranks
-            assert set(sent) <= {"counts", "ids", "rows", "gradients of rows", "gradients", "rows for α*"}
+        found = one["bytes"][case]
+        tables, width = len(found["widths"]), sum(found["widths"])
+        seed, sent = found["sent"][kind]
+        wanted, given = to_others(rows_asked(case, 29, seed, ranks), rank)
+        probes = rows_asked(case, 31, seed + 1, ranks, first=math.ceil(31 * fraction))
+        wanted_for_alpha, given_for_alpha = (0, 0) if kind == PLAIN else to_others(probes, rank)
+        flat = (found["others"] + 2 + tables) * size  # and of its inputs, its loss and each table's gradient
+        passes = 0 if kind == PLAIN else 2 if case == "secant" and kind == MEASURED else 1
+        expected = {
+            "counts": 8 * (ranks - 1) * tables * (1 + passes),
+            "ids": 4 * tables * (wanted + passes * wanted_for_alpha),
+            "rows": size * width * (given + (2 * given_for_alpha if passes == 2 else 0)),
+            "gradients of rows": size * width * wanted,
+            "gradients": 2 * (ranks - 1) * flat // ranks,
+        }
+        if passes:
+            expected["control"] = 8 * SUMS * (ranks - 1)
+        if passes == 1:  # at θ0, and how far they moved
+            expected["rows for α*"] = 2 * size * width * given_for_alpha
+        assert sent == expected

@@ -18,7 +18,7 @@ from stepsize.losses import BCEWithLogits, WeightedRows
 from stepsize.policies import HorizonPlan, StepSizeConfig, make_policy
 from stepsize.worker import Horizon, StepSizeWorker
 from trainer.learner import ModelConfig, OptimizerConfig, build_average, build_model, build_optimizer
-from trainer.ranks import Ranks, held_rows
+from trainer.ranks import Ranks, held_rows, sharded_tables
 from trainer.step import TrainStep, first_click_rows
 
 STEPS = 6
@@ -51,10 +51,12 @@ class Parts:
 def built(ranks: Ranks, settings: dict[str, Any]) -> Parts:
     """A small model with its optimizer and measurements, of `ranks` this one's part."""
     dtype, table_rows = settings["dtype"], settings["table_rows"]
+    tables, sizes = ("per_feature", PER_FEATURE) if settings.get("per_feature") else ("shared", None)
     config = ModelConfig(
-        factory=settings["model"], table_rows=table_rows, embedding_dim=4, bottom=(8, 4), top=(6, 1), tables="shared"
+        factory=settings["model"], table_rows=table_rows, embedding_dim=4, bottom=(8, 4), top=(6, 1), tables=tables
     )
-    model = build_model(config, dense_features=DENSE, sparse_features=SPARSE, seed=5, ranks=ranks).to(dtype)
+    features = {"dense_features": DENSE, "sparse_features": SPARSE, "bucket_sizes": sizes}
+    model = build_model(config, **features, seed=5, ranks=ranks).to(dtype)
     optimizer = build_optimizer(OptimizerConfig(**settings["optimizer"]), model)
     loss = BCEWithLogits(negative_weight=1.5)
     if settings.get("weighted"):
@@ -224,17 +226,52 @@ def largest_of_a_step(ranks: Ranks) -> int:
     return largest.numbers
 
 
+PER_FEATURE = (37, 11, 3, 37, 7)
+"""Rows of each feature's own table."""
+COUNTED = {
+    "nadamw": CASES["nadamw"],
+    "lazy, float32": {"optimizer": {"name": "nadamw", "table": "lazy", "average": "ema"}, "dtype": torch.float32},
+    "dcn_v2, a table for each feature": {"optimizer": {"name": "sgd"}, "model": "dcn_v2", "per_feature": True},
+    "deepfm, a fraction of weighted rows": {
+        "optimizer": {"name": "adamw"}, "model": "deepfm", "weighted": True, "probe_fraction": 0.4,
+    },
+    "secant": CASES["secant"],
+}  # fmt: skip
+"""Whose bytes are counted: two of one table, one of five below one another, one of two, and one of two passes."""
+PLAIN, MEASURED, MEASURED_FAR = "plain", "measured", "measured far"
+"""A step of which nothing is measured, α* is, or α_K of it and of the step before."""
+
+
+def inputs_counted(case: str, rows: int, seed: int) -> ModelInputs:
+    """A batch of a case of COUNTED, whole."""
+    whole = replace_dtype(batch(rows, seed, 37), COUNTED[case].get("dtype", torch.float64))
+    if "per_feature" not in COUNTED[case]:
+        return whole
+    return ModelInputs(whole.dense, whole.ids % torch.tensor(PER_FEATURE, dtype=torch.int32).unsqueeze(1), whole.label)
+
+
 def bytes_of_steps(ranks: Ranks) -> dict[str, Any]:
-    """What this rank sends, by what for, at a step that is not measured and at one that is; and its other weights."""
-    parts = built(ranks, settings_of("nadamw"))
-    sent = []
-    for number, measure in enumerate((False, False, True, True)):  # the first of each kind learns how tables are read
+    """Of each case of COUNTED what this rank sends, by what for, at each kind of step; its tables' widths; how many
+    other weights it has."""
+    return {case: _bytes_of_steps(ranks, case) for case in COUNTED}
+
+
+def _bytes_of_steps(ranks: Ranks, case: str) -> dict[str, Any]:
+    parts = built(ranks, settings_of("nadamw") | COUNTED[case])
+    sent = {}
+    kinds = [PLAIN, PLAIN, MEASURED, MEASURED, PLAIN, MEASURED_FAR, MEASURED_FAR]
+    for number, kind in enumerate(kinds):  # the first of each kind learns how tables are read
         ranks.sent_bytes.clear()
-        pair = pair_of(ranks, batch(29, number, 37), batch(31, number + 1, 37))
-        parts.step(pair, step=number, learning_rate=0.01, measure=measure)
-        sent.append(dict(ranks.sent_bytes))
-    others = sum(value.numel() for name, value in parts.step.model.named_parameters() if name != "table.weight")
-    return {"sent": [sent[1], sent[3]], "others": others}
+        pair = pair_of(ranks, inputs_counted(case, 29, number), inputs_counted(case, 31, number + 1))
+        far = 4 if kind == MEASURED_FAR else None
+        plan = HorizonPlan(since=far, keep=number == 3, forget=())
+        parts.step(pair, step=number, learning_rate=0.01, measure=kind == MEASURED, plan=plan)
+        parts.worker.poll(step=number)  # of what the step before has measured
+        if number in (1, 3, 6):
+            sent[kind] = (number, dict(ranks.sent_bytes))
+    tables = {name: one.embedding_dim for name, one in sharded_tables(parts.step.model)}
+    others = sum(value.numel() for name, value in parts.step.model.named_parameters() if name not in tables)
+    return {"sent": sent, "widths": list(tables.values()), "others": others}
 
 
 def everything(ranks: Ranks) -> dict[str, Any]:
