@@ -25,9 +25,9 @@ UP, DOWN = 1.5, 0.5
 """By how much one measurement changes the rate at most."""
 SHORTEST = 8
 """Steps of a horizon below which α_K times the rate of its steps, not the present rate, is what counts."""
-AIMED_VARIANCE = TARGET_ERROR**2 / 2
+AIMED_VARIANCE = 2 * TARGET_ERROR**2
 """Of α_K relative to its target: a series has as many measurements as it takes, but at most MOST_MEASUREMENTS."""
-MOST_MEASUREMENTS = 8
+MOST_MEASUREMENTS = 4
 SPREADS = 8
 """Series over which the variance of one measurement is averaged."""
 MOST_HALVINGS = 3
