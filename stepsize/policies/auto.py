@@ -156,8 +156,8 @@ class Auto:
         self._said = self._filter.rate
         few = f"; {estimate.rows} probe rows tell little: give {ENOUGH_ROWS} or more, or watch the loss"
         long = (
-            f"; the trial step was {said.trial / said.rate:.3g} times too long and raised the loss: scale the inputs, or "
-            f"begin again with a first guess of {format_rate(said.rate / 10)}"
+            f"; the trial step was {said.trial / said.rate:.3g} times too long and raised the loss: scale the inputs, "
+            f"or begin again with a first guess of {format_rate(said.rate / 10)}"
         )
         return (
             f"step {after}: rate {format_rate(said.trial)} → {format_rate(self._said)}, reached over {self._warmup} "
