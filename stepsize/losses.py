@@ -326,8 +326,12 @@ def as_loss(loss: Loss | nn.Module) -> Loss:
     found = PLAIN.get(type(loss))  # pyright: ignore[reportArgumentType, reportCallIssue]
     options = [name for name, usual in USUAL.items() if getattr(loss, name, usual) != usual] if found else []
     if found is None or options:
-        name = getattr(loss, "__name__", type(loss).__name__) + (f" with {options[0]}" if options else "")
+        name = getattr(loss, "__name__", type(loss).__name__) + (
+            f" with {options[0]}={getattr(loss, options[0])!r}" if options else ""
+        )
         standard = ", ".join(f"nn.{kind.__name__}()" for kind in PLAIN)
+        if options and found is BCEWithLogits:
+            standard += ", stepsize.BCEWithLogits(positive_weight=..., label_smoothing=...)"
         raise MeasurementError(
             f"loss: {name} has no closed form here; give {standard}, or AutogradLoss(function) with "
             "function(z, y) -> one loss a row"

@@ -25,9 +25,9 @@ UP, DOWN = 1.5, 0.5
 """By how much one measurement changes the rate at most."""
 SHORTEST = 8
 """Steps of a horizon below which α_K times the rate of its steps, not the present rate, is what counts."""
-AIMED_VARIANCE = TARGET_ERROR**2 / 2
+AIMED_VARIANCE = 2 * TARGET_ERROR**2
 """Of α_K relative to its target: a series has as many measurements as it takes, but at most MOST_MEASUREMENTS."""
-MOST_MEASUREMENTS = 8
+MOST_MEASUREMENTS = 4
 SPREADS = 8
 """Series over which the variance of one measurement is averaged."""
 MOST_HALVINGS = 3
@@ -73,7 +73,7 @@ class Auto:
         *,
         guess: float,
         start: int = 0,
-        bounds: Bounds = Bounds(high=100.0),  # noqa: B008 (frozen)
+        bounds: Bounds = Bounds(low=1e-12, high=100.0),  # noqa: B008 (frozen)
         warmup: int = 20,
         cooldown: tuple[int, int] | None = None,
         endless: bool = False,
@@ -155,10 +155,16 @@ class Auto:
         self._filter.keep_within(self.bounds)
         self._said = self._filter.rate
         few = f"; {estimate.rows} probe rows tell little: give {ENOUGH_ROWS} or more, or watch the loss"
+        long = (
+            f"; the trial step was {said.trial / said.rate:.3g} times too long and raised the loss: scale the inputs, "
+            f"or begin again with a first guess of {format_rate(said.rate / 10)}"
+        )
         return (
             f"step {after}: rate {format_rate(said.trial)} → {format_rate(self._said)}, reached over {self._warmup} "
             f"steps ({BEGINNING:g} of the {format_rate(said.rate)} ± {format_rate(said.standard_error)} that trial "
-            "steps suggest)" + (few if estimate.rows < ENOUGH_ROWS else "")
+            "steps suggest)"
+            + (few if estimate.rows < ENOUGH_ROWS else "")
+            + (long if said.trial > 2 * said.rate else "")
         )
 
     def _follow(self, estimate: Estimate) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -70,6 +71,7 @@ class RateController:
         self.horizon = Horizon(self.worker)
         guess = float(self._optimizers[0].param_groups[0]["lr"])
         self.policy = make_policy(config, initial_rate=guess, total_steps=total_steps)
+        self._total_steps = total_steps
         self.scheduled = guess
         """The rate of steps that the policy leaves to a schedule; to be set by the caller who has one."""
         self.rate = guess
@@ -91,9 +93,16 @@ class RateController:
     ) -> Iterator[float]:
         """Sets the rate of `step`, counted from 0 without gaps; the body is the optimizer's step; yields the rate.
 
+        Warns at the first step beyond the budget if the rate is 0 from then on.
         An exception in the body leaves nothing behind; the step is then to be made again.
         """
         self.rate = self.policy.learning_rate(step, self.scheduled)
+        if self.rate == 0 and step == self._total_steps:
+            warnings.warn(
+                f"step {step} is beyond total_steps={self._total_steps}: the policy has cooled down, and from here on "
+                "the rate is 0; give total_steps all steps of all epochs, or None where they are not known",
+                stacklevel=3,
+            )
         for optimizer in self._optimizers:
             set_learning_rate(optimizer, self.rate)
         if self.policy.wants(step):

@@ -42,7 +42,6 @@ class Done:
 
     measured: bool
     """Something was measured at it, or kept to be."""
-    rate: float
     seconds: Seconds
 
 
@@ -72,11 +71,15 @@ class Job:
         )
         self.step = 0
 
-    def run(self, *, measuring: bool, rate: float | None = None) -> Done:
-        """One step, with the policy's measurements or without, at its own rate or at `rate`."""
+    @property
+    def rate(self) -> float:
+        """Of the step to come, as the policy has it."""
+        return self.state.policy.learning_rate(self.step, self.peak)
+
+    def run(self, *, measuring: bool, rate: float) -> Done:
+        """One step, with the policy's measurements or without."""
         began = {name: clock() for name, clock in CLOCKS.items()}
         policy = self.state.policy
-        rate = policy.learning_rate(self.step, self.peak) if rate is None else rate
         pair = next(self.state.feed)
         plan = policy.horizon(self.step + 1) if measuring else NO_HORIZON
         measure = measuring and pair.fresh and policy.wants(self.step)
@@ -85,7 +88,7 @@ class Job:
             policy.observe(estimate)
         self.step += 1
         seconds = {name: clock() - began[name] for name, clock in CLOCKS.items()}
-        return Done(measured=measure or plan.keep or plan.since is not None, rate=rate, seconds=seconds)
+        return Done(measured=measure or plan.keep or plan.since is not None, seconds=seconds)
 
 
 def median_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -134,15 +137,12 @@ def main() -> None:
         jobs = [Job(data, arguments, stack) for _ in range(2)]
         plain, extra, measured = [], [], []
         for step in range(arguments.interval * arguments.intervals):
-            if arguments.policy == "auto":
-                first = jobs[0].run(measuring=True)
-                second = jobs[1].run(measuring=False, rate=first.rate)
-            else:
-                role = step // arguments.interval % 2
-                # who goes first alternates too, so that neither always finds the other's leavings in the caches
-                order = (0, 1) if step % 2 else (1, 0)
-                done = {job: jobs[job].run(measuring=job == role) for job in order}
-                first, second = done[role], done[1 - role]
+            role = step // arguments.interval % 2 if arguments.policy == "observe" else 0
+            rate = jobs[role].rate
+            # who goes first alternates too, so that neither always finds the other's leavings in the caches
+            order = (0, 1) if step % 2 else (1, 0)
+            done = {job: jobs[job].run(measuring=job == role, rate=rate) for job in order}
+            first, second = done[role], done[1 - role]
             plain.append(second.seconds)
             extra.append({clock: first.seconds[clock] - second.seconds[clock] for clock in CLOCKS})
             measured.append(first.measured)

@@ -33,7 +33,9 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
         (functional.mse_loss, r"AutogradLoss\(function\)"),
         (nn.CrossEntropyLoss, r"nn\.CrossEntropyLoss\(\)"),
         (nn.HuberLoss(), r"HuberLoss has no closed form"),
-        (nn.CrossEntropyLoss(label_smoothing=0.1), "label_smoothing"),
+        (nn.CrossEntropyLoss(label_smoothing=0.1), r"with label_smoothing=0\.1 has"),
+        (nn.MSELoss(reduction="sum"), "MSELoss with reduction='sum' has"),
+        (nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0)), r"pos_weight=.*stepsize\.BCEWithLogits\(positive_weight"),
         (None, "NoneType has no closed form"),
     ],
 )

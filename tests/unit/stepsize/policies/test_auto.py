@@ -62,6 +62,15 @@ def test_it_begins_at_a_share_of_the_rate_that_the_trial_steps_find(guess: float
     assert "0.3 of the 1.00e-2" in fed.said[0]
 
 
+def test_a_rate_far_below_the_trial_steps_is_begun_at_and_what_these_did_is_said() -> None:
+    """Inputs in thousands: SGD wants rates of 1e-10, and a bound above what was found would make it diverge."""
+    fed = Fed(Auto(guess=1e-3, warmup=0), rate=1e-10).advance(range(2))
+    assert fed.rates[1] == pytest.approx(3e-11)
+    assert "the trial step was 1e+04 times too long" in fed.said[0]
+    assert "a first guess of 1.00e-11" in fed.said[0]
+    assert "too long" not in Fed(rate=1e-3).advance(range(2)).said[0]
+
+
 def test_on_target_the_rate_stays() -> None:
     fed = Fed().advance(range(400), alpha=0.58)
     assert fed.rates[399] == pytest.approx(fed.rates[60], rel=0.15)

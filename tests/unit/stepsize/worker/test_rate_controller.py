@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -129,3 +130,15 @@ def test_a_schedule_of_the_callers_rules_where_the_policy_leaves_it_to_one() -> 
         run.advance(range(step, step + 1))
     assert run.rates == [1e-2 / (step + 1) for step in range(10)]
     assert [estimate.step for estimate in run.estimates] == [0, 5]
+
+
+def test_a_run_beyond_its_budget_is_warned_of_once() -> None:
+    """Its rate is 0: nothing more would be learned, and nothing would tell."""
+    run = Run().advance(range(STEPS))
+    with pytest.warns(UserWarning, match=f"step {STEPS} is beyond total_steps={STEPS}.*the rate is 0") as warned:
+        run.advance(range(STEPS, STEPS + 3))
+    assert len(warned) == 1
+    assert run.rates[-3:] == [0.0] * 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Run(cooldown=0.0).advance(range(STEPS + 1)).rates[-1] > 0
