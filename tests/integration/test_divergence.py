@@ -96,6 +96,14 @@ BAD = range(34, 42)
 """Batches, by their place in the stream, that are planted."""
 
 
+def test_a_rollback_says_until_when_a_policy_is_held(small_data: Path, tmp_path: Path, plant: Any) -> None:
+    plant(lambda epoch, start: start // 64 in BAD)
+    begin(settings(small_data, stepsize={"policy": "auto"}), tmp_path / "run")
+    back = events(tmp_path / "run", "rollback")[0]
+    until = back["from"] + (back["from"] - back["to"])
+    assert back["message"].endswith(f"of 3); from step {until} on the policy measures the rate again")
+
+
 def test_bad_rows_in_a_row_are_left_behind_at_half_the_rate(small_data: Path, tmp_path: Path, plant: Any) -> None:
     plant(lambda epoch, start: start // 64 in BAD)
     run = tmp_path / "run"
@@ -103,6 +111,7 @@ def test_bad_rows_in_a_row_are_left_behind_at_half_the_rate(small_data: Path, tm
     [back] = events(run, "rollback")
     assert (back["from"], back["to"], back["rows_skipped"], back["rate_factor"]) == (39, 20, 19 * 64, 0.5)
     assert "the last 5 steps were not finite; back to step 20" in back["message"]
+    assert "policy" not in back["message"]
     steps = list(read_records(run / "steps.jsonl"))
     assert [record["step"] for record in steps] == list(range(60))
     assert [record["start"] // 64 for record in steps] == [*range(20), *range(39, 79)]

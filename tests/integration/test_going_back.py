@@ -157,14 +157,14 @@ def test_what_an_alert_advises_works_as_it_is_typed(alert: str, command: str, ru
 def test_what_a_diverged_run_advises_works_as_it_is_typed(
     small_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    path, run = tmp_path / "run.toml", tmp_path / "diverged"
+    path, run = tmp_path / "run.toml", tmp_path / "one that's diverged"
     path.write_text(config_to_toml(settings(small_data, optimizer={"name": "sgd", "lr": 0.1}, budget={"steps": 20})))
     assert main(["train", str(path), "--run", str(run)]) == 0
     worse = ["--optimizer.lr", "1e4", "--budget.steps", "60", "--divergence.rollbacks", "0", "--checkpoint.every_steps"]
     assert main(["train", str(path), "--run", str(run), *worse, "1"]) == 3
     assert max(checkpoints(run)) > "step-00000020", "which holds weights that are no good"
     said = " ".join(capfd.readouterr().err.split())
-    found = re.search(r"(alphastream train \S+ --run \S+ --from-checkpoint \d+ --optimizer.lr [\w.+-]+);", said)
+    found = re.search(r"(alphastream train .+ --run .+ --from-checkpoint \d+ --optimizer.lr [\w.+-]+);", said)
     assert found is not None
     step = int(found[1].split("--from-checkpoint ")[1].split()[0])
     assert 20 <= step <= int(max(checkpoints(run)).removeprefix("step-")), "of before the loss left"

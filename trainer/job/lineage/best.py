@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 from trainer.divergence import ValidationTrend
 from trainer.job.observer import Outlets
@@ -36,7 +37,7 @@ def tell_of_best(trend: ValidationTrend, outlets: Outlets, *, ended: bool) -> No
     if not ended or trend.best is None or not trend.left_behind:
         return
     run, (step, loss) = outlets.directory.path, trend.best
-    remedy = "" if checkpoint_up_to(run, step) is None else f"; `alphastream evaluate {run} --best`"
+    remedy = "" if checkpoint_up_to(run, step) is None else f"; `alphastream evaluate {quote(str(run))} --best`"
     outlets.console.say(f"best at step {step:,}: validation {loss:.5f}, at the end {trend.latest:.5f}{remedy}")
 
 
@@ -46,6 +47,6 @@ def _advice(run: Path, best_step: int) -> str:
     if step is None:
         return "train for fewer epochs, or save more often, so that there is a checkpoint near the best step"
     return (
-        f"train for fewer epochs, or go back and on at a lower rate: alphastream train {run}/config.toml --run {run} "
-        f"--from-checkpoint {step} --optimizer.lr RATE"
+        "train for fewer epochs, or go back and on at a lower rate: alphastream train "
+        f"{quote(f'{run}/config.toml')} --run {quote(str(run))} --from-checkpoint {step} --optimizer.lr RATE"
     )

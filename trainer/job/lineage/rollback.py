@@ -126,8 +126,11 @@ def _in_words(
 ) -> str:
     goal = f"step {position.step:,}" if found is not None else "the weights it began with"
     recovery = state.recovery
+    held = (
+        f"; from step {recovery.held_until:,} on the policy measures the rate again" if state.policy.sets_rate else ""
+    )
     return (
         f"diverged at step {came_from.step:,}: {divergence.reason}; back to {goal}, from here on at "
         f"{recovery.rate_factor:.3g} times the rate and without the {came_from.rows - position.rows:,} rows since "
-        f"(rollback {recovery.rollbacks} of {most})"
+        f"(rollback {recovery.rollbacks} of {most}){held}"
     )

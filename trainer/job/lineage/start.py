@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from trainer.config import Config, ConfigError
@@ -139,7 +140,7 @@ def divergence_advice(config: Config, state: TrainingState, run: Path) -> str:
     peak = config.optimizer.lr or learning_rate(state.learner.optimizer)
     lower = peak * recovery.rate_factor / 10
     return (
-        f"to go on at a tenth of the rate: alphastream train {run}/config.toml --run {run} "
+        f"to go on at a tenth of the rate: alphastream train {quote(f'{run}/config.toml')} --run {quote(str(run))} "
         f"--from-checkpoint {steps[0]} --optimizer.lr {lower:.2g}; what was not finite is in {run}/events.jsonl"
     )
 
