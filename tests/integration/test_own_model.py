@@ -91,6 +91,40 @@ def momentum(params, lr, nesterov):
 number = 3
 '''
 
+WRONG = """
+import sys
+import torch
+from torch import nn
+
+
+class Wrong(nn.Module):
+    def __init__(self, kind, dense_features, table_rows, **options):
+        super().__init__()
+        self.kind = kind
+        self.table = nn.Embedding(table_rows, 2, sparse=kind == "sparse")
+        self.layer = nn.LazyLinear(1) if kind == "lazy" else nn.Linear(dense_features, 1)
+        if kind == "frozen":
+            self.requires_grad_(False)
+
+    def forward(self, dense, ids):
+        if self.kind == "writes":
+            dense.mul_(2)
+        logits = self.layer(dense).squeeze(1) + self.table(ids).sum((0, 2))
+        if self.kind == "centred":
+            return logits - logits.mean()
+        if self.kind == "noisy":
+            return nn.functional.dropout(logits, 0.5)
+        return logits.detach() if self.kind == "detached" else logits
+
+
+def leaves(**keywords):
+    sys.exit(3)
+
+
+def __getattr__(kind):
+    return lambda **keywords: Wrong(kind, **keywords)
+"""
+
 SETTINGS = """
 factory = "{place}two_towers.py:make"
 [model.options]
@@ -176,6 +210,15 @@ def test_trained_killed_resumed_observed_and_evaluated(
         ("two_towers.py:endless", "its logits are not finite at the start"),
         ("two_towers.py:backward_only", "α* cannot be measured: MeasurementError: forward mode"),
         ("broken.py:make", "does not import: ZeroDivisionError: division by zero; correct"),
+        ("leaving.py:make", "does not import: SystemExit: 3; correct"),
+        ("wrong.py:leaves", "raised SystemExit: 3 when it was called"),
+        ("wrong.py:writes", "writes to its inputs, which batches share"),
+        ("wrong.py:centred", "depends on the other rows, or on chance"),
+        ("wrong.py:noisy", "depends on the other rows, or on chance"),
+        ("wrong.py:frozen", "has no parameters to train"),
+        ("wrong.py:detached", "no gradient goes from its logits to its weights"),
+        ("wrong.py:sparse", "the gradient of table.weight is a sparse tensor; make its table with sparse=False"),
+        ("wrong.py:lazy", "the size of layer.weight is left open"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_in_one_line(
@@ -188,6 +231,8 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
     options = "" if factory.endswith("TwoTowers") else "[model.options]\nhidden = 8\n"
     config = write_own(f'factory = "{factory}"\n{options}[stepsize]\npolicy = "observe"\n[budget]\nsteps = 3\n')
     (config.parent / "broken.py").write_text("1 / 0\n")
+    (config.parent / "leaving.py").write_text("raise SystemExit(3)\n")
+    (config.parent / "wrong.py").write_text(WRONG)
     assert main(["train", str(config), "--run", str(tmp_path / "run")]) == 2
     error = capfd.readouterr().err.strip()
     assert message in error

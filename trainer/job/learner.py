@@ -244,9 +244,10 @@ def _refuse_too_large(
     needed = 4 * count_parameters(model, **features, bucket_sizes=bucket_sizes) // ranks.ranks
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > available:
+        width = f"model.factory = {model.factory!r}" if model.own else f"model.embedding_dim = {model.embedding_dim}"
         raise ConfigError(
-            f"model.table_rows = {model.table_rows} and model.embedding_dim = {model.embedding_dim}: the weights alone "
-            f"take {needed / GIGABYTE:,.0f} GB and this machine has {available / GIGABYTE:,.0f}; lower one of them"
+            f"model.table_rows = {model.table_rows} and {width}: the weights alone "
+            f"take {needed / GIGABYTE:,.0f} GB and this machine has {available / GIGABYTE:,.0f}; make them fewer"
         )
 
 

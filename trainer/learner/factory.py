@@ -77,7 +77,7 @@ def made(key: str, factory: str, folder: str, *arguments: Any, options: Mapping[
         raise ValueError(f"{options_key}.{doubled[0]} is given to {factory!r} by the trainer; give it another name")
     try:
         return make(*arguments, **keywords, **options)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"{key} = {factory!r} raised {_one_line(error)} when it was called; correct it, or {options_key}"
         ) from error
@@ -106,10 +106,10 @@ def _module(key: str, factory: str, folder: str) -> Any:
                 del sys.modules[name]
                 raise
         return sys.modules[name]
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{key} is {factory!r}, which does not import: {_one_line(error)}; correct {file}") from error
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from stepsize import BCEWithLogits, MeasurementError, StepSizeWorker
 from trainer.learner.config import ModelConfig
@@ -122,6 +123,10 @@ def _sized(
             raise ValueError(
                 f"model.factory = {sizes.factory!r} returns a {type(model).__name__}; return a torch.nn.Module"
             )
+        if lazy := [name for name, weight in model.named_parameters() if is_lazy(weight)]:
+            raise ValueError(
+                f"model.factory = {sizes.factory!r}: the size of {lazy[0]} is left open; give its layer the sizes"
+            )
         return model
     make = SHIPPED[sizes.factory]
     known = set(inspect.signature(make).parameters)
@@ -148,9 +153,10 @@ def check_model(
 ) -> None:
     """Runs the user's own model on a small batch, in evaluation mode; afterwards it is what it was.
 
-    With `measured` also α* of one step of a copy, by one JVP.
-    Raises: ValueError for a model that fails, logits that are not (R,) floats or not finite, or what α* cannot be
-    measured of, such as an operation without a forward-mode derivative.
+    Also one step of a copy, and with `measured` α* of it, by one JVP.
+    Raises: ValueError for a model that fails, has nothing to train, writes to its inputs or answers a row otherwise
+    beside other rows; logits that are not (R,) floats or not finite; what α* cannot be measured of, such as an
+    operation without a forward-mode derivative.
     """
     what = f"model.factory = {config.factory!r}"
     generator = torch.Generator().manual_seed(0)
@@ -162,9 +168,16 @@ def check_model(
     model.eval()
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            _check_logits(what, _called(what, model, dense, ids))
-            if measured:
-                _check_measured(what, model, dense, ids)
+            given = dense.clone(), ids.clone()
+            logits = _called(what, model, dense, ids)
+            _check_logits(what, logits)
+            if not torch.equal(dense, given[0]) or not torch.equal(ids, given[1]):
+                raise ValueError(
+                    f"{what}: its model writes to its inputs, which batches share; let it make new tensors"
+                )
+            _check_rows_alone(what, logits, torch.cat([_called(what, model, dense[:1], ids[:, :1]), logits[1:]]))
+            _check_rows_alone(what, logits, _called(what, model, dense, ids))
+            _check_trained(what, model, dense, ids, measured=measured)
     finally:
         for module, training in mode.items():
             module.training = training
@@ -195,18 +208,46 @@ def _check_logits(what: str, logits: Any) -> None:
         raise ValueError(f"{what}: its logits are not finite at the start; initialize its weights otherwise")
 
 
-def _check_measured(what: str, model: nn.Module, dense: Tensor, ids: Tensor) -> None:
-    """One measurement of a copy, in training mode as all are."""
+def _check_rows_alone(what: str, logits: Tensor, again: Tensor) -> None:
+    scale = float(logits.abs().max())
+    if again.shape != logits.shape or not torch.allclose(logits, again, rtol=0.0, atol=1e-2 * scale):
+        raise ValueError(
+            f"{what}: in evaluation mode the logit of a row depends on the other rows, or on chance; let it depend on "
+            "its row alone, or on self.training"
+        )
+
+
+def _check_trained(what: str, model: nn.Module, dense: Tensor, ids: Tensor, *, measured: bool) -> None:
+    """One step of a copy, in training mode, and its measurement, as all are."""
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ValueError(f"{what}: its model has no parameters to train; give it some")
     copied = copy.deepcopy(model).train()
-    optimizer = torch.optim.SGD(copied.parameters(), lr=1e-3)
     labels = (torch.arange(len(dense)) % 2).float()
-    worker = StepSizeWorker(copied, optimizer, BCEWithLogits())
+    optimizer = torch.optim.SGD(copied.parameters(), lr=1e-3)
+    loss = BCEWithLogits()
+    with torch.enable_grad():
+        logits = _called(what, copied, dense, ids)
+        if not isinstance(logits, Tensor) or not logits.requires_grad:
+            raise ValueError(f"{what}: no gradient goes from its logits to its weights; do not detach them")
+        try:
+            loss.per_sample(logits, labels).mean().backward()
+        except RuntimeError as error:
+            raise ValueError(f"{what}: its gradient cannot be taken: {_first_line(error)}; correct it") from error
+    for name, weight in copied.named_parameters():
+        if weight.grad is not None and weight.grad.is_sparse:
+            raise ValueError(f"{what}: the gradient of {name} is a sparse tensor; make its table with sparse=False")
+    if measured:
+        _check_measured(what, copied, optimizer, (dense, ids), labels)
+
+
+def _check_measured(
+    what: str, model: nn.Module, optimizer: torch.optim.Optimizer, inputs: tuple[Tensor, Tensor], labels: Tensor
+) -> None:
+    worker = StepSizeWorker(model, optimizer, BCEWithLogits())
     try:
-        with torch.enable_grad():
-            BCEWithLogits().per_sample(copied(dense, ids), labels).mean().backward()
-            with worker.around_step((dense, ids), labels, step=0):
-                optimizer.step()
-            worker.poll(step=0)
+        with torch.enable_grad(), worker.around_step(inputs, labels, step=0):
+            optimizer.step()
+        worker.poll(step=0)
     except (MeasurementError, RuntimeError) as error:
         raise ValueError(
             f"{what}: α* cannot be measured: {_first_line(error)}; write it in other operations, or set "

@@ -20,6 +20,7 @@ from torch.export import Dim, ExportedProgram
 
 from pipeline.errors import StorageError, cause_of
 from trainer.config import ConfigError
+from trainer.learner import ShiftedLogits
 
 CHECKED_ROWS = (1, 2, 509)
 """Batches that a program must answer as its model does; of several sizes, as it is written for any."""
@@ -62,8 +63,9 @@ def trace(model: nn.Module, inputs: Inputs) -> ExportedProgram:
         with _silent(), torch.no_grad():
             program = torch.export.export(ClickProbability(model), inputs, dynamic_shapes=({0: rows}, {1: rows}))
     except Exception as error:  # whatever the tracer or the model's own code raises
+        shown = model.model if isinstance(model, ShiftedLogits) else model
         raise ConfigError(
-            f"{type(model).__name__} cannot be exported: torch.export says {_first_line(error)!r}; let its forward "
+            f"{type(shown).__name__} cannot be exported: torch.export says {_first_line(error)!r}; let its forward "
             "use tensor operations alone, with no branch on their values or on the number of rows"
         ) from error
     program._example_inputs = None  # would be saved as a pickle
