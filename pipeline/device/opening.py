@@ -244,8 +244,8 @@ def open_rows(
             yield inputs
         if not left:
             raise StorageError(
-                f"{manifest.folder}: damage leaves no row of split {split!r} to evaluate on; run `alphastream verify` "
-                "on the data and preprocess it again"
+                f"{manifest.folder}: damage leaves none of the rows {first_row} to {end - 1} of split {split!r} to "
+                "evaluate on; `alphastream verify` on the data says which shards to make again"
             )
     finally:
         reader.close()

@@ -163,3 +163,5 @@ def test_what_is_scored_is_never_replaced(
         assert "is among what is to be scored" in line
         assert Path(log).read_bytes() == content
         assert shard.read_bytes() == whole
+    capsys.readouterr()
+    assert trained.predict(data, "--split", "test", "--out", data / "scores.csv") == 0  # a new file replaces none

@@ -226,10 +226,8 @@ def _rejects_target(given: str, rows: LogRows | SplitRows, out: Path | None, *, 
 
 def _refuse_to_replace_source(path: Path, rows: LogRows | SplitRows) -> None:
     """Raises: InputError if the file is one of those that are scored, which `--force` is not meant for."""
-    read = [rows.path] if isinstance(rows, SplitRows) else [source.address for source in rows.sources]
-    place = path.resolve()
-    local = [Path(unquote(each.removeprefix("file://"))) if is_remote(each) else Path(each) for each in read]
-    if any(each.resolve() in (place, *place.parents) for each in local):
+    local = [Path(unquote(each.removeprefix("file://"))) if is_remote(each) else Path(each) for each in rows.files()]
+    if path.resolve() in (each.resolve() for each in local):
         raise InputError(f"{path} is among what is to be scored, and would be replaced; give another file")
 
 

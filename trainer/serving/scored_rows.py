@@ -14,7 +14,7 @@ from pipeline.addresses import is_remote, without_secrets
 from pipeline.device import ModelInputs, open_lines, open_rows
 from pipeline.errors import InputError
 from pipeline.lines import RejectedLine, RejectsSink
-from pipeline.shards import Manifest, is_data_folder
+from pipeline.shards import MANIFEST, Manifest, is_data_folder
 from pipeline.source import Source, find_sources
 from trainer.job import EVALUATION_BATCH_ROWS
 from trainer.serving.opened import OpenedRun, damage_explained
@@ -35,6 +35,10 @@ class ScoringBatch(NamedTuple):
 
 class Rows(Protocol):
     """What is to be scored."""
+
+    def files(self) -> list[str]:
+        """The files that it is read from, as paths or URIs."""
+        ...
 
     def identity(self) -> dict[str, Any]:
         """What scores of it can only be continued with; JSON values."""
@@ -64,6 +68,9 @@ class LogRows:
 
     sources: tuple[Source, ...]
     labelled: bool | None
+
+    def files(self) -> list[str]:
+        return [source.address for source in self.sources]
 
     def identity(self) -> dict[str, Any]:
         values = {
@@ -108,6 +115,10 @@ class SplitRows:
     manifest: Manifest
     path: str
     split: str
+
+    def files(self) -> list[str]:
+        shards = [shard.path for split in self.manifest.splits.values() for shard in split.shards]
+        return [f"{self.path.rstrip('/')}/{name}" for name in (MANIFEST, *shards)]
 
     def identity(self) -> dict[str, Any]:
         return {"shards": [shard.sha256 for shard in self.manifest.splits[self.split].shards]}

@@ -145,7 +145,9 @@ def test_a_batch_that_damage_leaves_no_row_is_none_alone_and_an_empty_share_for_
 def test_a_split_that_damage_leaves_no_row_is_an_error_of_storage(tiny_data, ranks):
     for group in (0, 1):
         flip_in_row_group(tiny_data / "validation" / "part-00000.parquet", group)
-    with pytest.raises(StorageError, match=f"{tiny_data}: damage leaves no row of split 'validation' .*verify"):
+    with pytest.raises(
+        StorageError, match=f"{tiny_data}: damage leaves none of the rows 0 to 9 of .*'validation'.*verify"
+    ):
         evaluation_batches(tiny_data, ranks=ranks)
     assert evaluation_batches(tiny_data, ranks=ranks, first_row=10) == []  # nothing is asked for, and nothing missing
 
