@@ -326,9 +326,11 @@ def as_loss(loss: Loss | nn.Module) -> Loss:
     found = PLAIN.get(type(loss))  # pyright: ignore[reportArgumentType, reportCallIssue]
     options = [name for name, usual in USUAL.items() if getattr(loss, name, usual) != usual] if found else []
     if found is None or options:
-        name = getattr(loss, "__name__", type(loss).__name__) + (
-            f" with {options[0]}={getattr(loss, options[0])!r}" if options else ""
-        )
+        name = getattr(loss, "__name__", type(loss).__name__)
+        if options:
+            value = getattr(loss, options[0])
+            said = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            name += f" with {options[0]}={said}"
         standard = ", ".join(f"nn.{kind.__name__}()" for kind in PLAIN)
         if options and found is BCEWithLogits:
             standard += ", stepsize.BCEWithLogits(positive_weight=..., label_smoothing=...)"

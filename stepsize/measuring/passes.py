@@ -62,7 +62,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def refuse_without_parameters(model: object) -> None:
     """Raises MeasurementError for what is no module, or one that has no parameters."""
     if not isinstance(model, nn.Module):
-        raise MeasurementError(f"model: {model!r} is not an nn.Module; give the model that the optimizer moves")
+        name = getattr(model, "__name__", type(model).__name__)
+        raise MeasurementError(f"model: {name} is not an nn.Module; give the model that the optimizer moves")
     if next(model.parameters(), None) is None:
         raise MeasurementError(
             f"model: {type(model).__name__} has no parameters, so no step moves it; give the model that is trained "

@@ -72,6 +72,7 @@ class RateController:
         guess = float(self._optimizers[0].param_groups[0]["lr"])
         self.policy = make_policy(config, initial_rate=guess, total_steps=total_steps)
         self._total_steps = total_steps
+        self._warned = False
         self.scheduled = guess
         """The rate of steps that the policy leaves to a schedule; to be set by the caller who has one."""
         self.rate = guess
@@ -93,11 +94,13 @@ class RateController:
     ) -> Iterator[float]:
         """Sets the rate of `step`, counted from 0 without gaps; the body is the optimizer's step; yields the rate.
 
-        Warns at the first step beyond the budget if the rate is 0 from then on.
+        Warns once of a step beyond the budget whose rate the policy has cooled down to 0.
         An exception in the body leaves nothing behind; the step is then to be made again.
         """
         self.rate = self.policy.learning_rate(step, self.scheduled)
-        if self.rate == 0 and step == self._total_steps:
+        beyond = self._total_steps is not None and step >= self._total_steps
+        if beyond and self.rate == 0 and self.policy.sets_rate and not self._warned:
+            self._warned = True
             warnings.warn(
                 f"step {step} is beyond total_steps={self._total_steps}: the policy has cooled down, and from here on "
                 "the rate is 0; give total_steps all steps of all epochs, or None where they are not known",

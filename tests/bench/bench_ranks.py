@@ -7,8 +7,8 @@ run side by side as there are cores. Counted is the CPU time of all its threads,
 first, and the most memory it ever held; in all is the sum over the ranks of a host. All files come from a warm cache.
 Before that, what some rows of one row group cost on one thread.
 
-The agreement: whole training steps on gloo, one thread a rank, by turns one that ends with what all ranks agree on (to
-stop, save, and so on) and one that does not; medians of the first over those of the others.
+The agreement (only if asked for): whole training steps on gloo, one thread a rank, by turns one that ends with what all
+ranks agree on (to stop, save, and so on) and one that does not; medians of the first over those of the others.
 
 The wire (only if asked for, in a network namespace where nothing else is said): bytes that the loopback device has sent
 over those that the ranks have counted.
@@ -101,7 +101,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--measured", type=int, default=8, help="of every number of ranks, so many")
     parser.add_argument("--steps", type=int, default=400, help="with and without an agreement, together")
-    parser.add_argument("--only", choices=("loader", "agreement", "wire"))
+    parser.add_argument(
+        "--only", choices=("loader", "agreement", "wire"), default="loader", help="default: %(default)s"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -121,12 +123,11 @@ def main() -> None:
             pairing=options.pairing,
             read_threads=THREADS,
         )
-        if options.only != "loader":
+        if options.only == "agreement":
             for ranks in (number for number in options.ranks if number > 1):
                 for preset, batch_rows in STEPS:
                     found = on_ranks(ranks, agreeing, str(data), preset, batch_rows, options.steps, folder=folder)
                     report_agreement(found, preset, batch_rows)
-        if options.only == "agreement":
             return
         row_group(data)
         print(f"{options.shuffle}, {options.pairing}: over one rank's, for the same rows")

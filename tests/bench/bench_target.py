@@ -5,7 +5,7 @@ of them one from the minimum. Constant rates are tried at every sixteenth of a d
 last weights before the cool-down over the last 15 % ("held"), those after it ("cooled"), and without one the
 exponential average of some hundred steps ("averaged"). c is read off α_K, K = 0.28 t, at 85 % of the run. Then `auto`
 itself, fed such expectations in place of estimates: the c at which it works, and its loss above that of the best
-constant rate.
+constant rate; in the last row as geometric means.
 stepsize/HORIZON.md says what to make of it.
 """
 
@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from statistics import geometric_mean
 from unittest.mock import patch
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from stepsize.estimate import Estimate, solve
 from stepsize.policies.auto import Auto
-from stepsize.policies.horizon import target_of
+from stepsize.policies.horizon.target import SHORT
 
 COOLDOWN, WARM_UP, SHARE, FINE = 0.15, 0.05, 0.28, 16
 TRIED = (2.0, 1.0, 0.5, 0.25)
@@ -119,9 +120,15 @@ def constants(h: Tensor, noise: float, steps: int) -> dict[str, Constant]:
     }
 
 
+def target(done: int, since: int, *, c: float) -> float:
+    """`target_of` with another c than its 1."""
+    gained = c * math.log(done / since) / 4 if since > 0 else math.inf
+    return min(1.0, 0.5 + max(gained, 0.5 * min(1.0, SHORT / (done - since))))
+
+
 def led(h: Tensor, noise: float, steps: int, *, c: float, cool: bool) -> tuple[float, float]:
     """`auto` with this c: its loss, of the average where it does not cool down, and the c that α_K had at last."""
-    with patch("stepsize.policies.auto.target_of", partial(target_of, c=c)):
+    with patch("stepsize.policies.auto.target_of", partial(target, c=c)):
         policy = Auto(guess=1e-2, cooldown=(round((1 - COOLDOWN) * steps), steps) if cool else None)
         now, kept, reached = Expected.begin(h, noise), dict[int, tuple[Tensor, Tensor]](), math.nan
         for step in range(steps):
@@ -154,8 +161,14 @@ def _estimate(step: int, slope: float, curvature: float, rate: float, horizon: i
     return Estimate(step=step, age=0, **vars(numbers), **spread, **known)
 
 
+def above(ratios: Iterable[float]) -> str:
+    """Losses over the best one's, as what they are above it."""
+    return ", ".join(f"{100 * (ratio - 1):+.0f}" for ratio in ratios)
+
+
 def rows(steps: int) -> Iterator[str]:
     """The table, a line at a time."""
+    ratios: dict[str, list[list[float]]] = {"cooled": [], "averaged": []}
     tried = ", ".join(f"{c:g}" for c in TRIED)
     heads = [
         "curvatures; noise",
@@ -171,15 +184,18 @@ def rows(steps: int) -> Iterator[str]:
         for noise in (0.03, 1.0):
             best = constants(h, noise, steps)
             cooled, averaged = ([led(h, noise, steps, c=c, cool=cool) for c in TRIED] for cool in (True, False))
+            ratios["cooled"].append([loss / best["cooled"].loss for loss, _ in cooled])
+            ratios["averaged"].append([loss / best["averaged"].loss for loss, _ in averaged])
             cells = [
                 f"{title}; {noise:g}",
                 " / ".join(f"{one.rate:.3g}" for one in best.values()),
                 " / ".join(f"{one.c:.2f}" for one in best.values()),
                 ", ".join(f"{reached:.2f}" for _, reached in cooled),
-                ", ".join(f"{100 * math.log(loss / best['cooled'].loss):+.0f}" for loss, _ in cooled),
-                ", ".join(f"{100 * math.log(loss / best['averaged'].loss):+.0f}" for loss, _ in averaged),
+                *(above(found[-1]) for found in ratios.values()),
             ]
             yield f"| {' | '.join(cells)} |"
+    means = [above(map(geometric_mean, zip(*found, strict=True))) for found in ratios.values()]
+    yield f"| geometric mean | | | | {' | '.join(means)} |"
 
 
 def main() -> None:

@@ -36,13 +36,15 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
         (nn.CrossEntropyLoss(label_smoothing=0.1), r"with label_smoothing=0\.1 has"),
         (nn.MSELoss(reduction="sum"), "MSELoss with reduction='sum' has"),
         (nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0)), r"pos_weight=.*stepsize\.BCEWithLogits\(positive_weight"),
+        (nn.CrossEntropyLoss(weight=torch.rand(30)), r"CrossEntropyLoss with weight=a tensor of shape \(30,\) has"),
         (None, "NoneType has no closed form"),
     ],
 )
 def test_losses(loss, message):
     model = mlp()
-    with pytest.raises(MeasurementError, match=message):
+    with pytest.raises(MeasurementError, match=message) as refused:
         StepSizeWorker(model, sgd(model), loss)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_module_that_is_a_loss_of_ours_is_taken():
@@ -136,13 +138,15 @@ def test_a_share_that_is_no_number_is_refused(share):
     [
         (functional.relu, r"is not an nn\.Module"),
         (nn.Linear, r"is not an nn\.Module"),
+        (sgd(mlp()), r"SGD is not an nn\.Module"),
         (nn.ReLU(), "ReLU has no parameters"),
         (mlp(), "moves none of the model's parameters"),
     ],
 )
 def test_what_is_no_model_of_the_optimizer_is_refused(model, message):
-    with pytest.raises(MeasurementError, match=message):
+    with pytest.raises(MeasurementError, match=message) as refused:
         StepSizeWorker(model, sgd(mlp()), CE)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_batch_without_rows_is_refused():

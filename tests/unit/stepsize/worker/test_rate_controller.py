@@ -142,3 +142,19 @@ def test_a_run_beyond_its_budget_is_warned_of_once() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Run(cooldown=0.0).advance(range(STEPS + 1)).rates[-1] > 0
+
+
+def test_a_run_resumed_beyond_its_budget_is_warned_of(whole: Run) -> None:
+    run = Run()
+    run.controller.load_state_dict(whole.controller.state_dict())
+    with pytest.warns(UserWarning, match=f"step {STEPS + 7} is beyond total_steps={STEPS}") as warned:
+        run.advance(range(STEPS + 7, STEPS + 9))
+    assert len(warned) == 1
+
+
+def test_a_schedule_that_ends_with_0_is_no_cool_down_of_the_policy() -> None:
+    run = Run(policy="observe", interval=1000, count=1)
+    run.controller.scheduled = 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run.advance(range(STEPS, STEPS + 2)).rates == [0.0, 0.0]

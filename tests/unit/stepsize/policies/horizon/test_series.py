@@ -89,6 +89,5 @@ def test_the_target_of_a_short_horizon_is_longer(t: int, since: int, expected: f
 
 def test_the_target_of_a_share_of_the_run_is_the_logarithm_of_it() -> None:
     assert target_of(10_000, 7_200) == pytest.approx(0.5 - math.log(0.72) / 4)
-    assert target_of(10_000, 7_200, c=0.5) == pytest.approx(0.5 - math.log(0.72) / 8)
     assert target_of(10_000, 0) == 1.0
     assert target_of(10_000_000, 9_972_000) == pytest.approx(0.5, abs=1e-3)
