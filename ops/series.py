@@ -136,7 +136,8 @@ SERIES = (
     Series(
         name="learning_rate_proposed",
         kind="gauge",
-        help="Learning rate that α* proposes, pooled over the latest estimates; from 10 on.",
+        help="Learning rate that α* proposes, pooled over the latest estimates; from 10 on, until many steps lead the "
+        "rate, and not while one or two of them have most of the curvature.",
         initial=math.nan,
     ),
     Series(
@@ -155,7 +156,7 @@ SERIES = (
         name="alpha_pooled_relative",
         kind="gauge",
         help="α* pooled over the latest estimates: how many times as long single steps should have been; from 10 "
-        "on, until many steps lead the rate, and not while a single one outweighs all others.",
+        "on, until many steps lead the rate, and not while one or two of them have most of the curvature.",
         initial=math.nan,
     ),
     Series(

@@ -13,7 +13,9 @@ from stepsize.estimate import Estimate, Outcome, delta_method_variance
 COUNTED = frozenset({Outcome.OK, Outcome.ASCENT})
 """Outcomes that carry a number; a negative α* is as good an estimate as a positive one."""
 LEAST_CURVATURES = 2.0
-"""With fewer, one estimate has seven tenths of all curvature and more."""
+"""With fewer, one estimate has more than half of all curvature, so that one or two have most of it."""
+LEAST_COUNT = 3.0
+"""Of fewer estimates one or two always have most of the curvature, which says nothing of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +34,8 @@ class PooledRate:
     effective_count: float
     """How many equally weighted estimates the weights are worth: (Σw)² / Σw²."""
     curvature_count: float
-    """How many estimates of equal curvature the curvatures are worth: (Σwc)² / Σw²c². Near 1 a single one makes the
-    rate, and `standard_error`, which is of how the others scatter about it, knows nothing."""
+    """How many estimates of equal curvature the curvatures are worth: (Σwc)² / Σw²c². Below 2 one or two have
+    most of the curvature and make the rate, and `standard_error`, of how the others scatter about it, knows nothing."""
     slope: float
     """Average slope per unit of learning rate (loss per η)."""
     curvature: float
@@ -41,8 +43,12 @@ class PooledRate:
 
     @property
     def borne(self) -> bool:
-        """Whether the curvatures are worth `LEAST_CURVATURES` estimates; else it tells of one wild step."""
-        return self.curvature_count >= LEAST_CURVATURES
+        """Whether many make the rate; False where one or two estimates have most of the curvature, as wild steps do.
+
+        That is where the curvatures are worth fewer than `LEAST_CURVATURES` estimates. Of fewer than `LEAST_COUNT` in
+        all it cannot be told, and they count as borne.
+        """
+        return self.effective_count < LEAST_COUNT or self.curvature_count >= LEAST_CURVATURES
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """The two-sided confidence interval by the normal approximation; (−∞, ∞) without a standard error."""

@@ -23,7 +23,7 @@ class AlphaFactor:
     estimates: int
     """How many went into it."""
     factor: float | None
-    """None below `LEAST_ESTIMATES`, or if their curvature sums to nothing or is that of a single one."""
+    """None below `LEAST_ESTIMATES`, or if their curvature sums to nothing or one or two have most of it."""
     standard_error: float | None
     """Of `factor`."""
 

@@ -15,6 +15,7 @@ from stepsize.policies.ema import Ema
 from stepsize.policies.horizon import HorizonPlan
 from stepsize.policies.median_hold import MedianHold
 from stepsize.policies.observe import NoMeasurements, Observe
+from stepsize.policies.rates import CoolDown
 
 PolicyName = Literal["none", "observe", "median_hold", "ema", "auto", "auto_single"]
 STUDY_START = 2000
@@ -133,6 +134,11 @@ class Policy(Protocol):
     @property
     def sets_rate(self) -> bool:
         """Whether what it observes can move the rate; if not, the schedule rules all along."""
+        ...
+
+    @property
+    def cooldown(self) -> CoolDown:
+        """The last steps of a budget, in which it hears of no estimate; `NO_COOL_DOWN` where it has none."""
         ...
 
     def wants(self, step: int) -> bool:

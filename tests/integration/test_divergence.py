@@ -96,12 +96,21 @@ BAD = range(34, 42)
 """Batches, by their place in the stream, that are planted."""
 
 
-def test_a_rollback_says_until_when_a_policy_is_held(small_data: Path, tmp_path: Path, plant: Any) -> None:
+@pytest.mark.parametrize(
+    ("budget", "again"), [((60, 0.0), True), ((56, 0.0), False), ((60, 0.05), False)], ids=["heard", "ended", "cooled"]
+)
+def test_a_rollback_says_until_when_a_policy_is_held_if_it_is_ever_let_go(
+    small_data: Path, tmp_path: Path, plant: Any, budget: tuple[int, float], again: bool
+) -> None:
     plant(lambda epoch, start: start // 64 in BAD)
-    begin(settings(small_data, stepsize={"policy": "auto"}), tmp_path / "run")
+    steps, cooldown = budget
+    stepsize = {"policy": "auto", "cooldown": cooldown}
+    begin(settings(small_data, budget={"steps": steps}, stepsize=stepsize), tmp_path / "run")
     back = events(tmp_path / "run", "rollback")[0]
     until = back["from"] + (back["from"] - back["to"])
-    assert back["message"].endswith(f"of 3); from step {until} on the policy measures the rate again")
+    assert until == 58
+    held = f"; from step {until} on the policy measures the rate again" if again else ""
+    assert back["message"].endswith(f"of 3){held}")
 
 
 def test_bad_rows_in_a_row_are_left_behind_at_half_the_rate(small_data: Path, tmp_path: Path, plant: Any) -> None:

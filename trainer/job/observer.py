@@ -284,7 +284,7 @@ def pooled_factor(estimates: Collection[tuple[float, float]]) -> AlphaFactor:
     """The one factor by which the steps of (dᵀg, dᵀGd) should all have been longer, −Σ dᵀg / Σ dᵀGd.
 
     It minimizes the sum of their quadratic models, so a step counts by what it did: the tiny ones of a warm-up or of a
-    search say little of the others. None where a single one did nearly all, as at a divergence.
+    search say little of the others. None where one or two have most of the curvature, as at a divergence.
     """
     pooled = pool(list(estimates))
     if pooled is None or not pooled.borne or len(estimates) < LEAST_ESTIMATES:

@@ -99,7 +99,11 @@ class RunDirectory:
             self.changes = self._sanctioned_changes(config)
             """Keys that are set otherwise than they were, with both values: now, and then."""
             self.records = {
-                name: stack.enter_context(closing(Records(self.path / f"{name}.jsonl", one_a_step=name in ONE_A_STEP)))
+                name: stack.enter_context(
+                    closing(
+                        Records(self.path / f"{name}.jsonl", one_a_step=name in ONE_A_STEP, never_cut=name == "events")
+                    )
+                )
                 for name in RECORD_FILES
             }
             self._config = config
@@ -159,18 +163,16 @@ class RunDirectory:
         """Bytes of each record file as it is now; a resume may rely on them once `sync` has put them on disk.
 
         Under `extents` the last step and the number of the records in each, which find the place again in a file that
-        was rewritten or cut since; of the event log too, so that what is missing of it is told.
+        was rewritten or cut since; of the event log, which is never cut, they tell what is missing.
         """
-        files = {name: file for name, file in self.records.items() if name != "events"}
-        self._saved_at = files["steps"].extent.last_step + 1
-        lengths: dict[str, Any] = {name: file.length() for name, file in files.items()}
+        self._saved_at = self.records["steps"].extent.last_step + 1
+        lengths: dict[str, Any] = {name: file.length() for name, file in self.records.items()}
         return lengths | {"extents": {name: list(file.extent) for name, file in self.records.items()}}
 
     def sync(self) -> None:
         """Puts on disk what `lengths` counted, as far as it can be written; in any thread, while training goes on."""
-        for name, records in self.records.items():
-            if name != "events":
-                records.sync()
+        for records in self.records.values():
+            records.sync()
 
     def begin(self, config: Config, *, records: Mapping[str, Any]) -> None:
         """Keeps the settings, and cuts the records back to a checkpoint's `lengths`; the event log keeps everything.
@@ -184,11 +186,10 @@ class RunDirectory:
         self.cut(records)
 
     def cut(self, records: Mapping[str, Any]) -> None:
-        """Cuts the records back to a checkpoint's `lengths`."""
+        """Cuts the records but the event log back to a checkpoint's `lengths`."""
         for name, file in self.records.items():
             extent = records.get("extents", {}).get(name)  # checkpoints of earlier versions have none
-            length = file.length() if name == "events" else records.get(name, 0)
-            file.cut(length, extent and Extent(*extent))
+            file.cut(records.get(name, 0), extent and Extent(*extent))
 
     @property
     def full_steps(self) -> int:

@@ -39,15 +39,18 @@ class Records:
     What a person should know is in `trouble` and `take_notices`.
 
     `one_a_step`: the records' steps ascend, which is what lets `cut` find a place in a file that was rewritten.
+    `never_cut`: `cut` forgets none of them, and only tells what is missing.
     """
 
-    def __init__(self, path: Path, *, one_a_step: bool = False, limit_bytes: int = WAITING_BYTES) -> None:
+    def __init__(
+        self, path: Path, *, one_a_step: bool = False, never_cut: bool = False, limit_bytes: int = WAITING_BYTES
+    ) -> None:
         self.path = path
         self.trouble: OSError | None = None
         """Why the file could not be written at the latest try; None if it could."""
         self.lost = 0
         """Records lost because too many waited."""
-        self._one_a_step, self._limit_bytes = one_a_step, limit_bytes
+        self._one_a_step, self._never_cut, self._limit_bytes = one_a_step, never_cut, limit_bytes
         self._lock = threading.Condition()
         self._frozen = False
         """The file is being rewritten."""
@@ -132,13 +135,16 @@ class Records:
         with self._lock:
             self._lock.wait_for(lambda: not self._frozen)
             self.flush()
-            self._waiting.clear()
-            self._waiting_bytes = self._tried_bytes = 0
+            if self._never_cut:
+                length = self._length
+            else:
+                self._waiting.clear()
+                self._waiting_bytes = self._tried_bytes = 0
             index = index_lines(self.path, one_a_step=self._one_a_step)
             by_step = extent is not None and (self._one_a_step or self._length < length)
             kept = index.lines_until(extent.last_step) if extent and by_step else index.lines_within(length)
             if extent is not None:
-                self._tell_of_missing(extent.count, index.extent(kept).count)
+                self._tell_of_missing(extent.count, index.extent(kept).count + len(self._waiting))
             elif self._length < length:
                 self._notices.append(
                     f"{self.path.name} is {length - self._length:,} bytes shorter than at the checkpoint: it was cut, "

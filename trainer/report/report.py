@@ -170,7 +170,8 @@ def _single_sentences(log: RunHistory) -> list[str]:
         f"{number(rates.upper, 2)}, {100 * rates.negative / rates.estimates:.0f} % are negative."
     )
     if rates.pooled is None or not math.isfinite(rates.pooled):
-        return ["α* is not shown: the curvature of its estimates sums to nothing, or is that of a single one.", spread]
+        why = "the curvature of its estimates sums to nothing, or one or two of them have most of it"
+        return [f"α* is not shown: {why}.", spread]
     if rates.margin is None or not math.isfinite(rates.margin):
         return [f"α* {number(rates.pooled, 3)}: the length that steps should have had, times the applied one.", spread]
     low, high = rates.pooled - rates.margin, rates.pooled + rates.margin

@@ -54,7 +54,7 @@ class RateSummary:
     upper: float
     pooled: float | None
     """−Σ dᵀg / Σ dᵀGd over the measured steps: the one factor that would have suited them best, each by what it did.
-    None if their curvature sums to nothing, or is nearly all that of a single one."""
+    None if their curvature sums to nothing, or one or two of many have most of it."""
     pooled_error: float | None
 
     @property

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stepsize.policies.rates import NO_COOL_DOWN
+
 
 @dataclass(frozen=True, kw_only=True)
 class HorizonPlan:
@@ -25,6 +27,7 @@ class SingleSteps:
     """A policy that looks at single steps alone."""
 
     sets_rate = True
+    cooldown = NO_COOL_DOWN
 
     def horizon(self, done: int) -> HorizonPlan:
         """Nothing."""

@@ -196,6 +196,24 @@ def test_a_loss_that_is_not_finite_is_no_number_of_before(open_page: Open) -> No
     assert "NaN" not in page.split("<script>")[0]
 
 
+FRAME = (8, 166)
+"""Between which heights the loss chart has its values."""
+
+
+def loss_chart(open_page: Open, trained: list[float], evaluated: list[float]) -> str:
+    live = LiveStatus(StepClock(), run="runs/one")
+    for step, loss in enumerate(trained):
+        live.step(step, epoch=0, rows=256, loss=loss, learning_rate=1e-3, seconds=0.1)
+    for number, loss in enumerate(evaluated):
+        live.evaluation(number + 1, "validation", loss=loss, auc=0.7)
+    return open_page(live).split('id="losschart"')[1].split('id="losslegend"')[0]
+
+
+def heights(drawn: str) -> list[float]:
+    """Of all points of the curves."""
+    return [float(point.split(",")[1]) for points in re.findall(r'points="([^"]*)"', drawn) for point in points.split()]
+
+
 @pytest.mark.parametrize("diverged", [1, 8])
 def test_a_few_steps_that_diverged_do_not_frame_the_others(open_page: Open, diverged: int) -> None:
     live = LiveStatus(StepClock(), run="runs/one")
@@ -205,11 +223,52 @@ def test_a_few_steps_that_diverged_do_not_frame_the_others(open_page: Open, dive
     drawn = open_page(live).split('id="losschart"')[1].split("</svg>")[0]
     labels = [float(label) for label in re.findall(r'text-anchor="end">([^<]*)<', drawn)]
     assert 0.3 < min(labels) < max(labels) < 0.7
-    heights = [
-        float(point.split(",")[1]) for points in re.findall(r'points="([^"]*)"', drawn) for point in points.split()
-    ]
-    assert min(heights) < 0  # where they leave the frame, and are cut off
+    assert min(heights(drawn)) < 0  # where they leave the frame, and are cut off
     assert drawn.count("clip-path") == drawn.count("<polyline") == 2
+
+
+RISING = [
+    ([0.4] * 100, [0.5, 0.55]),
+    ([0.4] * 100, [0.49, 0.5]),
+    ([0.4] * 100, [0.5, 0.49, 0.48, 0.48, 0.48, 0.6]),
+    ([0.4] * 100, [1.0, 1.0, 1.0, 1.0, 2.0]),
+    ([0.4] * 100, [*[0.5] * 24, 0.51]),
+    ([0.02 + step % 2 / 1000 for step in range(100)], [0.45, 0.8]),
+    ([0.02], [0.8]),
+    ([], [0.5, 0.55]),
+]
+"""Training losses, and evaluations that are to be seen beside them however far they rise."""
+
+
+@pytest.mark.parametrize(("trained", "evaluated"), RISING)
+def test_evaluations_that_rise_stay_in_the_frame(open_page: Open, trained: list[float], evaluated: list[float]) -> None:
+    drawn = loss_chart(open_page, trained, evaluated)
+    dots = [float(height) for height in re.findall(r'<circle [^>]*cy="([^"]*)"[^>]*fill: var\(--orange\)', drawn)]
+    assert len(dots) == len(evaluated)
+    assert FRAME[0] < min(dots) <= max(dots) < FRAME[1]
+
+
+@pytest.mark.parametrize("trained", [[0.5, 0.55], [0.5] * 99 + [0.6], [0.0] * 99 + [0.6]])
+def test_training_that_rises_at_its_end_stays_in_the_frame(open_page: Open, trained: list[float]) -> None:
+    reached = heights(loss_chart(open_page, trained, []))
+    assert FRAME[0] < min(reached) <= max(reached) < FRAME[1]
+
+
+@pytest.mark.parametrize(
+    ("trained", "evaluated"),
+    [
+        ([0.5, 0.48, 1e30], []),
+        ([0.5 + step / 1000 for step in range(50)], [0.6, 0.5, 1e30]),
+        ([0.5 + step / 1000 for step in range(50)], [1e30]),
+        ([], [0.6, 0.5, 1e30]),
+    ],
+)
+def test_a_diverged_one_of_few_does_not_frame_the_others(
+    open_page: Open, trained: list[float], evaluated: list[float]
+) -> None:
+    drawn = loss_chart(open_page, trained, evaluated)
+    labels = [float(label) for label in re.findall(r'text-anchor="end">([^<]*)<', drawn)]
+    assert 0.4 < min(labels) < max(labels) < 0.7
 
 
 def test_a_run_that_waits_for_rows_says_so_while_it_waits(open_page: Open) -> None:

@@ -67,10 +67,27 @@ def test_curvatures_of_which_one_outweighs_the_others_are_worth_one():
     alike, wild = [(-1.0, 4.0), (-2.0, 4.0), (-3.0, 4.0)], (-9e13, 1e12)
     pooled = [pool(pairs) for pairs in (alike, [*alike * 50, wild], [*alike, (-1e-200, 1e-200)], [(-1e-200, 1e-200)])]
     assert [round(one.curvature_count, 6) for one in pooled if one] == [3.0, 1.0, 3.0, 1.0]
-    assert [one.borne for one in pooled if one] == [True, False, True, False]
+    assert [one.borne for one in pooled if one] == [True, False, True, True]  # one alone cannot be judged
     assert pooled[1]
     assert pooled[1].standard_error is not None
     assert pooled[1].standard_error < 1e-6 * pooled[1].rate  # as if 90 were known to every digit
+
+
+@pytest.mark.parametrize(
+    ("curvatures", "borne"),
+    [
+        ([4.0], True),
+        ([4.0, 1.0], True),
+        ([51.0, 49.0], True),
+        ([51e12, 49e12, *[4.0] * 50], False),
+        ([5.0, 4.9, 4.0], True),
+        ([8.0, 1.0, 1.0], False),
+    ],
+)
+def test_one_or_two_that_have_most_of_the_curvature_bear_no_rate_of_many(curvatures: list[float], borne: bool):
+    pooled = pool([(-1.0, curvature) for curvature in curvatures])
+    assert pooled is not None
+    assert pooled.borne is borne
 
 
 def test_median_is_the_midpoint_for_an_even_number():

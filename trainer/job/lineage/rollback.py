@@ -127,10 +127,17 @@ def _in_words(
     goal = f"step {position.step:,}" if found is not None else "the weights it began with"
     recovery = state.recovery
     held = (
-        f"; from step {recovery.held_until:,} on the policy measures the rate again" if state.policy.sets_rate else ""
+        f"; from step {recovery.held_until:,} on the policy measures the rate again" if _measures_again(state) else ""
     )
     return (
         f"diverged at step {came_from.step:,}: {divergence.reason}; back to {goal}, from here on at "
         f"{recovery.rate_factor:.3g} times the rate and without the {came_from.rows - position.rows:,} rows since "
         f"(rollback {recovery.rollbacks} of {most}){held}"
     )
+
+
+def _measures_again(state: TrainingState) -> bool:
+    """Whether a policy that sets the rate hears of estimates again before its cool-down, or the budget, ends that."""
+    until, total = state.recovery.held_until, state.total_steps
+    within = total is None or until < total
+    return state.policy.sets_rate and within and not state.policy.cooldown.begun(until)

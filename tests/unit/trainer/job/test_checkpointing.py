@@ -279,7 +279,7 @@ def test_records_are_on_disk_before_the_checkpoint_that_counts_them(
     def watched_fsync(descriptor: int) -> None:
         name = Path(f"/proc/self/fd/{descriptor}").readlink().name
         fsync(descriptor)
-        if name in ("steps.jsonl", "alpha.jsonl", "evals.jsonl"):
+        if name in ("steps.jsonl", "alpha.jsonl", "evals.jsonl", "events.jsonl"):
             log.append(name)
 
     def watched_rename(path: Path, target: Path) -> Path:
@@ -290,7 +290,7 @@ def test_records_are_on_disk_before_the_checkpoint_that_counts_them(
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(Path, "rename", watched_rename)
     begin(config, tmp_path / "run")
-    records = ["steps.jsonl", "alpha.jsonl", "evals.jsonl"]
+    records = ["steps.jsonl", "alpha.jsonl", "evals.jsonl", "events.jsonl"]
     assert log == [line for step in (2, 4, 6, 7) for line in (*records, f"step-{step:08d}")]
     found = load_latest(tmp_path / "run")
     assert found is not None

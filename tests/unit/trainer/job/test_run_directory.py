@@ -183,7 +183,7 @@ def test_records_are_cut_back_and_the_event_log_is_not(run: Path) -> None:
         directory.records["steps"].append({"step": 1})
         directory.records["evals"].append({"step": 2})
         directory.event("stop", step=2)
-    assert set(lengths) == {"steps", "alpha", "horizon", "evals", "extents"}
+    assert set(lengths) == {"steps", "alpha", "horizon", "evals", "events", "extents"}
     with RunDirectory(run, config) as directory:
         directory.begin(config, records=lengths)
     assert [record["step"] for record in read_records(run / "steps.jsonl")] == [0]

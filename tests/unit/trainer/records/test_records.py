@@ -250,6 +250,26 @@ def test_a_cut_says_what_is_missing_of_what_the_checkpoint_counts(path: Path, on
     assert records.extent == (9, 7), "the next resume would say it again"
 
 
+def test_what_is_never_cut_keeps_even_what_waits_for_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = Records(path, never_cut=True)
+    for step in range(4):
+        records.append({"step": step})
+    length = records.length()
+    disk = Disk(monkeypatch)
+    records.append({"step": 4})
+    counted = records.extent
+    records.append({"step": 5})
+    records.cut(length, counted)
+    disk.room = 10_000
+    records.flush()
+    assert [record["step"] for record in read_records(path)] == list(range(6))
+    assert records.take_notices() == []
+    assert records.extent == (5, 6)
+    records.cut(0)
+    assert records.length() == path.stat().st_size > length
+    records.close()
+
+
 def test_a_cut_of_an_earlier_version_tells_missing_bytes(path: Path) -> None:
     records = Records(path)
     records.append({"step": 0})

@@ -154,6 +154,18 @@ def test_one_step_that_outweighs_all_others_is_no_pooled_factor(tmp_path: Path) 
     assert (rates.pooled, rates.pooled_error, rates.median) == (None, None, 0.5)
 
 
+@pytest.mark.parametrize("whole", [1, 2])
+def test_a_factor_of_one_or_two_estimates_is_shown_though_the_others_lack_a_slope(tmp_path: Path, whole: int) -> None:
+    """Of so few it cannot be told whether one outweighs the others; their curvatures differ."""
+    lines = [{"step": step, "outcome": "ok", "relative": 2.0, "learning_rate": 0.1} for step in range(12)]
+    for step in range(whole):
+        lines[step] |= {"slope": -3.0 / (step + 1), "curvature": 1.5 / (step + 1)}
+    write_lines(tmp_path / "alpha.jsonl", lines)
+    rates = rate_summary(RunHistory.load(tmp_path))
+    assert rates is not None
+    assert rates.pooled == pytest.approx(2.0)
+
+
 def test_without_a_finite_estimate_there_is_no_rate_summary(tmp_path: Path) -> None:
     write_lines(tmp_path / "alpha.jsonl", [{"step": 0, "outcome": "dropped", "relative": None}])
     empty = RunHistory.load(tmp_path)
