@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
@@ -56,6 +57,15 @@ class _WeighedInputs(ModelInputs):
             "a batch with weights is copied without them; hand on (batch.dense, batch.ids, batch.label, batch.weight), "
             "an ordinary tuple, instead of the batch"
         )
+
+    @classmethod
+    def _make(cls, iterable: Iterable[Any]) -> ModelInputs:
+        return cls(*iterable)
+
+    def _replace(self, **parts: Any) -> ModelInputs:
+        return ModelInputs(*self)._replace(**parts).weighed_by(self.weight)
+
+    __replace__ = _replace
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _weighed, (tuple(self), self.weight)

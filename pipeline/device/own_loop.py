@@ -99,7 +99,10 @@ class FeedStream(Generic[Item]):
         for name in (*_PLACE, *([] if state[_END] is None else [_END])):
             if not _is_whole(state[name]):
                 raise InputError(f"the state has {name} = {state[name]!r}; {given}")
-        for name, value in state.get(_ORDER, {}).items():  # states of earlier versions lack it
+        order = state.get(_ORDER, {})  # states of earlier versions lack it
+        if not isinstance(order, Mapping) or not all(isinstance(value, str | Integral) for value in order.values()):
+            raise InputError(f"the state has {_ORDER} = {order!r}; {given}")
+        for name, value in order.items():
             if value != self._order.get(name):
                 raise InputError(
                     f"the state is of {name} = {value!r}, and this stream of {self._order.get(name)!r}, which has its "

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.shards import Manifest
 from tests.integration.forked_commands import ForkedCommands, slow_from
 from tests.resume import lasting, same_bits
 from trainer.cli import main
 from trainer.config import load_config
-from trainer.records import read_records
+from trainer.job.learner import Learner
+from trainer.records import checkpoint_steps, read_records
+from trainer.serving import open_run
 
 TWO_TOWERS = '''
 import torch
@@ -93,6 +96,8 @@ number = 3
 
 WRONG = """
 import sys
+import threading
+
 import torch
 from torch import nn
 
@@ -101,6 +106,8 @@ class Wrong(nn.Module):
     def __init__(self, kind, dense_features, table_rows, **options):
         super().__init__()
         self.kind = kind
+        self.lock = threading.Lock() if kind == "locked" else None
+        self.register_buffer("calls", torch.zeros(()))
         self.table = nn.Embedding(table_rows, 2, sparse=kind == "sparse")
         self.layer = nn.LazyLinear(1) if kind == "lazy" else nn.Linear(dense_features, 1)
         if kind == "frozen":
@@ -110,8 +117,15 @@ class Wrong(nn.Module):
         if self.kind == "writes":
             dense.mul_(2)
         logits = self.layer(dense).squeeze(1) + self.table(ids).sum((0, 2))
+        self.calls += 1
         if self.kind == "centred":
             return logits - logits.mean()
+        if self.kind == "squeeze":
+            return logits.unsqueeze(1).squeeze()
+        if self.kind == "listed":
+            return logits if len(logits) > 1 else logits.tolist()
+        if self.kind == "shorter":
+            return logits[:3] if self.training else logits
         if self.kind == "noisy":
             return nn.functional.dropout(logits, 0.5)
         return logits.detach() if self.kind == "detached" else logits
@@ -215,6 +229,10 @@ def test_trained_killed_resumed_observed_and_evaluated(
         ("wrong.py:writes", "writes to its inputs, which batches share"),
         ("wrong.py:centred", "depends on the other rows, or on chance"),
         ("wrong.py:noisy", "depends on the other rows, or on chance"),
+        ("wrong.py:squeeze", "its logits are of shape () for 1 row; end it with .squeeze(1)"),
+        ("wrong.py:listed", "its model returns a list for 1 row; return a tensor"),
+        ("wrong.py:shorter", "'wrong.py:shorter', in training mode: its logits are of shape (3,) for 7 rows"),
+        ("wrong.py:locked", "which cannot be made: TypeError: cannot pickle '_thread.lock' object; let copy.deepcopy"),
         ("wrong.py:frozen", "has no parameters to train"),
         ("wrong.py:detached", "no gradient goes from its logits to its weights"),
         ("wrong.py:sparse", "the gradient of table.weight is a sparse tensor; make its table with sparse=False"),
@@ -238,6 +256,44 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
     assert message in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["centred", "noisy", "writes", "sparse", "squeeze"])
+def test_a_run_of_an_earlier_version_is_read_and_continued(
+    write_own: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Whatever its model: it was accepted when the run began."""
+    config = write_own(
+        f'factory = "wrong.py:{kind}"\n[optimizer]\nfactory = "wrong.py:sgd"\nlr = 0.01\n[stepsize]\npolicy = "none"\n'
+        "[budget]\nsteps = 3\n[eval]\nrows = 256\n"
+    )
+    wrong = WRONG.replace(
+        "def leaves", "def sgd(params, lr):\n    return torch.optim.SGD(params, lr=lr)\n\n\ndef leaves"
+    )
+    (config.parent / "wrong.py").write_text(wrong)
+    run = tmp_path / "run"
+    assert main(["train", str(config), "--run", str(run)]) == 2
+    with monkeypatch.context() as earlier:
+        earlier.setattr("trainer.job.learner.check_model", lambda *given, **settings: None)
+        assert main(["train", str(config), "--run", str(run)]) == 0
+    open_run(run)
+    assert main(["evaluate", str(run), "--split", "test"]) == 0
+    assert main(["train", str(config), "--run", str(run), "--budget.steps", "5"]) == 0
+    assert checkpoint_steps(run)[0] == 5
+
+
+def test_a_model_that_cannot_be_copied_trains_without_a_measured_alpha(
+    write_own: Callable[..., Path], tmp_path: Path
+) -> None:
+    """And the check of its gradient leaves nothing behind."""
+    config = write_own('factory = "wrong.py:locked"\n[stepsize]\npolicy = "none"\n[budget]\nsteps = 3\n')
+    (config.parent / "wrong.py").write_text(WRONG)
+    settings = load_config(config)
+    learner = Learner.build(settings, Manifest.load(settings.data.path).format, purpose="begin")
+    assert float(learner.model.get_buffer("calls")) == 0.0
+    assert learner.model.training
+    assert all(weight.grad is None for weight in learner.model.parameters())
+    assert main(["train", str(config), "--run", str(tmp_path / "run")]) == 0
 
 
 def test_without_alpha_no_forward_mode_is_needed(write_own: Callable[..., Path], tmp_path: Path) -> None:

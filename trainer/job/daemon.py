@@ -43,7 +43,7 @@ from trainer.job.training_state import TrainingState, open_training
 from trainer.loop import Position, Stop, Timetable
 from trainer.process import Requests, Watchdog, stop_signals
 from trainer.ranks import ALONE, Ranks
-from trainer.records import RunHistory, starts_of
+from trainer.records import RunHistory, checkpoint_steps, starts_of
 
 START_SECONDS = 30.0
 """Waiting longer than this for the first rows of all is waiting for data, no matter how much there was to compile."""
@@ -74,8 +74,9 @@ def train(
     manager.starting("opening the data")
     folder = Manifest.load(config.data.path)
     config = of_data(config, folder)
+    manifest, continues = pinned(folder, config, Path(run)), bool(checkpoint_steps(run))
     with (
-        open_training(config, pinned(folder, config, Path(run)), ranks=ranks) as state,
+        open_training(config, manifest, ranks=ranks, continues=continues) as state,
         (RunDirectory if ranks.first else SilentDirectory)(run, config) as directory,
         failures_recorded(directory),
     ):

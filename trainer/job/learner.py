@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,9 +71,18 @@ class Learner:
     """Key of each factory of the user's → SHA-256 of its file."""
 
     @classmethod
-    def build(cls, config: Config, log_format: LogFormat, *, ranks: Ranks = ALONE) -> Learner:
+    def build(
+        cls,
+        config: Config,
+        log_format: LogFormat,
+        *,
+        ranks: Ranks = ALONE,
+        purpose: Literal["begin", "continue", "answer"] = "answer",
+    ) -> Learner:
         """As `config` has it, before its first step, of `ranks` this one's part; seeds the global generators.
 
+        A model of the user's own is checked as `check_model` does it where a run begins; to continue one, whether it
+        can be called and measured; to answer, whether it can be called.
         Raises: ConfigError for a model or an optimizer that cannot be made, alone or of this size.
         """
         config, device = config.resolved(), training_device()
@@ -86,7 +95,14 @@ class Learner:
             model = build_model(described, **features, seed=config.data.seed, bucket_sizes=sizes, ranks=ranks)
             tables = rows_of_tables(described, sizes)
             if described.own:
-                check_model(model, described, **features, table_rows=tables, measured=_measured_by_jvp(config))
+                check_model(
+                    model,
+                    described,
+                    **features,
+                    table_rows=tables,
+                    measured=purpose != "answer" and _measured_by_jvp(config),
+                    begins=purpose == "begin",
+                )
             model = model.to(device)
             optimizer = build_optimizer(config.optimizer, model)
         return cls(

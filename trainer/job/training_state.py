@@ -249,13 +249,14 @@ class TrainingState:
 
 @contextmanager
 def open_training(
-    config: Config, manifest: Manifest, *, lane: Lane | None = None, ranks: Ranks = ALONE
+    config: Config, manifest: Manifest, *, lane: Lane | None = None, ranks: Ranks = ALONE, continues: bool = False
 ) -> Iterator[TrainingState]:
     """A run of `config` before its first step, of `ranks` this one's part; its feed and worker are closed afterwards.
 
     Within it, CUDA work of this thread goes to the training stream.
 
-    `manifest` is that of config.data.path; `lane` runs the measurements of α* instead of the device's own.
+    `manifest` is that of config.data.path; `lane` runs the measurements of α* instead of the device's own. Of one that
+    `continues` the model was accepted by the version that began it.
 
     Raises: ConfigError and InputError for settings that cannot be used, alone or together.
     """
@@ -283,7 +284,8 @@ def open_training(
             stack.enter_context(feed)
             total_steps = config.budget.total_steps(feed.steps_per_epoch)
             scheduled_rate(config.schedule, step=0, total_steps=total_steps, peak=1.0)
-            learner = Learner.build(config, manifest.format, ranks=ranks)
+            purpose = "continue" if continues else "begin"
+            learner = Learner.build(config, manifest.format, ranks=ranks, purpose=purpose)
             peak = learning_rate(learner.optimizer)
             policy = make_policy(config.stepsize, initial_rate=peak, total_steps=total_steps)
             worker = StepSizeWorker(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ __all__ = ["DLRM", "build_model", "check_model", "count_parameters", "rows_of_ta
 
 CHECKED_ROWS = 7
 """Of the batch that a model is checked with: not a number that a model has for anything else."""
+
+_UNMEASURED = 'set stepsize.measuring.method = "secant" or stepsize.policy = "none"'
 
 
 def table_moduli(config: ModelConfig) -> int | tuple[int, ...]:
@@ -150,40 +153,72 @@ def check_model(
     table_rows: int | tuple[int, ...],
     sparse_features: int,
     measured: bool,
+    begins: bool,
 ) -> None:
     """Runs the user's own model on a small batch, in evaluation mode; afterwards it is what it was.
 
-    Also one step of a copy, and with `measured` α* of it, by one JVP.
-    Raises: ValueError for a model that fails, has nothing to train, writes to its inputs or answers a row otherwise
-    beside other rows; logits that are not (R,) floats or not finite; what α* cannot be measured of, such as an
-    operation without a forward-mode derivative.
+    Where its training `begins` its answers are compared with each other, and one gradient is taken; a run that was
+    begun without that stays readable. With `measured` a copy makes one step, whose α* is measured by one JVP.
+    Raises: ValueError for a model that fails; logits that are not (R,) floats or not finite; what α* cannot be measured
+    of, such as an operation without a forward-mode derivative or a model that cannot be copied. Where training
+    `begins` also for one that has nothing to train or sparse gradients, writes to its inputs or answers a row otherwise
+    beside other rows.
     """
     what = f"model.factory = {config.factory!r}"
     generator = torch.Generator().manual_seed(0)
     dense = torch.rand((CHECKED_ROWS, dense_features), generator=generator)
     sizes = (table_rows,) * sparse_features if isinstance(table_rows, int) else table_rows
     ids = torch.stack([torch.randint(n, (CHECKED_ROWS,), generator=generator, dtype=torch.int32) for n in sizes])
-    mode = {module: module.training for module in model.modules()}
-    buffers = {name: value.clone() for name, value in model.named_buffers()}
-    model.eval()
+    with torch.random.fork_rng(devices=[]), _put_back(model):
+        model.eval()
+        with torch.no_grad():
+            _check_answers(what, model, dense, ids, compared=begins)
+        trained = _copied(what, model) if measured else model
+        trained.train()
+        if begins:
+            _check_trained(what, trained, dense, ids)
+        if measured:
+            _check_measured(what, trained, dense, ids)
+
+
+@contextmanager
+def _put_back(model: nn.Module) -> Iterator[None]:
+    """Afterwards modes and buffers are what they were; buffers without the graph that a forward pass may give them."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = [
+        (module, name, value, None if value is None else value.clone())
+        for module in modes
+        for name, value in module._buffers.items()
+    ]
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            given = dense.clone(), ids.clone()
-            logits = _called(what, model, dense, ids)
-            _check_logits(what, logits)
-            if not torch.equal(dense, given[0]) or not torch.equal(ids, given[1]):
-                raise ValueError(
-                    f"{what}: its model writes to its inputs, which batches share; let it make new tensors"
-                )
-            _check_rows_alone(what, logits, torch.cat([_called(what, model, dense[:1], ids[:, :1]), logits[1:]]))
-            _check_rows_alone(what, logits, _called(what, model, dense, ids))
-            _check_trained(what, model, dense, ids, measured=measured)
+        yield
     finally:
-        for module, training in mode.items():
+        for module, training in modes.items():
             module.training = training
-        for name, value in model.named_buffers():
-            if name in buffers:
-                value.copy_(buffers[name])
+        for module, name, value, kept in buffers:
+            if value is not None and kept is not None:
+                value.detach().copy_(kept)
+            module._buffers[name] = kept if value is not None and value.grad_fn is not None else value
+
+
+def _check_answers(what: str, model: nn.Module, dense: Tensor, ids: Tensor, *, compared: bool) -> None:
+    """Of a batch, and `compared` with those of a row alone and of the same rows again."""
+    given = dense.clone(), ids.clone()
+    logits = _called(what, model, dense, ids)
+    _check_logits(what, logits)
+    if not compared:
+        return
+    if not torch.equal(dense, given[0]) or not torch.equal(ids, given[1]):
+        raise ValueError(f"{what}: its model writes to its inputs, which batches share; let it make new tensors")
+    scale = float(logits.abs().max())
+    for rows in (1, CHECKED_ROWS):
+        again = _called(what, model, dense[:rows], ids[:, :rows])
+        _check_form(what, again, rows=rows)
+        if not torch.allclose(logits[:rows].double(), again.double(), rtol=0.0, atol=1e-2 * scale):
+            raise ValueError(
+                f"{what}: in evaluation mode the logit of a row depends on the other rows, or on chance; let it depend "
+                "on its row alone, or on self.training"
+            )
 
 
 def _called(what: str, model: nn.Module, dense: Tensor, ids: Tensor) -> Any:
@@ -197,64 +232,76 @@ def _called(what: str, model: nn.Module, dense: Tensor, ids: Tensor) -> Any:
 
 
 def _check_logits(what: str, logits: Any) -> None:
-    if not isinstance(logits, Tensor):
-        raise ValueError(f"{what}: its model returns a {type(logits).__name__}; return a tensor of logits (R,)")
-    if logits.shape != (CHECKED_ROWS,):
-        remedy = "end it with .squeeze(1)" if logits.shape == (CHECKED_ROWS, 1) else "return one logit a row"
-        raise ValueError(f"{what}: its logits are of shape {tuple(logits.shape)} for {CHECKED_ROWS} rows; {remedy}")
-    if not logits.is_floating_point():
-        raise ValueError(f"{what}: its logits are {logits.dtype}; return floating-point numbers")
+    _check_form(what, logits, rows=CHECKED_ROWS)
     if not logits.isfinite().all():
         raise ValueError(f"{what}: its logits are not finite at the start; initialize its weights otherwise")
 
 
-def _check_rows_alone(what: str, logits: Tensor, again: Tensor) -> None:
-    scale = float(logits.abs().max())
-    if again.shape != logits.shape or not torch.allclose(logits, again, rtol=0.0, atol=1e-2 * scale):
+def _check_form(what: str, logits: Any, *, rows: int) -> None:
+    said = f"{rows} rows" if rows > 1 else "1 row"
+    if not isinstance(logits, Tensor):
         raise ValueError(
-            f"{what}: in evaluation mode the logit of a row depends on the other rows, or on chance; let it depend on "
-            "its row alone, or on self.training"
+            f"{what}: its model returns a {type(logits).__name__} for {said}; return a tensor of logits (R,)"
         )
+    if logits.shape != (rows,):
+        squeezed = logits.shape == (rows, 1) or (rows == 1 and not logits.shape)
+        remedy = "end it with .squeeze(1)" if squeezed else "return one logit a row"
+        raise ValueError(f"{what}: its logits are of shape {tuple(logits.shape)} for {said}; {remedy}")
+    if not logits.is_floating_point():
+        raise ValueError(f"{what}: its logits are {logits.dtype}; return floating-point numbers")
 
 
-def _check_trained(what: str, model: nn.Module, dense: Tensor, ids: Tensor, *, measured: bool) -> None:
-    """One step of a copy, in training mode, and its measurement, as all are."""
-    if not any(weight.requires_grad for weight in model.parameters()):
+def _check_trained(what: str, model: nn.Module, dense: Tensor, ids: Tensor) -> None:
+    """One gradient, in training mode; the weights and their own gradients are as they were."""
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if not trained:
         raise ValueError(f"{what}: its model has no parameters to train; give it some")
-    copied = copy.deepcopy(model).train()
-    labels = (torch.arange(len(dense)) % 2).float()
-    optimizer = torch.optim.SGD(copied.parameters(), lr=1e-3)
-    loss = BCEWithLogits()
     with torch.enable_grad():
-        logits = _called(what, copied, dense, ids)
-        if not isinstance(logits, Tensor) or not logits.requires_grad:
+        logits = _called(what, model, dense, ids)
+        _check_logits(f"{what}, in training mode", logits)
+        if not logits.requires_grad:
             raise ValueError(f"{what}: no gradient goes from its logits to its weights; do not detach them")
         try:
-            loss.per_sample(logits, labels).mean().backward()
+            loss = BCEWithLogits().per_sample(logits, _labels(dense)).mean()
+            gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
         except RuntimeError as error:
             raise ValueError(f"{what}: its gradient cannot be taken: {_first_line(error)}; correct it") from error
-    for name, weight in copied.named_parameters():
-        if weight.grad is not None and weight.grad.is_sparse:
+    for name, gradient in zip(trained, gradients, strict=True):
+        if gradient is not None and gradient.is_sparse:
             raise ValueError(f"{what}: the gradient of {name} is a sparse tensor; make its table with sparse=False")
-    if measured:
-        _check_measured(what, copied, optimizer, (dense, ids), labels)
 
 
-def _check_measured(
-    what: str, model: nn.Module, optimizer: torch.optim.Optimizer, inputs: tuple[Tensor, Tensor], labels: Tensor
-) -> None:
-    worker = StepSizeWorker(model, optimizer, BCEWithLogits())
+def _check_measured(what: str, model: nn.Module, dense: Tensor, ids: Tensor) -> None:
+    """One step, in training mode, and its measurement."""
+    optimizer, loss = torch.optim.SGD(model.parameters(), lr=1e-3), BCEWithLogits()
+    labels = _labels(dense)
+    worker = StepSizeWorker(model, optimizer, loss)
     try:
-        with torch.enable_grad(), worker.around_step(inputs, labels, step=0):
-            optimizer.step()
+        with torch.enable_grad():
+            loss.per_sample(_called(what, model, dense, ids), labels).mean().backward()
+            with worker.around_step((dense, ids), labels, step=0):
+                optimizer.step()
         worker.poll(step=0)
     except (MeasurementError, RuntimeError) as error:
         raise ValueError(
-            f"{what}: α* cannot be measured: {_first_line(error)}; write it in other operations, or set "
-            'stepsize.measuring.method = "secant" or stepsize.policy = "none"'
+            f"{what}: α* cannot be measured: {_first_line(error)}; write it in other operations, or {_UNMEASURED}"
         ) from error
     finally:
         worker.close()
+
+
+def _copied(what: str, model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise ValueError(
+            f"{what}: α* is tried on a copy of its model, which cannot be made: {_first_line(error)}; let "
+            f"copy.deepcopy copy it, or {_UNMEASURED}"
+        ) from error
+
+
+def _labels(dense: Tensor) -> Tensor:
+    return (torch.arange(len(dense)) % 2).float()
 
 
 def _first_line(error: Exception) -> str:

@@ -102,3 +102,7 @@ def test_weights_stay_with_their_batch_or_a_copy_fails() -> None:
     assert default_convert(batch.weighed_by(None)).weight is None
     with pytest.raises(TypeError, match="copied without them"):
         default_convert(batch)  # as DataLoader does, part by part
+    replaced = batch._replace(label=weight)
+    torch.testing.assert_close((replaced.label, replaced.weight), (weight, weight))
+    with pytest.raises(TypeError, match="copied without them"):
+        type(batch)._make(batch)

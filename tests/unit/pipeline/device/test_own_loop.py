@@ -7,7 +7,9 @@ import doctest
 import json
 import os
 import pickle
+import signal
 import threading
+import time
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -209,13 +211,38 @@ def test_a_state_of_other_rows_is_refused(tiny_data: Path, tmp_path: Path) -> No
             other.load_state_dict(begun.state_dict())
 
 
-@pytest.mark.parametrize("wrong", [None, {"row": "5"}, {"row": 20.0}, {"end_epoch": "x"}, {"epoch": -3}], ids=str)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        None,
+        {"row": "5"},
+        {"row": 20.0},
+        {"end_epoch": "x"},
+        {"epoch": -3},
+        {"order": None},
+        {"order": ["seed"]},
+        {"order": {"seed": np.zeros(2)}},
+    ],
+    ids=str,
+)
 def test_what_is_no_state_is_refused_in_a_line(tiny_data: Path, wrong: dict[str, Any] | None) -> None:
     with open_here(tiny_data) as stream:
         with pytest.raises(InputError) as caught:
             stream.load_state_dict(wrong if wrong is None else stream.state_dict() | wrong)  # pyright: ignore[reportArgumentType]
         assert "\n" not in str(caught.value)
         assert next(stream).start == 0
+
+
+def status_of(child: int, seconds: float = 60.0) -> int:
+    """The exit status of a child process, which is killed if it does not end: a lock may be held in it for ever."""
+    ends = time.monotonic() + seconds
+    while (found := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > ends:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            pytest.fail("the forked process hangs")
+        time.sleep(0.01)
+    return os.waitstatus_to_exitcode(found[1])
 
 
 def test_a_stream_is_of_one_process(tiny_data: Path) -> None:
@@ -226,10 +253,12 @@ def test_a_stream_is_of_one_process(tiny_data: Path) -> None:
         next(stream)
         child = os.fork()
         if child == 0:
+            status = 1
             try:
                 next(stream)
             except InputError:
-                os._exit(0)
-            os._exit(1)
-        assert os.waitpid(child, 0)[1] == 0
+                status = 0
+            finally:
+                os._exit(status)
+        assert status_of(child) == 0
         next(stream)
