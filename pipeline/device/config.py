@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Literal, get_args
+from typing import Literal, TypeGuard, get_args
 
 from pipeline.errors import InputError
 from pipeline.rows import OnDamage, Pairing, Shuffle
@@ -17,6 +17,11 @@ MOST_READER_THREADS = 4
 """Unless more are asked for."""
 MOST_HELD_OUT = 0.5
 """Share of the training rows that may be held out."""
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether it is a whole number, of Python's or NumPy's."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +82,7 @@ class DataConfig:
             if value is None and name != "seed":
                 continue
             of = "" if name == "seed" else " of at least 1"
-            if isinstance(value, bool) or not isinstance(value, Integral) or (of and value < 1):
+            if not is_whole(value) or (of and value < 1):
                 raise InputError(f"data.{name} = {value!r}; give a whole number{of}")
             object.__setattr__(self, name, int(value))  # NumPy's would overflow
         for name, least in (("follow_idle_seconds", 0.0), ("follow_poll_seconds", 0.01)):

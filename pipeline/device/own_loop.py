@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, NoReturn, TypeVar
 import torch
 from torchdata.nodes import BaseNode
 
-from pipeline.device.config import DataConfig
+from pipeline.device.config import DataConfig, is_whole
 from pipeline.device.feed import DevicePair, Feed
 from pipeline.device.model_inputs import ModelInputs
 from pipeline.device.opening import open_feed, open_rows
@@ -97,7 +97,7 @@ class FeedStream(Generic[Item]):
         if missing := [name for name in (*_PLACE, _END, "ended") if name not in state]:
             raise InputError(f"the state lacks {missing[0]!r}; {given}")
         for name in (*_PLACE, *([] if state[_END] is None else [_END])):
-            if not _is_whole(state[name]):
+            if not is_whole(state[name]):
                 raise InputError(f"the state has {name} = {state[name]!r}; {given}")
         order = state.get(_ORDER, {})  # states of earlier versions lack it
         if not isinstance(order, Mapping) or not all(isinstance(value, str | Integral) for value in order.values()):
@@ -267,9 +267,9 @@ def _opened(  # noqa: PLR0917
     ranks: int,
 ) -> dict[str, Any]:
     """What a stream is made of."""
-    if epochs is not None and not (_is_whole(epochs) and epochs >= 1):
+    if epochs is not None and not (is_whole(epochs) and epochs >= 1):
         raise InputError(f"epochs = {epochs!r}; give a whole number of at least 1, or None for pairs without end")
-    if not (_is_whole(rank) and _is_whole(ranks) and 0 <= rank < ranks):
+    if not (is_whole(rank) and is_whole(ranks) and 0 <= rank < ranks):
         raise InputError(f"rank = {rank!r} of ranks = {ranks!r}; give a rank from 0 to ranks - 1")
     manifest, table_rows, device = _checked(config, table_rows, device)
     feed = open_feed(config, manifest, table_rows=table_rows, device=device, split=split, rank=rank, ranks=ranks)
@@ -289,7 +289,7 @@ def _checked(
 ) -> tuple[Manifest, Moduli, torch.device]:
     """The manifest, and both others as they are used."""
     each: Any = (table_rows,) if isinstance(table_rows, Integral) else table_rows
-    if not isinstance(each, tuple | list) or not all(_is_whole(rows) and 1 <= rows < 2**31 for rows in each):
+    if not isinstance(each, tuple | list) or not all(is_whole(rows) and 1 <= rows < 2**31 for rows in each):
         raise InputError(
             f"table_rows = {table_rows!r}; give the rows of the embedding table, a whole number from 1 to 2³¹ − 1, or "
             "one for each sparse column"
@@ -311,8 +311,3 @@ def _checked(
             "give one each, or one number"
         )
     return manifest, tuple(map(int, each)), found
-
-
-def _is_whole(value: object) -> bool:
-    """Whether it is a whole number, of Python's or NumPy's."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
