@@ -20,17 +20,13 @@ from stepsize.suite.report.figures import matplotlib_module
 from stepsize.suite.runner import RunsOfStudy
 from stepsize.suite.store import RunStore
 
-DONE, BAD_INPUT, IO_FAILED, INTERRUPTED, STOPPED = 0, 2, 74, 130, 143
+DONE, BAD_INPUT, IO_FAILED = 0, 2, 74
 EPILOG = """\
 Runs are kept in DIR/runs; the same command continues where it was stopped, and remakes what would come out
 differently now. DIR/index.html is written as each task is finished. Example:
 
   {program} --out /tmp/rates --data ../shared/data --tasks digits-mlp,text-gru
 """
-
-
-class _Stopped(Exception):  # noqa: N818  (a request, not an error)
-    """A signal asked to stop."""
 
 
 def suite_command(arguments: Sequence[str] | None = None, *, program: str = "python -m stepsize.suite") -> int:
@@ -42,18 +38,20 @@ def suite_command(arguments: Sequence[str] | None = None, *, program: str = "pyt
         given = _parse(sys.argv[1:] if arguments is None else arguments, program)
     except SystemExit as ended:
         return int(ended.code or 0)
-    out = Path(given.out)
+    out, asked = Path(given.out), list[int]()
     try:
-        with _lock(out), _sigterm_raises():
+        with _lock(out), _signals_interrupt(asked):
             return _study(given, out)
-    except (SuiteError, ValueError) as error:
-        return _fail(str(error), BAD_INPUT)
-    except OSError as error:
-        return _fail(f"{error.filename or out}: {error.strerror or error}", IO_FAILED)
-    except KeyboardInterrupt:
-        return _fail("stopped; the same command continues", INTERRUPTED)
-    except _Stopped:
-        return _fail("stopped; the same command continues", STOPPED)
+    except BaseException as error:
+        if asked:  # whatever became of the interruption on its way: Python 3.11 turns some into a RuntimeError
+            return _fail("stopped; the same command continues", 128 + asked[0])
+        match error:
+            case SuiteError() | ValueError():
+                return _fail(str(error), BAD_INPUT)
+            case OSError():
+                return _fail(f"{error.filename or out}: {error.strerror or error}", IO_FAILED)
+            case _:
+                raise
 
 
 def _parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
@@ -161,15 +159,19 @@ def _lock(out: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise _Stopped
+def _signals_interrupt(asked: list[int]) -> Iterator[None]:
+    """INT and TERM raise KeyboardInterrupt and are added to `asked`."""
 
-    before = signal.signal(signal.SIGTERM, stop)
+    def stop(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fail(sentence: str, code: int) -> int:

@@ -27,7 +27,11 @@ def as_program(work: Callable[[], int], *, one_of_several: bool = False) -> int:
         desk.open()
         code = work()
         desk.end()
-    except KeyboardInterrupt:  # at most once
+    except BaseException:
+        if not desk.interrupted:
+            raise
+        # By KeyboardInterrupt, at most once; or by what became of it on its way: Python 3.11 makes a RuntimeError of
+        # one that meets a class being made, and extensions an ImportError of one that meets them being imported.
         desk.wait_until_said()  # the signal's own stacks, for one
         desk.end()
         say_at_once("alphastream: interrupted; run the same command again\n")

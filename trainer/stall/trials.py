@@ -273,8 +273,12 @@ def _empty_folder(parent: Path) -> Iterator[str]:
 
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does. Outside the main thread: nothing changes."""
-    if threading.current_thread() is not threading.main_thread():
+    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does.
+
+    Outside the main thread, and where something hears it already, as a program does: nothing changes.
+    """
+    elsewhere = threading.current_thread() is not threading.main_thread()
+    if elsewhere or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)

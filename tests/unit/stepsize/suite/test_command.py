@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stepsize.suite import SuiteError, suite_command
+from stepsize.suite import SuiteError, command, suite_command
 from stepsize.suite.problems import TASKS
 from stepsize.suite.store import PlannedRun, RunStore
 from tests.finished_runs import TINY, finished
@@ -69,6 +69,25 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_tables(tmp_path: Path, mo
     assert suite_command(arguments(killed, 1)) == 0
     assert tables(killed) == tables(whole)
     assert {"summary.csv", "regret.csv", "rates.csv", "guesses.csv", "tasks.csv"} == tables(whole).keys()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_it_with_a_line_whatever_becomes_of_the_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    class Telling:
+        def __set_name__(self, owner: type, name: str) -> None:
+            signal.raise_signal(number)
+
+    def interrupted(*_: object) -> int:
+        type("Owner", (), {"telling": Telling()})  # a RuntimeError in Python 3.11
+        return 0
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(command, "_study", interrupted)
+    assert suite_command(arguments(tmp_path, 1)) == 128 + number
+    assert capsys.readouterr().err == "rates: stopped; the same command continues\n"
+    assert signal.getsignal(number) is before
 
 
 def test_a_run_is_kept_whole_and_read_again(tmp_path: Path) -> None:

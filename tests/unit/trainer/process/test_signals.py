@@ -233,6 +233,46 @@ def test_no_signal_changes_how_a_program_ends_that_has_ended() -> None:
     assert (done.returncode, done.stdout) == (3, "outlived all"), done.stderr
 
 
+CONVERTED = """
+import os, signal, sys, time
+from trainer.process import as_program
+
+class Slow:
+    def __set_name__(self, owner, name):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+def in_a_class():  # a RuntimeError in Python 3.11, from 3.12 on what it is
+    class Owner:
+        slow = Slow()
+
+def in_an_import():
+    try:
+        Slow().__set_name__(None, "")
+    except KeyboardInterrupt:
+        raise ImportError("half imported") from None
+
+def of_its_own():
+    raise ImportError("nothing of that name")
+
+sys.exit(as_program(globals()[sys.argv[1]]))
+"""
+
+
+@pytest.mark.parametrize("where", ["in_a_class", "in_an_import"])
+def test_an_interruption_that_turns_into_another_error_on_its_way_is_one_all_the_same(where: str) -> None:
+    command = [sys.executable, "-c", CONVERTED, where]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (143, "alphastream: interrupted; run the same command again\n")
+
+
+def test_an_error_that_no_signal_caused_is_shown_as_it_is() -> None:
+    command = [sys.executable, "-c", CONVERTED, "of_its_own"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert "ImportError: nothing of that name" in done.stderr
+
+
 def test_a_pipe_that_takes_nothing_costs_a_wait_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "SPEAK_SECONDS", 0.01)
     write = os.write
