@@ -8,13 +8,19 @@ from typing import Any
 
 from stepsize.estimate import Estimate, Outcome
 from stepsize.policies.evidence import ENOUGH_ROWS, FewRows, FirstRate, RateFilter, Repeats, TrialSteps, steps_a_block
-from stepsize.policies.horizon import FIRST_SNAPSHOT, NO_HORIZON, HorizonPlan, HorizonSeries, HorizonWindows, target_of
+from stepsize.policies.horizon import FIRST_SERIES, NO_HORIZON, HorizonPlan, HorizonSeries, HorizonWindows, target_of
 from stepsize.policies.rates import NO_COOL_DOWN, Bounds, CoolDown, format_rate, moved
 from stepsize.pooling import COUNTED
 
 BEGINNING = 0.3
 """Share of the rate found by trial steps at which training begins: what lands one step at the minimum along it is too
 long for the steps that follow."""
+LONGEST_WARMUP = 0.25
+"""Share of what is left before the cool-down that a warm-up takes at most, where few rows ask for a longer one."""
+SINGLE_TARGET = 1.75
+"""α of one of the first steps at which its rate is right: momentum goes on where such a step ends."""
+SINGLE_ERROR = 0.5
+"""How well the first steps tell the rate of many, relative to it."""
 SINGLE_DRIFT = 0.02
 """How far the best rate moves in one of the first steps, relative to it."""
 DRIFT = 0.15
@@ -23,6 +29,8 @@ TARGET_ERROR = 0.3
 """How well the target is known, relative to it: no series counts for more than that, however many rows it probed."""
 UP, DOWN = 1.5, 0.5
 """By how much one measurement changes the rate at most."""
+FASTEST = 2
+"""A rate that rises is at most so many times the mean rate of the steps that speak for it."""
 SHORTEST = 8
 """Steps of a horizon below which α_K times the rate of its steps, not the present rate, is what counts."""
 AIMED_VARIANCE = 2 * TARGET_ERROR**2
@@ -42,13 +50,14 @@ class Auto:
     """Finds the rate by itself from any first guess and holds it on target; the schedule has no say from `start` on.
 
     1. Searching, by `TrialSteps`: a first rate, from steps too short to harm.
-    2. Single steps: from 0.3 times that rate on, α* of each of the next 32 steps is followed by a `RateFilter`. Over
-       the first `warmup` steps the rate is multiplied by a ramp from 1/warmup to 1.
+    2. Single steps: from 0.3 times that rate on, α* of each of the next 24 steps is followed by a `RateFilter`, and
+       should be 1.75. Over the first `warmup` steps the rate is multiplied by a ramp from 1/warmup to 1.
     3. Horizon: from then on α_K of the latest quarter or so of all steps is measured again whenever these have grown
        by a sixteenth (`HorizonWindows`), and compared with its target (`target_of`): above it the steps were too short
        for what is left to gain, below it they rattle more than they gain. The rate is multiplied by the ratio of the
-       two, damped by a Kalman gain of the measured variance and of how well the target is known, and by no more than
-       1.5 up and 2 down. Where one measurement tells too little, the next series has more of them.
+       two, damped by a Kalman gain of the measured variance and of how well the target is known, but to within two
+       standard errors of that ratio; by no more than 1.5 up and 2 down, and up to twice the mean rate of the measured
+       steps at most. Where one measurement tells too little, the next series has more of them.
     4. Cooling down, unless told not to: over the last part of the budget the rate falls linearly to zero, and nothing
        is measured.
 
@@ -97,10 +106,10 @@ class Auto:
         self._said: float | None = None
 
     def wants(self, step: int) -> bool:
-        """Every step while searching, and the 32 after that; none in cool-down."""
+        """Every step while searching, and the 24 after that; none in cool-down."""
         if step < self.start or self.cooldown.begun(step):
             return False
-        return self._found is None or step - self._found < FIRST_SNAPSHOT
+        return self._found is None or step - self._found < FIRST_SERIES
 
     def learning_rate(self, step: int, scheduled: float) -> float:
         """The schedule's before `start`; then trial steps, then the rate under warm-up and cool-down."""
@@ -150,7 +159,8 @@ class Auto:
             return said
         after = estimate.step + estimate.age + 1
         self._found = after
-        self._warmup = self.warmup * steps_a_block(estimate.rows)
+        longest = max(self.warmup, int(LONGEST_WARMUP * (self.cooldown.first - after)))
+        self._warmup = min(self.warmup * steps_a_block(estimate.rows), longest)
         self._filter.start(BEGINNING * said.rate, BEGINNING * said.standard_error, step=estimate.step)
         self._filter.keep_within(self.bounds)
         self._said = self._filter.rate
@@ -177,7 +187,7 @@ class Auto:
             self._halved = 0
         one = self._few_rows.add(estimate)
         if one is not None:
-            self._filter.add(one, step=estimate.step)
+            self._filter.add(one, step=estimate.step, target=SINGLE_TARGET)
             self._last = estimate.step + 1 - self._found
             self._filter.keep_within(self.bounds)
         return self._say_if_moved(after, "the rate that α* of single steps suggests")
@@ -197,6 +207,8 @@ class Auto:
 
     def _close(self, series: HorizonSeries, after: int) -> str | None:
         """Move the rate by what a whole series says."""
+        if not self._spreads:
+            self._filter.widen(SINGLE_ERROR)
         target = target_of(self._windows.bounded(series.first), self._bounded_since(series))
         pooled = series.pooled(target)
         if pooled is None:
@@ -207,15 +219,16 @@ class Auto:
         self._halved = 0
         relative, variance = pooled
         self._keep_spread(variance / target**2 * len(series.moments))
-        ratio = relative / target
+        ratio, highest = relative / target, max(FASTEST * series.mean_rate, self._filter.rate)
         if series.horizon < SHORTEST or series.since < self._warmup:
-            ratio *= series.mean_rate / self._filter.rate
+            ratio, highest = ratio * series.mean_rate / self._filter.rate, math.inf
         losing = self._lost(series, relative, math.sqrt(variance))
         if self._losing > MOST_LOSING:
             return losing
         drifted = min((series.first - self._last) * SINGLE_DRIFT**2, DRIFT**2)
         self._filter.correct(ratio, noise=variance / target**2 + TARGET_ERROR**2, drifted=drifted)
         self._last = series.first
+        self._filter.scale(min(1.0, highest / self._filter.rate))
         self._filter.keep_within(self.bounds)
         why = f"α* of {series.horizon} steps is {relative:.2f} ± {math.sqrt(variance):.2f}, and should be {target:.2f}"
         return losing or self._say_if_moved(after, why)

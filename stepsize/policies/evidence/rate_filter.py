@@ -25,6 +25,9 @@ class RateFilter:
     No estimate moves the rate by more than `largest_factor`, nor below `smallest_factor` times what it was.
     """
 
+    ERRORS = 2.0
+    """Standard errors about what many steps together say outside of which they leave no rate, however sure it was."""
+
     def __init__(self, *, drift: float, largest_factor: float, smallest_factor: float | None = None) -> None:
         self.drift, self.largest_factor = drift, largest_factor
         self.smallest_factor = 1 / largest_factor if smallest_factor is None else smallest_factor
@@ -51,31 +54,38 @@ class RateFilter:
         """Begin at a positive `rate` known to `standard_error`."""
         self._log_rate, self._variance, self._step = math.log(rate), (standard_error / rate) ** 2, step
 
-    def add(self, one: RateMoments, *, step: int) -> None:
-        """Take in the estimate of `step`."""
+    def widen(self, relative_error: float) -> None:
+        """The rate is known no better than to this, relative to it."""
+        self._variance = max(self._variance, relative_error**2)
+
+    def add(self, one: RateMoments, *, step: int, target: float = 1.0) -> None:
+        """Take in the estimate of `step`, of a step that is right where its α is `target`."""
         self._variance += max(0, step - self._step) * self.drift**2
         self._step = max(step, self._step)
-        noise, prior = one.variance_of(self.rate), self._variance * self.rate**2
+        noise, prior = one.variance_of(target * self.rate) / target**2, self._variance * self.rate**2
         if noise + prior <= 0:
             return
         gain = self._variance * self.rate / (prior + noise)
-        moved = gain * (-one.slope / one.curvature - self.rate)
+        moved = gain * (-one.slope / one.curvature / target - self.rate)
         self._variance *= noise / (prior + noise)
-        self._move(moved)
+        self.scale(self._factor(moved))
 
     def correct(self, ratio: float, *, noise: float, drifted: float) -> None:
         """Take in that the best rate is `ratio` times the present one, known to the variance `noise` of that ratio.
 
-        `drifted` is what the variance of the best rate's logarithm has grown by since the last estimate.
+        `drifted` is what the variance of the best rate's logarithm has grown by since the last estimate. Where what
+        is left of the move lies more than two standard errors from `ratio`, the rate moves to that edge.
         """
         self._variance += drifted
         gain = self._variance / (self._variance + noise)
         self._variance *= noise / (self._variance + noise)
-        self._move(gain * (ratio - 1))
+        reach, factor = self.ERRORS * math.sqrt(noise), self._factor(gain * (ratio - 1))
+        factor = min(max(factor, ratio - reach), ratio + reach)
+        self.scale(min(max(factor, self.smallest_factor), self.largest_factor))
 
-    def _move(self, moved: float) -> None:
+    def _factor(self, moved: float) -> float:
         low, high = math.log(self.smallest_factor), math.log(self.largest_factor)
-        self.scale(math.exp(min(max(moved, low), high)))
+        return math.exp(min(max(moved, low), high))
 
     def scale(self, factor: float) -> None:
         """Multiply the rate by `factor`, leaving its uncertainty as it is."""

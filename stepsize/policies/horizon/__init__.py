@@ -5,6 +5,15 @@ from __future__ import annotations
 from stepsize.policies.horizon.plan import NO_HORIZON, HorizonPlan, SingleSteps
 from stepsize.policies.horizon.series import HorizonSeries
 from stepsize.policies.horizon.target import target_of
-from stepsize.policies.horizon.windows import FIRST_SNAPSHOT, HorizonWindows
+from stepsize.policies.horizon.windows import FIRST_SERIES, FIRST_SNAPSHOT, HorizonWindows
 
-__all__ = ["FIRST_SNAPSHOT", "NO_HORIZON", "HorizonPlan", "HorizonSeries", "HorizonWindows", "SingleSteps", "target_of"]
+__all__ = [
+    "FIRST_SERIES",
+    "FIRST_SNAPSHOT",
+    "NO_HORIZON",
+    "HorizonPlan",
+    "HorizonSeries",
+    "HorizonWindows",
+    "SingleSteps",
+    "target_of",
+]

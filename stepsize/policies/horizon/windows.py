@@ -6,8 +6,12 @@ from typing import Any
 
 from stepsize.policies.horizon.plan import HorizonPlan
 
-FIRST_SNAPSHOT = 32
-"""Steps since the search before the first snapshot; these are measured one by one."""
+FIRST_SNAPSHOT = 16
+"""Steps since the search before the first snapshot."""
+FIRST_HORIZON = 8
+"""K of the first series: in fewer steps little is seen of what momentum still does with them."""
+FIRST_SERIES = FIRST_SNAPSHOT + FIRST_HORIZON
+"""Steps since the search before the first series; until then they are measured one by one."""
 SHARE = 0.28
 """K as a share of the steps since the search."""
 RATIO = 1.18
@@ -22,7 +26,7 @@ class HorizonWindows:
     """Keeps snapshots at steps of a geometric sequence, and begins a series of measurements every sixteenth of a run.
 
     t counts the steps since the search. A series that begins at t is measured from the first snapshot after t − K,
-    K = 0.28 t, or the newest; before t = 44 from that of t = 32. At most three snapshots are kept at a time.
+    K = 0.28 t, or the newest; the first, at t = 24, from that of t = 16. At most three snapshots are kept at a time.
     With `endless`, t is taken for no more than 100,000 in all this, so that K stays bounded.
     """
 
@@ -30,7 +34,7 @@ class HorizonWindows:
         self.endless = endless
         self._kept: dict[int, float] = {}  # t of every snapshot, oldest first, and the sum of the rates up to it
         self._sum = 0.0  # of the rates of all steps
-        self._next = FIRST_SNAPSHOT + 2  # when the next series begins: one step alone is no horizon
+        self._next = FIRST_SERIES
         self.mean_rate = 0.0
         """Of the steps from the snapshot of the latest series to its beginning."""
         self._series = (0, 0)  # since which snapshot, and until when, the latest series is measured

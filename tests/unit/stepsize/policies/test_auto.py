@@ -79,10 +79,33 @@ def test_on_target_the_rate_stays() -> None:
 @pytest.mark.parametrize(("alpha", "grows"), [(1.2, True), (0.1, False), (-0.5, False)])
 def test_above_its_target_the_rate_rises_and_below_it_falls(alpha: float, grows: bool) -> None:
     fed = Fed().advance(range(400), alpha=alpha)
-    assert (fed.rates[399] > 2 * fed.rates[33]) if grows else (fed.rates[399] < 0.5 * fed.rates[33])
+    before = fed.rates[FIRST_SERIES]
+    assert (fed.rates[399] > 2 * before) if grows else (fed.rates[399] < 0.5 * before)
     factors = [after / before for before, after in zip(fed.rates[40:], fed.rates[41:], strict=False)]
     assert max(factors) <= 1.5 + 1e-9
     assert min(factors) >= 0.5 - 1e-9
+
+
+def test_single_steps_are_held_short_of_what_lands_at_the_minimum() -> None:
+    """`Fed`'s best rate of a single step is 1e-2."""
+    assert Fed(Auto(guess=1e-2, warmup=0)).advance(range(24)).rates[23] == pytest.approx(1e-2 / SINGLE_TARGET, rel=0.05)
+
+
+def test_a_rate_far_too_high_falls_at_once_however_sure_it_was() -> None:
+    """Series after series on target, and then steps that nearly undo one another."""
+    fed = Fed().advance(range(1000), alpha=0.57)
+    before = fed.rates[-1]
+    fed.advance(range(1000, 1130), alpha=0.02)
+    assert fed.rates[-1] < 0.3 * before
+
+
+def test_a_rate_rises_to_twice_that_of_the_steps_that_speak_for_it_at_most() -> None:
+    """Early series see the same steps again and again, and momentum shows what a rate does only later."""
+    fed = Fed(Auto(guess=1e-2, warmup=0)).advance(range(60), alpha=3.0)
+    for t in range(FIRST_SERIES + 2, 59):
+        assert fed.rates[t + 1] <= max(2 * max(fed.rates[t - 16 : t + 1]), fed.rates[t]) * (1 + 1e-9)
+    fast = Fed(Auto(guess=1e-2, warmup=0)).advance(range(60), alpha=3.0).rates
+    assert fast[40] < 1.5**6 * fast[FIRST_SERIES], "six series have come since"
 
 
 def test_what_is_noise_moves_the_rate_little() -> None:
