@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-ASKED_FOR = {"rounding"}
-"""Run where they are named alone: a dozen whole trainings."""
+ASKED_FOR = {"fresh", "rounding"}
+"""Run where they are named alone: many whole trainings."""
 
 
 def main(names: list[str]) -> int:

@@ -50,6 +50,15 @@ def test_agrees_with_the_formulas_written_out():
         assert followed.relative_error == pytest.approx(math.sqrt(P), rel=1e-12)
 
 
+def test_a_step_that_should_be_shorter_than_to_the_minimum_is_weighed_as_one_of_that_length():
+    """An α of 2 is a rate of half as much, known half as well."""
+    followed, halved = started(1e-3, 4e-4), started(1e-3, 4e-4)
+    followed.add(RateMoments(-3e-3, 2.0, 1e-6, 0.04, 1e-5), step=1, target=2.0)
+    halved.add(RateMoments(-1.5e-3, 2.0, 0.25e-6, 0.04, 0.5e-5), step=1)
+    assert followed.rate == pytest.approx(halved.rate, rel=1e-12)
+    assert followed.relative_error == pytest.approx(halved.relative_error, rel=1e-12)
+
+
 def test_without_drift_equal_error_bars_are_averaged_alike():
     """Near its start the logarithm is linear, and an average of n estimates has 1/n of their variance."""
     followed = started(1.0, 0.01)
@@ -71,6 +80,33 @@ def test_a_vague_estimate_hardly_counts():
     followed = started(1.0, 0.1)
     followed.add(one(30.0, 100.0), step=1)
     assert followed.rate == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(0.1, 0.5), (-0.2, 0.25), (2.0, 1.6), (0.8, 1.0), (1.3, 1.0)])
+def test_however_sure_it_was_many_steps_leave_it_within_two_standard_errors(ratio, expected):
+    followed = started(1.0, 1e-4)
+    followed.smallest_factor = 0.25
+    followed.correct(ratio, noise=0.2**2, drifted=0.0)
+    assert followed.rate == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(1e300, 1.25), (-1e300, 0.8)])
+def test_many_steps_move_it_no_further_either(ratio, expected):
+    followed = started(1.0, 0.5, largest_factor=1.25)
+    followed.correct(ratio, noise=0.2**2, drifted=0.0)
+    assert followed.rate == pytest.approx(expected)
+
+
+def test_what_is_known_no_better_counts_for_no_more():
+    sure, widened = started(1.0, 0.01), started(1.0, 0.01)
+    widened.widen(0.5)
+    assert widened.relative_error == 0.5
+    widened.widen(0.1)
+    assert widened.relative_error == 0.5
+    for followed in (sure, widened):
+        followed.correct(1.2, noise=0.5**2, drifted=0.0)
+    assert sure.rate == pytest.approx(1.0, rel=1e-3)
+    assert widened.rate == pytest.approx(math.exp(0.1))
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(1e6, 1.25), (-1e6, 0.8)])
