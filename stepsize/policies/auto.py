@@ -134,7 +134,8 @@ class Auto:
             plan = self._windows.plan(t, rate=rate, wished=min(wished, MOST_MEASUREMENTS))
             if plan.since is not None and t > latest:
                 last, mean = self._windows.series_end, self._windows.mean_rate
-                self._open.append(HorizonSeries(since=plan.since, first=t, last=last, mean_rate=mean))
+                begun = HorizonSeries(since=plan.since, first=t, last=last, mean_rate=mean, rate=self._filter.rate)
+                self._open.append(begun)
         since = None if plan.since is None else plan.since + found
         return replace(plan, since=since, forget=tuple(t + found for t in plan.forget))
 
@@ -219,9 +220,12 @@ class Auto:
         self._halved = 0
         relative, variance = pooled
         self._keep_spread(variance / target**2 * len(series.moments))
-        ratio, highest = relative / target, max(FASTEST * series.mean_rate, self._filter.rate)
+        ratio, present, highest = relative / target, self._filter.rate, math.inf
         if series.horizon < SHORTEST or series.since < self._warmup:
-            ratio, highest = ratio * series.mean_rate / self._filter.rate, math.inf
+            ratio = ratio * series.mean_rate / present
+        else:
+            ratio *= 1.0 if series.rate is None else series.rate / present  # which those under way may have moved
+            highest = max(FASTEST * series.mean_rate, present)
         losing = self._lost(series, relative, math.sqrt(variance))
         if self._losing > MOST_LOSING:
             return losing

@@ -46,6 +46,8 @@ def suite_command(arguments: Sequence[str] | None = None, *, program: str = "pyt
         if asked:  # whatever became of the interruption on its way: Python 3.11 turns some into a RuntimeError
             return _fail("stopped; the same command continues", 128 + asked[0])
         match error:
+            case KeyboardInterrupt():
+                return _fail("stopped; the same command continues", 128 + signal.SIGINT)
             case SuiteError() | ValueError():
                 return _fail(str(error), BAD_INPUT)
             case OSError():
@@ -160,13 +162,14 @@ def _lock(out: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals_interrupt(asked: list[int]) -> Iterator[None]:
-    """INT and TERM raise KeyboardInterrupt and are added to `asked`."""
+    """INT, unless it is ignored, and TERM raise KeyboardInterrupt and are added to `asked`."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         asked.append(number)
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ from trainer.cli.data import inspect_verb, preprocess_verb, sample_verb, verify_
 from trainer.cli.runs import demo_verb, evaluate_verb, export_verb, predict_verb, report_verb, train_verb
 from trainer.cli.stall import stall_verb
 from trainer.cli.studies import study_verb
-from trainer.process import EXIT_INTERRUPTED
+from trainer.process import EXIT_INTERRUPTED, is_interruption
 
 EXIT_INPUT, EXIT_STORAGE = 2, 74
 EXIT_NOBODY_READS = 128 + signal.SIGPIPE
@@ -79,20 +79,29 @@ def _run_safely(arguments: list[str]) -> int:
     try:
         code = _run(arguments)
         sys.stdout.flush()
-    except InputError as error:
-        return _fail(str(error), EXIT_INPUT, as_json=as_json)
-    except BrokenPipeError:
-        return EXIT_NOBODY_READS  # whoever read the output, such as `head`, has enough
-    except streams.OutputError as error:
-        return _fail(f"standard output: {error.strerror}; the work is done, what it printed is lost", EXIT_STORAGE)
-    except OSError as error:
-        text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-        return _fail(text, EXIT_STORAGE, as_json=as_json)
-    except KeyboardInterrupt:
-        verb = VERBS.get(arguments[0]) if arguments else None
-        remedy = " to continue" if verb and verb.continues(arguments[1:]) else ""
-        return _fail(f"interrupted; run the same command again{remedy}", EXIT_INTERRUPTED, as_json=as_json)
+    except BaseException as error:
+        if is_interruption(error):
+            verb = VERBS.get(arguments[0]) if arguments else None
+            remedy = " to continue" if verb and verb.continues(arguments[1:]) else ""
+            return _fail(f"interrupted; run the same command again{remedy}", EXIT_INTERRUPTED, as_json=as_json)
+        return _failed(error, as_json=as_json)
     return code
+
+
+def _failed(error: BaseException, *, as_json: bool) -> int:
+    """The exit code of what a command raised, and its line. Raises: the error, if it is nothing that a user did."""
+    match error:
+        case InputError():
+            return _fail(str(error), EXIT_INPUT, as_json=as_json)
+        case BrokenPipeError():
+            return EXIT_NOBODY_READS  # whoever read the output, such as `head`, has enough
+        case streams.OutputError():
+            return _fail(f"standard output: {error.strerror}; the work is done, what it printed is lost", EXIT_STORAGE)
+        case OSError():
+            text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+            return _fail(text, EXIT_STORAGE, as_json=as_json)
+        case _:
+            raise error
 
 
 def _run(arguments: list[str]) -> int:

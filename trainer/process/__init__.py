@@ -8,8 +8,8 @@ Nothing here imports more than the standard library, so that signals are heard b
 
 from __future__ import annotations
 
-from trainer.process.program import EXIT_INTERRUPTED, as_program
-from trainer.process.signals import STOPS, Request, Requests, relayed_signals, say_at_once, stop_signals
+from trainer.process.program import EXIT_INTERRUPTED, as_program, is_interruption
+from trainer.process.signals import STOPS, Request, Requests, SignalDesk, relayed_signals, say_at_once, stop_signals
 from trainer.process.stacks import stacks_of_threads
 from trainer.process.watchdog import Hang, Watchdog, WatchdogConfig
 
@@ -19,9 +19,11 @@ __all__ = [
     "Hang",
     "Request",
     "Requests",
+    "SignalDesk",
     "Watchdog",
     "WatchdogConfig",
     "as_program",
+    "is_interruption",
     "relayed_signals",
     "say_at_once",
     "stacks_of_threads",

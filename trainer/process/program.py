@@ -27,11 +27,9 @@ def as_program(work: Callable[[], int], *, one_of_several: bool = False) -> int:
         desk.open()
         code = work()
         desk.end()
-    except BaseException:
-        if not desk.interrupted:
+    except BaseException as error:
+        if not (desk.interrupted and is_interruption(error)):
             raise
-        # By KeyboardInterrupt, at most once; or by what became of it on its way: Python 3.11 makes a RuntimeError of
-        # one that meets a class being made, and extensions an ImportError of one that meets them being imported.
         desk.wait_until_said()  # the signal's own stacks, for one
         desk.end()
         say_at_once("alphastream: interrupted; run the same command again\n")
@@ -48,3 +46,19 @@ def as_program(work: Callable[[], int], *, one_of_several: bool = False) -> int:
                 stream.flush()
         os._exit(code)
     return code
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Whether `error` is a KeyboardInterrupt, or what became of one on its way.
+
+    Python 3.11 makes a RuntimeError of one that meets a class being made; who catches that may call it bad input.
+    """
+    seen, left = set[int](), [error]
+    while left:
+        one = left.pop()
+        if isinstance(one, KeyboardInterrupt):
+            return True
+        if id(one) not in seen:
+            seen.add(id(one))
+            left += [other for other in (one.__cause__, one.__context__) if other is not None]
+    return False

@@ -23,6 +23,7 @@ from trainer.console import Console, ProgressLine
 from trainer.divergence import Divergence
 from trainer.job import TrainingState, open_training, step_clock
 from trainer.loop import Pairs, Position, Stop, Timetable
+from trainer.process import SignalDesk
 from trainer.stall.comparison import StallReport, StepSample, TrialTimes, compare, times, whole_windows
 from trainer.stall.pairs import PairShape, RememberedPairs, RepeatedPair
 
@@ -275,10 +276,9 @@ def _empty_folder(parent: Path) -> Iterator[str]:
 def _terminated_like_interrupted() -> Iterator[None]:
     """SIGTERM raises KeyboardInterrupt, as Ctrl-C does.
 
-    Outside the main thread, and where something hears it already, as a program does: nothing changes.
+    Outside the main thread, and where a program hears its signals already: nothing changes.
     """
-    elsewhere = threading.current_thread() is not threading.main_thread()
-    if elsewhere or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    if SignalDesk.current is not None or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)

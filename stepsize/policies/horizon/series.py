@@ -24,6 +24,8 @@ class HorizonSeries:
     last: int
     mean_rate: float
     """Of the steps from `since` to `first`."""
+    rate: float | None = None
+    """The rate, less warm-up, when the series began; None in the states of versions that didn't keep it."""
     told: int = 0
     """Measurements whose outcome is known."""
     nonfinite: int = 0

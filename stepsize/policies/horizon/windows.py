@@ -9,7 +9,7 @@ from stepsize.policies.horizon.plan import HorizonPlan
 FIRST_SNAPSHOT = 16
 """Steps since the search before the first snapshot."""
 FIRST_HORIZON = 8
-"""K of the first series: in fewer steps little is seen of what momentum still does with them."""
+"""Least K of the first series, for it to see more than single steps do of what momentum goes on with."""
 FIRST_SERIES = FIRST_SNAPSHOT + FIRST_HORIZON
 """Steps since the search before the first series; until then they are measured one by one."""
 SHARE = 0.28
@@ -58,7 +58,7 @@ class HorizonWindows:
         keep = t >= FIRST_SNAPSHOT and (not self._kept or t - self._newest >= (RATIO - 1) * self.bounded(self._newest))
         if keep:
             if not self._kept and t > FIRST_SNAPSHOT:  # begun, or begun again, in the middle of a run
-                self._next = t + max(1, int(EVERY * self.bounded(t)))
+                self._next = t + max(FIRST_HORIZON, int(EVERY * self.bounded(t)))
             self._kept[t] = self._sum
         return HorizonPlan(since=since, keep=keep, forget=forget)
 

@@ -13,7 +13,7 @@ import pytest
 from stepsize.estimate import Estimate, Outcome
 from stepsize.policies import NO_HORIZON, StepSizeConfig, make_policy
 from stepsize.policies.auto import SINGLE_TARGET, Auto
-from stepsize.policies.horizon import FIRST_SERIES
+from stepsize.policies.horizon import FIRST_SERIES, target_of
 from tests.estimates import estimate
 
 NO_WARMUP: dict[str, Any] = {"warmup": 0}
@@ -100,12 +100,53 @@ def test_a_rate_rises_to_twice_that_of_the_steps_that_speak_for_it_at_most() -> 
     capped = 0
     for step, (before, after) in enumerate(itertools.pairwise(fed.rates)):
         since = fed.plans[step].since
-        if after <= before or since is None:
+        if since is None:
             continue
+        assert after >= before * (1 - 1e-9), "nothing says that it should fall"
         mean = statistics.fmean(fed.rates[since : step + 1])
         assert after <= max(2 * mean, 1.5 * before if step + 1 - since < 8 else before) * (1 + 1e-9)
         capped += after == pytest.approx(2 * mean)
     assert capped > 2
+
+
+def test_single_steps_are_measured_until_the_first_series() -> None:
+    policy = Fed().advance(range(1)).policy
+    assert [policy.wants(step) for step in (1, FIRST_SERIES, FIRST_SERIES + 1)] == [True, True, False]
+
+
+def test_single_steps_tell_the_rate_of_many_only_to_a_half() -> None:
+    """However sure they were, the first series moves the rate by most of what it says."""
+    fed = Fed(Auto(guess=1e-2, warmup=0)).advance(range(FIRST_SERIES + 3), alpha=1.05, error=0.01)
+    assert fed.rates[-1] > 1.15 * fed.rates[FIRST_SERIES]
+
+
+@pytest.mark.parametrize(("rows", "share"), [(1, 0.25), (8, 0.25), (64, 0.05)])
+def test_a_warm_up_takes_a_quarter_of_what_is_left_at_most(rows: int, share: float) -> None:
+    policy, step = Auto(guess=1e-2, warmup=20, cooldown=(400, 500)), 0
+    while (state := policy.state_dict())["found"] is None:
+        rate = policy.learning_rate(step, 0.5)
+        policy.observe(replace(estimate(step, 1e-2, error=1e-5, rate=rate), rows=rows))
+        step += 1
+    assert state["warmup"] == pytest.approx(share * (400 - state["found"]), abs=1)
+
+
+@pytest.mark.parametrize("delay", [0, 4, 8])
+def test_series_under_way_do_not_lower_a_rate_twice(delay: int) -> None:
+    """A rate that begins ten times too high, on a loss whose best rate is 1e-3."""
+    policy, rates, due = Auto(guess=1e-2, warmup=0), [], []
+    for step in range(120):
+        rates.append(policy.learning_rate(step, 0.5))
+        if policy.wants(step):
+            due.append((step + delay, estimate(step, 1e-2 * SINGLE_TARGET, error=1e-5, rate=rates[-1])))
+        since = policy.horizon(step + 1).since
+        if since is not None:
+            found = target_of(step + 1, since) * 1e-3 / statistics.fmean(rates[since:])
+            late = estimate(step, found, error=0.05 * found, rate=1.0)
+            due.append((step + delay, replace(late, horizon=step + 1 - since)))
+        while due and due[0][0] <= step:
+            policy.observe(replace(due.pop(0)[1], age=delay))
+    assert min(rates[FIRST_SERIES:]) > 0.8e-3
+    assert rates[-1] == pytest.approx(1e-3, rel=0.1)
 
 
 def test_what_is_noise_moves_the_rate_little() -> None:

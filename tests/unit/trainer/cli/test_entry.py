@@ -6,6 +6,7 @@ import errno
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -94,6 +95,40 @@ def test_an_interruption_promises_no_more_than_the_verb_keeps(
     monkeypatch.setitem(cli.VERBS, name, cli.VERBS[name]._replace(run=stop))
     assert cli.run_command([name]) == 143
     assert capsys.readouterr().err == f"alphastream: interrupted; run the same command {remedy}\n"
+
+
+def test_an_interruption_that_was_taken_for_bad_input_is_one_all_the_same(
+    verb: Callable[[Any], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A user's file that is being imported when a signal comes; one whose code says no more than that it failed."""
+
+    def half_imported(*_: Any) -> int:
+        try:
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt as error:
+                raise RuntimeError("Error calling __set_name__") from error  # as Python 3.11 does
+        except RuntimeError:
+            raise InputError("model.py does not import") from None
+
+    verb(half_imported)
+    assert cli.run_command(["try"]) == 143
+    assert capsys.readouterr().err == "alphastream: interrupted; run the same command again\n"
+
+
+def test_bad_input_beside_an_interruption_that_was_dealt_with_is_bad_input(
+    verb: Callable[[Any], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> int:
+        try:
+            raise InputError("nothing there")
+        finally:
+            with suppress(KeyboardInterrupt):
+                raise KeyboardInterrupt
+
+    verb(refuse)
+    assert cli.run_command(["try"]) == 2
+    assert "nothing there" in capsys.readouterr().err
 
 
 def test_a_fault_of_the_program_is_not_hidden(verb: Callable[[Any], None]) -> None:

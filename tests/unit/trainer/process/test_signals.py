@@ -235,6 +235,7 @@ def test_no_signal_changes_how_a_program_ends_that_has_ended() -> None:
 
 CONVERTED = """
 import os, signal, sys, time
+from contextlib import suppress
 from trainer.process import as_program
 
 class Slow:
@@ -255,6 +256,13 @@ def in_an_import():
 def of_its_own():
     raise ImportError("nothing of that name")
 
+def of_its_own_and_a_signal_later():
+    try:
+        of_its_own()
+    finally:
+        with suppress(KeyboardInterrupt):
+            Slow().__set_name__(None, "")
+
 sys.exit(as_program(globals()[sys.argv[1]]))
 """
 
@@ -266,8 +274,9 @@ def test_an_interruption_that_turns_into_another_error_on_its_way_is_one_all_the
     assert (done.returncode, done.stderr) == (143, "alphastream: interrupted; run the same command again\n")
 
 
-def test_an_error_that_no_signal_caused_is_shown_as_it_is() -> None:
-    command = [sys.executable, "-c", CONVERTED, "of_its_own"]
+@pytest.mark.parametrize("where", ["of_its_own", "of_its_own_and_a_signal_later"])
+def test_an_error_that_no_signal_caused_is_shown_as_it_is(where: str) -> None:
+    command = [sys.executable, "-c", CONVERTED, where]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1
     assert "ImportError: nothing of that name" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,8 +28,9 @@ from trainer.console import Console
 from trainer.job.learner import Learner
 from trainer.job.training_state import TrainingState
 from trainer.learner import ProgressiveValidation, TrainingPrecision
+from trainer.process import relayed_signals
 from trainer.stall.comparison import StallReport
-from trainer.stall.trials import Rows, StallMeasurement, StallSetup, Stopwatch
+from trainer.stall.trials import Rows, StallMeasurement, StallSetup, Stopwatch, _terminated_like_interrupted
 
 MILLISECOND = 1_000_000
 QUEUE = 4
@@ -281,3 +283,16 @@ def test_without_a_cold_trial_the_report_says_why() -> None:
 def test_divergence_is_no_measurement() -> None:
     with pytest.raises(ConfigError, match=r"diverges within \d+ steps.*lower optimizer.lr"):
         Rig(compute=1, stages={"decode": 1}, broken=True).measure()
+
+
+def test_a_program_that_hears_its_signals_is_left_to_it() -> None:
+    """Its handler knows that it interrupted the work, and so what an error is that comes of it."""
+
+    def handler() -> object:
+        with _terminated_like_interrupted():
+            return signal.getsignal(signal.SIGTERM)
+
+    assert handler() is signal.default_int_handler
+    with relayed_signals(lambda _: None):
+        own = signal.getsignal(signal.SIGTERM)
+        assert handler() == own != signal.default_int_handler

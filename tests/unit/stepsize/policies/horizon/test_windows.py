@@ -62,6 +62,14 @@ def test_nothing_is_kept_before_the_single_steps_are_through() -> None:
     assert plans(FIRST_SERIES)[-1][1].since == FIRST_SNAPSHOT
 
 
+@pytest.mark.parametrize("begun", [17, 20, 31, 40, 200])
+def test_begun_in_the_middle_its_first_horizon_is_no_shorter(begun: int) -> None:
+    """As in a run whose budget was extended, or that an earlier version began."""
+    windows = HorizonWindows(endless=False)
+    found = [(t, windows.plan(t, rate=1.0, wished=1)) for t in range(begun, begun + 100)]
+    assert next(t - plan.since for t, plan in found if plan.since is not None) >= FIRST_SERIES - FIRST_SNAPSHOT
+
+
 def test_it_goes_on_from_its_state_at_any_step() -> None:
     whole = [plan for _, plan in plans(600, wished=3)]
     for cut in range(0, 600, 7):
