@@ -56,8 +56,8 @@ class Auto:
        by a sixteenth (`HorizonWindows`), and compared with its target (`target_of`): above it the steps were too short
        for what is left to gain, below it they rattle more than they gain. The rate is multiplied by the ratio of the
        two, damped by a Kalman gain of the measured variance and of how well the target is known, but to within two
-       standard errors of that ratio; by no more than 1.5 up and 2 down, and up to twice the mean rate of the measured
-       steps at most. Where one measurement tells too little, the next series has more of them.
+       standard errors of that ratio; by no more than 1.5 up and 2 down, and, from K = 8 on and past the warm-up, up to
+       twice the mean rate of the measured steps. Where one measurement tells too little, the next series has more.
     4. Cooling down, unless told not to: over the last part of the budget the rate falls linearly to zero, and nothing
        is measured.
 
