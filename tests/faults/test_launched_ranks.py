@@ -16,7 +16,7 @@ from tests.faults.rank_runs import RankRuns, events, same_end
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which the ranks are")
 
 Begin = Callable[..., LaunchedRanks]
-EVER = ("--schedule.name", "constant", "--eval.every-steps", "None", "--budget.steps")
+EVER = ("--schedule.name", "constant", "--stepsize.cooldown", "0", "--eval.every-steps", "None", "--budget.steps")
 """And how many steps; the rate does not depend on how many they are."""
 
 

@@ -76,19 +76,19 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, int], boo
 def test_one_batch_that_is_not_finite_is_withheld_and_named(
     small_data: Path, tmp_path: Path, plant: Any, policy: str
 ) -> None:
-    plant(lambda epoch, start: start == 64 * 30)
+    plant(lambda epoch, start: start == 64 * 20)
     config = settings(small_data, stepsize={"policy": policy, "interval": 5, "count": 5})
     assert begin(config, tmp_path / "run") is Stop.BUDGET
     [told] = events(tmp_path / "run", "withheld")
-    assert (told["step"], told["epoch"], told["start"], told["rows"], told["cause"]) == (30, 0, 1920, 64, "input")
+    assert (told["step"], told["epoch"], told["start"], told["rows"], told["cause"]) == (20, 0, 1280, 64, "input")
     assert sum(told["shards"].values()) == 64
-    assert "step 30 withheld: an input is inf; rows 1,920 to 1,983 of epoch 0, from train/part-" in told["message"]
+    assert "step 20 withheld: an input is inf; rows 1,280 to 1,343 of epoch 0, from train/part-" in told["message"]
     [line] = [record for record in read_records(tmp_path / "run" / "steps.jsonl") if "withheld" in record]
     assert line["withheld"] == {"cause": "input", "what": "an input is inf"}
     assert events(tmp_path / "run", "rollback") == []
     assert 'nonfinite_steps_total{cause="input"} 1.0' in (tmp_path / "run" / "metrics.prom").read_text()
     if policy == "auto":
-        [estimate] = [record for record in read_records(tmp_path / "run" / "alpha.jsonl") if record["step"] == 30]
+        [estimate] = [record for record in read_records(tmp_path / "run" / "alpha.jsonl") if record["step"] == 20]
         assert estimate["outcome"] == "dropped"
 
 
