@@ -11,13 +11,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from stepsize.policies.choice import Policy, StepSizeConfig, make_policy
-from stepsize.policies.horizon import NO_HORIZON, HorizonPlan
+from stepsize.policies.horizon import FIRST_SERIES, NO_HORIZON, HorizonPlan
 from stepsize.policies.rates import set_learning_rate
 
 if TYPE_CHECKING:
     from stepsize.policies.baselines import L4, PAL, SGDBB, SPS
 
 __all__ = [
+    "FIRST_SERIES",
     "L4",
     "NO_HORIZON",
     "PAL",

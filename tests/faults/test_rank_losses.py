@@ -6,6 +6,7 @@ The undisturbed run of two ranks is what each ends as, to the last bit, once the
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import sys
@@ -92,7 +93,8 @@ def test_a_rank_that_is_too_late_ends_all_and_names_the_step(rank_runs: RankRuns
 def test_a_rank_that_is_too_late_in_a_save_holds_nobody_up(rank_runs: RankRuns, tmp_path: Path) -> None:
     for late, session in each_late(rank_runs, tmp_path, fault("stop_in_save", save=2)):
         run = tmp_path / str(late)
-        assert f"rank {1 - late} of 2 at step 2" in session.said(1 - late).strip().splitlines()[-1]
+        last = session.said(1 - late).strip().splitlines()[-1]
+        assert re.search(rf"rank {1 - late} of 2 at step (19|2\d)\b", last), last  # the save is after step 19
         assert [name for name in checkpoints(run) if name.startswith("step-")] == ["step-00000010"]
         rank_runs.goes_on(run)
         assert [name for name in checkpoints(run) if not name.startswith("step-")] == []

@@ -7,7 +7,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from stepsize.policies.horizon import FIRST_SERIES
+from stepsize.policies import FIRST_SERIES
 from trainer.config import Config, ConfigError
 from trainer.job.lineage.held_out import say_what_is_held_out
 from trainer.job.observer import Outlets
