@@ -105,57 +105,28 @@ class Size(NamedTuple):
     epochs: int
 
 
+def _task(name: str, source: str, size: Size, optimizer: str, **particulars: Any) -> tuple[str, Task]:
+    about = {"title": name, "apart": "", "split": "random", **particulars, **size._asdict()}
+    return name, Task(name=name, source=source, optimizer=optimizer, **about)  # pyright: ignore[reportArgumentType]
+
+
 def _table(
     name: str, source: str, size: Size, optimizer: str, *hidden: int, activation: str = "relu"
 ) -> tuple[str, Task]:
-    shape = {"hidden": hidden, "activation": activation}
-    task = Task(
-        name=name,
-        group="classification and regression",
-        title=name,
-        apart="",
-        source=source,
-        split="random",
-        model="mlp" if hidden else "logistic",
-        shape=shape if hidden else {},
-        optimizer=optimizer,  # pyright: ignore[reportArgumentType]
-        **size._asdict(),
-    )
-    return name, task
+    shape = {"hidden": hidden, "activation": activation} if hidden else {}
+    model, group = "mlp" if hidden else "logistic", "classification and regression"
+    return _task(name, source, size, optimizer, group=group, model=model, shape=shape)
 
 
 def _log(name: str, source: str, size: Size, optimizer: str, table: int = 16_384) -> tuple[str, Task]:
-    task = Task(
-        name=name,
-        group="click logs",
-        title=name,
-        apart="",
-        source=source,
-        split="random",
-        model="mlp",
-        shape={"table": table, "embedding": 4, "hidden": (32,)},
-        optimizer=optimizer,  # pyright: ignore[reportArgumentType]
-        **size._asdict(),
-    )
-    return name, task
+    shape = {"table": table, "embedding": 4, "hidden": (32,)}
+    return _task(name, source, size, optimizer, group="click logs", model="mlp", shape=shape)
 
 
 def _text(name: str, optimizer: str, batch: int) -> tuple[str, Task]:
-    task = Task(
-        name=name,
-        group="text",
-        title=name,
-        apart="",
-        source="shakespeare",
-        split="time",
-        model="transformer",
-        shape={"window": 32, "width": 32, "blocks": 1, "heads": 2},
-        optimizer=optimizer,  # pyright: ignore[reportArgumentType]
-        rows=4000,
-        held=300,
-        batch=batch,
-    )
-    return name, task
+    shape = {"window": 32, "width": 32, "blocks": 1, "heads": 2}
+    size = Size(rows=4000, held=300, batch=batch, epochs=1)
+    return _task(name, "shakespeare", size, optimizer, group="text", split="time", model="transformer", shape=shape)
 
 
 CANCER, CLASSIFIED, DIGITS = Size(320, 120, 16, 20), Size(2400, 800, 40, 3), Size(1000, 390, 50, 5)

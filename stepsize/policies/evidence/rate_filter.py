@@ -8,6 +8,9 @@ from typing import Any
 from stepsize.policies.rates import Bounds
 from stepsize.pooling import RateMoments
 
+EDGE = 2.0
+"""Standard errors about what many steps together say outside of which they leave no rate, however sure it was."""
+
 
 class RateFilter:
     """Follows a drifting rate through noisy estimates, pooling as many as their error bars call for.
@@ -24,9 +27,6 @@ class RateFilter:
     an exponential average the filter is not held back by the huge curvatures of a run's first steps.
     No estimate moves the rate by more than `largest_factor`, nor below `smallest_factor` times what it was.
     """
-
-    ERRORS = 2.0
-    """Standard errors about what many steps together say outside of which they leave no rate, however sure it was."""
 
     def __init__(self, *, drift: float, largest_factor: float, smallest_factor: float | None = None) -> None:
         self.drift, self.largest_factor = drift, largest_factor
@@ -79,7 +79,7 @@ class RateFilter:
         self._variance += drifted
         gain = self._variance / (self._variance + noise)
         self._variance *= noise / (self._variance + noise)
-        reach, factor = self.ERRORS * math.sqrt(noise), self._factor(gain * (ratio - 1))
+        reach, factor = EDGE * math.sqrt(noise), self._factor(gain * (ratio - 1))
         factor = min(max(factor, ratio - reach), ratio + reach)
         self.scale(min(max(factor, self.smallest_factor), self.largest_factor))
 
