@@ -11,6 +11,9 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+STEEP = 0.01
+"""Share of the loss that a step takes by its slope from which on a flat estimate is not one of too short a step."""
+
 
 class Outcome(StrEnum):
     """What came of one estimate; every estimate has exactly one, and each is counted."""
@@ -94,6 +97,17 @@ class Estimate(StepSizeNumbers):
     groups: tuple[StepSizeNumbers, ...] | None = None
     """α* of each of the optimizer's parameter groups along its own part of d; only on request."""
     diagnostics: Diagnostics | None = None
+
+    @property
+    def saturated(self) -> bool:
+        """Flat, although the slope says that the step takes a hundredth of the loss or more.
+
+        The step is not too short, then: the loss is a straight line along it, as where logits lie so far apart that a
+        softmax or a sigmoid is 0 or 1 to all digits and has no curvature left.
+        """
+        if self.outcome is not Outcome.FLAT or self.slope is None or self.loss is None:
+            return False
+        return -self.slope > STEEP * abs(self.loss)
 
 
 def delta_method_variance(

@@ -23,8 +23,8 @@ SINGLE_ERROR = 0.5
 """How well the first steps tell the rate of many, relative to it."""
 SINGLE_DRIFT = 0.02
 """How far the best rate moves in one of the first steps, relative to it."""
-DRIFT = 0.15
-"""How far it moves at most between two series, relative to it."""
+DRIFT = 0.6
+"""How far it moves at most while the steps so far grow by a factor of e, relative to it."""
 TARGET_ERROR = 0.3
 """How well the target is known, relative to it: no series counts for more than that, however many rows it probed."""
 UP, DOWN = 1.5, 0.5
@@ -36,6 +36,11 @@ SHORTEST = 8
 AIMED_VARIANCE = 2 * TARGET_ERROR**2
 """Of α_K relative to its target: a series has as many measurements as it takes, but at most MOST_MEASUREMENTS."""
 MOST_MEASUREMENTS = 4
+"""Where they have rows enough for an error bar each; else a series has those of a block."""
+SEVERAL = 400
+"""Steps up to which a series has more measurements than one; of so many steps more the filter has enough to pool."""
+SINGLE_BLOCKS = 2
+"""So many blocks of single steps are measured at least, where one of these has too few rows."""
 SPREADS = 8
 """Series over which the variance of one measurement is averaged."""
 MOST_HALVINGS = 3
@@ -51,13 +56,15 @@ class Auto:
 
     1. Searching, by `TrialSteps`: a first rate, from steps too short to harm.
     2. Single steps: from 0.3 times that rate on, α* of each of the next 24 steps is followed by a `RateFilter`, and
-       should be 1.75. Over the first `warmup` steps the rate is multiplied by a ramp from 1/warmup to 1.
+       should be 1.75; of so many more as make two blocks, where a step probes fewer than 16 rows. Over the first
+       `warmup` steps the rate is multiplied by a ramp from 1/warmup to 1.
     3. Horizon: from then on α_K of the latest quarter or so of all steps is measured again whenever these have grown
-       by a sixteenth (`HorizonWindows`), and compared with its target (`target_of`): above it the steps were too short
-       for what is left to gain, below it they rattle more than they gain. The rate is multiplied by the ratio of the
-       two, damped by a Kalman gain of the measured variance and of how well the target is known, but to within two
-       standard errors of that ratio; by no more than 1.5 up and 2 down, and, from K = 8 on and past the warm-up, up to
-       twice the mean rate of the measured steps. Where one measurement tells too little, the next series has more.
+       by a sixteenth, or later by up to a quarter (`HorizonWindows`), and compared with its target (`target_of`): above
+       it the steps were too short for what is left to gain, below it they rattle more than they gain. The rate is
+       multiplied by the ratio of the two, damped by a Kalman gain of the measured variance and of how well the target
+       is known, but to within two standard errors of that ratio; by no more than 1.5 up and 2 down, and, from K = 8
+       on and past the warm-up, up to twice the mean rate of the measured steps. Where one measurement tells too little,
+       the next series has up to four in the first 400 steps; of fewer than 16 rows each, those of a block.
     4. Cooling down, unless told not to: over the last part of the budget the rate falls linearly to zero, and nothing
        is measured.
 
@@ -97,7 +104,8 @@ class Auto:
         self._windows = HorizonWindows(endless=endless)
         self._few_rows, self._repeats = FewRows(), Repeats()
         self._found: int | None = None  # first step after the search
-        self._warmup = warmup  # in steps; known once the search has seen how many rows a step probes
+        self._warmup = warmup  # in steps; known once the search has seen how many rows a step probes, as is
+        self._block = 1  # how many steps make one estimate
         self._open: list[HorizonSeries] = []  # whose measurements have not all come, oldest first
         self._last = 0  # t of the latest series that counted
         self._spread, self._spreads = 0.0, 0  # relative variance of one measurement, and of how many series
@@ -106,10 +114,10 @@ class Auto:
         self._said: float | None = None
 
     def wants(self, step: int) -> bool:
-        """Every step while searching, and the 24 after that; none in cool-down."""
+        """Every step while searching, and the 24 after that or those of two blocks; none in cool-down."""
         if step < self.start or self.cooldown.begun(step):
             return False
-        return self._found is None or step - self._found < FIRST_SERIES
+        return self._found is None or step - self._found < max(FIRST_SERIES, SINGLE_BLOCKS * self._block)
 
     def learning_rate(self, step: int, scheduled: float) -> float:
         """The schedule's before `start`; then trial steps, then the rate under warm-up and cool-down."""
@@ -129,9 +137,9 @@ class Auto:
             plan = self._windows.clear()
         else:
             latest = self._windows.series_end
-            wished = math.ceil(self._spread / AIMED_VARIANCE)
             t, rate = done - found, self.learning_rate(done - 1, 0.0)
-            plan = self._windows.plan(t, rate=rate, wished=min(wished, MOST_MEASUREMENTS))
+            wished = min(math.ceil(self._spread / AIMED_VARIANCE), MOST_MEASUREMENTS) if t <= SEVERAL else 1
+            plan = self._windows.plan(t, rate=rate, wished=max(wished, self._block))
             if plan.since is not None and t > latest:
                 last, mean = self._windows.series_end, self._windows.mean_rate
                 begun = HorizonSeries(since=plan.since, first=t, last=last, mean_rate=mean, rate=self._filter.rate)
@@ -161,21 +169,16 @@ class Auto:
         after = estimate.step + estimate.age + 1
         self._found = after
         longest = max(self.warmup, int(LONGEST_WARMUP * (self.cooldown.first - after)))
-        self._warmup = min(self.warmup * steps_a_block(estimate.rows), longest)
+        self._block = steps_a_block(estimate.rows)
+        self._warmup = min(self.warmup * self._block, longest)
         self._filter.start(BEGINNING * said.rate, BEGINNING * said.standard_error, step=estimate.step)
         self._filter.keep_within(self.bounds)
         self._said = self._filter.rate
         few = f"; {estimate.rows} probe rows tell little: give {ENOUGH_ROWS} or more, or watch the loss"
-        long = (
-            f"; the trial step was {said.trial / said.rate:.3g} times too long and raised the loss: scale the inputs, "
-            f"or begin again with a first guess of {format_rate(said.rate / 10)}"
-        )
         return (
             f"step {after}: rate {format_rate(said.trial)} → {format_rate(self._said)}, reached over {self._warmup} "
             f"steps ({BEGINNING:g} of the {format_rate(said.rate)} ± {format_rate(said.standard_error)} that trial "
-            "steps suggest)"
-            + (few if estimate.rows < ENOUGH_ROWS else "")
-            + (long if said.trial > 2 * said.rate else "")
+            "steps suggest)" + (few if estimate.rows < ENOUGH_ROWS else "") + said.remark
         )
 
     def _follow(self, estimate: Estimate) -> str | None:
@@ -222,20 +225,25 @@ class Auto:
         self._keep_spread(variance / target**2 * len(series.moments))
         ratio, present, highest = relative / target, self._filter.rate, math.inf
         if series.horizon < SHORTEST or series.since < self._warmup:
-            ratio = ratio * series.mean_rate / present
+            ratio *= series.mean_rate / present
         else:
             ratio *= 1.0 if series.rate is None else series.rate / present  # which those under way may have moved
             highest = max(FASTEST * series.mean_rate, present)
         losing = self._lost(series, relative, math.sqrt(variance))
         if self._losing > MOST_LOSING:
             return losing
-        drifted = min((series.first - self._last) * SINGLE_DRIFT**2, DRIFT**2)
+        drifted = self._drifted(series.first)
         self._filter.correct(ratio, noise=variance / target**2 + TARGET_ERROR**2, drifted=drifted)
         self._last = series.first
         self._filter.scale(min(1.0, highest / self._filter.rate))
         self._filter.keep_within(self.bounds)
         why = f"α* of {series.horizon} steps is {relative:.2f} ± {math.sqrt(variance):.2f}, and should be {target:.2f}"
         return losing or self._say_if_moved(after, why)
+
+    def _drifted(self, t: int) -> float:
+        """By how much the variance of the best rate's logarithm has grown since the latest series that counted."""
+        steps = t - self._last
+        return min(steps * SINGLE_DRIFT**2, DRIFT**2 * math.log1p(steps / max(1, self._windows.bounded(self._last))))
 
     def _bounded_since(self, series: HorizonSeries) -> int:
         """Its snapshot's t, counted as `bounded` counts."""
@@ -287,6 +295,7 @@ class Auto:
             "open": [series.state_dict() for series in self._open],
             "found": self._found,
             "warmup": self._warmup,
+            "block": self._block,
             "last": self._last,
             "spread": [self._spread, self._spreads],
             "losing": [self._losing, self._losing_since],
@@ -301,7 +310,7 @@ class Auto:
         self._filter.load_state_dict(state["filter"])
         self._trials.load_state_dict(state.get("trials", state))
         self._found, self._said = state["found"], state["said"]
-        self._warmup = state.get("warmup", self.warmup)
+        self._warmup, self._block = state.get("warmup", self.warmup), state.get("block", 1)
         self._few_rows.load_state_dict(state.get("few_rows"))
         self._repeats.load_state_dict(state.get("repeats"))
         if "windows" not in state:

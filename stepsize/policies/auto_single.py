@@ -135,6 +135,7 @@ class AutoSingle(SingleSteps):
             f"step {after}: rate {format_rate(said.trial)} → {format_rate(self._said)}, reached over "
             f"{self._warmup} steps (trial steps suggest {format_rate(said.rate)} ± {format_rate(said.standard_error)})"
             + (few if estimate.rows < ENOUGH_ROWS else "")
+            + said.remark
         )
 
     def _say(self, after: int, why: str) -> str:

@@ -17,6 +17,11 @@ MEANING = {
     Outcome.DROPPED: "the one before is still being measured; measure fewer rows, or not every step",
 }
 
+SATURATED = (
+    "the loss falls along the steps in a straight line, as where logits lie so far apart that a softmax is 0 or 1; "
+    "scale the inputs, or begin with smaller weights"
+)
+
 
 class Repeats:
     """Counts outcomes other than ok in a row. However long a row, a policy keeps its rate within a bounded move."""
@@ -41,7 +46,7 @@ class Repeats:
 
     def with_warning(self, decided: str | None, estimate: Estimate, rate: float) -> str | None:
         """`decided`, and of the row that `estimate`, just added, ends what there is to say: at its 10th, 100th, ..."""
-        meaning = MEANING.get(estimate.outcome)
+        meaning = SATURATED if estimate.saturated else MEANING.get(estimate.outcome)
         if meaning is None or self.count not in (MANY, 10 * MANY, 100 * MANY, 1000 * MANY):
             return decided
         row = f"{self.count} estimates in a row were {estimate.outcome.value}: {meaning}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from stepsize.policies.horizon.plan import HorizonPlan
@@ -18,6 +19,11 @@ RATIO = 1.18
 """From the step of one snapshot to that of the next."""
 EVERY = 1 / 16
 """From one series of measurements to the next, as a share of the steps since the search."""
+EVENLY = 50
+"""Steps up to which that share is the same; then it grows as their root, up to that of K itself, so that measuring is
+a small part of a long run."""
+LONGEST_GAP = 6250
+"""Steps from one series to the next at most, so that a run without an end answers to what changes."""
 MOST_STEPS = 100_000
 """Steps beyond which a run without an end plans as if it had made so many: K is up to 28,000 of them."""
 
@@ -26,7 +32,9 @@ class HorizonWindows:
     """Keeps snapshots at steps of a geometric sequence, and begins a series of measurements every sixteenth of a run.
 
     t counts the steps since the search. A series that begins at t is measured from the first snapshot after t − K,
-    K = 0.28 t, or the newest; the first, at t = 24, from that of t = 16. At most three snapshots are kept at a time.
+    K = 0.28 t, or the newest; the first, at t = 24, from that of t = 16. The next begins t/16 steps
+    later, beyond 50 steps t/16 · √(t/50), beyond 1,000 a whole K, and never more than 6,250. At most three snapshots
+    are kept at a time.
     With `endless`, t is taken for no more than 100,000 in all this, so that K stays bounded.
     """
 
@@ -46,7 +54,7 @@ class HorizonWindows:
         """
         self._sum += rate
         if self._kept and t >= self._next:
-            gap = max(1, int(EVERY * self.bounded(t)))
+            gap = self._gap(t)
             since = self._snapshot_for(t)
             self._series = (since, t + min(max(wished, 1), gap) - 1)
             self.mean_rate = (self._sum - self._kept[since]) / (t - since)
@@ -58,7 +66,7 @@ class HorizonWindows:
         keep = t >= FIRST_SNAPSHOT and (not self._kept or t - self._newest >= (RATIO - 1) * self.bounded(self._newest))
         if keep:
             if not self._kept and t > FIRST_SNAPSHOT:  # begun, or begun again, in the middle of a run
-                self._next = t + max(FIRST_HORIZON, int(EVERY * self.bounded(t)))
+                self._next = t + max(FIRST_HORIZON, self._gap(t))
             self._kept[t] = self._sum
         return HorizonPlan(since=since, keep=keep, forget=forget)
 
@@ -80,6 +88,10 @@ class HorizonWindows:
     @property
     def _newest(self) -> int:
         return next(reversed(self._kept))
+
+    def _gap(self, t: int) -> int:
+        share = min(SHARE, EVERY * max(1.0, math.sqrt(t / EVENLY)))
+        return min(max(1, int(share * t)), LONGEST_GAP)
 
     def _earliest_for(self, t: int) -> int:
         return t - max(1, min(round(SHARE * self.bounded(t)), t - FIRST_SNAPSHOT)) - 1

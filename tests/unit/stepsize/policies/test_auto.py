@@ -217,6 +217,32 @@ def test_few_rows_a_probe_are_measured_in_series_and_move_the_rate(rows: int) ->
     assert policy.learning_rate(2000, 0.5) > 2 * early
 
 
+@pytest.mark.parametrize(
+    ("rows", "singles", "series"), [(1, 64, 32), (2, 32, 16), (8, 24, 8), (15, 24, 8), (16, 24, 1)]
+)
+def test_what_few_rows_are_measured_in_is_a_block(rows: int, singles: int, series: int) -> None:
+    """Of one row a probe it is 32, more than there are single steps otherwise."""
+    policy, told = Auto(guess=1e-3, warmup=0), 0
+    wanted, ends = [], []
+    for step in range(3000):
+        if policy.wants(step):
+            wanted.append(step)
+            noise = 1 + 0.1 * (-1) ** step
+            found = estimate(step, 1e-2 * noise, error=1e-4, rate=policy.learning_rate(step, 0.5))
+            policy.observe(replace(found, rows=rows))
+        plan = policy.horizon(step + 1)
+        told = 0 if plan.since is None else told + 1
+        ends.append(told)
+        if plan.since is not None:
+            found = replace(estimate(step, 0.58, error=0.01, rate=1.0), rows=rows)
+            policy.observe(replace(found, horizon=step + 1 - plan.since))
+        if step == 100:
+            policy.load_state_dict(json.loads(json.dumps(policy.state_dict())))
+    searched = 1 if rows >= 16 else max(8, 32 // rows)
+    assert len(wanted) == searched + singles
+    assert max(ends[2000:]) == series
+
+
 def test_a_run_whose_budget_is_extended_measures_many_steps_again_and_no_single_one() -> None:
     fed = Fed(Auto(guess=1e-3, warmup=0, cooldown=(340, 400))).advance(range(400), alpha=0.58)
     state = fed.policy.state_dict()
@@ -244,7 +270,7 @@ def test_what_a_series_says_that_lacks_a_measurement_is_not_lost() -> None:
     fed = Fed().advance(range(100), alpha=0.58)
     policy = fed.policy
     said: list[str] = []
-    for step in range(100, 700):
+    for step in range(100, 3000):
         plan = policy.horizon(step + 1)
         if plan.since is not None and step % 3 != 0:  # every third is never made
             found = replace(estimate(step, 2.0, error=1.5, rate=1.0), horizon=step + 1 - plan.since)
@@ -254,6 +280,23 @@ def test_what_a_series_says_that_lacks_a_measurement_is_not_lost() -> None:
     starts = [part.split(" → ")[0] for part in rates]
     assert len(ends) >= 2
     assert starts[1:] == ends[:-1], "each move begins where the one before it was said to end"
+
+
+@pytest.mark.parametrize(("error", "least", "most"), [(0.05, 0.0009, 0.0011), (5.0, 0.0018, 0.002)])
+def test_the_measurements_of_a_long_run_are_few(error: float, least: float, most: float) -> None:
+    """At most 0.2 % of 85,328 steps, with the search and the single steps, however little the rows tell."""
+    policy, measured = Auto(guess=1e-3, cooldown=(int(0.85 * 85_328), 85_328)), 0
+    for step in range(85_328):
+        rate = policy.learning_rate(step, 0.0)
+        if policy.wants(step):
+            policy.observe(estimate(step, 1e-2, error=1e-3, rate=rate))
+            measured += 1
+        plan = policy.horizon(step + 1)
+        if plan.since is not None:
+            found = estimate(step, 0.58, error=error, rate=1.0)
+            policy.observe(replace(found, horizon=step + 1 - plan.since))
+            measured += 1
+    assert least * 85_328 <= measured <= most * 85_328
 
 
 def test_a_measurement_that_never_came_holds_nothing_up() -> None:

@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 
 from stepsize.policies.horizon import HorizonPlan, HorizonWindows
-from stepsize.policies.horizon.windows import FIRST_SERIES, FIRST_SNAPSHOT, MOST_STEPS
+from stepsize.policies.horizon.windows import FIRST_SERIES, FIRST_SNAPSHOT, LONGEST_GAP, MOST_STEPS
 
 
 @cache
@@ -40,18 +40,23 @@ def test_horizons_are_about_a_quarter_of_the_run_once_it_is_long_enough() -> Non
     assert max(shares) < 0.29
 
 
-def test_the_measurements_of_a_long_run_are_few() -> None:
-    """At most 0.2 % of 85,328 steps, with what the search and the single steps take."""
-    measured = sum(plan.since is not None for _, plan in plans(int(0.85 * 85_328)))
-    assert measured + FIRST_SERIES + 1 <= 0.002 * 85_328
-    assert measured > 100
+def test_series_come_ever_more_seldom_until_they_follow_upon_one_another() -> None:
+    begun = [(t, t - plan.since) for t, plan in plans(60_000) if plan.since is not None]
+    shares = [(after - t) / t for (t, _), (after, _) in itertools.pairwise(begun)]
+    early, late = (
+        [s for s, (t, _) in zip(shares, begun, strict=False) if low <= t < high]
+        for low, high in ((32, 50), (3000, 20_000))
+    )
+    assert 0.04 < min(early) <= max(early) <= 1 / 16
+    assert 0.27 < min(late) <= max(late) <= 0.28
+    assert max(after - t for (t, _), (after, _) in itertools.pairwise(begun)) == LONGEST_GAP
 
 
 def test_without_an_end_the_horizon_is_bounded() -> None:
     found = [(t, t - plan.since) for t, plan in plans(4 * MOST_STEPS, endless=True, wished=1) if plan.since is not None]
     assert max(horizon for _, horizon in found) <= 0.29 * MOST_STEPS
     late = [t for t, _ in found if t > 2 * MOST_STEPS]
-    assert all(after - before == MOST_STEPS // 16 for before, after in itertools.pairwise(late))
+    assert all(after - before == LONGEST_GAP for before, after in itertools.pairwise(late))
 
 
 def test_nothing_is_kept_before_the_single_steps_are_through() -> None:

@@ -1,0 +1,99 @@
+"""The search for a first rate where logits lie far apart: a loss without curvature, and curvature of a few rows."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from stepsize import RateController
+from stepsize.estimate import Estimate, Outcome
+from stepsize.policies.auto import BEGINNING, Auto
+from tests.estimates import estimate
+
+
+def flat(step: int, rate: float, *, takes: float, loss: float = 50.0) -> Estimate:
+    """An estimate without curvature of a step that takes the share `takes` of the loss, by its slope."""
+    return replace(estimate(step, outcome=Outcome.FLAT, rate=rate), slope=-takes * loss, curvature=0.0, loss=loss)
+
+
+def test_steps_get_longer_until_they_take_a_hundredth_of_the_loss() -> None:
+    policy, rates = Auto(guess=1.0), []
+    for step in range(100):
+        rates.append(policy.learning_rate(step, 1.0))
+        policy.observe(flat(step, rates[-1], takes=rates[-1] * 500))
+    assert rates[:3] == pytest.approx([1e-6, 1e-5, 1e-4])
+    assert set(rates[2:]) == {rates[2]}
+
+
+def test_it_says_that_the_loss_is_straight_and_not_that_steps_are_short() -> None:
+    policy = Auto(guess=1e-3)
+    said = [policy.observe(flat(step, 1e-6, takes=0.5)) for step in range(10)]
+    assert said[:9] == [None] * 9
+    assert said[9] is not None
+    assert "straight line" in said[9]
+    assert "scale the inputs" in said[9]
+
+
+@pytest.mark.parametrize(
+    "found", [replace(flat(0, 1e-6, takes=0.5), loss=None), flat(0, 1e-6, takes=-0.5), flat(0, 1e-6, takes=1e-5)]
+)
+def test_other_flat_steps_are_too_short(found: Estimate) -> None:
+    assert "too short" in (Auto(guess=1e-3).observe(found) or "")
+
+
+@pytest.mark.parametrize(("loss", "rate"), [(50.0, 1e-2), (1.0, 1e-2), (0.01, 1e-2), (0.005, 5e-3), (-1.0, 1e-2)])
+def test_no_first_rate_takes_more_than_the_loss(loss: float, rate: float) -> None:
+    """The quadratic of rate 1e-2 and curvature 2 per rate squared takes 1e-4 = ½ · slope · rate at its minimum."""
+    policy = Auto(guess=1e-3, warmup=0)
+    found = replace(estimate(0, 1e-2, error=1e-3, rate=1e-6), loss=loss * 1e-2)
+    said = policy.observe(found) or ""
+    assert policy.learning_rate(1, 0.0) == pytest.approx(BEGINNING * rate)
+    assert ("more than the whole loss" in said) == (rate < 1e-2)
+    assert ("1.00e-2, by which" in said) == (rate < 1e-2)
+
+
+def test_its_state_has_what_bounds_the_rate() -> None:
+    policies = [Auto(guess=1e-3, warmup=0) for _ in range(3)]
+    without = replace(estimate(0, 1e-2, error=9e-3, rate=1e-6), loss=5e-5)
+    for policy in policies[:2]:
+        assert policy.observe(without) is None, "no evidence yet"
+    policies[2].load_state_dict(json.loads(json.dumps(policies[1].state_dict())))
+    clear = replace(estimate(1, 1e-2, error=1e-4, rate=1e-6), loss=0.5e-5)
+    rates = []
+    for policy in (policies[0], policies[2]):
+        policy.observe(clear)
+        rates.append(policy.learning_rate(2, 0.0))
+    assert rates[0] == rates[1] < BEGINNING * 1e-2
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
+def test_inputs_in_hundreds_are_trained_on(make: type[torch.optim.Optimizer]) -> None:
+    """Three classes of raw measurements of very different sizes, whose softmax is saturated as training begins."""
+    torch.manual_seed(0)
+    sizes = 10.0 ** torch.linspace(-1, 3, 12)
+    centers = torch.randn(3, 12)
+    model, loss = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 3)), nn.CrossEntropyLoss()
+
+    def batch() -> tuple[torch.Tensor, torch.Tensor]:
+        classes = torch.randint(3, (32,))
+        return (2 + centers[classes] + 0.5 * torch.randn(32, 12)) * sizes, classes
+
+    optimizer = make(model.parameters(), lr=1e-2)  # pyright: ignore[reportCallIssue]
+    controller = RateController(model, optimizer, loss, total_steps=300)
+    losses = []
+    x1, y1 = batch()
+    for step in range(300):
+        (x2, y2), (x1, y1) = (x1, y1), batch()
+        model.zero_grad()
+        (now := loss(model(x2), y2)).backward()
+        losses.append(now.item())
+        with controller.around_step((x1,), y1, step=step):
+            optimizer.step()
+    assert losses[0] > 20
+    assert statistics.fmean(losses[-30:]) < 0.9 * math.log(3)
