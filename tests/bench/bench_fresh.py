@@ -3,8 +3,10 @@
     python -m tests.bench fresh                      all tasks, those of click logs and text where --data is given
     python -m tests.bench.bench_fresh --tasks unseen --seeds 6 --data ../shared/data
 
-`fitted`: the tasks on which the constants of `auto`'s first steps were chosen. `few rows`: batches of 1 to 8 rows, on
-none of which anything was chosen. `unseen`: tasks that were written down, and run once, after all constants stood.
+`fitted`: the tasks on which the constants of `auto`'s first steps were chosen, and how often it measures. `few rows`,
+`rare labels` and `long`: batches of 1 to 8 rows, 0.6 and 1 % positives, and 10,000 and 20,000 steps, on which how often
+it measures was chosen, too. `unseen`: tasks that were written down, and run once, before that; `unseen later`: after
+it. Nothing was chosen on these two.
 A regret is of the mean test loss over seeds, each at its best evaluation on validation, as in `study rates`; the best
 rate is the one whose validation loss is lowest on average.
 """
@@ -71,6 +73,44 @@ def _classification(classes: int, features: int, seed: int, apart: float = 1.0) 
     )
 
 
+def _hastie() -> Rows:
+    features, signs = datasets.make_hastie_10_2(5000, random_state=20)
+    return features, (signs > 0).astype(int)
+
+
+def _sines() -> Rows:
+    draws = np.random.default_rng(21)
+    features = draws.uniform(-2, 2, size=(4000, 4))
+    return features, np.sin(3 * features[:, 0]) * features[:, 1] + np.cos(features[:, 2]) + 0.1 * draws.normal(
+        size=4000
+    )
+
+
+def _exclusive_or() -> Rows:
+    draws = np.random.default_rng(22)
+    features = draws.normal(size=(4000, 6))
+    return features, (features[:, 0] * features[:, 1] > 0).astype(int)
+
+
+def _mostly_noise() -> Rows:
+    draws = np.random.default_rng(23)
+    features = draws.normal(size=(6000, 20))
+    return features, features @ draws.normal(size=20) + 20 * draws.normal(size=6000)
+
+
+def _rare_labels(share: float, seed: int) -> Any:
+    return datasets.make_classification(
+        60_000, 30, n_informative=10, class_sep=1.0, flip_y=0.003, weights=[1 - share], random_state=seed
+    )
+
+
+def _drawn_clicks() -> Rows:
+    draws = np.random.default_rng(5)
+    features = draws.normal(size=(700_000, 20)).astype(np.float32)
+    logits = features @ draws.normal(size=20) * 1.2 - 6.5
+    return features, (draws.uniform(size=len(logits)) < 1 / (1 + np.exp(-logits))).astype(int)
+
+
 SOURCES: dict[str, tuple[Callable[[], Any], int | None]] = {
     "breast cancer": (partial(datasets.load_breast_cancer, return_X_y=True), 2),
     "wine": (partial(datasets.load_wine, return_X_y=True), 3),
@@ -92,6 +132,17 @@ SOURCES: dict[str, tuple[Callable[[], Any], int | None]] = {
     "ten classes": (partial(_classification, 10, 40, 15, 1.5), 10),
     "s curve": (partial(datasets.make_s_curve, 3000, noise=0.2, random_state=16), None),
     "linear": (partial(datasets.make_regression, 3000, 25, n_informative=8, noise=20.0, random_state=17), None),
+    "hastie": (_hastie, 2),
+    "sines": (_sines, None),
+    "exclusive or": (_exclusive_or, 2),
+    "mostly noise": (_mostly_noise, None),
+    "flipped labels": (
+        partial(datasets.make_classification, 5000, 20, n_informative=8, flip_y=0.6, random_state=24),
+        2,
+    ),
+    "rarer labels": (partial(_rare_labels, 0.004, 31), 2),
+    "rare labels": (partial(_rare_labels, 0.01, 32), 2),
+    "drawn clicks": (_drawn_clicks, 2),
 }
 """What makes the rows, and how many classes; None where the targets are numbers."""
 
@@ -130,6 +181,7 @@ def _text(name: str, optimizer: str, batch: int) -> tuple[str, Task]:
 
 
 CANCER, CLASSIFIED, DIGITS = Size(320, 120, 16, 20), Size(2400, 800, 40, 3), Size(1000, 390, 50, 5)
+RARE = Size(48_000, 6000, 256, 1)
 TASKS: Mapping[str, Mapping[str, Task]] = {
     "fitted": dict(
         [
@@ -173,6 +225,21 @@ TASKS: Mapping[str, Mapping[str, Task]] = {
             _table("digits, NAdamW, 8 rows", "digits", Size(1000, 390, 8, 3), "nadamw", 32),
         ]
     ),
+    "rare labels": dict(
+        [
+            _table("0.6 % positives, AdamW", "rarer labels", RARE, "adamw", 64),
+            _table("0.6 % positives, momentum", "rarer labels", RARE, "momentum", 64),
+            _table("1 % positives, NAdamW", "rare labels", RARE._replace(batch=128), "nadamw", 64, 32),
+            _table("1 % positives, SGD", "rare labels", RARE, "sgd", 64),
+            _table("1 % positives, AdamW, logistic", "rare labels", RARE, "adamw"),
+        ]
+    ),
+    "long": dict(
+        [
+            _table("drawn clicks, momentum, logistic", "drawn clicks", Size(640_000, 20_000, 32, 1), "momentum"),
+            _table("drawn clicks, AdamW", "drawn clicks", Size(640_000, 20_000, 64, 1), "adamw", 16),
+        ]
+    ),
     "unseen": dict(
         [
             _table("two spirals, momentum", "two spirals", Size(1200, 400, 40, 15), "momentum", 48, 48),
@@ -195,6 +262,24 @@ TASKS: Mapping[str, Mapping[str, Task]] = {
             _log("Criteo Kaggle, Nesterov, two epochs", "criteo-kaggle", Size(16_000, 4000, 64, 2), NESTEROV),
             _log("Criteo 1TB, momentum", "criteo-1tb", Size(6000, 1500, 32, 2), "momentum"),
             _text("text, Nesterov", NESTEROV, 32),
+        ]
+    ),
+    "unseen later": dict(
+        [
+            _table("Hastie, momentum", "hastie", Size(3200, 900, 32, 4), "momentum", 64),
+            _table("Hastie, AdamW", "hastie", Size(3200, 900, 64, 8), "adamw", 48, 48),
+            _table("Hastie, SGD", "hastie", Size(3200, 900, 20, 3), "sgd", 64),
+            _table("sines, Nesterov, tanh", "sines", Size(2600, 700, 26, 6), NESTEROV, 64, activation="tanh"),
+            _table("sines, NAdamW", "sines", Size(2600, 700, 40, 10), "nadamw", 64, 32),
+            _table("exclusive or, momentum", "exclusive or", Size(2600, 700, 40, 4), "momentum", 32),
+            _table("exclusive or, SGD", "exclusive or", Size(2600, 700, 26, 6), "sgd", 32, activation="tanh"),
+            _table("mostly noise, momentum", "mostly noise", Size(4000, 1000, 25, 2), "momentum", 32),
+            _table("flipped labels, AdamW", "flipped labels", Size(3600, 700, 48, 5), "adamw", 64),
+            _table("flipped labels, Nesterov", "flipped labels", Size(3600, 700, 48, 3), NESTEROV, 64, 32),
+            _log("Frappe, NAdamW, two epochs", "frappe", Size(24_000, 4000, 64, 2), "nadamw"),
+            _log("MovieLens, SGD", "movielens", Size(24_000, 4000, 48, 1), "sgd"),
+            _log("flights, momentum", "flights", Size(30_000, 4000, 100, 1), "momentum", 4096),
+            _text("text, AdamW", "adamw", 10),
         ]
     ),
 }
