@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 STEEP = 0.01
-"""Share of the loss that a step takes by its slope from which on a flat estimate is not one of too short a step."""
+"""A flat step that takes this share of the loss by its slope is not too short a one."""
 
 
 class Outcome(StrEnum):
@@ -99,13 +99,13 @@ class Estimate(StepSizeNumbers):
     diagnostics: Diagnostics | None = None
 
     @property
-    def saturated(self) -> bool:
-        """Flat, although the slope says that the step takes a hundredth of the loss or more.
+    def straight(self) -> bool:
+        """Of one step, flat although the slope says that it takes a hundredth of the loss or more.
 
-        The step is not too short, then: the loss is a straight line along it, as where logits lie so far apart that a
-        softmax or a sigmoid is 0 or 1 to all digits and has no curvature left.
+        It is not too short, then: the loss is a straight line along it, as an absolute error is, or cross-entropy
+        where logits lie so far apart that the softmax is 0 or 1 and has no curvature left.
         """
-        if self.outcome is not Outcome.FLAT or self.slope is None or self.loss is None:
+        if self.outcome is not Outcome.FLAT or self.horizon > 1 or self.slope is None or self.loss is None:
             return False
         return -self.slope > STEEP * abs(self.loss)
 

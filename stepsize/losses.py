@@ -244,6 +244,9 @@ class AutogradLoss:
     Row i of the result may depend on row i of the logits alone; of a result (R, T, ...) every row's mean is taken.
     The curvature is negative if the loss is concave. The function may read no parameter that the optimizer moves;
     it gets copies, which it may write into. Compiled functions in it run as written here.
+
+    Policy `auto` takes 0 for the least that a loss can be: the first rate that it begins at takes no more than that.
+    One that falls far below 0 from a mean just above it begins at too low a rate, which then rises.
     """
 
     function: Callable[[Tensor, Tensor], Tensor]

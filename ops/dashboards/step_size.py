@@ -156,8 +156,8 @@ def _measuring() -> list[AnyPanel]:
             lines(
                 "Measurements of many steps per second by outcome",
                 {per_run(rate("horizon_estimates_total", window="15m"), by="outcome"): "{{run}} {{outcome}}"},
-                description="stepsize.policy = 'auto' measures each time that a run is a sixteenth to a quarter "
-                "longer, so ever more seldom.",
+                description="stepsize.policy = 'auto' measures ever more seldom, at least every 6,250 steps "
+                "or as soon as a run is a quarter longer.",
             )
         ),
         lines(

@@ -36,9 +36,10 @@ SHORTEST = 8
 AIMED_VARIANCE = 2 * TARGET_ERROR**2
 """Of α_K relative to its target: a series has as many measurements as it takes, but at most MOST_MEASUREMENTS."""
 MOST_MEASUREMENTS = 4
-"""Where they have rows enough for an error bar each; else a series has those of a block."""
+"""Where they have rows enough for an error bar each; else a series has as many as a block has steps."""
 SEVERAL = 400
-"""Steps up to which a series has more measurements than one; of so many steps more the filter has enough to pool."""
+"""Steps up to which a series may have more than one measurement. Later ones need no more: in the long run the filter
+pools enough of them."""
 SINGLE_BLOCKS = 2
 """So many blocks of single steps are measured at least, where one of these has too few rows."""
 SPREADS = 8
@@ -58,8 +59,8 @@ class Auto:
     2. Single steps: from 0.3 times that rate on, α* of each of the next 24 steps is followed by a `RateFilter`, and
        should be 1.75; of so many more as make two blocks, where a step probes fewer than 16 rows. Over the first
        `warmup` steps the rate is multiplied by a ramp from 1/warmup to 1.
-    3. Horizon: from then on α_K of the latest quarter or so of all steps is measured again whenever these have grown
-       by a sixteenth, or later by up to a quarter (`HorizonWindows`), and compared with its target (`target_of`): above
+    3. Horizon: from then on α_K of the latest quarter or so of all steps is measured again and again, whenever
+       `HorizonWindows` begins a series, and compared with its target (`target_of`): above
        it the steps were too short for what is left to gain, below it they rattle more than they gain. The rate is
        multiplied by the ratio of the two, damped by a Kalman gain of the measured variance and of how well the target
        is known, but to within two standard errors of that ratio; by no more than 1.5 up and 2 down, and, from K = 8
@@ -104,8 +105,8 @@ class Auto:
         self._windows = HorizonWindows(endless=endless)
         self._few_rows, self._repeats = FewRows(), Repeats()
         self._found: int | None = None  # first step after the search
-        self._warmup = warmup  # in steps; known once the search has seen how many rows a step probes, as is
-        self._block = 1  # how many steps make one estimate
+        self._warmup = warmup  # in steps; known once the search has seen how many rows a step probes
+        self._block = 1  # steps that make one estimate: more than one where these probe few rows
         self._open: list[HorizonSeries] = []  # whose measurements have not all come, oldest first
         self._last = 0  # t of the latest series that counted
         self._spread, self._spreads = 0.0, 0  # relative variance of one measurement, and of how many series
@@ -154,6 +155,8 @@ class Auto:
         if estimate.step < self.start or self.cooldown.begun(estimate.step):
             return None
         self._repeats.add(estimate)
+        if estimate.outcome in COUNTED:
+            self._block = steps_a_block(estimate.rows)
         if self._found is None:
             decided = self._search(estimate)
         elif estimate.horizon == 1:
@@ -169,7 +172,6 @@ class Auto:
         after = estimate.step + estimate.age + 1
         self._found = after
         longest = max(self.warmup, int(LONGEST_WARMUP * (self.cooldown.first - after)))
-        self._block = steps_a_block(estimate.rows)
         self._warmup = min(self.warmup * self._block, longest)
         self._filter.start(BEGINNING * said.rate, BEGINNING * said.standard_error, step=estimate.step)
         self._filter.keep_within(self.bounds)
@@ -216,6 +218,7 @@ class Auto:
         target = target_of(self._windows.bounded(series.first), self._bounded_since(series))
         pooled = series.pooled(target)
         if pooled is None:
+            self._windows.hasten()
             if series.moments:  # too few rows in one measurement
                 self._keep_spread(MOST_MEASUREMENTS * AIMED_VARIANCE)
             step = series.first - 1 + (self._found or 0)
@@ -234,7 +237,7 @@ class Auto:
             return losing
         drifted = self._drifted(series.first)
         self._filter.correct(ratio, noise=variance / target**2 + TARGET_ERROR**2, drifted=drifted)
-        self._last = series.first
+        self._last = max(series.first, self._last)
         self._filter.scale(min(1.0, highest / self._filter.rate))
         self._filter.keep_within(self.bounds)
         why = f"α* of {series.horizon} steps is {relative:.2f} ± {math.sqrt(variance):.2f}, and should be {target:.2f}"
@@ -242,7 +245,7 @@ class Auto:
 
     def _drifted(self, t: int) -> float:
         """By how much the variance of the best rate's logarithm has grown since the latest series that counted."""
-        steps = t - self._last
+        steps = max(0, t - self._last)  # none, where single steps were measured meanwhile
         return min(steps * SINGLE_DRIFT**2, DRIFT**2 * math.log1p(steps / max(1, self._windows.bounded(self._last))))
 
     def _bounded_since(self, series: HorizonSeries) -> int:
@@ -258,6 +261,7 @@ class Auto:
         if relative + ERRORS * error >= 0:
             self._losing = 0
             return None
+        self._windows.hasten()
         self._losing += 1
         if self._losing == 1:
             self._losing_since = series.since + (self._found or 0)

@@ -37,7 +37,7 @@ class StepSizeConfig:
     """Steps from the start of one series of measurements to the next."""
     count: int = 10
     """Consecutive steps measured at the start of every interval; ema and auto_single measure all of the first one.
-    auto knows no intervals: it measures its first 24 steps, and from then on ever more seldom."""
+    auto knows no intervals: it measures its first 24 steps or more, and from then on ever more seldom."""
     start: int | None = None
     """First step measured; before it the schedule rules. Default: 0, and for median_hold and ema, which begin at the
     schedule's rate, a fortieth of the budget's steps, just past the warm-up (2000 if the budget is not in steps)."""

@@ -17,9 +17,9 @@ MEANING = {
     Outcome.DROPPED: "the one before is still being measured; measure fewer rows, or not every step",
 }
 
-SATURATED = (
-    "the loss falls along the steps in a straight line, as where logits lie so far apart that a softmax is 0 or 1; "
-    "scale the inputs, or begin with smaller weights"
+STRAIGHT = (
+    "the loss falls along the latest step in a straight line, as an absolute error does, or cross-entropy of logits so "
+    "far apart that the softmax is 0 or 1, which inputs that are scaled mend"
 )
 
 
@@ -46,7 +46,7 @@ class Repeats:
 
     def with_warning(self, decided: str | None, estimate: Estimate, rate: float) -> str | None:
         """`decided`, and of the row that `estimate`, just added, ends what there is to say: at its 10th, 100th, ..."""
-        meaning = SATURATED if estimate.saturated else MEANING.get(estimate.outcome)
+        meaning = STRAIGHT if estimate.straight else MEANING.get(estimate.outcome)
         if meaning is None or self.count not in (MANY, 10 * MANY, 100 * MANY, 1000 * MANY):
             return decided
         row = f"{self.count} estimates in a row were {estimate.outcome.value}: {meaning}"

@@ -14,6 +14,8 @@ from stepsize.pooling import COUNTED, RateMoments, RateMomentSums, per_rate
 FIRST_TRIAL = 1e-6
 """Longest first trial step: too short to harm anything, and long enough for float32 to resolve d = θ1 − θ0
 if a step of rate 1 moves weights by about 1, as Adam-like optimizers do."""
+FAR = 10.0
+"""Times the bound from which on α* of trial steps is taken for one of hardly any curvature."""
 PATIENCE = 10
 """Estimates without evidence after which trial steps get ten times as long."""
 
@@ -26,21 +28,23 @@ class FirstRate:
     standard_error: float
     trial: float
     """The rate of the last trial step."""
-    by_curvature: float
+    unbounded: float
     """What α* alone suggests; above `rate` where a step of it would take more than the loss."""
 
     @property
     def remark(self) -> str:
         """What else there is to say of it, beginning with a semicolon; empty where there is nothing."""
+        if self.unbounded > FAR * self.rate:
+            return (
+                f"; α* has {format_rate(self.unbounded)}, of which a step would take many times the loss, as if hardly "
+                "a row had a curvature: where a softmax is near 0 and 1, scale the inputs"
+            )
+        if self.unbounded > 1.01 * self.rate:  # not for rounding
+            return f"; α* has {format_rate(self.unbounded)}, of which a step would take more than the loss"
         if self.trial > 2 * self.rate:
             return (
                 f"; the trial step was {self.trial / self.rate:.3g} times too long and raised the loss: scale the "
                 f"inputs, or begin again with a first guess of {format_rate(self.rate / 10)}"
-            )
-        if self.by_curvature > self.rate:
-            return (
-                f"; α* has {format_rate(self.by_curvature)}, by which a step would take more than the whole loss, "
-                "since few rows have a curvature, as where a softmax is 0 or 1: scale the inputs"
             )
         return ""
 
@@ -51,14 +55,16 @@ class TrialSteps:
     That rate, α* times the step's own, does not depend on how long the step was, so a harmless one tells as much as a
     long one. Estimates are summed, and the first is often enough. After ten of steps of one length without evidence,
     of whatever outcome, and after each that is flat, steps get ten times longer, up to the guess (flat ones to 1e-6
-    in any case); but not where they take a hundredth of the loss already (`Estimate.saturated`). That is all the guess
-    is used for: a bound on the steps taken before there is evidence. Without any, the rate stays at the guess.
+    in any case); but not where they take a hundredth of the loss already (`Estimate.straight`). That is all the guess
+    is used for: a bound on the steps taken before there is evidence. Without any, the rate stays at the guess, or where
+    steps were that long.
 
     Only steps that were taken at the present length make it longer.
 
-    A loss that isn't negative bounds what is found: at its minimum a quadratic lies ½·slope·rate below the loss, so no
-    rate may be above that at which the slope alone would take twice the loss. Evidence beyond is of curvatures that
-    only a few rows have, as where a softmax is saturated.
+    The loss bounds what is found, since 0 is taken for the least that it can be: at its minimum a quadratic lies
+    ½·slope·rate below it, so no rate may be above that at which the slope alone would take twice the loss. α* beyond
+    is of a curvature that does not stay so small: of hardly any row where a softmax is near 0 and 1, a little too small
+    where many classes are all as likely. A mean loss of 0 or less bounds nothing.
     """
 
     def __init__(self, *, guess: float, bounds: Bounds) -> None:
@@ -68,7 +74,7 @@ class TrialSteps:
         self._sums = RateMomentSums()
         self._tried = 0  # estimates without evidence at the present length
         self._since = 0  # first step at the present length
-        self._totals = [0.0, 0.0, 0.0]  # how many estimates had a number, and the sums of their slopes and losses
+        self._slopes = self._losses = 0.0  # summed over the estimates that had a number; per unit of rate
 
     def observe(self, estimate: Estimate, few_rows: FewRows) -> FirstRate | str | None:
         """Takes in one estimate; says what was found, or what changed."""
@@ -78,14 +84,12 @@ class TrialSteps:
         one = few_rows.add(estimate)
         pair = per_rate(estimate)
         if pair is not None and estimate.loss is not None:
-            self._totals = [
-                total + value for total, value in zip(self._totals, (1.0, pair[0], estimate.loss), strict=True)
-            ]
+            self._slopes, self._losses = self._slopes + pair[0], self._losses + estimate.loss
         if one is not None and (found := self._evidence(one)) is not None:
             return found
         if not present:
             return None
-        if estimate.saturated:
+        if estimate.straight:
             return None
         flat = estimate.outcome is Outcome.FLAT
         waiting = one is None and estimate.outcome in COUNTED  # for the rest of a block
@@ -104,12 +108,11 @@ class TrialSteps:
             return None
         rate, error = pooled
         bounded = min(rate, self._most())
-        return FirstRate(rate=bounded, standard_error=error * bounded / rate, trial=self.rate, by_curvature=rate)
+        return FirstRate(rate=bounded, standard_error=error * bounded / rate, trial=self.rate, unbounded=rate)
 
     def _most(self) -> float:
         """The rate at which the slope alone would take twice the loss; infinite where there is no such rate."""
-        _, slope, loss = self._totals
-        return 2 * loss / -slope if slope < 0 < loss else math.inf
+        return 2 * self._losses / -self._slopes if self._slopes < 0 < self._losses else math.inf
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values, under the names that `AutoSingle`'s state has had for them."""
@@ -118,11 +121,11 @@ class TrialSteps:
             "probe": self.rate,
             "probed": self._tried,
             "since": self._since,
-            "totals": self._totals,
+            "totals": [self._slopes, self._losses],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`'s values."""
         self._sums.load_state_dict(state["sums"])
         self.rate, self._tried, self._since = state["probe"], state["probed"], state.get("since", 0)
-        self._totals = list(state.get("totals", self._totals))
+        self._slopes, self._losses = state.get("totals", (0.0, 0.0))

@@ -23,18 +23,19 @@ EVENLY = 50
 """Steps up to which that share is the same; then it grows as their root, up to that of K itself, so that measuring is
 a small part of a long run."""
 LONGEST_GAP = 6250
-"""Steps from one series to the next at most, so that a run without an end answers to what changes."""
+"""Steps from one series to the next at most, so that what changes is seen within so many, in a run without an end too.
+"""
 MOST_STEPS = 100_000
 """Steps beyond which a run without an end plans as if it had made so many: K is up to 28,000 of them."""
 
 
 class HorizonWindows:
-    """Keeps snapshots at steps of a geometric sequence, and begins a series of measurements every sixteenth of a run.
+    """Keeps snapshots at steps of a geometric sequence, and begins series of measurements, ever further apart.
 
     t counts the steps since the search. A series that begins at t is measured from the first snapshot after t − K,
     K = 0.28 t, or the newest; the first, at t = 24, from that of t = 16. The next begins t/16 steps
-    later, beyond 50 steps t/16 · √(t/50), beyond 1,000 a whole K, and never more than 6,250. At most three snapshots
-    are kept at a time.
+    later, from t = 50 on t/16 · √(t/50), from 1,000 on 0.28 t, a whole K, and from 22,300 on 6,250; or t/16 steps later
+    after all, by `hasten`. At most three snapshots are kept at a time.
     With `endless`, t is taken for no more than 100,000 in all this, so that K stays bounded.
     """
 
@@ -79,6 +80,10 @@ class HorizonWindows:
         """The t of the last measurement of the latest series."""
         return self._series[1]
 
+    def hasten(self) -> None:
+        """Begin the next series a sixteenth after the latest: that one told nothing, or that something is wrong."""
+        self._next = min(self._next, self._soonest)
+
     def clear(self) -> HorizonPlan:
         """Forget every snapshot, for good."""
         forget = tuple(self._kept)
@@ -88,6 +93,11 @@ class HorizonWindows:
     @property
     def _newest(self) -> int:
         return next(reversed(self._kept))
+
+    @property
+    def _soonest(self) -> int:
+        latest = self.series_end
+        return latest + max(1, min(int(EVERY * latest), LONGEST_GAP))
 
     def _gap(self, t: int) -> int:
         share = min(SHARE, EVERY * max(1.0, math.sqrt(t / EVENLY)))
@@ -103,7 +113,7 @@ class HorizonWindows:
     def _outlived(self, t: int) -> tuple[int, ...]:
         """The snapshots that neither this series nor a later one is measured from."""
         in_use = {self._series[0]} if t < self._series[1] else set[int]()
-        earliest = self._earliest_for(max(t + 1, self._next))
+        earliest = self._earliest_for(max(t + 1, min(self._next, self._soonest)))
         return tuple(kept for kept in self._kept if kept < min(earliest, self._newest) and kept not in in_use)
 
     def state_dict(self) -> dict[str, Any]:

@@ -95,8 +95,8 @@ def tell_of_beginning(config: Config, state: TrainingState, outlets: Outlets) ->
     passes = state.total_steps / (state.feed.steps_per_epoch or math.inf)
     if state.total_steps < FEWEST_STEPS:
         outlets.warn(
-            f"stepsize.policy = 'auto' has little time in {state.total_steps} steps: the first {1 + FIRST_SERIES} it "
-            "measures one by one, and from the last 15 % it learns nothing; its rate may be far from the best",
+            f"stepsize.policy = 'auto' has little time in {state.total_steps} steps: the first {1 + FIRST_SERIES} or "
+            "more it measures one by one, and from the last 15 % it learns nothing; its rate may be far from the best",
             step=0,
         )
     if passes > 1.01 and config.data.pairing != "held_out":

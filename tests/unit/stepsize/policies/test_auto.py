@@ -267,24 +267,76 @@ def test_however_long_steps_raise_the_loss_the_rate_falls_by_a_bounded_factor() 
 
 
 def test_what_a_series_says_that_lacks_a_measurement_is_not_lost() -> None:
-    fed = Fed().advance(range(100), alpha=0.58)
-    policy = fed.policy
+    """Of 8 rows a probe each series has 8 measurements, of which every third is never made."""
+    policy = Auto(guess=1e-3, warmup=0)
+    for step in range(40):
+        if policy.wants(step):
+            rate = policy.learning_rate(step, 0.5) * (1 + 0.1 * (-1) ** step)
+            policy.observe(replace(estimate(step, 1e-2, error=1e-4, rate=rate), rows=8))
+        policy.horizon(step + 1)
     said: list[str] = []
-    for step in range(100, 3000):
+    for step in range(40, 700):
         plan = policy.horizon(step + 1)
-        if plan.since is not None and step % 3 != 0:  # every third is never made
-            found = replace(estimate(step, 2.0, error=1.5, rate=1.0), horizon=step + 1 - plan.since)
-            said += filter(None, [policy.observe(found)])
+        if plan.since is not None and step % 3 != 0:
+            found = estimate(step, 2.0 + 0.1 * (-1) ** step, error=0.5, rate=1.0)
+            said += filter(None, [policy.observe(replace(found, rows=8, horizon=step + 1 - plan.since))])
     rates = [part for text in said for part in text.split("rate ")[1:]]
     ends = [part.split(" → ")[1].split(" ")[0] for part in rates]
     starts = [part.split(" → ")[0] for part in rates]
-    assert len(ends) >= 2
+    assert len(ends) >= 4
     assert starts[1:] == ends[:-1], "each move begins where the one before it was said to end"
+
+
+def test_a_series_that_lost_or_told_nothing_is_followed_by_another_soon() -> None:
+    """Far into a run series are a quarter of it apart; three of them are too long to wait for what is wrong."""
+    fed = Fed().advance(range(3000), alpha=0.58)
+    begun = [step + 1 for step, plan in enumerate(fed.plans) if plan.since is not None]
+    assert begun[-1] - begun[-2] > 0.2 * begun[-2]
+    fed.advance(range(3000, 6000), alpha=-0.5)
+    later = [step + 1 for step, plan in enumerate(fed.plans) if plan.since is not None and step >= 3000]
+    assert max(after / before for before, after in itertools.pairwise(later)) < 1.08
+    assert any("raise the loss" in text and f"step {later[2]}:" in text for text in fed.said)
+    fed.advance(range(6000, 12_000), alpha=0.58)
+    assert fed.plans[-1] == NO_HORIZON
+    lately = [step + 1 for step, plan in enumerate(fed.plans) if plan.since is not None]
+    assert lately[-1] - lately[-2] > 0.2 * lately[-2], "all is well again"
+
+
+@pytest.mark.parametrize("rows", [4, 8])
+def test_few_rows_are_still_told_from_in_a_run_that_an_earlier_version_began(rows: int) -> None:
+    """Or one that has had more rows a probe until now."""
+    fed = Fed().advance(range(600), alpha=0.58)
+    state = fed.policy.state_dict()
+    del state["block"]
+    policy = Auto(guess=1e-3, warmup=0)
+    policy.load_state_dict(state)
+    before = policy.learning_rate(600, 0.5)
+    for step in range(600, 5000):
+        plan = policy.horizon(step + 1)
+        if plan.since is not None:
+            found = estimate(step, 2.0 + 0.1 * (-1) ** step, error=0.5, rate=1.0)
+            policy.observe(replace(found, rows=rows, horizon=step + 1 - plan.since))
+    assert policy.learning_rate(5000, 0.5) > 2 * before
+
+
+def test_a_series_that_began_before_the_latest_single_steps_takes_no_drift_back() -> None:
+    """Of one row a probe single steps go on beside the first series, and a block of them may end within one."""
+    policy = Auto(guess=1e-3, warmup=0)
+    for step in range(300):
+        if policy.wants(step) and step != 40:
+            found = estimate(step, 1e-2 * (1 + 0.1 * (-1) ** step), error=1e-4, rate=policy.learning_rate(step, 0.5))
+            policy.observe(replace(found, rows=1))
+        plan = policy.horizon(step + 1)
+        if plan.since is not None:
+            found = estimate(step, 0.6 + 0.05 * (-1) ** step, error=0.1, rate=1.0)
+            policy.observe(replace(found, rows=1, horizon=step + 1 - plan.since))
+        variance = policy.state_dict()["filter"]["variance"]
+        assert variance is None or variance > 0
 
 
 @pytest.mark.parametrize(("error", "least", "most"), [(0.05, 0.0009, 0.0011), (5.0, 0.0018, 0.002)])
 def test_the_measurements_of_a_long_run_are_few(error: float, least: float, most: float) -> None:
-    """At most 0.2 % of 85,328 steps, with the search and the single steps, however little the rows tell."""
+    """At most 0.2 % of 85,328 steps, with the search and the single steps, however little 16 rows or more tell."""
     policy, measured = Auto(guess=1e-3, cooldown=(int(0.85 * 85_328), 85_328)), 0
     for step in range(85_328):
         rate = policy.learning_rate(step, 0.0)
