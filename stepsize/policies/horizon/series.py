@@ -31,6 +31,8 @@ class HorizonSeries:
     nonfinite: int = 0
     rows: int = 0
     """Probed by those that count."""
+    loss: float = 0.0
+    """On the rows that those probed, at the snapshot; summed over them."""
     moments: list[list[float]] = field(default_factory=list)
     """Of each that counts: slope, curvature, and the variances and covariance of these two means."""
 
@@ -41,6 +43,7 @@ class HorizonSeries:
         if estimate.outcome in COUNTED and estimate.slope is not None and estimate.curvature is not None:
             spread = (estimate.slope_variance, estimate.curvature_variance, estimate.covariance)
             self.rows += estimate.rows
+            self.loss += estimate.loss or 0.0
             self.moments.append([estimate.slope, estimate.curvature, *(value or 0.0 for value in spread)])
 
     @property
@@ -72,6 +75,11 @@ class HorizonSeries:
             scatter = math.fsum((s + relative * c) ** 2 for s, c, *_ in self.moments)
             variance = max(variance, scatter / (count * (count - 1)) / curvature**2)
         return relative, variance
+
+    @property
+    def losses_a_curvature(self) -> float:
+        """The mean loss over the mean curvature; 0 of a loss below zero, and where no measurement counts."""
+        return max(self.loss, 0.0) / math.fsum(curvature for _, curvature, *_ in self.moments) if self.moments else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values: the keyword arguments that make it again."""
