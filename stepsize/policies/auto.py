@@ -27,6 +27,9 @@ DRIFT = 0.6
 """How far it moves at most while the steps so far grow by a factor of e, relative to it."""
 TARGET_ERROR = 0.3
 """How well the target is known, relative to it: no series counts for more than that, however many rows it probed."""
+UNSEEN = 0.04
+"""What there may be to gain per unit of ln t that K steps do not show, relative to the loss: while rattling costs less
+than that, a lower rate is not worth it."""
 UP, DOWN = 1.5, 0.5
 """By how much one measurement changes the rate at most."""
 FASTEST = 2
@@ -60,12 +63,13 @@ class Auto:
        should be 1.75; of so many more as make two blocks, where a step probes fewer than 16 rows. Over the first
        `warmup` steps the rate is multiplied by a ramp from 1/warmup to 1.
     3. Horizon: from then on α_K of the latest quarter or so of all steps is measured again and again, whenever
-       `HorizonWindows` begins a series, and compared with its target (`target_of`): above
-       it the steps were too short for what is left to gain, below it they rattle more than they gain. The rate is
-       multiplied by the ratio of the two, damped by a Kalman gain of the measured variance and of how well the target
-       is known, but to within two standard errors of that ratio; by no more than 1.5 up and 2 down, and, from K = 8
-       on and past the warm-up, up to twice the mean rate of the measured steps. Where one measurement tells too little,
-       the next series has up to four in the first 400 steps; of fewer than 16 rows each, those of a block.
+       `HorizonWindows` begins a series, and compared with its target (`target_of`): above it the steps were too short
+       for what is left to gain, below it they rattle more than they gain. If there is a cool-down, α_K may be lower, as
+       long as that costs little of the loss (`UNSEEN`). The rate is multiplied by the ratio of the two, damped by a
+       Kalman gain of the measured variance and of how well the target is known, but to within two standard errors of
+       that ratio; by no more than 1.5 up and 2 down, and, from K = 8 on and past the warm-up, up to twice the mean rate
+       of the measured steps. Where one measurement tells too little, the next series has up to four in the first 400
+       steps; of fewer than 16 rows each, those of a block.
     4. Cooling down, unless told not to: over the last part of the budget the rate falls linearly to zero, and nothing
        is measured.
 
@@ -225,8 +229,9 @@ class Auto:
             return self._halve(step, after) if series.nonfinite else None
         self._halved = 0
         relative, variance = pooled
+        unseen = self._unseen(series)
         self._keep_spread(variance / target**2 * len(series.moments))
-        ratio, present, highest = relative / target, self._filter.rate, math.inf
+        ratio, present, highest = (relative + unseen) / target, self._filter.rate, math.inf
         if series.horizon < SHORTEST or series.since < self._warmup:
             ratio *= series.mean_rate / present
         else:
@@ -240,13 +245,24 @@ class Auto:
         self._last = max(series.first, self._last)
         self._filter.scale(min(1.0, highest / self._filter.rate))
         self._filter.keep_within(self.bounds)
-        why = f"α* of {series.horizon} steps is {relative:.2f} ± {math.sqrt(variance):.2f}, and should be {target:.2f}"
+        found, wanted = f"{relative:.2f} ± {math.sqrt(variance):.2f}", f"{target - unseen:.2f}"
+        why = f"α* of {series.horizon} steps is {found}, and should be {wanted}"
         return losing or self._say_if_moved(after, why)
 
     def _drifted(self, t: int) -> float:
         """By how much the variance of the best rate's logarithm has grown since the latest series that counted."""
         steps = max(0, t - self._last)  # none, where single steps were measured meanwhile
         return min(steps * SINGLE_DRIFT**2, DRIFT**2 * math.log1p(steps / max(1, self._windows.bounded(self._last))))
+
+    def _unseen(self, series: HorizonSeries) -> float:
+        """By how much α_K may lie below `target_of`, since there may be more to gain than it shows.
+
+        Nothing where no cool-down takes the rattling away at last.
+        """
+        done, since = self._windows.bounded(series.first), self._bounded_since(series)
+        if self.cooldown == NO_COOL_DOWN or since == 0:
+            return 0.0
+        return UNSEEN * series.loss_over_curvature * math.log(done / since)
 
     def _bounded_since(self, series: HorizonSeries) -> int:
         """Its snapshot's t, counted as `bounded` counts."""

@@ -77,8 +77,8 @@ class HorizonSeries:
         return relative, variance
 
     @property
-    def losses_a_curvature(self) -> float:
-        """The mean loss over the mean curvature; 0 of a loss below zero, and where no measurement counts."""
+    def loss_over_curvature(self) -> float:
+        """Of the means of both; 0 of a loss below zero, and where no measurement counts."""
         return max(self.loss, 0.0) / math.fsum(curvature for _, curvature, *_ in self.moments) if self.moments else 0.0
 
     def state_dict(self) -> dict[str, Any]:

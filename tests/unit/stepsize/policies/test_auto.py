@@ -255,6 +255,38 @@ def test_a_run_whose_budget_is_extended_measures_many_steps_again_and_no_single_
     assert fed.rates[1799] < 1.5 * fed.rates[339], "short horizons, whose target is nearer to a half, come first"
 
 
+def fed_on_a_plateau(loss: float | None, cooldown: tuple[int, int] | None) -> tuple[list[float], list[str]]:
+    """The rates of 400 steps that gain nothing, at a curvature of 2 a series, and what was said."""
+    policy = Auto(guess=1e-3, warmup=0, cooldown=cooldown)
+    rates, said = [], []
+    for step in range(400):
+        rates.append(policy.learning_rate(step, 0.5))
+        if policy.wants(step):
+            policy.observe(estimate(step, 1e-2, error=1e-3, rate=rates[-1]))
+        plan = policy.horizon(step + 1)
+        if plan.since is not None:
+            found = replace(estimate(step, 0.5, error=0.05, rate=1.0), loss=loss, horizon=step + 1 - plan.since)
+            said += filter(None, [policy.observe(found)])
+    return rates, said
+
+
+def test_steps_that_gain_nothing_and_cost_little_of_the_loss_get_longer() -> None:
+    """To rattle costs a quarter of the curvature 2: much of a loss of 1, little of one of 1,000."""
+    ends = 340, 400
+    (falls, _), (rises, said) = fed_on_a_plateau(1.0, ends), fed_on_a_plateau(1000.0, ends)
+    assert falls[339] < 0.8 * falls[FIRST_SERIES]
+    assert rises[339] > 5 * rises[FIRST_SERIES]
+    assert "α* of 8 steps is 0.50 ± 0.05, and should be -" in said[0]
+
+
+@pytest.mark.parametrize(("loss", "cooldown"), [(1000.0, None), (None, (340, 400)), (-1000.0, (340, 400))])
+def test_elsewhere_they_do_not(loss: float | None, cooldown: tuple[int, int] | None) -> None:
+    """Without a cool-down the rattling would stay; and a loss below zero says nothing of what is left."""
+    rates, _ = fed_on_a_plateau(loss, cooldown)
+    assert rates == pytest.approx(fed_on_a_plateau(None, (340, 400))[0][:340] + rates[340:])
+    assert rates[339] < 0.8 * rates[FIRST_SERIES]
+
+
 def test_a_warm_up_longer_than_the_single_steps_is_not_undone() -> None:
     fed = Fed(Auto(guess=1e-3, warmup=400)).advance(range(1200), alpha=0.6)
     assert max(fed.rates) < 1.6 * 3e-3 * 1.1

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from stepsize import StepSizeWorker, set_learning_rate
+from stepsize import RateController, StepSizeWorker, set_learning_rate
 from stepsize.estimate import Estimate
 from stepsize.policies.choice import Policy, StepSizeConfig, make_policy
 from stepsize.policies.observe import NoMeasurements
@@ -120,3 +120,27 @@ def test_auto_in_a_loop_of_one_s_own_does_the_same_to_the_bit_from_every_guess_a
         assert others == rates
         assert torch.equal(end, weights)
     assert trained_from(1e-7, optimizer_rate=1e-7)[0][0] == 1e-7, "a smaller guess is a smaller step"
+
+
+def test_auto_leaves_a_plateau() -> None:
+    """Parity of three signs: nothing is gained until rates are far above what noise alone would allow."""
+    torch.manual_seed(0)
+    model, loss = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 1), nn.Flatten(0)), nn.BCEWithLogitsLoss()
+
+    def batch() -> tuple[torch.Tensor, torch.Tensor]:
+        features = torch.randn(48, 10)
+        return features, ((features[:, :3] > 0).sum(1) % 2).float()
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    controller = RateController(model, optimizer, loss, total_steps=600)
+    losses = []
+    x1, y1 = batch()
+    for step in range(600):
+        (x2, y2), (x1, y1) = (x1, y1), batch()
+        optimizer.zero_grad()
+        (now := loss(model(x2), y2)).backward()
+        losses.append(now.item())
+        with controller.around_step((x1,), y1, step=step):
+            optimizer.step()
+    assert sum(losses[50:100]) / 50 > 0.6, "as little as a guess knows"
+    assert sum(losses[-50:]) / 50 < 0.4
