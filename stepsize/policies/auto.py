@@ -27,7 +27,7 @@ DRIFT = 0.6
 """How far it moves at most while the steps so far grow by a factor of e, relative to it."""
 TARGET_ERROR = 0.3
 """How well the target is known, relative to it: no series counts for more than that, however many rows it probed."""
-UNSEEN = 0.04
+UNSEEN = 0.01
 """What there may be to gain per unit of ln t that K steps do not show, relative to the loss: while rattling costs less
 than that, a lower rate is not worth it."""
 UP, DOWN = 1.5, 0.5
