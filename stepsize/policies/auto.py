@@ -52,7 +52,7 @@ MOST_HALVINGS = 3
 LOSING, ERRORS = 3, 2.0
 """So many series in a row, each so many standard errors below zero, are steps that raise the loss."""
 MOST_LOSING = 10
-"""So many such series in a row lower the rate; whatever they are of, more of them would not help."""
+"""So many such series in a row move the rate; whatever they are of, more of them would not help."""
 
 
 class Auto:
@@ -159,8 +159,6 @@ class Auto:
         if estimate.step < self.start or self.cooldown.begun(estimate.step):
             return None
         self._repeats.add(estimate)
-        if estimate.outcome in COUNTED:
-            self._block = steps_a_block(estimate.rows)
         if self._found is None:
             decided = self._search(estimate)
         elif estimate.horizon == 1:
@@ -176,6 +174,7 @@ class Auto:
         after = estimate.step + estimate.age + 1
         self._found = after
         longest = max(self.warmup, int(LONGEST_WARMUP * (self.cooldown.first - after)))
+        self._block = steps_a_block(estimate.rows)
         self._warmup = min(self.warmup * self._block, longest)
         self._filter.start(BEGINNING * said.rate, BEGINNING * said.standard_error, step=estimate.step)
         self._filter.keep_within(self.bounds)
@@ -219,6 +218,8 @@ class Auto:
         """Move the rate by what a whole series says."""
         if not self._spreads:
             self._filter.widen(SINGLE_ERROR)
+        if series.moments:
+            self._block = steps_a_block(series.rows // len(series.moments))
         target = target_of(self._windows.bounded(series.first), self._bounded_since(series))
         pooled = series.pooled(target)
         if pooled is None:
@@ -245,7 +246,9 @@ class Auto:
         self._last = max(series.first, self._last)
         self._filter.scale(min(1.0, highest / self._filter.rate))
         self._filter.keep_within(self.bounds)
-        found, wanted = f"{relative:.2f} ± {math.sqrt(variance):.2f}", f"{target - unseen:.2f}"
+        found, wanted = f"{relative:.2f} ± {math.sqrt(variance):.2f}", f"{target:.2f}"
+        if unseen >= 0.01:
+            wanted += f", less {unseen:.2f} for what it may not show"
         why = f"α* of {series.horizon} steps is {found}, and should be {wanted}"
         return losing or self._say_if_moved(after, why)
 

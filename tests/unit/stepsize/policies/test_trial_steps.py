@@ -104,10 +104,10 @@ def test_inputs_in_hundreds_are_trained_on() -> None:
         return (2 + centers[classes] + 0.5 * torch.randn(32, 12)) * sizes, classes
 
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    controller = RateController(model, optimizer, loss, total_steps=300)
+    controller = RateController(model, optimizer, loss, total_steps=600)
     losses = []
     x1, y1 = batch()
-    for step in range(300):
+    for step in range(600):
         (x2, y2), (x1, y1) = (x1, y1), batch()
         model.zero_grad()
         (now := loss(model(x2), y2)).backward()
