@@ -279,11 +279,11 @@ def test_steps_that_gain_nothing_and_cost_little_of_the_loss_get_longer() -> Non
     assert "α* of 8 steps is 0.50 ± 0.05, and should be 0.75, less 2.03 for what it may not show" in said[0]
 
 
-@pytest.mark.parametrize(("loss", "cooldown"), [(1000.0, None), (None, (340, 400)), (-1000.0, (340, 400))])
-def test_elsewhere_they_do_not(loss: float | None, cooldown: tuple[int, int] | None) -> None:
+@pytest.mark.parametrize(("loss", "cooldown"), [(1000.0, None), (-1000.0, (340, 400))])
+def test_elsewhere_they_do_not(loss: float, cooldown: tuple[int, int] | None) -> None:
     """Without a cool-down the rattling would stay; and a loss below zero says nothing of what is left."""
     rates, _ = fed_on_a_plateau(loss, cooldown)
-    assert rates == pytest.approx(fed_on_a_plateau(None, (340, 400))[0][:340] + rates[340:])
+    assert rates[:340] == fed_on_a_plateau(None, (340, 400))[0][:340]
     assert rates[339] < 0.8 * rates[FIRST_SERIES]
 
 
