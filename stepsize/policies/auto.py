@@ -8,7 +8,15 @@ from typing import Any
 
 from stepsize.estimate import Estimate, Outcome
 from stepsize.policies.evidence import ENOUGH_ROWS, FewRows, FirstRate, RateFilter, Repeats, TrialSteps, steps_a_block
-from stepsize.policies.horizon import FIRST_SERIES, NO_HORIZON, HorizonPlan, HorizonSeries, HorizonWindows, target_of
+from stepsize.policies.horizon import (
+    FIRST_SERIES,
+    NO_HORIZON,
+    HorizonPlan,
+    HorizonSeries,
+    HorizonWindows,
+    UnseenGain,
+    target_of,
+)
 from stepsize.policies.rates import NO_COOL_DOWN, Bounds, CoolDown, format_rate, moved
 from stepsize.pooling import COUNTED
 
@@ -27,9 +35,6 @@ DRIFT = 0.6
 """How far it moves at most while the steps so far grow by a factor of e, relative to it."""
 TARGET_ERROR = 0.3
 """How well the target is known, relative to it: no series counts for more than that, however many rows it probed."""
-UNSEEN = 0.01
-"""What there may be to gain per unit of ln t that K steps do not show, relative to the loss: while rattling costs less
-than that, a lower rate is not worth it."""
 UP, DOWN = 1.5, 0.5
 """By how much one measurement changes the rate at most."""
 FASTEST = 2
@@ -58,18 +63,19 @@ MOST_LOSING = 10
 class Auto:
     """Finds the rate by itself from any first guess and holds it on target; the schedule has no say from `start` on.
 
-    1. Searching, by `TrialSteps`: a first rate, from steps too short to harm.
+    1. Searching, by `TrialSteps`: a first rate, from steps too short to harm; on a plateau, where α* tells none, one
+       that costs little.
     2. Single steps: from 0.3 times that rate on, α* of each of the next 24 steps is followed by a `RateFilter`, and
        should be 1.75; of so many more as make two blocks, where a step probes fewer than 16 rows. Over the first
        `warmup` steps the rate is multiplied by a ramp from 1/warmup to 1.
     3. Horizon: from then on α_K of the latest quarter or so of all steps is measured again and again, whenever
        `HorizonWindows` begins a series, and compared with its target (`target_of`): above it the steps were too short
        for what is left to gain, below it they rattle more than they gain. If there is a cool-down, α_K may be lower, as
-       long as that costs little of the loss (`UNSEEN`). The rate is multiplied by the ratio of the two, damped by a
-       Kalman gain of the measured variance and of how well the target is known, but to within two standard errors of
-       that ratio; by no more than 1.5 up and 2 down, and, from K = 8 on and past the warm-up, up to twice the mean rate
-       of the measured steps. Where one measurement tells too little, the next series has up to four in the first 400
-       steps; of fewer than 16 rows each, those of a block.
+       long as that costs little of the loss, or a little more where nothing is learned yet (`UnseenGain`). The rate is
+       multiplied by the ratio of the two, damped by a Kalman gain of the measured variance and of how well the target
+       is known, but to within two standard errors of that ratio; by no more than 1.5 up and 2 down, and, from K = 8 on
+       and past the warm-up, up to twice the mean rate of the measured steps. Where one measurement tells too little,
+       the next series has up to four in the first 400 steps; of fewer than 16 rows each, those of a block.
     4. Cooling down, unless told not to: over the last part of the budget the rate falls linearly to zero, and nothing
        is measured.
 
@@ -104,9 +110,10 @@ class Auto:
         """
         self.start, self.bounds, self.warmup = start, bounds, warmup
         self.cooldown = NO_COOL_DOWN if cooldown is None else CoolDown(*cooldown)
-        self._trials = TrialSteps(guess=guess, bounds=bounds)
+        self._trials = TrialSteps(guess=guess, bounds=bounds, beginning=BEGINNING, gives_up=True)
         self._filter = RateFilter(drift=SINGLE_DRIFT, largest_factor=UP, smallest_factor=DOWN)
         self._windows = HorizonWindows(endless=endless)
+        self._unseen = UnseenGain()
         self._few_rows, self._repeats = FewRows(), Repeats()
         self._found: int | None = None  # first step after the search
         self._warmup = warmup  # in steps; known once the search has seen how many rows a step probes
@@ -182,8 +189,7 @@ class Auto:
         few = f"; {estimate.rows} probe rows tell little: give {ENOUGH_ROWS} or more, or watch the loss"
         return (
             f"step {after}: rate {format_rate(said.trial)} → {format_rate(self._said)}, reached over {self._warmup} "
-            f"steps ({BEGINNING:g} of the {format_rate(said.rate)} ± {format_rate(said.standard_error)} that trial "
-            "steps suggest)" + (few if estimate.rows < ENOUGH_ROWS else "") + said.remark
+            f"steps ({BEGINNING:g} of {said.why})" + (few if estimate.rows < ENOUGH_ROWS else "") + said.remark
         )
 
     def _follow(self, estimate: Estimate) -> str | None:
@@ -230,7 +236,8 @@ class Auto:
             return self._halve(step, after) if series.nonfinite else None
         self._halved = 0
         relative, variance = pooled
-        unseen = self._unseen(series)
+        self._unseen.add(series)
+        unseen = self._unseen_gain(series)
         self._keep_spread(variance / target**2 * len(series.moments))
         ratio, present, highest = (relative + unseen) / target, self._filter.rate, math.inf
         if series.horizon < SHORTEST or series.since < self._warmup:
@@ -257,15 +264,12 @@ class Auto:
         steps = max(0, t - self._last)  # none, where single steps were measured meanwhile
         return min(steps * SINGLE_DRIFT**2, DRIFT**2 * math.log1p(steps / max(1, self._windows.bounded(self._last))))
 
-    def _unseen(self, series: HorizonSeries) -> float:
-        """By how much α_K may lie below `target_of`, since there may be more to gain than it shows.
-
-        Nothing where no cool-down takes the rattling away at last.
-        """
-        done, since = self._windows.bounded(series.first), self._bounded_since(series)
-        if self.cooldown == NO_COOL_DOWN or since == 0:
+    def _unseen_gain(self, series: HorizonSeries) -> float:
+        """By how much α_K may lie below `target_of`: by nothing where no cool-down takes the rattling away at last."""
+        if self.cooldown == NO_COOL_DOWN:
             return 0.0
-        return UNSEEN * series.loss_over_curvature * math.log(done / since)
+        done, since = self._windows.bounded(series.first), self._bounded_since(series)
+        return self._unseen.of_horizon(done=done, since=since, first_loss=self._trials.mean_loss)
 
     def _bounded_since(self, series: HorizonSeries) -> int:
         """Its snapshot's t, counted as `bounded` counts."""
@@ -321,6 +325,7 @@ class Auto:
             "block": self._block,
             "last": self._last,
             "spread": [self._spread, self._spreads],
+            "unseen": self._unseen.state_dict(),
             "losing": [self._losing, self._losing_since],
             "halved": [self._halved, self._since],
             "said": self._said,
@@ -342,5 +347,6 @@ class Auto:
         self._open = [HorizonSeries(**values) for values in state["open"]]
         self._last = state["last"]
         self._spread, self._spreads = state["spread"]
+        self._unseen.load_state_dict(state.get("unseen"))
         self._losing, self._losing_since = state["losing"]
         self._halved, self._since = state["halved"]

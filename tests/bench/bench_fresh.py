@@ -104,6 +104,48 @@ def _rare_labels(share: float, seed: int) -> Any:
     )
 
 
+def _checkerboard() -> Rows:
+    draws = np.random.default_rng(41)
+    features = draws.uniform(-2, 2, size=(5000, 2))
+    return features, np.floor(features).sum(1).astype(int) % 2
+
+
+def _staircase() -> Rows:
+    draws = np.random.default_rng(42)
+    features = draws.normal(size=(5000, 12))
+    signs = np.sign(features[:, :3]).cumprod(1)
+    return features, signs.sum(1) + 0.2 * draws.normal(size=5000)
+
+
+def _modular_sums() -> Rows:
+    draws = np.random.default_rng(43)
+    both = draws.integers(11, size=(5000, 2))
+    return np.eye(11)[both].reshape(5000, 22), both.sum(1) % 11
+
+
+def _tree() -> Rows:
+    draws = np.random.default_rng(44)
+    features = draws.normal(size=(5000, 10))
+    cuts, leaves, place = draws.normal(scale=0.5, size=31), draws.integers(3, size=16), np.zeros(5000, int)
+    for depth in range(4):
+        place = 2 * place + 1 + (features[:, depth] > cuts[place])
+    return features, leaves[place - 15]
+
+
+def _weak_signal() -> Rows:
+    draws = np.random.default_rng(45)
+    features = draws.normal(size=(8000, 15))
+    logits = features @ draws.normal(size=15) * 0.1
+    return features, (draws.uniform(size=8000) < 1 / (1 + np.exp(-logits))).astype(int)
+
+
+def _unlike_scales() -> Rows:
+    draws = np.random.default_rng(46)
+    features = draws.normal(size=(5000, 20)) @ np.linalg.qr(draws.normal(size=(20, 20)))[0]
+    mixed = features * np.geomspace(1, 0.03, 20) @ np.linalg.qr(draws.normal(size=(20, 20)))[0]
+    return mixed, (features @ draws.normal(size=20) + draws.normal(size=5000) > 0).astype(int)
+
+
 def _drawn_clicks() -> Rows:
     draws = np.random.default_rng(5)
     features = draws.normal(size=(700_000, 20)).astype(np.float32)
@@ -143,6 +185,13 @@ SOURCES: dict[str, tuple[Callable[[], Any], int | None]] = {
     "rarer labels": (partial(_rare_labels, 0.004, 31), 2),
     "rare labels": (partial(_rare_labels, 0.01, 32), 2),
     "drawn clicks": (_drawn_clicks, 2),
+    "checkerboard": (_checkerboard, 2),
+    "staircase": (_staircase, None),
+    "modular sums": (_modular_sums, 11),
+    "tree": (_tree, 3),
+    "weak signal": (_weak_signal, 2),
+    "unlike scales": (_unlike_scales, 2),
+    "many blobs": (partial(datasets.make_blobs, 4000, 2, centers=12, cluster_std=1.2, random_state=47), 12),
 }
 """What makes the rows, and how many classes; None where the targets are numbers."""
 
@@ -280,6 +329,32 @@ TASKS: Mapping[str, Mapping[str, Task]] = {
             _log("MovieLens, SGD", "movielens", Size(24_000, 4000, 48, 1), "sgd"),
             _log("flights, momentum", "flights", Size(30_000, 4000, 100, 1), "momentum", 4096),
             _text("text, AdamW", "adamw", 10),
+        ]
+    ),
+    "unseen last": dict(
+        [
+            _table("checkerboard, momentum", "checkerboard", Size(3200, 900, 40, 6), "momentum", 64),
+            _table("checkerboard, AdamW", "checkerboard", Size(3200, 900, 40, 6), "adamw", 48, 48),
+            _table("staircase, SGD", "staircase", Size(3200, 900, 32, 5), "sgd", 64),
+            _table("staircase, Nesterov", "staircase", Size(3200, 900, 32, 5), NESTEROV, 48, activation="tanh"),
+            _table("modular sums, AdamW", "modular sums", Size(3200, 900, 32, 6), "adamw", 64),
+            _table("modular sums, momentum", "modular sums", Size(3200, 900, 32, 6), "momentum", 64),
+            _table("tree, NAdamW", "tree", Size(3200, 900, 50, 6), "nadamw", 48, 32),
+            _table("tree, SGD", "tree", Size(3200, 900, 25, 4), "sgd", 64),
+            _table("weak signal, AdamW", "weak signal", Size(6000, 1000, 50, 3), "adamw", 32),
+            _table("weak signal, momentum", "weak signal", Size(6000, 1000, 30, 2), "momentum", 48),
+            _table("weak signal, SGD, logistic", "weak signal", Size(6000, 1000, 30, 2), "sgd"),
+            _table("unlike scales, momentum", "unlike scales", Size(3200, 900, 40, 5), "momentum", 48),
+            _table("unlike scales, AdamW, logistic", "unlike scales", Size(3200, 900, 40, 5), "adamw"),
+            _table("many blobs, Nesterov", "many blobs", Size(2600, 700, 40, 6), NESTEROV, 48),
+            _table("many blobs, SGD", "many blobs", Size(2600, 700, 26, 4), "sgd", 48, activation="tanh"),
+            _table("Friedman 1, AdamW", "friedman1", Size(3000, 1000, 40, 6), "adamw", 48),
+            _table("Friedman 2, Nesterov", "friedman2", Size(3000, 1000, 30, 4), NESTEROV, 32, 32),
+            _table("Friedman 3, NAdamW", "friedman3", Size(3000, 1000, 50, 8), "nadamw", 48),
+            _table("digits, NAdamW, tanh", "digits", Size(1000, 390, 25, 10), "nadamw", 64, activation="tanh"),
+            _table("digits, Nesterov, logistic", "digits", Size(1000, 390, 20, 6), NESTEROV),
+            _log("Criteo Kaggle, SGD", "criteo-kaggle", Size(32_000, 4000, 80, 1), "sgd"),
+            _log("MovieLens, NAdamW, three epochs", "movielens", Size(12_000, 4000, 60, 3), "nadamw"),
         ]
     ),
 }

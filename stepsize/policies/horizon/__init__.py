@@ -5,6 +5,7 @@ from __future__ import annotations
 from stepsize.policies.horizon.plan import NO_HORIZON, HorizonPlan, SingleSteps
 from stepsize.policies.horizon.series import HorizonSeries
 from stepsize.policies.horizon.target import target_of
+from stepsize.policies.horizon.unseen import UnseenGain
 from stepsize.policies.horizon.windows import FIRST_SERIES, FIRST_SNAPSHOT, HorizonWindows
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "HorizonSeries",
     "HorizonWindows",
     "SingleSteps",
+    "UnseenGain",
     "target_of",
 ]

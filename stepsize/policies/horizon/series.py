@@ -77,9 +77,14 @@ class HorizonSeries:
         return relative, variance
 
     @property
-    def loss_over_curvature(self) -> float:
-        """Of the means of both; 0 of a loss below zero, and where no measurement counts."""
-        return max(self.loss, 0.0) / math.fsum(curvature for _, curvature, *_ in self.moments) if self.moments else 0.0
+    def mean_loss(self) -> float:
+        """Of the measurements that count, of which there must be one."""
+        return self.loss / len(self.moments)
+
+    @property
+    def mean_curvature(self) -> float:
+        """Of the same."""
+        return math.fsum(curvature for _, curvature, *_ in self.moments) / len(self.moments)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values: the keyword arguments that make it again."""

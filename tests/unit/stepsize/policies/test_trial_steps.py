@@ -14,6 +14,7 @@ from torch import nn
 from stepsize import RateController
 from stepsize.estimate import Estimate, Outcome
 from stepsize.policies.auto import BEGINNING, Auto
+from stepsize.policies.evidence.trial_steps import HARMLESS
 from tests.estimates import estimate
 
 
@@ -47,19 +48,19 @@ def test_other_flat_steps_are_too_short(found: Estimate) -> None:
     assert "too short" in (Auto(guess=1e-3).observe(found) or "")
 
 
-@pytest.mark.parametrize(("loss", "rate"), [(50.0, 1e-2), (1.0, 1e-2), (0.01, 1e-2), (0.005, 5e-3), (-1.0, 1e-2)])
-def test_no_first_rate_takes_more_than_the_loss(loss: float, rate: float) -> None:
+@pytest.mark.parametrize(("loss", "begins"), [(50.0, 3e-3), (1.0, 3e-3), (0.004, 3e-3), (0.002, 2e-3), (-1.0, 3e-3)])
+def test_training_begins_at_no_rate_that_takes_more_than_the_loss(loss: float, begins: float) -> None:
     """The quadratic of rate 1e-2 and curvature 2 per rate squared takes 1e-4 = ½ · slope · rate at its minimum."""
     policy = Auto(guess=1e-3, warmup=0)
     found = replace(estimate(0, 1e-2, error=1e-3, rate=1e-6), loss=loss * 1e-2)
     said = policy.observe(found) or ""
-    assert policy.learning_rate(1, 0.0) == pytest.approx(BEGINNING * rate)
-    assert ("α* has 1.00e-2, of which a step would take more than the loss" in said) == (rate < 1e-2)
+    assert policy.learning_rate(1, 0.0) == pytest.approx(begins)
+    assert ("α* has 1.00e-2, of which a step would take more than the loss" in said) == (begins < BEGINNING * 1e-2)
 
 
 def test_its_state_has_what_bounds_the_rate() -> None:
     policies = [Auto(guess=1e-3, warmup=0) for _ in range(3)]
-    without = replace(estimate(0, 1e-2, error=9e-3, rate=1e-6), loss=5e-5)
+    without = replace(estimate(0, 1e-2, error=9e-3, rate=1e-6), loss=1e-5)
     for policy in policies[:2]:
         assert policy.observe(without) is None, "no evidence yet"
     policies[2].load_state_dict(json.loads(json.dumps(policies[1].state_dict())))
@@ -83,8 +84,47 @@ def test_a_bound_below_the_trial_step_is_not_taken_for_one_too_long() -> None:
 
 def test_one_step_that_fits_everything_is_no_news() -> None:
     """Its bound is the rate itself, but for rounding."""
-    found = replace(estimate(0, 1e-2, error=1e-3, rate=1e-6), loss=1e-4 * (1 - 1e-6))
+    found = replace(estimate(0, 1e-2, error=1e-3, rate=1e-6), loss=BEGINNING * 1e-4 * (1 - 1e-6))
     assert "α* has" not in (Auto(guess=1e-3).observe(found) or "α* has")
+
+
+@pytest.mark.parametrize("guess", [1e-6, 1e-2, 100.0])
+def test_a_search_without_evidence_ends_at_a_rate_that_costs_little(guess: float) -> None:
+    """α* is 1e-3 ± 1 at any length, and the curvature of a step of 0.1 costs a thousandth of the loss."""
+    policy, rates, said = Auto(guess=guess, warmup=0), [], []
+    for step in range(40):
+        rates.append(policy.learning_rate(step, 0.0))
+        found = estimate(step, 1e-3, error=1.0, rate=rates[-1])
+        assert found.curvature is not None
+        loss = 0.1**2 * found.curvature / rates[-1] ** 2 / 2 / HARMLESS
+        said.append(policy.observe(replace(found, loss=loss)))
+        if policy.horizon(step + 1) and "tell no rate" in (said[-1] or ""):
+            break
+    assert len(rates) == 30
+    assert max(rates) <= min(guess, 0.1) * (1 + 1e-9)
+    assert policy.learning_rate(30, 0.0) == pytest.approx(BEGINNING * 0.1)
+
+
+def test_a_search_without_a_loss_goes_on() -> None:
+    policy = Auto(guess=1e-3)
+    said = [policy.observe(replace(estimate(step, 1e-3, error=1.0, rate=1e-6), loss=0.0)) for step in range(60)]
+    assert not any("tell no rate" in (one or "") for one in said)
+
+
+def test_the_state_knows_how_long_it_has_searched() -> None:
+    policies = [Auto(guess=1e-3, warmup=0) for _ in range(2)]
+
+    def search(policy: Auto, steps: range) -> list[float]:
+        rates = []
+        for step in steps:
+            policy.observe(replace(estimate(step, 1e-3, error=1.0, rate=policy.learning_rate(step, 0.0)), loss=1.0))
+            rates.append(policy.learning_rate(step + 1, 0.0))
+        return rates
+
+    search(policies[0], range(25))
+    policies[1].load_state_dict(json.loads(json.dumps(policies[0].state_dict())))
+    assert search(policies[1], range(25, 40)) == search(policies[0], range(25, 40))
+    assert policies[1].horizon(40) == policies[0].horizon(40)
 
 
 def test_many_steps_are_not_said_to_be_straight() -> None:
