@@ -71,7 +71,7 @@ class Auto:
     3. Horizon: from then on α_K of the latest quarter or so of all steps is measured again and again, whenever
        `HorizonWindows` begins a series, and compared with its target (`target_of`): above it the steps were too short
        for what is left to gain, below it they rattle more than they gain. If there is a cool-down, α_K may be lower, as
-       long as that costs little of the loss, or a little more where nothing is learned yet (`UnseenGain`). The rate is
+       long as that costs little of the loss, and lower still where nothing is learned yet (`UnseenGain`). The rate is
        multiplied by the ratio of the two, damped by a Kalman gain of the measured variance and of how well the target
        is known, but to within two standard errors of that ratio; by no more than 1.5 up and 2 down, and, from K = 8 on
        and past the warm-up, up to twice the mean rate of the measured steps. Where one measurement tells too little,
@@ -114,6 +114,7 @@ class Auto:
         self._filter = RateFilter(drift=SINGLE_DRIFT, largest_factor=UP, smallest_factor=DOWN)
         self._windows = HorizonWindows(endless=endless)
         self._unseen = UnseenGain()
+        self._untrained = False  # whether it has looked on since the first step
         self._few_rows, self._repeats = FewRows(), Repeats()
         self._found: int | None = None  # first step after the search
         self._warmup = warmup  # in steps; known once the search has seen how many rows a step probes
@@ -166,6 +167,7 @@ class Auto:
         if estimate.step < self.start or self.cooldown.begun(estimate.step):
             return None
         self._repeats.add(estimate)
+        self._untrained = self._untrained or estimate.step == 0
         if self._found is None:
             decided = self._search(estimate)
         elif estimate.horizon == 1:
@@ -183,13 +185,14 @@ class Auto:
         longest = max(self.warmup, int(LONGEST_WARMUP * (self.cooldown.first - after)))
         self._block = steps_a_block(estimate.rows)
         self._warmup = min(self.warmup * self._block, longest)
-        self._filter.start(BEGINNING * said.rate, BEGINNING * said.standard_error, step=estimate.step)
+        self._unseen.first_loss = said.loss if self._untrained else None
+        self._filter.start(said.rate, said.rate * said.relative_error, step=estimate.step)
         self._filter.keep_within(self.bounds)
         self._said = self._filter.rate
         few = f"; {estimate.rows} probe rows tell little: give {ENOUGH_ROWS} or more, or watch the loss"
         return (
             f"step {after}: rate {format_rate(said.trial)} → {format_rate(self._said)}, reached over {self._warmup} "
-            f"steps ({BEGINNING:g} of {said.why})" + (few if estimate.rows < ENOUGH_ROWS else "") + said.remark
+            f"steps ({said.why})" + (few if estimate.rows < ENOUGH_ROWS else "") + said.remark
         )
 
     def _follow(self, estimate: Estimate) -> str | None:
@@ -237,7 +240,8 @@ class Auto:
         self._halved = 0
         relative, variance = pooled
         self._unseen.add(series)
-        unseen = self._unseen_gain(series)
+        losing = self._lost(series, relative, math.sqrt(variance))
+        unseen = 0.0 if self._losing else self._unseen_gain(series)
         self._keep_spread(variance / target**2 * len(series.moments))
         ratio, present, highest = (relative + unseen) / target, self._filter.rate, math.inf
         if series.horizon < SHORTEST or series.since < self._warmup:
@@ -245,7 +249,6 @@ class Auto:
         else:
             ratio *= 1.0 if series.rate is None else series.rate / present  # which those under way may have moved
             highest = max(FASTEST * series.mean_rate, present)
-        losing = self._lost(series, relative, math.sqrt(variance))
         if self._losing > MOST_LOSING:
             return losing
         drifted = self._drifted(series.first)
@@ -255,7 +258,7 @@ class Auto:
         self._filter.keep_within(self.bounds)
         found, wanted = f"{relative:.2f} ± {math.sqrt(variance):.2f}", f"{target:.2f}"
         if unseen >= 0.01:
-            wanted += f", less {unseen:.2f} for what it may not show"
+            wanted += f", less {min(unseen, target):.2f} for what it may not show"
         why = f"α* of {series.horizon} steps is {found}, and should be {wanted}"
         return losing or self._say_if_moved(after, why)
 
@@ -269,7 +272,7 @@ class Auto:
         if self.cooldown == NO_COOL_DOWN:
             return 0.0
         done, since = self._windows.bounded(series.first), self._bounded_since(series)
-        return self._unseen.of_horizon(done=done, since=since, first_loss=self._trials.mean_loss)
+        return self._unseen.of_horizon(done=done, since=since)
 
     def _bounded_since(self, series: HorizonSeries) -> int:
         """Its snapshot's t, counted as `bounded` counts."""
@@ -326,6 +329,7 @@ class Auto:
             "last": self._last,
             "spread": [self._spread, self._spreads],
             "unseen": self._unseen.state_dict(),
+            "untrained": self._untrained,
             "losing": [self._losing, self._losing_since],
             "halved": [self._halved, self._since],
             "said": self._said,
@@ -339,6 +343,7 @@ class Auto:
         self._trials.load_state_dict(state.get("trials", state))
         self._found, self._said = state["found"], state["said"]
         self._warmup, self._block = state.get("warmup", self.warmup), state.get("block", 1)
+        self._untrained = state.get("untrained", False)
         self._few_rows.load_state_dict(state.get("few_rows"))
         self._repeats.load_state_dict(state.get("repeats"))
         if "windows" not in state:
@@ -347,6 +352,7 @@ class Auto:
         self._open = [HorizonSeries(**values) for values in state["open"]]
         self._last = state["last"]
         self._spread, self._spreads = state["spread"]
-        self._unseen.load_state_dict(state.get("unseen"))
+        if "unseen" in state:
+            self._unseen.load_state_dict(state["unseen"])
         self._losing, self._losing_since = state["losing"]
         self._halved, self._since = state["halved"]

@@ -125,7 +125,7 @@ class AutoSingle(SingleSteps):
         if not isinstance(said, FirstRate):
             return said
         after = estimate.step + estimate.age + 1
-        self._filter.start(said.rate, said.standard_error, step=estimate.step)
+        self._filter.start(said.rate, said.rate * said.relative_error, step=estimate.step)
         self._filter.keep_within(self.bounds)
         self._found = self._since = after
         self._warmup = self.warmup * steps_a_block(estimate.rows)
@@ -133,9 +133,7 @@ class AutoSingle(SingleSteps):
         few = f"; {estimate.rows} probe rows tell little: give {ENOUGH_ROWS} or more, or watch the loss"
         return (
             f"step {after}: rate {format_rate(said.trial)} → {format_rate(self._said)}, reached over "
-            f"{self._warmup} steps (trial steps suggest {format_rate(said.rate)} ± {format_rate(said.standard_error)})"
-            + (few if estimate.rows < ENOUGH_ROWS else "")
-            + said.remark
+            f"{self._warmup} steps ({said.why})" + (few if estimate.rows < ENOUGH_ROWS else "") + said.remark
         )
 
     def _say(self, after: int, why: str) -> str:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from stepsize.policies.horizon.series import HorizonSeries
 
-ALWAYS = 0.01
+UNSEEN = 0.01
 """What is taken to be left to gain unseen per unit of ln t, relative to the loss: while rattling costs less than that,
 a lower rate is not worth it."""
-NOTHING_LEARNED = 0.1
-"""So much more, where the loss is what it was as training began: there is nothing to lose."""
-LEARNED = 0.05
-"""Share of that loss which, once gained, leaves nothing of `NOTHING_LEARNED`."""
+UNSEEN_UNTRAINED = 0.1
+"""So much more, where the loss is still that of the untrained model: there is nothing to lose."""
+LEARNED = 0.1
+"""Share of that loss which, once gained, leaves nothing of `UNSEEN_UNTRAINED`."""
 POOLED = 4
-"""Series over which curvature and loss are averaged: on a plateau those of one scatter over decades."""
+"""Series over which curvature and loss are averaged, exponentially: on a plateau those of one scatter over decades."""
 
 
 class UnseenGain:
@@ -25,36 +26,43 @@ class UnseenGain:
     """
 
     def __init__(self) -> None:
-        self._price = 0.0  # curvature relative to the loss, averaged over series
+        self.first_loss: float | None = None
+        """Mean loss of the untrained model; None where it is not known."""
+        self._curvature = 0.0  # relative to the loss, averaged over series
         self._loss = 0.0  # averaged over them, too
-        self._series = 0  # of which there are so many, at most POOLED
+        self._lowest = math.inf  # of that average, once it is of POOLED series: what was learned stays learned
+        self._series = 0  # at most POOLED
 
     def add(self, series: HorizonSeries) -> None:
-        """Take in a series that counts; one whose loss is not above zero tells no relative gain."""
+        """Take in a series that counts; after one whose loss is not above zero, averages begin anew."""
         loss = series.mean_loss
         if loss <= 0:
-            self._series = 0
+            self._curvature, self._loss, self._series = 0.0, 0.0, 0
             return
         self._series = min(self._series + 1, POOLED)
-        if self._series == 1:
-            self._price = self._loss = 0.0
-        self._price += (series.mean_curvature / loss - self._price) / self._series
+        self._curvature += (series.mean_curvature / loss - self._curvature) / self._series
         self._loss += (loss - self._loss) / self._series
+        if self._series == POOLED:
+            self._lowest = min(self._lowest, self._loss)
 
-    def of_horizon(self, *, done: int, since: int, first_loss: float | None) -> float:
-        """In units of α_K, for a horizon from step `since` to `done`; `first_loss` is that of the untrained model."""
-        if not self._series or since <= 0 or self._price <= 0:
+    def of_horizon(self, *, done: int, since: int) -> float:
+        """In units of α_K, for a horizon from step `since` to `done`."""
+        if not self._series or since <= 0:
             return 0.0
-        share = ALWAYS
-        if first_loss is not None:
-            share += NOTHING_LEARNED * (1.0 - min(1.0, max(0.0, 1.0 - self._loss / first_loss) / LEARNED))
-        return share / self._price * math.log(done / since)
+        share = UNSEEN
+        if self.first_loss is not None:
+            gained = max(0.0, 1.0 - min(self._loss, self._lowest) / self.first_loss)
+            share += UNSEEN_UNTRAINED * max(0.0, 1.0 - gained / LEARNED)
+        return share / self._curvature * math.log(done / since)
 
-    def state_dict(self) -> list[float]:
+    def state_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
-        return [self._price, self._loss, self._series]
+        lowest = None if self._lowest == math.inf else self._lowest
+        averages = [self._curvature, self._loss, self._series]
+        return {"first_loss": self.first_loss, "averages": averages, "lowest": lowest}
 
-    def load_state_dict(self, state: list[float] | None) -> None:
-        """Continue from `state_dict`'s values; from None, of a version that kept none, as at first."""
-        self._price, self._loss, series = state or (0.0, 0.0, 0)
-        self._series = int(series)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`'s values."""
+        self.first_loss, lowest = state["first_loss"], state["lowest"]
+        self._curvature, self._loss, self._series = state["averages"]
+        self._lowest = math.inf if lowest is None else lowest

@@ -144,3 +144,29 @@ def test_auto_leaves_a_plateau() -> None:
             optimizer.step()
     assert sum(losses[50:100]) / 50 > 0.6, "as little as a guess knows"
     assert sum(losses[-50:]) / 50 < 0.4
+
+
+@pytest.mark.parametrize("guess", [1e-6, 1e-2])
+def test_auto_trains_where_no_single_step_tells_a_rate(guess: float) -> None:
+    """An exclusive or by tanh and SGD: at first the gradients of two batches have nothing in common."""
+    torch.manual_seed(2)
+    model, loss = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 1), nn.Flatten(0)), nn.BCEWithLogitsLoss()
+
+    def batch() -> tuple[torch.Tensor, torch.Tensor]:
+        features = torch.randn(26, 6)
+        return features, (features[:, 0] * features[:, 1] > 0).float()
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=guess)
+    controller = RateController(model, optimizer, loss, total_steps=800)
+    losses, said = [], []
+    x1, y1 = batch()
+    for step in range(800):
+        (x2, y2), (x1, y1) = (x1, y1), batch()
+        optimizer.zero_grad()
+        (now := loss(model(x2), y2)).backward()
+        losses.append(now.item())
+        with controller.around_step((x1,), y1, step=step):
+            optimizer.step()
+        said += controller.said
+    assert any("which is no evidence of a rate" in one for one in said)
+    assert sum(losses[-50:]) / 50 < 0.4

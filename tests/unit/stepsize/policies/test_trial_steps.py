@@ -1,10 +1,11 @@
-"""The search for a first rate where logits lie far apart: a loss without curvature, and curvature of a few rows."""
+"""The search for a first rate: where the loss has no curvature or that of a few rows, and where nothing tells one."""
 
 from __future__ import annotations
 
 import json
 import math
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,8 @@ from torch import nn
 from stepsize import RateController
 from stepsize.estimate import Estimate, Outcome
 from stepsize.policies.auto import BEGINNING, Auto
+from stepsize.policies.auto_single import AutoSingle
+from stepsize.policies.cadence import Cadence
 from stepsize.policies.evidence.trial_steps import HARMLESS
 from tests.estimates import estimate
 
@@ -48,11 +51,11 @@ def test_other_flat_steps_are_too_short(found: Estimate) -> None:
     assert "too short" in (Auto(guess=1e-3).observe(found) or "")
 
 
-@pytest.mark.parametrize(("loss", "begins"), [(50.0, 3e-3), (1.0, 3e-3), (0.004, 3e-3), (0.002, 2e-3), (-1.0, 3e-3)])
+@pytest.mark.parametrize(("loss", "begins"), [(50.0, 3e-3), (1.0, 3e-3), (6e-5, 3e-3), (3.4e-5, 2e-3), (-1.0, 3e-3)])
 def test_training_begins_at_no_rate_that_takes_more_than_the_loss(loss: float, begins: float) -> None:
-    """The quadratic of rate 1e-2 and curvature 2 per rate squared takes 1e-4 = ½ · slope · rate at its minimum."""
+    """The quadratic whose slope is 0.02 and whose minimum lies at a rate of 0.01 takes 0.02 · 2e-3 · 0.85 = 3.4e-5."""
     policy = Auto(guess=1e-3, warmup=0)
-    found = replace(estimate(0, 1e-2, error=1e-3, rate=1e-6), loss=loss * 1e-2)
+    found = replace(estimate(0, 1e-2, error=1e-3, rate=1e-6), loss=loss)
     said = policy.observe(found) or ""
     assert policy.learning_rate(1, 0.0) == pytest.approx(begins)
     assert ("α* has 1.00e-2, of which a step would take more than the loss" in said) == (begins < BEGINNING * 1e-2)
@@ -84,47 +87,112 @@ def test_a_bound_below_the_trial_step_is_not_taken_for_one_too_long() -> None:
 
 def test_one_step_that_fits_everything_is_no_news() -> None:
     """Its bound is the rate itself, but for rounding."""
-    found = replace(estimate(0, 1e-2, error=1e-3, rate=1e-6), loss=BEGINNING * 1e-4 * (1 - 1e-6))
+    found = replace(estimate(0, 1e-2, error=1e-3, rate=1e-6), loss=0.02 * BEGINNING * 1e-2 * 0.85 * (1 - 1e-6))
     assert "α* has" not in (Auto(guess=1e-3).observe(found) or "α* has")
+
+
+def searched(policy: Auto, steps: range, told: Callable[[Estimate], Estimate]) -> tuple[list[float], list[str]]:
+    """The rates of these steps, and what was said of estimates of 1e-3 ± 1, as `told` has them."""
+    rates, said = [], []
+    for step in steps:
+        rates.append(policy.learning_rate(step, 0.0))
+        said.append(policy.observe(told(estimate(step, 1e-3, error=1.0, rate=rates[-1]))) or "")
+    return rates, said
+
+
+def costs(harmless: float) -> Callable[[Estimate], Estimate]:
+    """A loss of which the curvature, 2 per rate squared, costs HARMLESS at the rate `harmless`."""
+    return lambda found: replace(found, loss=harmless**2 / HARMLESS)
+
+
+NOTHING = "which is no evidence of a rate"
 
 
 @pytest.mark.parametrize("guess", [1e-6, 1e-2, 100.0])
 def test_a_search_without_evidence_ends_at_a_rate_that_costs_little(guess: float) -> None:
-    """α* is 1e-3 ± 1 at any length, and the curvature of a step of 0.1 costs a thousandth of the loss."""
-    policy, rates, said = Auto(guess=guess, warmup=0), [], []
-    for step in range(40):
-        rates.append(policy.learning_rate(step, 0.0))
-        found = estimate(step, 1e-3, error=1.0, rate=rates[-1])
-        assert found.curvature is not None
-        loss = 0.1**2 * found.curvature / rates[-1] ** 2 / 2 / HARMLESS
-        said.append(policy.observe(replace(found, loss=loss)))
-        if policy.horizon(step + 1) and "tell no rate" in (said[-1] or ""):
-            break
-    assert len(rates) == 30
-    assert max(rates) <= min(guess, 0.1) * (1 + 1e-9)
-    assert policy.learning_rate(30, 0.0) == pytest.approx(BEGINNING * 0.1)
+    policy = Auto(guess=guess, warmup=0)
+    _, said = searched(policy, range(30), costs(0.05))
+    assert [NOTHING in one for one in said] == [False] * 29 + [True]
+    assert policy.learning_rate(30, 0.0) == pytest.approx(0.05)
+    assert "5.00e-2" in said[-1]
 
 
-def test_a_search_without_a_loss_goes_on() -> None:
+def test_no_trial_step_is_longer_than_one_that_costs_little() -> None:
+    rates, _ = searched(Auto(guess=100.0), range(30), costs(5e-6))
+    assert rates[0] == 1e-6
+    assert max(rates) == pytest.approx(5e-6)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_nor_does_it_end_at_a_rate_whose_slope_would_take_the_loss(sign: int) -> None:
+    """However little curvature there is, and whichever way the slope goes."""
+    policy = Auto(guess=1e-6, warmup=0)
+    for step in range(30):
+        found = estimate(step, sign * 1e3, error=1e4, rate=1e-6, curvature=1e-3)
+        said = policy.observe(replace(found, loss=0.05)) or ""
+    assert NOTHING in said
+    assert policy.learning_rate(30, 0.0) == pytest.approx(0.05 / (1e3 * 1e-3) / 0.85)
+
+
+def test_flat_and_lost_measurements_neither_hold_it_up_nor_count() -> None:
+    policy = Auto(guess=1e-6, warmup=0)
+    said = []
+    for step in range(90):
+        outcome = (None, Outcome.FLAT, Outcome.DROPPED)[step % 3]
+        found = estimate(step, 1e-3, error=1.0, rate=policy.learning_rate(step, 0.0), outcome=outcome)
+        said.append(policy.observe(costs(0.05)(found) if outcome is None else found) or "")
+    assert [NOTHING in one for one in said] == [False] * 87 + [True] + [False] * 2
+
+
+def test_a_search_of_few_rows_ends_after_three_blocks() -> None:
+    policy = Auto(guess=1e-3, warmup=0)
+    ended = None
+    for step in range(60):
+        noisy = estimate(step, 1e-2 * (-1.0) ** (step // 2), rate=policy.learning_rate(step, 0.0))
+        if NOTHING in (policy.observe(costs(0.05)(replace(noisy, rows=4))) or ""):
+            ended = step
+    assert ended == 23
+
+
+@pytest.mark.parametrize("loss", [0.0, -1.0])
+def test_a_search_without_a_loss_above_zero_goes_on(loss: float) -> None:
+    _, said = searched(Auto(guess=1e-3), range(90), lambda found: replace(found, loss=loss))
+    assert not any(NOTHING in one for one in said)
+
+
+def test_steps_that_clearly_climb_are_no_plateau() -> None:
     policy = Auto(guess=1e-3)
-    said = [policy.observe(replace(estimate(step, 1e-3, error=1.0, rate=1e-6), loss=0.0)) for step in range(60)]
-    assert not any("tell no rate" in (one or "") for one in said)
+    for step in range(90):
+        found = replace(estimate(step, -1.0, error=0.1, rate=policy.learning_rate(step, 0.0)), loss=1.0)
+        assert NOTHING not in (policy.observe(found) or "")
+
+
+def test_auto_single_never_gives_up() -> None:
+    policy = AutoSingle(guess=1e-3, cadence=Cadence(interval=10, count=10, start=0))
+    said = [policy.observe(costs(0.05)(estimate(step, 1e-3, error=1.0, rate=1e-6))) for step in range(90)]
+    assert not any(NOTHING in (one or "") for one in said)
 
 
 def test_the_state_knows_how_long_it_has_searched() -> None:
     policies = [Auto(guess=1e-3, warmup=0) for _ in range(2)]
-
-    def search(policy: Auto, steps: range) -> list[float]:
-        rates = []
-        for step in steps:
-            policy.observe(replace(estimate(step, 1e-3, error=1.0, rate=policy.learning_rate(step, 0.0)), loss=1.0))
-            rates.append(policy.learning_rate(step + 1, 0.0))
-        return rates
-
-    search(policies[0], range(25))
+    searched(policies[0], range(25), costs(0.05))
     policies[1].load_state_dict(json.loads(json.dumps(policies[0].state_dict())))
-    assert search(policies[1], range(25, 40)) == search(policies[0], range(25, 40))
-    assert policies[1].horizon(40) == policies[0].horizon(40)
+    again, once = (searched(policy, range(25, 40), costs(0.05)) for policy in (policies[1], policies[0]))
+    assert again == once
+    assert NOTHING in once[1][4]
+
+
+def test_a_search_begun_by_an_earlier_version_goes_on() -> None:
+    """Its totals had no curvature, and are begun anew."""
+    policy, restored = Auto(guess=1e-3, warmup=0), Auto(guess=1e-3, warmup=0)
+    searched(policy, range(25), costs(0.05))
+    state = json.loads(json.dumps(policy.state_dict()))
+    del state["trials"]["told"], state["unseen"], state["untrained"]
+    state["trials"]["totals"] = [-1.0, 30.0]
+    restored.load_state_dict(state)
+    _, said = searched(restored, range(25, 55), costs(0.05))
+    assert NOTHING in said[-1]
+    assert restored.learning_rate(55, 0.0) == pytest.approx(0.05)
 
 
 def test_many_steps_are_not_said_to_be_straight() -> None:
