@@ -12,8 +12,9 @@ UNSEEN = 0.01
 a lower rate is not worth it."""
 UNSEEN_UNTRAINED = 0.1
 """So much more, where the loss is still that of the untrained model: there is nothing to lose."""
-LEARNED = 0.1
-"""Share of that loss which, once gained, leaves nothing of `UNSEEN_UNTRAINED`."""
+LEARNED, UNLEARNED = 0.1, 0.05
+"""Shares of that loss of which either, once gained or lost, leaves nothing of `UNSEEN_UNTRAINED`: what can be lost had
+been learned before."""
 POOLED = 4
 """Series over which curvature and loss are averaged, exponentially: on a plateau those of one scatter over decades."""
 
@@ -30,7 +31,7 @@ class UnseenGain:
         """Mean loss of the untrained model; None where it is not known."""
         self._curvature = 0.0  # relative to the loss, averaged over series
         self._loss = 0.0  # averaged over them, too
-        self._lowest = math.inf  # of that average, once it is of POOLED series: what was learned stays learned
+        self._lowest, self._highest = math.inf, -math.inf  # of that average, once it is of POOLED series
         self._series = 0  # at most POOLED
 
     def add(self, series: HorizonSeries) -> None:
@@ -43,7 +44,7 @@ class UnseenGain:
         self._curvature += (series.mean_curvature / loss - self._curvature) / self._series
         self._loss += (loss - self._loss) / self._series
         if self._series == POOLED:
-            self._lowest = min(self._lowest, self._loss)
+            self._lowest, self._highest = min(self._lowest, self._loss), max(self._highest, self._loss)
 
     def of_horizon(self, *, done: int, since: int) -> float:
         """In units of α_K, for a horizon from step `since` to `done`."""
@@ -51,18 +52,19 @@ class UnseenGain:
             return 0.0
         share = UNSEEN
         if self.first_loss is not None:
-            gained = max(0.0, 1.0 - min(self._loss, self._lowest) / self.first_loss)
-            share += UNSEEN_UNTRAINED * max(0.0, 1.0 - gained / LEARNED)
+            gained = 1.0 - min(self._loss, self._lowest) / self.first_loss
+            lost = max(self._loss, self._highest) / self.first_loss - 1.0
+            share += UNSEEN_UNTRAINED * max(0.0, 1.0 - max(0.0, gained / LEARNED, lost / UNLEARNED))
         return share / self._curvature * math.log(done / since)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
-        lowest = None if self._lowest == math.inf else self._lowest
         averages = [self._curvature, self._loss, self._series]
-        return {"first_loss": self.first_loss, "averages": averages, "lowest": lowest}
+        extremes = None if self._highest < self._lowest else [self._lowest, self._highest]
+        return {"first_loss": self.first_loss, "averages": averages, "extremes": extremes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`'s values."""
-        self.first_loss, lowest = state["first_loss"], state["lowest"]
+        self.first_loss = state["first_loss"]
         self._curvature, self._loss, self._series = state["averages"]
-        self._lowest = math.inf if lowest is None else lowest
+        self._lowest, self._highest = state["extremes"] or (math.inf, -math.inf)

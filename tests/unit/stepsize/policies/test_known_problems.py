@@ -170,3 +170,36 @@ def test_auto_trains_where_no_single_step_tells_a_rate(guess: float) -> None:
         said += controller.said
     assert any("which is no evidence of a rate" in one for one in said)
     assert sum(losses[-50:]) / 50 < 0.4
+
+
+def test_auto_does_not_unlearn() -> None:
+    """Trained weights, and rows of the same kind: there is nothing to gain, and a little to lose."""
+    torch.manual_seed(2)
+    teacher, mixing = torch.randn(20, 5), torch.randn(20, 20)
+    model, loss = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 5)), nn.CrossEntropyLoss()
+
+    def batch(rows: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+        features = torch.randn(rows, 20)
+        return features, torch.multinomial((torch.tanh(features @ mixing / 2) @ teacher * 0.6).softmax(1), 1)[:, 0]
+
+    trainer = torch.optim.AdamW(model.parameters())
+    for step in range(1500):
+        trainer.param_groups[0]["lr"] = 3e-3 * (1 - step / 1500)
+        features, classes = batch()
+        trainer.zero_grad()
+        loss(model(features), classes).backward()
+        trainer.step()
+    everything = batch(20_000)
+    with torch.no_grad():
+        before = loss(model(everything[0]), everything[1]).item()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+    controller = RateController(model, optimizer, loss, total_steps=400)
+    x1, y1 = batch()
+    for step in range(400):
+        (x2, y2), (x1, y1) = (x1, y1), batch()
+        optimizer.zero_grad()
+        loss(model(x2), y2).backward()
+        with controller.around_step((x1,), y1, step=step):
+            optimizer.step()
+    with torch.no_grad():
+        assert loss(model(everything[0]), everything[1]).item() < 1.02 * before
