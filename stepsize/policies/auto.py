@@ -114,7 +114,7 @@ class Auto:
         self._filter = RateFilter(drift=SINGLE_DRIFT, largest_factor=UP, smallest_factor=DOWN)
         self._windows = HorizonWindows(endless=endless)
         self._unseen = UnseenGain()
-        self._untrained = False  # whether it has looked on since the first step
+        self._from_first_step = False  # whether it has looked on since the first step
         self._few_rows, self._repeats = FewRows(), Repeats()
         self._found: int | None = None  # first step after the search
         self._warmup = warmup  # in steps; known once the search has seen how many rows a step probes
@@ -167,7 +167,7 @@ class Auto:
         if estimate.step < self.start or self.cooldown.begun(estimate.step):
             return None
         self._repeats.add(estimate)
-        self._untrained = self._untrained or estimate.step == 0
+        self._from_first_step = self._from_first_step or estimate.step == 0
         if self._found is None:
             decided = self._search(estimate)
         elif estimate.horizon == 1:
@@ -185,7 +185,7 @@ class Auto:
         longest = max(self.warmup, int(LONGEST_WARMUP * (self.cooldown.first - after)))
         self._block = steps_a_block(estimate.rows)
         self._warmup = min(self.warmup * self._block, longest)
-        self._unseen.first_loss = said.loss if self._untrained else None
+        self._unseen.first_loss = said.loss if self._from_first_step else None
         self._filter.start(said.rate, said.rate * said.relative_error, step=estimate.step)
         self._filter.keep_within(self.bounds)
         self._said = self._filter.rate
@@ -329,7 +329,7 @@ class Auto:
             "last": self._last,
             "spread": [self._spread, self._spreads],
             "unseen": self._unseen.state_dict(),
-            "untrained": self._untrained,
+            "from_first_step": self._from_first_step,
             "losing": [self._losing, self._losing_since],
             "halved": [self._halved, self._since],
             "said": self._said,
@@ -343,7 +343,7 @@ class Auto:
         self._trials.load_state_dict(state.get("trials", state))
         self._found, self._said = state["found"], state["said"]
         self._warmup, self._block = state.get("warmup", self.warmup), state.get("block", 1)
-        self._untrained = state.get("untrained", False)
+        self._from_first_step = state.get("from_first_step", False)
         self._few_rows.load_state_dict(state.get("few_rows"))
         self._repeats.load_state_dict(state.get("repeats"))
         if "windows" not in state:

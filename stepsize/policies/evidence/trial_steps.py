@@ -19,7 +19,7 @@ FAR = 10.0
 PATIENCE = 10
 """Estimates without evidence after which trial steps get ten times as long."""
 ENDURANCE = 30
-"""Of those that have a number, after which a search gives up."""
+"""Estimates with a number and without evidence after which a search gives up; a block of few rows counts for ten."""
 HARMLESS = 1e-4
 """Share of the loss that the curvature of a step may cost where nothing else tells how long it should be."""
 
@@ -60,7 +60,8 @@ class _Totals:
     def most(self, share: float) -> float:
         """The rate of which `share` of a step takes the loss, if that rate is at the minimum; infinite without a slope.
 
-        Whichever way the slope goes: of what may be noise the size alone counts.
+        Where the minimum lies further, such a step takes more, up to 1 / (1 − share/2) times the loss. Whichever way
+        the slope goes: of what may be noise the size alone counts.
         """
         taken = abs(self.slope) * share * (1 - share / 2)
         return self.loss / taken if taken > 0 and self.loss > 0 else math.inf
@@ -90,8 +91,8 @@ class TrialSteps:
     near 0 and 1, a little too small where many classes are all as likely. A mean loss of 0 or less bounds nothing.
 
     On a plateau there may never be any evidence. A search that `gives_up` ends after thirty estimates with a number, or
-    as many steps' blocks, at the rate at which the curvature of a step costs a ten-thousandth of the loss, bounded in
-    the same way; and trial steps get no longer than that. It goes on where the loss is not above zero, and where α*
+    three blocks of few rows, at the rate at which the curvature of a step costs a ten-thousandth of the loss, bounded
+    in the same way; and trial steps get no longer than that. It goes on where the loss is not above zero, and where α*
     lies two standard errors below zero: such steps climb. Any other search ends with evidence alone. So the guess is a
     bound on the steps before the end of a search, and nothing else.
     """
@@ -105,7 +106,8 @@ class TrialSteps:
         self._tried = 0  # estimates without evidence at the present length
         self._since = 0  # first step at the present length
         self._told = 0  # estimates with a number, of which there was no evidence
-        self._all, self._present = _Totals(), _Totals()  # of every length, and of the present one, which rounding tells
+        self._all, self._present = _Totals(), _Totals()  # of every length, and of the present one: shorter steps round
+        self._limit = math.inf  # of their length, as the estimates of the length before had it
 
     def observe(self, estimate: Estimate, few_rows: FewRows) -> FirstRate | str | None:
         """Takes in one estimate; says what was found, or what changed."""
@@ -122,7 +124,7 @@ class TrialSteps:
         if one is not None:
             self._sums.add(one)
             self._told += PATIENCE if few else 1
-            if (found := self._found()) is not None:
+            if (found := self._found(few)) is not None:
                 return found
         if not present:
             return None
@@ -136,19 +138,19 @@ class TrialSteps:
         if self._tried < PATIENCE or self.rate >= 0.99 * longest:
             return None
         before, self.rate, self._tried, self._since = self.rate, min(10 * self.rate, longest), 0, after
-        self._present = _Totals()
+        self._limit, self._present = self._harmless, _Totals()
         why = "too short a step to tell from none" if flat else "no evidence of a rate yet"
         return f"step {after}: rate {format_rate(before)} → {format_rate(self.rate)} ({why})"
 
-    def _found(self) -> FirstRate | None:
+    def _found(self, few: bool) -> FirstRate | None:
         pooled = self._sums.pooled()
         if pooled is None:
             return None
         rate, error = pooled
         if rate - 2 * error > 0:
             return self._evident(rate, error)
-        harmless = self.bounds.clamp(self._harmless)
-        if self._told < ENDURANCE or rate + 2 * error < 0 or self._harmless == math.inf:
+        harmless, known = self.bounds.clamp(self._harmless), few or self._present.count >= PATIENCE
+        if self._told < ENDURANCE or rate + 2 * error < 0 or self._harmless == math.inf or not known:
             return None
         why = (
             f"of which the curvature of a step costs {HARMLESS:.2%} of the loss: trial steps suggest "
@@ -158,10 +160,9 @@ class TrialSteps:
 
     def _evident(self, suggested: float, error: float) -> FirstRate:
         rate = min(suggested, self._all.most(self._beginning))
-        why = f"trial steps suggest {format_rate(rate)} ± {format_rate(error * rate / suggested)}"
-        if self._beginning < 1:
-            said = f"{format_rate(rate)} ± {format_rate(error * rate / suggested)}"
-            why = f"{self._beginning:g} of the {said} that trial steps suggest"
+        said = f"{format_rate(rate)} ± {format_rate(error * rate / suggested)}"
+        whole = self._beginning == 1
+        why = f"trial steps suggest {said}" if whole else f"{self._beginning:g} of the {said} that trial steps suggest"
         return FirstRate(
             rate=self._beginning * rate,
             relative_error=error / suggested,
@@ -190,7 +191,7 @@ class TrialSteps:
     def _harmless(self) -> float:
         """The longest rate where nothing tells one; infinite where it cannot be known."""
         if not self._gives_up or self._present.harmless == math.inf:
-            return math.inf
+            return self._limit
         return min(self._present.harmless, self._all.most(self._beginning) * self._beginning)
 
     def state_dict(self) -> dict[str, Any]:
@@ -201,6 +202,7 @@ class TrialSteps:
             "probed": self._tried,
             "since": self._since,
             "told": self._told,
+            "limit": None if self._limit == math.inf else self._limit,
             "totals": [list(astuple(totals)) for totals in (self._all, self._present)],
         }
 
@@ -208,6 +210,7 @@ class TrialSteps:
         """Continue from `state_dict`'s values."""
         self._sums.load_state_dict(state["sums"])
         self.rate, self._tried, self._since = state["probe"], state["probed"], state.get("since", 0)
-        self._told = state.get("told", 0)
+        self._told, limit = state.get("told", 0), state.get("limit")
+        self._limit = math.inf if limit is None else limit
         earlier = "told" not in state  # whose totals had no curvature
         self._all, self._present = (_Totals(), _Totals()) if earlier else (_Totals(*one) for one in state["totals"])

@@ -187,7 +187,7 @@ def test_a_search_begun_by_an_earlier_version_goes_on() -> None:
     policy, restored = Auto(guess=1e-3, warmup=0), Auto(guess=1e-3, warmup=0)
     searched(policy, range(25), costs(0.05))
     state = json.loads(json.dumps(policy.state_dict()))
-    del state["trials"]["told"], state["unseen"], state["untrained"]
+    del state["trials"]["told"], state["unseen"], state["from_first_step"]
     state["trials"]["totals"] = [-1.0, 30.0]
     restored.load_state_dict(state)
     _, said = searched(restored, range(25, 55), costs(0.05))
