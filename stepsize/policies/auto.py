@@ -54,6 +54,9 @@ SPREADS = 8
 """Series over which the variance of one measurement is averaged."""
 MOST_HALVINGS = 3
 """How often a rate is halved in a row for want of finite numbers."""
+FITTED = 1e-3
+"""Share of the first loss below which no rate rises: rows read again are known by then, and there is nothing to gain
+that is worth a longer step."""
 LOSING, ERRORS = 3, 2.0
 """So many series in a row, each so many standard errors below zero, are steps that raise the loss."""
 MOST_LOSING = 10
@@ -74,8 +77,9 @@ class Auto:
        long as that costs little of the loss, and lower still where nothing is learned yet (`UnseenGain`). The rate is
        multiplied by the ratio of the two, damped by a Kalman gain of the measured variance and of how well the target
        is known, but to within two standard errors of that ratio; by no more than 1.5 up and 2 down, and, from K = 8 on
-       and past the warm-up, up to twice the mean rate of the measured steps. Where one measurement tells too little,
-       the next series has up to four in the first 400 steps; of fewer than 16 rows each, those of a block.
+       and past the warm-up, up to twice the mean rate of the measured steps; nor up at all once less than a thousandth
+       of the first loss is left. Where one measurement tells too little, the next series has up to four in the first
+       400 steps; of fewer than 16 rows each, those of a block.
     4. Cooling down, unless told not to: over the last part of the budget the rate falls linearly to zero, and nothing
        is measured.
 
@@ -251,6 +255,8 @@ class Auto:
             highest = max(FASTEST * series.mean_rate, present)
         if self._losing > MOST_LOSING:
             return losing
+        if self._unseen.gained(series) > 1 - FITTED:
+            highest = present
         drifted = self._drifted(series.first)
         self._filter.correct(ratio, noise=variance / target**2 + TARGET_ERROR**2, drifted=drifted)
         self._last = max(series.first, self._last)

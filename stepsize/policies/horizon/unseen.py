@@ -48,6 +48,12 @@ class UnseenGain:
         if self._series == POOLED:
             self._lowest, self._highest = min(self._lowest, self._loss), max(self._highest, self._loss)
 
+    def gained(self, series: HorizonSeries) -> float:
+        """Share of the first loss that is gained as `series` begins; 0 where it is not known, or 0 is not the least."""
+        if self.first_loss is None or series.mean_loss < 0:
+            return 0.0
+        return 1.0 - series.mean_loss / self.first_loss
+
     def of_horizon(self, *, done: int, since: int) -> float:
         """In units of α_K, for a horizon from step `since` to `done`."""
         if not self._series or since <= 0:

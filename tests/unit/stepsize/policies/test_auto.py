@@ -287,6 +287,25 @@ def test_elsewhere_they_do_not(loss: float, cooldown: tuple[int, int] | None) ->
     assert rates[339] < 0.8 * rates[FIRST_SERIES]
 
 
+@pytest.mark.parametrize(
+    ("left", "first", "rises"), [(0.5, 1.0, True), (5e-4, 1.0, False), (5e-4, None, True), (-1.0, 1.0, True)]
+)
+def test_no_rate_rises_where_hardly_any_loss_is_left(left: float, first: float | None, rises: bool) -> None:
+    """As on rows that are known by heart, where α_K says that longer steps would gain, of next to nothing."""
+    policy, rates = Auto(guess=1e-3, warmup=0, cooldown=(340, 400)), []
+    for step in range(340):
+        rates.append(policy.learning_rate(step, 0.5))
+        if policy.wants(step):
+            policy.observe(replace(estimate(step, 1e-2, error=1e-4, rate=rates[-1]), loss=first))
+        plan = policy.horizon(step + 1)
+        if plan.since is not None:
+            found = estimate(step, 1.5 if step < 200 else 0.1, error=0.05, rate=1.0)
+            policy.observe(replace(found, loss=left, horizon=step + 1 - plan.since))
+    assert (rates[199] > 2 * rates[FIRST_SERIES]) == rises
+    assert rates[199] >= rates[FIRST_SERIES]
+    assert rates[339] < 0.8 * rates[199], "it may fall"
+
+
 def test_a_warm_up_longer_than_the_single_steps_is_not_undone() -> None:
     fed = Fed(Auto(guess=1e-3, warmup=400)).advance(range(1200), alpha=0.6)
     assert max(fed.rates) < 1.6 * 3e-3 * 1.1
