@@ -255,7 +255,7 @@ class Auto:
             highest = max(FASTEST * series.mean_rate, present)
         if self._losing > MOST_LOSING:
             return losing
-        if self._unseen.gained(series) > 1 - FITTED:
+        if self._unseen.gained > 1 - FITTED:
             highest = present
         drifted = self._drifted(series.first)
         self._filter.correct(ratio, noise=variance / target**2 + TARGET_ERROR**2, drifted=drifted)

@@ -48,11 +48,13 @@ class UnseenGain:
         if self._series == POOLED:
             self._lowest, self._highest = min(self._lowest, self._loss), max(self._highest, self._loss)
 
-    def gained(self, series: HorizonSeries) -> float:
-        """Share of the first loss that is gained as `series` begins; 0 where it is not known, or 0 is not the least."""
-        if self.first_loss is None or series.mean_loss < 0:
-            return 0.0
-        return 1.0 - series.mean_loss / self.first_loss
+    @property
+    def gained(self) -> float:
+        """Share of the first loss that is gained, of the averaged one: a batch of a rare label may have next to none.
+
+        0 where it is not known, or 0 is not the least.
+        """
+        return 1.0 - self._loss / self.first_loss if self.first_loss is not None and self._series else 0.0
 
     def of_horizon(self, *, done: int, since: int) -> float:
         """In units of α_K, for a horizon from step `since` to `done`."""
@@ -60,7 +62,7 @@ class UnseenGain:
             return 0.0
         share = UNSEEN
         if self.first_loss is not None:
-            gained = 1.0 - min(self._loss, self._lowest) / self.first_loss
+            gained = 1.0 - min(self._loss, self._lowest) / self.first_loss  # at any time
             lost = max(self._loss, self._highest) / self.first_loss - 1.0
             share += UNSEEN_UNTRAINED * max(0.0, 1.0 - max(gained / LEARNED, lost / UNLEARNED))
         return share / self._curvature * math.log(done / since)

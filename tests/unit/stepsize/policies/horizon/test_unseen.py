@@ -80,3 +80,13 @@ def test_it_is_what_it_was_once_restored() -> None:
             one.add(series(curvature=0.1, loss=0.99 + 0.01 * number))
         once, again = (one.of_horizon(done=120, since=90) for one in (unseen, restored))
         assert again == once > 0
+
+
+def test_one_batch_of_hardly_any_loss_has_not_gained_all() -> None:
+    """As one without a positive of a rare label."""
+    unseen = UnseenGain()
+    assert unseen.gained == 0.0
+    unseen.first_loss = 1.0
+    for loss in (0.04, 0.04, 0.04, 1e-9):
+        unseen.add(series(curvature=0.2, loss=loss))
+    assert unseen.gained == pytest.approx(0.97)
