@@ -105,9 +105,9 @@ class TrialSteps:
         self._sums = RateMomentSums()
         self._tried = 0  # estimates without evidence at the present length
         self._since = 0  # first step at the present length
-        self._told = 0  # estimates with a number, of which there was no evidence
-        self._all, self._present = _Totals(), _Totals()  # of every length, and of the present one: shorter steps round
-        self._limit = math.inf  # of their length, as the estimates of the length before had it
+        self._told = 0  # estimates with a number, none of them evidence; a block of few rows counts for PATIENCE
+        self._all, self._present = _Totals(), _Totals()  # of every length; of the present one, which rounds least
+        self._limit = math.inf  # the longest harmless rate, as the estimates of the length before had it
 
     def observe(self, estimate: Estimate, few_rows: FewRows) -> FirstRate | str | None:
         """Takes in one estimate; says what was found, or what changed."""

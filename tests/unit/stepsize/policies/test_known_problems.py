@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from stepsize import RateController, StepSizeWorker, set_learning_rate
+from stepsize import StepSizeWorker, set_learning_rate
 from stepsize.estimate import Estimate
 from stepsize.policies.choice import Policy, StepSizeConfig, make_policy
 from stepsize.policies.observe import NoMeasurements
 from tests.estimates import estimate
+from tests.small_loops import losses_under_auto
 
 
 class Tracking:
@@ -132,16 +133,7 @@ def test_auto_leaves_a_plateau() -> None:
         return features, ((features[:, :3] > 0).sum(1) % 2).float()
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    controller = RateController(model, optimizer, loss, total_steps=600)
-    losses = []
-    x1, y1 = batch()
-    for step in range(600):
-        (x2, y2), (x1, y1) = (x1, y1), batch()
-        optimizer.zero_grad()
-        (now := loss(model(x2), y2)).backward()
-        losses.append(now.item())
-        with controller.around_step((x1,), y1, step=step):
-            optimizer.step()
+    losses, _ = losses_under_auto(model, optimizer, loss, batch, steps=600)
     assert sum(losses[50:100]) / 50 > 0.6, "as little as a guess knows"
     assert sum(losses[-50:]) / 50 < 0.4
 
@@ -157,17 +149,7 @@ def test_auto_trains_where_no_single_step_tells_a_rate(guess: float) -> None:
         return features, (features[:, 0] * features[:, 1] > 0).float()
 
     optimizer = torch.optim.SGD(model.parameters(), lr=guess)
-    controller = RateController(model, optimizer, loss, total_steps=800)
-    losses, said = [], []
-    x1, y1 = batch()
-    for step in range(800):
-        (x2, y2), (x1, y1) = (x1, y1), batch()
-        optimizer.zero_grad()
-        (now := loss(model(x2), y2)).backward()
-        losses.append(now.item())
-        with controller.around_step((x1,), y1, step=step):
-            optimizer.step()
-        said += controller.said
+    losses, said = losses_under_auto(model, optimizer, loss, batch, steps=800)
     assert any("which is no evidence of a rate" in one for one in said)
     assert sum(losses[-50:]) / 50 < 0.4
 
@@ -193,13 +175,6 @@ def test_auto_does_not_unlearn() -> None:
     with torch.no_grad():
         before = loss(model(everything[0]), everything[1]).item()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
-    controller = RateController(model, optimizer, loss, total_steps=400)
-    x1, y1 = batch()
-    for step in range(400):
-        (x2, y2), (x1, y1) = (x1, y1), batch()
-        optimizer.zero_grad()
-        loss(model(x2), y2).backward()
-        with controller.around_step((x1,), y1, step=step):
-            optimizer.step()
+    losses_under_auto(model, optimizer, loss, batch, steps=400)
     with torch.no_grad():
         assert loss(model(everything[0]), everything[1]).item() < 1.02 * before

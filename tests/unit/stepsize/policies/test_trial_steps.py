@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from stepsize import RateController
 from stepsize.estimate import Estimate, Outcome
 from stepsize.policies.auto import BEGINNING, Auto
 from stepsize.policies.auto_single import AutoSingle
 from stepsize.policies.cadence import Cadence
 from stepsize.policies.evidence.trial_steps import HARMLESS
 from tests.estimates import estimate
+from tests.small_loops import losses_under_auto
 
 
 def flat(step: int, rate: float, *, takes: float, loss: float = 50.0) -> Estimate:
@@ -212,15 +212,6 @@ def test_inputs_in_hundreds_are_trained_on() -> None:
         return (2 + centers[classes] + 0.5 * torch.randn(32, 12)) * sizes, classes
 
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    controller = RateController(model, optimizer, loss, total_steps=600)
-    losses = []
-    x1, y1 = batch()
-    for step in range(600):
-        (x2, y2), (x1, y1) = (x1, y1), batch()
-        model.zero_grad()
-        (now := loss(model(x2), y2)).backward()
-        losses.append(now.item())
-        with controller.around_step((x1,), y1, step=step):
-            optimizer.step()
+    losses, _ = losses_under_auto(model, optimizer, loss, batch, steps=600)
     assert losses[0] > 20
     assert statistics.fmean(losses[-30:]) < 0.9 * math.log(3)
